@@ -1,0 +1,219 @@
+"""What a backbone is: a thin adapter over an unmodified Hugging Face vision-language model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PretrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+from glimpse_lightning.backbones.collate import collate_samples
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.engine import taps
+from glimpse_lightning.engine.compaction import Compaction, pad_left
+from glimpse_lightning.engine.taps import AttentionTap
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.visual_tokens import ModelFacts
+
+
+@dataclass
+class Prompt:
+    """A batch as it enters the decoder, padded on the left.
+
+    Attributes:
+        embeds: ``[B, N, D]`` with the image features in place.
+        mask: ``[B, N]`` false at padding.
+        position_ids: ``[..., B, N]`` as the model's rotary embedding takes them.
+        visual: ``[B, N]`` true at visual tokens; read row by row they are the packed order of ``VisualTokens``.
+        grid: ``[I, 3]`` (t, h, w) of each item after merging, in that order.
+        vision: states of the vision blocks that were asked for, ``[V, Dv]``.
+        left_padding: how the columns were moved from the caller's layout; ``None`` where they were not.
+    """
+
+    embeds: Tensor
+    mask: Tensor
+    position_ids: Tensor
+    visual: Tensor
+    grid: Tensor
+    vision: dict[int, Tensor] = field(default_factory=dict)
+    left_padding: Compaction | None = None
+
+    def moved_left(self, plan: Compaction) -> Prompt:
+        """The same prompt with its padding moved to the left by ``plan``."""
+        return Prompt(
+            embeds=plan.rows(self.embeds),
+            mask=plan.columns(self.mask, 0),
+            position_ids=plan.columns(self.position_ids, 1),
+            visual=plan.columns(self.visual, 0),
+            grid=self.grid,
+            vision=self.vision,
+            left_padding=plan,
+        )
+
+
+class Backbone(ABC):
+    """Adapter over a Hugging Face model: embeds a prompt, names the decoder's parts, knows grid and positions.
+
+    Nothing of the model is replaced or subclassed. A new family is one subclass that names its architectures and
+    implements :meth:`embed`, :attr:`decoder` and :attr:`facts`; it is found by walking the subclasses.
+
+    Args:
+        model: the Hugging Face model.
+        processor: its processor; ``None`` where ready tensor batches are fed.
+    """
+
+    architectures: ClassVar[tuple[str, ...]] = ()
+    """Class names of the Hugging Face models this adapter understands."""
+
+    def __init__(self, model: PreTrainedModel, processor: Any | None = None) -> None:
+        self.model = model
+        self.processor = processor
+        self.name = model.name_or_path or type(model).__name__
+        taps.install(self.text_config)
+
+    # -- what a family must say ---------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def decoder(self) -> nn.Module:
+        """The text decoder: has ``layers``, ``norm``, ``rotary_emb`` and ``config``."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> ModelFacts:
+        """Sizes that pruners are built for."""
+
+    @abstractmethod
+    def embed_prompt(self, inputs: Mapping[str, Any], vision_layers: Sequence[int]) -> Prompt:
+        """Embed processor outputs ``inputs``, in the caller's layout; ``inputs["attention_mask"]`` is always there."""
+
+    @abstractmethod
+    def example_inputs(
+        self, sizes: Sequence[Sequence[tuple[int, int]]], padding_side: str = "left", first_sample: int = 0
+    ) -> dict[str, Tensor]:
+        """A hand-made random batch for conformance tests; sample ``i`` depends on ``first_sample + i`` alone.
+
+        Args:
+            sizes: per sample, the (height, width) in visual tokens of each of its images.
+        """
+
+    def hf_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the Hugging Face model itself wants of processor outputs, beyond what it insists on."""
+        return dict(inputs)
+
+    # -- what most families share -------------------------------------------------------------------------------
+
+    @property
+    def text_config(self) -> PretrainedConfig:
+        return self.model.config.get_text_config()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.decoder.layers
+
+    @property
+    def lm_head(self) -> nn.Module:
+        return self.model.get_output_embeddings()
+
+    @property
+    def no_split_modules(self) -> tuple[str, ...]:
+        """Class names of the units that sharding must keep whole."""
+        return tuple(self.model._no_split_modules or ())
+
+    def embed(self, inputs: Mapping[str, Any], vision_layers: Sequence[int] = ()) -> Prompt:
+        """Embed processor outputs; whatever the padding side, the prompt comes back padded on the left.
+
+        Raises:
+            GlimpseError: where ``input_ids`` are missing or a prompt is empty.
+        """
+        ids = inputs.get("input_ids")
+        if ids is None or ids.ndim != 2:
+            raise GlimpseError("Expected `input_ids` of shape [batch, tokens]; pass on everything the processor made.")
+        mask = inputs.get("attention_mask")
+        mask = torch.ones_like(ids) if mask is None else mask
+        prompt = self.embed_prompt({**inputs, "attention_mask": mask}, vision_layers)
+        plan = pad_left(prompt.mask)
+        return prompt if plan is None else prompt.moved_left(plan)
+
+    def layer_type(self, layer: int) -> str:
+        """Kind of attention mask that a layer wants."""
+        types = getattr(self.text_config, "layer_types", None)
+        return types[layer] if types else "full_attention"
+
+    def attention_mask(self, layer: int, hidden: Tensor, mask: Tensor, cache: Cache | None) -> Any:
+        """Mask for ``layer`` as its kernel wants it, from the 2-D ``mask [B, past + queries]``."""
+        sliding = self.layer_type(layer) == "sliding_attention"
+        create = create_sliding_window_causal_mask if sliding else create_causal_mask
+        return create(config=self.text_config, inputs_embeds=hidden, attention_mask=mask, past_key_values=cache)
+
+    def position_embeddings(self, hidden: Tensor, position_ids: Tensor) -> Any:
+        return self.decoder.rotary_emb(hidden, position_ids)
+
+    def run_layer(
+        self, layer: int, hidden: Tensor, mask: Any, positions: Any, cache: Cache | None, tap: AttentionTap | None
+    ) -> Tensor:
+        """One decoder layer, Hugging Face's own: ``[B, n, D] -> [B, n, D]``."""
+        out = self.layers[layer](
+            hidden,
+            attention_mask=mask,
+            position_embeddings=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            glimpse_tap=tap,
+        )
+        return out[0] if isinstance(out, tuple) else out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[..., D] -> [..., vocab]`` through the final norm and the language-model head."""
+        return self.lm_head(self.decoder.norm(hidden))
+
+    def decode_step(self, **kwargs: Any) -> Any:
+        """The model's own cached step; ``position_ids`` are those of the new tokens."""
+        return self.model(**kwargs)
+
+    # -- text in and out ----------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Any:
+        if self.processor is None:
+            raise GlimpseError(
+                f"Backbone {self.name!r} has no processor, so it takes ready tensor batches only; "
+                "pass a processor to `gl.wrap_backbone(model, processor)`."
+            )
+        return self.processor.tokenizer
+
+    @property
+    def end_token_id(self) -> int:
+        """The token that ends an answer."""
+        eos = self.model.generation_config.eos_token_id
+        return eos[0] if isinstance(eos, (list, tuple)) else eos
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Samples through chat template and processor into a batch, padded on the left, with answer tokens."""
+        return collate_samples(samples, self.processor, self.tokenizer, self.end_token_id)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Generated token ids ``[B, new]`` as stripped text."""
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def pad_rows(rows: Sequence[Tensor], padding_side: str, padding_id: int) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask`` ``[B, N]`` from token rows of several lengths."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), padding_id)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for index, row in enumerate(rows):
+        where = slice(width - len(row), None) if padding_side == "left" else slice(len(row))
+        ids[index, where], mask[index, where] = row, 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def text_position_ids(mask: Tensor) -> Tensor:
+    """Positions ``[B, N]`` that count unpadded tokens (1 at padding, as Hugging Face's ``generate`` has it)."""
+    return (mask.long().cumsum(-1) - 1).masked_fill(~mask.bool(), 1)

@@ -1,0 +1,48 @@
+"""From samples to a batch: chat template, processor, answer tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.data.sample import Sample
+
+
+def collate_samples(samples: Sequence[Sample], processor: Any, tokenizer: Any, end_token_id: int) -> Batch:
+    """Run ``samples`` through the chat template and ``processor``; prompts padded left, answers padded right.
+
+    Each image stands before the question, in order, in one user turn.
+    """
+    prompts = []
+    for sample in samples:
+        content = [{"type": "image"} for _ in sample.images] + [{"type": "text", "text": sample.question}]
+        messages = [{"role": "user", "content": content}]
+        prompts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    images = [image for sample in samples for image in sample.images]
+    inputs = processor(
+        text=prompts, images=images or None, padding=True, padding_side="left", return_tensors="pt"
+    )
+    answer_ids, answer_mask = _answers(samples, tokenizer, end_token_id)
+    return Batch(
+        inputs=dict(inputs),
+        answer_ids=answer_ids,
+        answer_mask=answer_mask,
+        key=torch.tensor([sample.key for sample in samples]),
+        weight=torch.ones(len(samples)),
+        samples=list(samples),
+    )
+
+
+def _answers(samples: Sequence[Sample], tokenizer: Any, end_token_id: int) -> tuple[Tensor, Tensor]:
+    rows = []
+    for sample in samples:
+        text = sample.answers[0] if sample.answers else ""
+        rows.append(tokenizer(text, add_special_tokens=False)["input_ids"] + [end_token_id])
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [end_token_id] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return ids, mask

@@ -1,0 +1,82 @@
+"""An image-only processor from stock parts, for machines without torchvision.
+
+``Qwen2_5_VLProcessor`` cannot be constructed without torchvision, because it wants a video processor; its tokenizer,
+PIL image processor and chat template work without.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, BatchFeature
+from transformers.utils import is_torchvision_available
+
+from glimpse_lightning.errors import GlimpseError
+
+
+class ImageOnlyProcessor:
+    """Tokenizer + PIL image processor + chat template of a Qwen-VL model, called as the stock processor is.
+
+    Args:
+        tokenizer: stock tokenizer, with its chat template.
+        image_processor: a PIL image processor that returns ``pixel_values`` and ``image_grid_thw``.
+        image_token: the placeholder that stands for one visual token.
+    """
+
+    def __init__(self, tokenizer: Any, image_processor: Any, image_token: str = "<|image_pad|>") -> None:
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.image_token = image_token
+
+    def apply_chat_template(self, messages: Sequence[Any], **kwargs: Any) -> Any:
+        return self.tokenizer.apply_chat_template(messages, **kwargs)
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> str:
+        return self.tokenizer.decode(*args, **kwargs)
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        images: Image.Image | Sequence[Image.Image] | None = None,
+        videos: Any = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Token ids and pixel values of prompts whose image placeholders match ``images``, in order.
+
+        Raises:
+            GlimpseError: for videos, or where placeholders and images differ in number.
+        """
+        if videos is not None:
+            raise GlimpseError("Video needs torchvision: `pip install glimpse_lightning[video]`.")
+        prompts = [text] if isinstance(text, str) else list(text)
+        pictures = [images] if isinstance(images, Image.Image) else list(images or [])
+        features: dict[str, Any] = {}
+        sizes: list[int] = []
+        if pictures:
+            features = dict(self.image_processor(images=pictures, return_tensors="pt"))
+            merge = self.image_processor.merge_size**2
+            sizes = (features["image_grid_thw"].prod(-1) // merge).tolist()
+        places = sum(prompt.count(self.image_token) for prompt in prompts)
+        if places != len(sizes):
+            raise GlimpseError(f"Expected one {self.image_token} per image, but got {places} for {len(sizes)} images.")
+        remaining = iter(sizes)
+        pattern = re.escape(self.image_token)
+        expanded = [re.sub(pattern, lambda _: self.image_token * next(remaining), prompt) for prompt in prompts]
+        return BatchFeature({**self.tokenizer(expanded, **kwargs), **features})
+
+
+def load_processor(name: str, **kwargs: Any) -> Any:
+    """Stock ``AutoProcessor``; where torchvision is missing and the model is a Qwen-VL, the image-only stand-in."""
+    model_type = AutoConfig.from_pretrained(name, **kwargs).model_type
+    if is_torchvision_available() or model_type not in ("qwen2_vl", "qwen2_5_vl"):
+        return AutoProcessor.from_pretrained(name, **kwargs)
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
+    return ImageOnlyProcessor(tokenizer, Qwen2VLImageProcessorPil.from_pretrained(name, **kwargs))

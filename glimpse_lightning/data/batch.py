@@ -1,0 +1,31 @@
+"""A batch of questions, ready for the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from glimpse_lightning.data.sample import Sample
+
+
+@dataclass
+class Batch:
+    """What a collator makes of samples. Lightning moves its tensors to the device.
+
+    Attributes:
+        inputs: what the processor made of the prompts (``input_ids [B, N]`` padded on the left, ``attention_mask``,
+            ``pixel_values``, ``image_grid_thw``, ...); exactly the keyword arguments of ``PrunedVLM.prefill``.
+        answer_ids: ``[B, A]`` tokens of the first reference answer with its end token, padded on the right.
+        answer_mask: ``[B, A]`` 1 at answer tokens, 0 at padding.
+        key: ``[B]`` int64, ``Sample.key`` of each sample.
+        weight: ``[B]`` 1.0, or 0.0 for a sample that only pads an uneven split and counts nowhere.
+        samples: where the tensors come from.
+    """
+
+    inputs: dict[str, Tensor]
+    answer_ids: Tensor
+    answer_mask: Tensor
+    key: Tensor
+    weight: Tensor
+    samples: list[Sample]

@@ -1,0 +1,33 @@
+"""One visual question: what every dataset yields and every collator takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+Box = tuple[float, float, float, float]
+"""``(x1, y1, x2, y2)``, each in [0, 1], relative to the width and height of its image."""
+
+
+@dataclass
+class Sample:
+    """A question about zero or more images, with its reference answers.
+
+    Attributes:
+        id: name of the sample, unique within its dataset; appears in errors and in saved predictions.
+        key: stable non-negative integer below 2**63, the seed of anything random done for this sample.
+        question: the question as the user would type it, without image placeholders or chat template.
+        answers: reference answers; the first one is the training target.
+        images: RGB images in the order in which they precede the question.
+        boxes: for each image, the evidence boxes; ``None`` where the dataset has no annotation.
+        family: question family, by which metrics are grouped; ``""`` for none.
+    """
+
+    id: str
+    key: int
+    question: str
+    answers: list[str]
+    images: list[Image.Image] = field(default_factory=list)
+    boxes: list[list[Box]] | None = None
+    family: str = ""

@@ -1,0 +1,73 @@
+"""Compaction: taking dropped columns out of a left-padded batch and its KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """A plan that moves the kept columns of each row to its right end, in order.
+
+    Attributes:
+        index: ``[B, M]`` source column of each new column (any dropped column where ``mask`` is false).
+        mask: ``[B, M]`` true at kept columns; rows that kept fewer than ``M`` are padded on the left.
+    """
+
+    index: Tensor
+    mask: Tensor
+
+    @classmethod
+    def plan(cls, keep: Tensor) -> Compaction:
+        """From ``keep [B, N]``; ``M`` is the longest row's count (the one host sync of a prune stage)."""
+        counts = keep.sum(1)
+        width = int(counts.max())
+        # A stable sort of booleans puts dropped columns first and leaves kept ones in their order.
+        index = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
+        mask = torch.arange(width, device=keep.device) >= (width - counts)[:, None]
+        return cls(index, mask)
+
+    def columns(self, values: Tensor, padding: int | float | None = None) -> Tensor:
+        """Kept columns ``[..., B, M]`` of ``values [..., B, N]``, with ``padding`` where the mask is false."""
+        out = values.gather(-1, self.index.expand(*values.shape[:-1], -1))
+        return out if padding is None else out.masked_fill(~self.mask, padding)
+
+    def rows(self, hidden: Tensor) -> Tensor:
+        """Kept columns ``[B, M, D]`` of ``hidden [B, N, D]``."""
+        return hidden.gather(1, self.index[..., None].expand(-1, -1, hidden.shape[-1]))
+
+    def compact_cache(self, cache: Cache) -> None:
+        """Gather keys and values of every filled layer, in place. Keys are already rotated; nothing is recomputed."""
+        for layer in cache.layers:
+            layer.keys = self._heads(layer.keys)
+            layer.values = self._heads(layer.values)
+
+    def _heads(self, states: Tensor) -> Tensor:
+        if states.shape[0] == 1:
+            return states.index_select(2, self.index[0])
+        index = self.index[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+        return states.gather(2, index)
+
+
+def pad_left(attention_mask: Tensor) -> Compaction | None:
+    """A plan that turns any padding of ``attention_mask [B, N]`` into left padding; ``None`` where it is so already."""
+    mask = attention_mask.bool()
+    if bool((mask[:, 1:] >= mask[:, :-1]).all()):
+        return None
+    return Compaction.plan(mask)
+
+
+def fork_cache(cache: Cache, repeats: int = 1) -> Cache:
+    """A cache that can grow without touching ``cache``; tensors are shared, or repeated row by row."""
+    new = DynamicCache()
+    for index, layer in enumerate(cache.layers):
+        keys, values = layer.keys, layer.values
+        if repeats > 1:
+            keys, values = keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0)
+        new.update(keys[:, :, :0], values[:, :, :0], index)
+        new.layers[index].keys, new.layers[index].values = keys, values
+    return new

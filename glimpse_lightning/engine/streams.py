@@ -1,0 +1,79 @@
+"""Side streams: rows that read a prompt's keys and values layer by layer, and that the prompt never sees.
+
+A glimpse token is one; the answer tokens of a training step are another. A side stream costs one short row per layer
+and leaves the main stream exactly Hugging Face's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+from glimpse_lightning.engine.taps import AttentionTap
+
+if TYPE_CHECKING:
+    from glimpse_lightning.backbones.base import Backbone
+
+
+class _PrefixView(DynamicCache):
+    """Shows a layer the first ``length`` cached states of ``source`` with the new ones behind, and stores nothing."""
+
+    def __init__(self, source: Cache, length: int) -> None:
+        super().__init__()
+        self.source = source
+        self.length = length
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        layer = self.source.layers[layer_idx]
+        keys, values = layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
+        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+
+class SideStream:
+    """``R`` rows per sample that stand behind the prompt and attend to it and, causally, to each other.
+
+    Args:
+        backbone: whose layers run.
+        rows: ``[B, R, D]`` what enters layer 0.
+        rows_mask: ``[B, R]`` false at padding.
+        prompt_mask: ``[B, N]`` false at padding.
+        position_ids: ``[..., B, R]``.
+    """
+
+    def __init__(
+        self, backbone: Backbone, rows: Tensor, rows_mask: Tensor, prompt_mask: Tensor, position_ids: Tensor
+    ) -> None:
+        self.backbone = backbone
+        self.hidden = rows
+        self.rows_mask = rows_mask
+        self.position_embeddings = backbone.position_embeddings(rows, position_ids)
+        self._masks: dict[str, Any] = {}
+        self.set_prompt(prompt_mask)
+
+    def set_prompt(self, prompt_mask: Tensor) -> None:
+        """From now on the prompt has these columns (it has been compacted)."""
+        self.mask = torch.cat([prompt_mask, self.rows_mask], 1)
+        self.prompt_length = prompt_mask.shape[1]
+        self._masks.clear()
+
+    def run_layer(self, layer: int, cache: Cache, tap: AttentionTap | None = None) -> None:
+        """Advance through decoder layer ``layer``, reading the prompt's states from ``cache``."""
+        view = _PrefixView(cache, self.prompt_length)
+        kind = self.backbone.layer_type(layer)
+        if kind not in self._masks:
+            self._masks[kind] = self.backbone.attention_mask(layer, self.hidden, self.mask, view)
+        self.hidden = self.backbone.run_layer(
+            layer, self.hidden, self._masks[kind], self.position_embeddings, view, tap
+        )

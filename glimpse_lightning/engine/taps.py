@@ -1,0 +1,114 @@
+"""Attention taps: look at, or gate, single attention rows inside any attention kernel.
+
+Transformers looks attention functions up by name in ``ALL_ATTENTION_FUNCTIONS`` and hands them q and k after RoPE and
+after the cache update. :func:`install` wraps the function a decoder uses; a layer called with ``glimpse_tap=tap``
+passes the tap down to the wrapper, every other call goes straight through. The kernel itself (SDPA,
+FlashAttention, ...) always runs unchanged: no attention map, no eager fallback.
+
+Eager attention is not in the registry (each modelling file has its own); it is registered under a name of ours that
+calls the module's own function.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+TAPPED_EAGER = "glimpse_eager"
+_HEAD_DIM_MULTIPLE = 8  # FlashAttention kernels want head dimensions that are multiples of 8
+
+
+@dataclass
+class AttentionTap:
+    """What one attention call does beside attending.
+
+    Attributes:
+        row: index of the query row whose logits are captured; ``None`` captures nothing.
+        key_bias: ``[B, n]`` added to the attention logits of the first ``n`` keys for every query and head (soft
+            gates: the log of each key's gate); ``None`` adds nothing.
+        logits: after the call, the captured row: ``[B, H, keys]``, ``q.k`` times the layer's scaling, unmasked.
+    """
+
+    row: int | None = None
+    key_bias: Tensor | None = None
+    logits: Tensor | None = None
+
+
+def install(config: PretrainedConfig) -> None:
+    """Make the attention that ``config`` (of a text decoder) names accept taps. Idempotent."""
+    name = config._attn_implementation or "eager"
+    if name == TAPPED_EAGER:
+        return
+    if name == "eager":
+        if TAPPED_EAGER not in ALL_ATTENTION_FUNCTIONS:
+            AttentionInterface.register(TAPPED_EAGER, _wrap(_module_eager))
+            AttentionMaskInterface.register(TAPPED_EAGER, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+        config._attn_implementation = TAPPED_EAGER
+    elif not hasattr(ALL_ATTENTION_FUNCTIONS[name], "untapped"):
+        AttentionInterface.register(name, _wrap(ALL_ATTENTION_FUNCTIONS[name]))
+
+
+def uninstall(config: PretrainedConfig) -> None:
+    """Undo :func:`install`: the configuration and the registry are as Hugging Face made them."""
+    name = config._attn_implementation
+    if name == TAPPED_EAGER:
+        config._attn_implementation = "eager"
+    elif name in ALL_ATTENTION_FUNCTIONS and hasattr(ALL_ATTENTION_FUNCTIONS[name], "untapped"):
+        AttentionInterface.register(name, ALL_ATTENTION_FUNCTIONS[name].untapped)
+
+
+def _module_eager(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
+
+
+def _wrap(attend: Callable[..., Any]) -> Callable[..., Any]:
+    def tapped(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        *args: Any,
+        glimpse_tap: AttentionTap | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if glimpse_tap is None:
+            return attend(module, query, key, value, attention_mask, *args, **kwargs)
+        scaling = kwargs.pop("scaling", None)
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if glimpse_tap.row is not None:
+            glimpse_tap.logits = _row_logits(query[:, :, glimpse_tap.row], key) * scaling
+        head_dim = value.shape[-1]
+        if glimpse_tap.key_bias is not None:
+            query, key, value = _fold_bias(query, key, value, glimpse_tap.key_bias / scaling)
+        output, weights = attend(module, query, key, value, attention_mask, *args, scaling=scaling, **kwargs)
+        return output[..., :head_dim], weights
+
+    tapped.untapped = attend  # type: ignore[attr-defined]
+    return tapped
+
+
+def _row_logits(query_BHd: Tensor, key_BGNd: Tensor) -> Tensor:
+    """``q.k`` of one query row with all keys ``[B, H, N]``; ``G`` key heads, each shared by ``H / G`` query heads."""
+    batch, heads, dim = query_BHd.shape
+    grouped = query_BHd.reshape(batch, key_BGNd.shape[1], -1, dim)
+    return (grouped @ key_BGNd.transpose(-1, -2)).reshape(batch, heads, -1)
+
+
+def _fold_bias(query: Tensor, key: Tensor, value: Tensor, bias_Bn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Add a per-key bias as one more dimension of q and k: any kernel then adds it, without a mask of size N x N."""
+    extra_key = F.pad(bias_Bn.to(key.dtype), (0, key.shape[2] - bias_Bn.shape[1]))
+    extra_key = extra_key[:, None, :, None].expand(-1, key.shape[1], -1, 1)
+    padding = -(query.shape[-1] + 1) % _HEAD_DIM_MULTIPLE
+    query = F.pad(torch.cat([query, query.new_ones(*query.shape[:-1], 1)], -1), (0, padding))
+    key = F.pad(torch.cat([key, extra_key], -1), (0, padding))
+    return query, key, F.pad(value, (0, padding + 1))

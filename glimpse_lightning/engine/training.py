@@ -1,0 +1,174 @@
+"""Training forwards: what decoding will see decides what training must see.
+
+The KV cache is compacted in *all* layers, so answer tokens miss the dropped tokens from layer 0 on, while prompt
+tokens miss them only after the stage's layer ``K``. Up to ``K`` the prompt is exactly the frozen model's and needs no
+gradient: only the glimpse stream and the scorer do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.engine.compaction import fork_cache
+from glimpse_lightning.engine.prefill import StageRun, Trunk, new_stage_runs, run_layer_with_stages
+from glimpse_lightning.engine.streams import SideStream
+from glimpse_lightning.engine.taps import AttentionTap
+from glimpse_lightning.visual_tokens import VisualTokens
+
+if TYPE_CHECKING:
+    from glimpse_lightning.data.batch import Batch
+    from glimpse_lightning.model import PrunedVLM
+
+Gate = Callable[[Tensor, VisualTokens], Tensor]
+"""From scores ``[V]`` to the natural log of soft keep gates ``[V]``, at most 0."""
+
+
+@dataclass
+class StageOutput:
+    """A stage's differentiable scores.
+
+    Attributes:
+        scores: ``[V]``.
+        tokens: what the scorer saw.
+        answer_logits: ``[B, A, vocab]`` predictions of the answer tokens by the stream [glimpse, answer]; ``None``
+            unless asked for.
+    """
+
+    scores: Tensor
+    tokens: VisualTokens
+    answer_logits: Tensor | None = None
+
+
+@dataclass
+class DistillOutput:
+    """Predictions of the answer tokens with all visual tokens, and with softly gated ones.
+
+    Attributes:
+        teacher_logits, student_logits: ``[B, A, vocab]``.
+        stages: one per stage.
+        log_gates: one ``[V]`` per stage.
+    """
+
+    teacher_logits: Tensor
+    student_logits: Tensor
+    stages: list[StageOutput]
+    log_gates: list[Tensor]
+
+
+def glimpse_forward(model: PrunedVLM, batch: Batch, answers: bool = False) -> list[StageOutput]:
+    """Scores of every stage over the unpruned prompt, with gradients to the pruner.
+
+    With ``answers`` the answer tokens stand behind the glimpse, as in the reference's stage 1: they attend to it and
+    to the whole prompt through all layers, and the glimpse predicts the first of them.
+    """
+    trunk, runs = _start(model, batch)
+    rows = batch.answer_ids[:, :-1] if answers else None
+    if rows is not None:
+        for run in runs:
+            _append_answers(run, trunk, rows, batch.answer_mask[:, :-1].bool())
+    outputs: dict[int, StageOutput] = {}
+    last = len(trunk.backbone.layers) - 1 if answers else max((run.stage.after_layer for run in runs), default=-1)
+    for layer in range(-1, min(last, len(trunk.backbone.layers) - 1) + 1):
+        if layer >= 0:
+            run_layer_with_stages(layer, trunk, runs, frozen=True)
+        for index, run in enumerate(runs):
+            if run.stage.after_layer == layer:
+                tokens = run.tokens(trunk, batch.key, _questions(batch), {})
+                outputs[index] = StageOutput(run.scorer(tokens), tokens)
+    for index, run in enumerate(runs):
+        if answers and run.stream is not None and run.scorer.glimpse is not None:
+            hidden = run.stream.hidden[:, run.scorer.glimpse.length - 1 :]
+            outputs[index].answer_logits = trunk.backbone.logits(hidden)
+    return [outputs[index] for index in range(len(runs))]
+
+
+def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
+    """Teacher and student predictions of the answer tokens.
+
+    Four passes, three of them without gradient or short: (1) trunk, the prompt through 0..K; (2) glimpse stream and
+    scorer; (3) teacher, prompt K+1..L and answers 0..L, ungated; (4) student, the same with ``log g`` added to the
+    attention logits of gated keys.
+    """
+    trunk, runs = _start(model, batch)
+    num_layers, total = len(trunk.backbone.layers), len(trunk.layout.item)
+    outputs, log_gates = [], []
+    bias = trunk.hidden.new_zeros(total)
+    student: Trunk | None = None
+    for layer in range(-1, num_layers):
+        if layer >= 0:
+            if student is None:
+                run_layer_with_stages(layer, trunk, runs, frozen=True)
+            else:
+                with torch.no_grad():
+                    trunk.run_layer(layer)
+                run_layer_with_stages(layer, student, runs, _key_bias(student, bias))
+        while runs and (runs[0].stage.after_layer == layer or layer == num_layers - 1):
+            run = runs.pop(0)
+            student = _fork(trunk) if student is None else student
+            tokens = run.tokens(student, batch.key, _questions(batch), {})
+            scores = run.scorer(tokens)
+            outputs.append(StageOutput(scores, tokens))
+            log_gates.append(gate(scores, tokens))
+            bias = bias + log_gates[-1].to(bias.dtype)
+    student = _fork(trunk) if student is None else student
+    with torch.no_grad():
+        teacher_logits = _answer_logits(trunk, batch, None)
+    student_logits = _answer_logits(student, batch, _key_bias(student, bias))
+    return DistillOutput(teacher_logits, student_logits, outputs, log_gates)
+
+
+def _questions(batch: Batch) -> list[str]:
+    return [sample.question for sample in batch.samples]
+
+
+def _start(model: PrunedVLM, batch: Batch) -> tuple[Trunk, list[StageRun]]:
+    with torch.no_grad():
+        prompt = model.backbone.embed(batch.inputs, model.vision_layers)
+    trunk = Trunk.start(model.backbone, prompt)
+    return trunk, new_stage_runs(model.pruner, trunk)
+
+
+def _append_answers(run: StageRun, trunk: Trunk, ids: Tensor, mask: Tensor) -> None:
+    """Rows ``[B, A]`` of answer tokens behind the glimpse; the answer's positions then follow the glimpse's."""
+    glimpse, backbone = run.scorer.glimpse, trunk.backbone
+    if glimpse is None or ids.shape[1] == 0:
+        return
+    embeds = backbone.model.get_input_embeddings()(ids)
+    rows = torch.cat([trunk.hidden.new_zeros(len(ids), glimpse.length, embeds.shape[-1]), embeds], 1)
+    rows_mask = torch.cat([mask.new_ones(len(ids), glimpse.length), mask], 1)
+    steps = torch.arange(1, rows.shape[1] + 1, device=ids.device)
+    run.stream = SideStream(backbone, rows, rows_mask, trunk.mask, trunk.position_ids[..., -1:] + steps)
+
+
+def _key_bias(trunk: Trunk, bias_V: Tensor) -> Tensor:
+    """``[B, N]`` the gates' logs at visual columns, 0 elsewhere."""
+    return torch.cat([bias_V, bias_V.new_zeros(1)])[trunk.slot]
+
+
+def _fork(trunk: Trunk) -> Trunk:
+    """A second main stream that starts from the states so far; keys and values so far are shared."""
+    return Trunk(
+        trunk.backbone, trunk.prompt, trunk.layout, trunk.hidden, trunk.mask, trunk.position_ids, trunk.slot,
+        trunk.column, trunk.alive, fork_cache(trunk.cache), dict(trunk.masks), trunk.positions,
+    )  # fmt: skip
+
+
+def _answer_logits(trunk: Trunk, batch: Batch, key_bias: Tensor | None) -> Tensor:
+    """``[B, A, vocab]`` predictions of the answer tokens from a finished main stream."""
+    first = trunk.hidden[:, -1:]
+    ids = batch.answer_ids[:, :-1]
+    if ids.shape[1] == 0:
+        return trunk.backbone.logits(first)
+    embeds = trunk.backbone.model.get_input_embeddings()(ids)
+    steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    answers = SideStream(
+        trunk.backbone, embeds, batch.answer_mask[:, :-1].bool(), trunk.mask, trunk.position_ids[..., -1:] + steps
+    )
+    for layer in range(len(trunk.backbone.layers)):
+        answers.run_layer(layer, trunk.cache, AttentionTap(key_bias=key_bias) if key_bias is not None else None)
+    return trunk.backbone.logits(torch.cat([first, answers.hidden], 1))

@@ -1,0 +1,191 @@
+"""PrunedVLM: a backbone and a pruner; prefill, generate, and the differentiable forwards used in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.engine.prefill import PrefillOutput, run_prefill
+from glimpse_lightning.engine.training import DistillOutput, StageOutput, distill, glimpse_forward
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.pruner import Pruner
+
+_PROMPT_INPUTS = frozenset(
+    "input_ids attention_mask pixel_values image_grid_thw pixel_values_videos video_grid_thw second_per_grid_ts "
+    "mm_token_type_ids image_sizes pixel_attention_mask".split()
+)
+
+
+class PrunedVLM(nn.Module, GenerationMixin):
+    """A vision-language model whose visual tokens are pruned on the way.
+
+    The Hugging Face model stays as it is and is shared: several ``PrunedVLM`` over one backbone cost nothing.
+
+    Args:
+        backbone: from ``gl.load_backbone`` or ``gl.wrap_backbone``.
+        pruner: ``None`` gives the plain model, with Hugging Face's own outputs.
+    """
+
+    main_input_name = "input_ids"
+    _is_stateful = False
+    _supports_cache_class = True
+    _can_compile_fullgraph = False
+
+    def __init__(self, backbone: Backbone, pruner: Pruner | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.model = backbone.model
+        self.pruner = pruner
+        self.config = self.model.config
+        self.generation_config: GenerationConfig = self.model.generation_config
+        if pruner is not None:
+            if pruner.facts is None:
+                pruner.eval()  # as Hugging Face models start; otherwise a fresh pruner would score with dropout
+            pruner.build(backbone.facts)
+            pruner.to(self.device)
+
+    def __getattr__(self, name: str) -> Any:
+        """What ``generate`` asks of a Hugging Face model beyond the mixin is answered by the model itself."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def vision_layers(self) -> tuple[int, ...]:
+        """Vision blocks whose states some scorer asks for."""
+        stages = [] if self.pruner is None else self.pruner.stages
+        return tuple(dict.fromkeys(layer for stage in stages for layer in stage.scorer.requires.vision_layers))
+
+    # -- prefill ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prefill(self, *, keys: Tensor | None = None, questions: Sequence[str] = (), **inputs: Any) -> PrefillOutput:
+        """Run a batch of prompts, pruning on the way.
+
+        Args:
+            keys: ``[B]`` stable integer per sample, the seed of random scorers; by default drawn from its token ids.
+            questions: raw questions, for scorers that read them.
+            **inputs: what the processor made: ``input_ids [B, N]``, ``attention_mask``, ``pixel_values``, ... Padding
+                on either side.
+        """
+        inputs = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        prompt = self.backbone.embed(inputs, self.vision_layers)
+        return run_prefill(self.backbone, self.pruner, prompt, self._keys(keys, inputs), questions)
+
+    def _keys(self, keys: Tensor | None, inputs: dict[str, Any]) -> Tensor:
+        if keys is not None:
+            return keys.to(self.device)
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        mask = torch.ones_like(ids) if mask is None else mask
+        weights = mask.long().cumsum(-1) * 1_000_003 % 2_147_483_647  # by place among the unpadded tokens
+        return (ids * weights * mask).sum(-1) % 2_147_483_647
+
+    # -- generation ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prefill: PrefillOutput | None = None,
+        *,
+        keys: Tensor | None = None,
+        questions: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """Answer a batch of prompts with Hugging Face's ``generate``, continuing on the compacted cache.
+
+        Args:
+            prefill: a prefill to continue from; it stays reusable.
+            **kwargs: the processor's outputs (unless ``prefill`` is given) and any argument of ``generate``.
+
+        Returns:
+            ``LongTensor [B * num_return_sequences, new]``, or ``generate``'s dict output whose ``sequences`` are so.
+            Unlike Hugging Face's, the prompt is always stripped.
+        """
+        inputs = {name: kwargs.pop(name) for name in list(kwargs) if name in _PROMPT_INPUTS}
+        if prefill is None:
+            prefill = self.prefill(keys=keys, questions=questions, **inputs)
+        ids = inputs.get("input_ids")
+        if ids is None:  # logits processors that look at the prompt then see padding only
+            pad = self.generation_config.pad_token_id
+            ids = torch.full((len(prefill.logits), 1), 0 if pad is None else pad, device=self.device)
+        ids = ids.to(self.device)
+        out = super().generate(input_ids=ids, attention_mask=torch.ones_like(ids), prefill=prefill.fork(), **kwargs)
+        if isinstance(out, Tensor):
+            return out[:, ids.shape[1] :]
+        out.sequences = out.sequences[:, ids.shape[1] :]
+        return out
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        prefill: PrefillOutput | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """``generate``'s step: the first call hands out the prefill, later ones are the model's own cached step."""
+        if prefill is not None:
+            return CausalLMOutputWithPast(logits=prefill.logits[:, None], past_key_values=prefill.cache)
+        return self.backbone.decode_step(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=True,
+            return_dict=True,
+        )
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        prefill = kwargs.pop("prefill", None)
+        if prefill is not None:
+            return {"input_ids": input_ids, "prefill": prefill}
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
+        prefill: PrefillOutput = kwargs.pop("prefill")
+        ids, model_kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        model_kwargs["prefill"] = prefill.fork(expand_size)
+        return ids, model_kwargs
+
+    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
+        prefill: PrefillOutput | None = model_kwargs.pop("prefill", None)
+        if prefill is not None:  # from here on generation continues on the compacted prompt
+            model_kwargs["attention_mask"] = prefill.attention_mask
+            model_kwargs["position_ids"] = prefill.position_ids
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        known = {"input_ids", "prefill", "attention_mask", "use_cache", "synced_gpus"}
+        unknown = sorted(set(model_kwargs) - known)
+        if unknown:
+            raise GlimpseError(
+                f"`generate` does not know {unknown}: neither an input of the processor nor a generation option."
+            )
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def glimpse_forward(self, batch: Any, answers: bool = False) -> list[StageOutput]:
+        """Differentiable scores of every stage; see :func:`glimpse_lightning.engine.training.glimpse_forward`."""
+        return glimpse_forward(self, batch, answers)
+
+    def distill(self, batch: Any, gate: Any) -> DistillOutput:
+        """Full and softly pruned answers; see :func:`glimpse_lightning.engine.training.distill`."""
+        return distill(self, batch, gate)

@@ -1,0 +1,29 @@
+"""What a prune policy is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from glimpse_lightning.visual_tokens import VisualTokens
+
+
+class Policy(ABC):
+    """Turns scores into a keep mask: a pure, deterministic function of its arguments.
+
+    Ties are broken by position: of equal scores the earlier token is kept. A score of ``-inf`` is never kept.
+    """
+
+    @property
+    def may_keep_nothing(self) -> bool:
+        """Whether a group of tokens can lose all of them; our recipes refuse that, imported pruners may do it."""
+        return False
+
+    @abstractmethod
+    def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
+        """Boolean mask ``[V]`` of the tokens to keep, from ``scores [V]`` (higher = keep).
+
+        The budget is per sample unless the policy says otherwise; ratios are ratios of the tokens a group had before
+        any stage dropped one (``tokens.groups()``).
+        """

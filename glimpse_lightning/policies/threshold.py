@@ -1,0 +1,92 @@
+"""GlimpsePrune's keep rule: a threshold, then a cap, then a floor, then anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.policies.checks import check_choice, check_count, check_fraction
+from glimpse_lightning.segments import rank_in_group
+from glimpse_lightning.visual_tokens import VisualTokens
+
+Anchor = Literal["tl", "tr", "bl", "br"]
+
+
+class Threshold(Policy):
+    """Keeps what scores above a threshold, in the reference's order (GlimpsePrune, arXiv 2508.01548).
+
+    1. keep = score > threshold, strictly; 2. where more than ``max_ratio`` of a group is kept, only its best
+    ``floor(max_ratio * N)`` stay; 3. where fewer than ``min_tokens`` are left, the best ``min_tokens`` are added, even
+    beyond the cap; 4. anchors are added.
+
+    Args:
+        threshold: what a score has to exceed.
+        scale: ``"sigmoid"``: sigmoid(score) is compared (learned scorers); ``"raw"``: the score itself.
+        max_ratio: cap, as a share of the tokens that the group had before any pruning; ``None``: no cap.
+        min_tokens: floor, in tokens.
+        anchors: grid corners that are always kept (top/bottom left/right); only where a sample has one image.
+        per: what cap and floor are counted over.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.5,
+        scale: Literal["sigmoid", "raw"] = "sigmoid",
+        max_ratio: float | None = None,
+        min_tokens: int = 1,
+        anchors: Sequence[Anchor] = (),
+        per: Literal["sample", "item"] = "sample",
+    ) -> None:
+        check_choice("scale", scale, ("sigmoid", "raw"))
+        check_choice("per", per, ("sample", "item"))
+        check_count("min_tokens", min_tokens)
+        if max_ratio is not None:
+            check_fraction("max_ratio", max_ratio)
+        if scale == "sigmoid":
+            check_fraction("threshold", threshold)
+        for anchor in anchors:
+            check_choice("anchors", anchor, ("tl", "tr", "bl", "br"))
+        self.threshold = threshold
+        self.scale = scale
+        self.max_ratio = max_ratio
+        self.min_tokens = min_tokens
+        self.anchors = anchors
+        self.per = per
+
+    @property
+    def may_keep_nothing(self) -> bool:
+        return self.min_tokens == 0 and not self.anchors
+
+    def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
+        group, total = tokens.groups(self.per)
+        scores = scores.float()
+        keep = (scores.sigmoid() if self.scale == "sigmoid" else scores) > self.threshold
+        # Best first by score: sigmoid keeps that order, and does not saturate. What is kept before the anchors is always
+        # the best of its group, so cap and floor are conditions on the rank alone.
+        rank = rank_in_group(scores, group, len(total))
+        if self.max_ratio is not None:
+            keep = keep & (rank < (self.max_ratio * total.double()).floor()[group])
+        keep = keep | (rank < self.min_tokens)
+        if self.anchors:
+            keep = keep | self._corners(tokens)
+        return keep & (scores > -torch.inf)
+
+    def _corners(self, tokens: VisualTokens) -> Tensor:
+        if tokens.num_items and int(torch.bincount(tokens.item_sample).max()) > 1:
+            raise GlimpseError(
+                "Expected one image per sample for a Threshold policy with `anchors`, but got several: whose corners "
+                "are meant is undefined (as in the reference). Set `anchors` to () for such samples."
+            )
+        _, row, column = tokens.position.unbind(-1)
+        _, height, width = tokens.grid[tokens.item].unbind(-1)
+        rows = {"t": row == 0, "b": row == height - 1}
+        columns = {"l": column == 0, "r": column == width - 1}
+        corners = torch.zeros_like(row, dtype=torch.bool)
+        for anchor in self.anchors:
+            corners = corners | (rows[anchor[0]] & columns[anchor[1]])
+        return corners

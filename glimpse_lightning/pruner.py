@@ -1,0 +1,79 @@
+"""PruneStage and Pruner: where which tokens are dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.reducers.base import Reducer
+from glimpse_lightning.reducers.drop import Drop
+from glimpse_lightning.scorers.base import Scorer
+from glimpse_lightning.visual_tokens import ModelFacts
+
+
+class PruneStage(nn.Module):
+    """*Where* (before layer 0, or after a decoder layer) + scorer + policy + reducer.
+
+    Args:
+        after_layer: 0-based index of the last layer that runs on all tokens; -1 = before layer 0. At or beyond the
+            model's last layer only the KV cache that decoding reads is pruned.
+        scorer: scores each visual token.
+        policy: turns scores into a keep mask.
+        reducer: what becomes of the dropped tokens; gone by default.
+    """
+
+    def __init__(self, after_layer: int, scorer: Scorer, policy: Policy, reducer: Reducer | None = None) -> None:
+        super().__init__()
+        if after_layer < -1:
+            raise ValueError(f"Expected `after_layer` to be -1 (before layer 0) or more, but got {after_layer}.")
+        self.after_layer = after_layer
+        self.scorer = scorer
+        self.policy = policy
+        self.reducer = Drop() if reducer is None else reducer
+
+
+class Pruner(nn.Module):
+    """One or more prune stages.
+
+    Args:
+        stages: in the order in which they run; ``after_layer`` must not decrease.
+    """
+
+    def __init__(self, stages: Sequence[PruneStage]) -> None:
+        super().__init__()
+        layers = [stage.after_layer for stage in stages]
+        if not stages or layers != sorted(layers):
+            raise ValueError(f"Expected at least one stage, ordered by `after_layer`, but got layers {layers}.")
+        self.stages = nn.ModuleList(stages)
+        self.facts: ModelFacts | None = None
+
+    def build(self, facts: ModelFacts) -> None:
+        """Create what depends on the model. Building twice for equal facts does nothing.
+
+        Raises:
+            GlimpseError: where this pruner was built for a model of another shape.
+        """
+        if self.facts is not None:
+            check_facts(self.facts, facts)
+            return
+        for stage in self.stages:
+            stage.scorer.build(facts, stage.after_layer)
+        self.facts = facts
+
+
+def check_facts(built: ModelFacts, actual: ModelFacts) -> None:
+    """Raise unless a pruner built for ``built`` fits a model of ``actual``."""
+    differences = [
+        f"{name}: {getattr(built, name)} != {getattr(actual, name)}"
+        for name in ("num_layers", "num_heads", "hidden_size", "vision_layers", "vision_hidden_size")
+        # 0 = unknown: the reference's LLaVA checkpoints do not tell the depth of the vision tower.
+        if getattr(built, name) and getattr(built, name) != getattr(actual, name)
+    ]
+    if differences:
+        raise GlimpseError(
+            f"This pruner was built for a backbone of another shape (pruner != backbone: {'; '.join(differences)}). "
+            "Load the backbone it was trained on, or train a pruner for this one."
+        )

@@ -1,0 +1,15 @@
+"""The default reducer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from glimpse_lightning.reducers.base import Reducer
+from glimpse_lightning.visual_tokens import VisualTokens
+
+
+class Drop(Reducer):
+    """Dropped tokens are gone."""
+
+    def reduce(self, hidden: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:
+        return hidden[keep]

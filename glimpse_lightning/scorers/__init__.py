@@ -1,0 +1,10 @@
+"""Scorers: what gives every visual token an importance. One file and one import line each."""
+
+from glimpse_lightning.scorers.attention_rank import AttentionRank
+from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
+from glimpse_lightning.scorers.fixed_ratio import FixedRatio
+from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
+from glimpse_lightning.scorers.random import Random
+from glimpse_lightning.scorers.vip import VIP
+
+__all__ = ["VIP", "AttentionProbe", "AttentionRank", "FixedRatio", "GlimpseTokens", "Random", "Requires", "Scorer"]

@@ -1,0 +1,80 @@
+"""What a scorer is, and how it says what it needs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+
+from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
+from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
+
+
+@dataclass(frozen=True)
+class AttentionProbe:
+    """One attention row per sample, captured on the way without an attention map.
+
+    Attributes:
+        layers: 0-based decoder layers, each at most the stage's ``after_layer``; captured in this order.
+        query: the asking row: ``"last"`` = the last prompt token, ``"glimpse"`` = the scorer's last glimpse token.
+        scale: ``"logits"`` = ``q.k / sqrt(head_dim)``; ``"log_softmax"`` = natural log of the attention weights over
+            all (unpadded) keys the row can see, text included.
+    """
+
+    layers: tuple[int, ...]
+    query: Literal["last", "glimpse"] = "last"
+    scale: Literal["logits", "log_softmax"] = "logits"
+
+
+@dataclass(frozen=True)
+class Requires:
+    """Everything a scorer wants computed; what nobody requires is never computed.
+
+    Attributes:
+        probes: attention rows by name; delivered as ``tokens.probes[name]`` ``[V, layers * heads]``.
+        vision_layers: vision blocks whose outputs are delivered as ``tokens.vision[layer]`` ``[V, Dv]``.
+        text: whether ``tokens.text`` (states of the unpadded, non-visual prompt tokens) is delivered.
+    """
+
+    probes: Mapping[str, AttentionProbe] = field(default_factory=dict)
+    vision_layers: tuple[int, ...] = ()
+    text: bool = False
+
+
+class Scorer(nn.Module, ABC):
+    """Gives every visual token an importance.
+
+    A subclass says in its docstring what its scores are: learned scorers return logits (keep = sigmoid > threshold),
+    attention scorers log-probabilities, others whatever orders tokens, higher = keep.
+    """
+
+    glimpse: GlimpseTokens | None
+    """Glimpse tokens that run beside the prompt up to the stage; ``None`` for most scorers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Not a class attribute: it would hide the module of that name that a subclass registers.
+        self.glimpse = None
+
+    def build(self, facts: ModelFacts, after_layer: int) -> None:
+        """Create what depends on the model; called once, when the scorer is attached to a model at a stage.
+
+        Args:
+            facts: of the model.
+            after_layer: 0-based index of the last layer before the stage; -1 = before layer 0.
+
+        Raises:
+            ValueError: where the scorer cannot work on this model or at this stage.
+        """
+
+    @property
+    def requires(self) -> Requires:
+        """Valid after :meth:`build`."""
+        return Requires()
+
+    @abstractmethod
+    def forward(self, tokens: VisualTokens) -> Tensor:
+        """Scores ``[V]``, floating point; ``V`` may be 0."""

@@ -1,0 +1,46 @@
+"""The baseline that any scorer has to beat: chance."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from glimpse_lightning.scorers.base import Scorer
+from glimpse_lightning.segments import index_in_sample
+from glimpse_lightning.visual_tokens import VisualTokens
+
+
+class Random(Scorer):
+    """**Order only**: uniform in [0, 1), a hash of (seed, the sample's key, the token's index in its sample).
+
+    So a sample's draw depends on neither batch mates, order of samples, device nor earlier stages.
+
+    Args:
+        seed: another seed draws other tokens.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def forward(self, tokens: VisualTokens) -> Tensor:
+        """Scores ``[V]``."""
+        key = _mix(tokens.key.long() ^ _signed(self.seed * 0x9E3779B97F4A7C15))
+        bits = _mix(key[tokens.sample] + index_in_sample(tokens) * _signed(0xD1342543DE82EF95))
+        return ((bits >> 40) & 0xFFFFFF).float() / 2**24
+
+
+def _signed(value: int) -> int:
+    """The lowest 64 bits of ``value`` as the signed integer that torch's int64 wants."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014) on int64, whose products wrap around."""
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, by: int) -> Tensor:
+    """Logical shift to the right; torch's own keeps the sign."""
+    return (x >> by) & (2 ** (64 - by) - 1)

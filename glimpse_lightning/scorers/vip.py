@@ -1,0 +1,164 @@
+"""GlimpsePrune's visual importance predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
+from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
+from glimpse_lightning.scorers.vip_network import VIPNetwork, rotary_2d
+from glimpse_lightning.segments import Padding
+from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
+
+
+class VIP(Scorer):
+    """Importance **logits** predicted from a glimpse token's attention and the vision tower's states.
+
+    GlimpsePrune (arXiv 2508.01548): a learned glimpse token reads the prompt; its attention to each visual token, head
+    by head, is fused with states of the vision tower by a few layers of self-attention within each image. A token is
+    important where sigmoid(logit) is above a threshold. Defaults are the published Qwen2.5-VL configuration.
+
+    Args:
+        vision_layers: vision blocks that condition the layers, one layer each, in this order; ``None``: four blocks
+            evenly spread, deepest first (31, 23, 15, 7 of 32).
+        attention_layers: decoder layers whose attention is read; ``None``: the stage's ``after_layer``.
+        attention: ``"logits"``: ``q.k / sqrt(head_dim)``; ``"log_softmax"``: log of the attention weights (LLaVA).
+        attention_dim: width of the fused features.
+        condition_dim: width that vision states are projected to.
+        heads: attention heads of the predictor.
+        window: ``None``: all tokens of an image see each other; ``n``: those of the same n x n window (in tokens).
+        deep_supervision: an output head on every layer; see :meth:`forward_rows`.
+        glimpse_length: number of glimpse tokens; the last one's attention is read.
+        glimpse_layers: decoder layers that feed the glimpse a vector; ``None``: all.
+        glimpse_norm: norm of these vectors.
+        dropout: of these vectors, in training.
+    """
+
+    network: VIPNetwork
+
+    def __init__(
+        self,
+        vision_layers: Sequence[int] | None = None,
+        attention_layers: Sequence[int] | None = None,
+        attention: Literal["logits", "log_softmax"] = "logits",
+        attention_dim: int = 256,
+        condition_dim: int = 512,
+        heads: int = 4,
+        window: int | None = None,
+        deep_supervision: bool = False,
+        glimpse_length: int = 1,
+        glimpse_layers: Sequence[int] | None = None,
+        glimpse_norm: Literal["rmsnorm", "layernorm"] = "rmsnorm",
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if attention_dim % heads or (attention_dim + condition_dim) % (4 * heads):
+            raise ValueError(
+                f"Expected `attention_dim` to be divisible by `heads` = {heads}, and `attention_dim + condition_dim` by "
+                f"{4 * heads} (2-D rotary embedding of each head), but got {attention_dim} and {condition_dim}."
+            )
+        if window is not None and window < 1:
+            raise ValueError(f"Expected `window` to be None (whole image) or at least 1 token, but got {window}.")
+        self.vision_layers = vision_layers
+        self.attention_layers = attention_layers
+        self.attention = attention
+        self.attention_dim = attention_dim
+        self.condition_dim = condition_dim
+        self.heads = heads
+        self.window = window
+        self.deep_supervision = deep_supervision
+        self.glimpse_length = glimpse_length
+        self.glimpse_layers = glimpse_layers
+        self.glimpse_norm = glimpse_norm
+        self.dropout = dropout
+        self._attended: tuple[int, ...] = ()
+        self._conditions: tuple[int, ...] = ()
+
+    def build(self, facts: ModelFacts, after_layer: int) -> None:
+        last = min(after_layer, facts.num_layers - 1)
+        self._attended = _checked_layers(self.attention_layers or (last,), last)
+        self._conditions = _vision_layers(self.vision_layers, facts)
+        self.network = VIPNetwork(
+            features=len(self._attended) * facts.num_heads,
+            vision_dim=facts.vision_hidden_size,
+            conditions=len(self._conditions),
+            dim=self.attention_dim,
+            condition_dim=self.condition_dim,
+            heads=self.heads,
+            deep_supervision=self.deep_supervision,
+        )
+        self.glimpse = GlimpseTokens(
+            hidden_size=facts.hidden_size,
+            layers=range(facts.num_layers) if self.glimpse_layers is None else self.glimpse_layers,
+            length=self.glimpse_length,
+            norm=self.glimpse_norm,
+            eps=facts.rms_norm_eps,
+            dropout=self.dropout,
+        )
+
+    @property
+    def requires(self) -> Requires:
+        probe = AttentionProbe(layers=self._attended, query="glimpse", scale=self.attention)
+        return Requires(probes={"glimpse": probe}, vision_layers=self._conditions)
+
+    def forward(self, tokens: VisualTokens) -> Tensor:
+        """Logits ``[V]``."""
+        return self.forward_rows(tokens)[-1]
+
+    def forward_rows(self, tokens: VisualTokens) -> Tensor:
+        """Logits of every output head ``[rows, V]``: one row, or one per layer with deep supervision; the last counts."""
+        dtype = self.network.attn_in_proj.weight.dtype
+        rows = self.network(
+            tokens.probes["glimpse"].to(dtype),
+            [tokens.vision[layer].to(dtype) for layer in self._conditions],
+            self._angles(tokens),
+            Padding(self._scope(tokens)),
+        )
+        return torch.stack(rows)
+
+    def _angles(self, tokens: VisualTokens) -> Tensor:
+        dim = (self.attention_dim + self.condition_dim) // self.heads
+        return rotary_2d(tokens.position[:, 1], tokens.position[:, 2], dim)
+
+    def _scope(self, tokens: VisualTokens) -> Tensor:
+        """Label ``[V]`` of the set of tokens that see each other: an image's temporal slice, or a window of it."""
+        t, row, column = tokens.position.unbind(-1)
+        label = tokens.item * 2**20 + t
+        if self.window is None:
+            return label
+        # 2^20 slices per item and 2^12 windows per side are beyond any input, and fit an int64 together.
+        return (label * 2**12 + row // self.window) * 2**12 + column // self.window
+
+
+def _checked_layers(layers: Sequence[int], after_layer: int) -> tuple[int, ...]:
+    if after_layer < 0:
+        raise GlimpseError(
+            f"Expected `after_layer` to be at least 0 for VIP, which reads decoder attention, but got {after_layer}. "
+            "Set `after_layer` to the layer to prune after, or use a scorer that needs no attention."
+        )
+    if min(layers) < 0 or max(layers) > after_layer:
+        raise GlimpseError(
+            f"Expected `attention_layers` to lie between 0 and the stage's `after_layer` = {after_layer}, but got "
+            f"{list(layers)}. Later layers have not run when the stage prunes: lower them or raise `after_layer`."
+        )
+    return tuple(layers)
+
+
+def _vision_layers(layers: Sequence[int] | None, facts: ModelFacts) -> tuple[int, ...]:
+    depth = facts.vision_layers
+    if layers is not None and not depth:  # unknown: LLaVA checkpoints of the reference do not tell
+        return tuple(layers)
+    if layers is None:
+        count = min(4, depth)
+        return tuple(depth - 1 - i * (depth // count) for i in range(count))
+    if not layers or min(layers) < 0 or max(layers) >= depth:
+        raise GlimpseError(
+            f"Expected `vision_layers` to name at least one of the {depth} blocks of this model's vision tower "
+            f"(0 to {depth - 1}), but got {list(layers)}."
+        )
+    return tuple(layers)

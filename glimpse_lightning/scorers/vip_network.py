@@ -1,0 +1,130 @@
+"""The network of the visual importance predictor; modules are named as in the reference, so that its weights map 1:1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from glimpse_lightning.segments import Padding
+
+EPS = 1e-6
+
+
+def rotary_2d(row_V: Tensor, column_V: Tensor, dim: int, theta: float = 1e4) -> Tensor:
+    """Rotation angles ``[V, dim]`` in fp32: the first quarter turns with the row, the second with the column, then again.
+
+    As in Qwen2.5-VL's vision tower: ``frequency_j = theta^(-2j / (dim/2))``.
+    """
+    half = dim // 2
+    frequency = theta ** -(torch.arange(0, half, 2, device=row_V.device, dtype=torch.float32) / half)
+    angle = torch.cat([row_V.float()[:, None] * frequency, column_V.float()[:, None] * frequency], dim=-1)
+    return torch.cat([angle, angle], dim=-1)
+
+
+def rotate(x_VHE: Tensor, angle_VE: Tensor) -> Tensor:
+    """Rotary embedding of ``[V, heads, E]``, in fp32, returned in the dtype of ``x_VHE``."""
+    x, cos, sin = x_VHE.float(), angle_VE.cos()[:, None], angle_VE.sin()[:, None]
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x_VHE.dtype)
+
+
+class ConditionedAttention(nn.Module):
+    """Self-attention whose queries and keys also see a condition: ``q, k = W [u; c]``, ``v = W u``; no biases."""
+
+    def __init__(self, dim: int, condition_dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(dim + condition_dim, dim + condition_dim, bias=False)
+        self.k_proj = nn.Linear(dim + condition_dim, dim + condition_dim, bias=False)
+        self.v_proj = nn.Linear(dim, dim, bias=False)
+        self.o_proj = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, u_VD: Tensor, condition_VC: Tensor, angle_VE: Tensor, padding: Padding) -> Tensor:
+        """``[V, dim]``; tokens attend to those of their own group only."""
+        both = torch.cat([u_VD, condition_VC], dim=-1)
+        q = rotate(self.q_proj(both).unflatten(-1, (self.heads, -1)), angle_VE)
+        k = rotate(self.k_proj(both).unflatten(-1, (self.heads, -1)), angle_VE)
+        v = self.v_proj(u_VD).unflatten(-1, (self.heads, -1))
+        mask = None if padding.mask is None else padding.mask[:, None, None, :]
+        q, k, v = (padding.pad(x).transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.o_proj(padding.unpad(out.transpose(1, 2)).flatten(1))
+
+
+class GatedMLP(nn.Module):
+    """``down(silu(gate(x)) * up(x))`` with biases, inner width ``2 * dim``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, 2 * dim)
+        self.up_proj = nn.Linear(dim, 2 * dim)
+        self.down_proj = nn.Linear(2 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class VIPLayer(nn.Module):
+    """Pre-norm conditioned attention and MLP."""
+
+    def __init__(self, dim: int, condition_dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(dim, eps=EPS)
+        self.attn = ConditionedAttention(dim, condition_dim, heads)
+        self.norm2 = nn.RMSNorm(dim, eps=EPS)
+        self.mlp = GatedMLP(dim)
+
+    def forward(self, x_VD: Tensor, condition_VC: Tensor, angle_VE: Tensor, padding: Padding) -> Tensor:
+        x_VD = x_VD + self.attn(self.norm1(x_VD), condition_VC, angle_VE, padding)
+        return x_VD + self.mlp(self.norm2(x_VD))
+
+
+class VIPNetwork(nn.Module):
+    """Attention features and vision states in, importance logits out (reference: ``AttnFuserV1``).
+
+    Args:
+        features: attention features per token.
+        vision_dim: width of the vision states.
+        conditions: number of vision states, hence of layers.
+        dim, condition_dim, heads: widths of the layers.
+        deep_supervision: whether every layer gets an output head, not only the last.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        vision_dim: int,
+        conditions: int,
+        dim: int,
+        condition_dim: int,
+        heads: int,
+        deep_supervision: bool,
+    ) -> None:
+        super().__init__()
+        self.attn_in_proj = nn.Linear(features, dim)
+        self.cond_in_projs = nn.ModuleList(nn.Linear(vision_dim, condition_dim) for _ in range(conditions))
+        self.layers = nn.ModuleList(VIPLayer(dim, condition_dim, heads) for _ in range(conditions))
+        self.attn_out_projs = nn.ModuleList(
+            nn.Linear(dim, 1) if deep_supervision or i == conditions - 1 else nn.Identity() for i in range(conditions)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(
+        self, features_VF: Tensor, conditions: Sequence[Tensor], angle_VE: Tensor, padding: Padding
+    ) -> list[Tensor]:
+        """Logits ``[V]`` of every layer that has a head; the last layer's come last."""
+        x = self.attn_in_proj(features_VF)
+        rows = []
+        parts = zip(self.cond_in_projs, self.layers, self.attn_out_projs, conditions, strict=True)
+        for project, layer, head, condition in parts:
+            x = layer(x, project(condition), angle_VE, padding)
+            if isinstance(head, nn.Linear):
+                rows.append(head(x).squeeze(-1))
+        return rows

@@ -1,0 +1,269 @@
+"""The conformance kit: what every backbone must satisfy, for our tests and for anyone who writes an adapter.
+
+>>> from glimpse_lightning.testing import check_backbone
+>>> check_backbone(hf_model)
+
+makes its own tensor batches, so it needs neither processor nor hub, and raises an ``AssertionError`` that names the
+property that does not hold. Models should be small, in float32, on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.backbones.load import wrap_backbone
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.engine import taps
+from glimpse_lightning.engine.prefill import PrefillOutput
+from glimpse_lightning.model import PrunedVLM
+from glimpse_lightning.policies import KeepRatio
+from glimpse_lightning.pruner import Pruner, PruneStage
+from glimpse_lightning.scorers import VIP, AttentionRank, Random
+
+Sizes = list[list[tuple[int, int]]]
+"""Per sample, the (height, width) in visual tokens of each of its images."""
+
+SIZES: Sizes = [[(3, 4)], [(2, 3), (5, 2)], [], [(4, 4)]]
+TOLERANCE = 1e-4
+
+
+def check_backbone(model: PreTrainedModel, processor: Any | None = None) -> None:
+    """Run every conformance check over ``model``.
+
+    Args:
+        model: any supported Hugging Face model, in float32 and evaluation mode.
+        processor: kept on the backbone; not needed.
+
+    Raises:
+        AssertionError: naming the first property that does not hold.
+    """
+    for check in CHECKS:
+        check(wrap_backbone(model, processor))
+
+
+def pruners(backbone: Backbone) -> Iterator[tuple[str, Pruner]]:
+    """Small pruners that between them use every hook of the engine."""
+    middle = len(backbone.layers) // 2
+    vision = (backbone.facts.vision_layers - 1, 0)
+    vip = {"vision_layers": vision, "attention_dim": 16, "condition_dim": 16, "heads": 2}
+    makers: dict[str, Callable[[], list[PruneStage]]] = {
+        "random before layer 0": lambda: [PruneStage(-1, Random(), KeepRatio(0.5))],
+        "attention rank": lambda: [PruneStage(middle, AttentionRank(), KeepRatio(0.4))],
+        "vip": lambda: [PruneStage(middle, VIP(**vip), KeepRatio(0.4))],
+        "three stages": lambda: [
+            PruneStage(-1, Random(), KeepRatio(0.8)),
+            PruneStage(0, AttentionRank(), KeepRatio(0.6)),
+            PruneStage(middle, VIP(**vip), KeepRatio(0.3)),
+        ],
+        "cache only": lambda: [PruneStage(len(backbone.layers) + 5, AttentionRank(layer=middle), KeepRatio(0.4))],
+    }
+    for name, make in makers.items():
+        torch.manual_seed(0)
+        pruner = Pruner(make())
+        pruner.build(backbone.facts)
+        yield name, pruner.eval()
+
+
+# -- checks ------------------------------------------------------------------------------------------------------
+
+
+def check_plain_equals_hf(backbone: Backbone) -> None:
+    """``pruner=None`` and keep-all give Hugging Face's own logits and greedy tokens."""
+    inputs = backbone.example_inputs(SIZES)
+    expected = _hf_logits(backbone, inputs)
+    expected_ids = _hf_generate(backbone, inputs)
+    keep_all = Pruner([PruneStage(len(backbone.layers) // 2, AttentionRank(), KeepRatio(1.0))])
+    for name, pruner in (("pruner=None", None), ("keep-all", keep_all)):
+        model = PrunedVLM(backbone, pruner)
+        out = model.prefill(**inputs)
+        _assert_close(out.logits, expected, f"{name}: prefill logits differ from Hugging Face's")
+        ids = model.generate(**inputs, max_new_tokens=6, min_new_tokens=6)
+        assert torch.equal(ids, expected_ids), f"{name}: greedy tokens differ from Hugging Face's"
+        assert torch.equal(out.prompt_keep, inputs["attention_mask"].bool()), f"{name}: a token was dropped"
+
+
+def check_batch_independence(backbone: Backbone) -> None:
+    """A sample alone equals the same sample in a batch, padded on either side."""
+    keys = torch.arange(10, 10 + len(SIZES))
+    for name, pruner in pruners(backbone):
+        model = PrunedVLM(backbone, pruner)
+        left = backbone.example_inputs(SIZES)
+        right = backbone.example_inputs(SIZES, padding_side="right")
+        batch, mirrored = model.prefill(keys=keys, **left), model.prefill(keys=keys, **right)
+        for index, sizes in enumerate(SIZES):
+            alone = backbone.example_inputs([sizes], first_sample=index)
+            single = model.prefill(keys=keys[index : index + 1], **alone)
+            for side, out in (("left", batch), ("right", mirrored)):
+                what = f"{name}: sample {index} in a {side}-padded batch"
+                _assert_close(out.logits[index], single.logits[0], f"{what}: logits depend on batch mates")
+                for stage, keep in enumerate(out.keep):
+                    mine = out.tokens.sample == index
+                    assert torch.equal(keep[mine], single.keep[stage]), f"{what}: kept tokens depend on batch mates"
+        together = model.generate(prefill=batch, max_new_tokens=4, min_new_tokens=4)
+        row = model.generate(prefill=single, max_new_tokens=4, min_new_tokens=4)
+        assert torch.equal(together[-1:], row), f"{name}: greedy tokens depend on batch mates"
+
+
+def check_decoding_equals_recomputation(backbone: Backbone) -> None:
+    """Decoding on the compacted cache equals a forward without cache, with the dropped tokens masked out."""
+    inputs = backbone.example_inputs(SIZES)
+    for name, pruner in pruners(backbone):
+        model = PrunedVLM(backbone, pruner)
+        out = model.prefill(**inputs)
+        generated = model.generate(
+            prefill=out, max_new_tokens=5, min_new_tokens=5, output_logits=True, return_dict_in_generate=True
+        )
+        logits = torch.stack(list(generated.logits), 1)
+        expected = recompute_logits(backbone, pruner, inputs, out, generated.sequences[:, :-1])
+        _assert_close(logits, expected, f"{name}: cached decoding differs from recomputation")
+
+
+def check_positions(backbone: Backbone) -> None:
+    """Kept tokens keep their original positions, only visual tokens are dropped, and all layers' caches agree."""
+    inputs = backbone.example_inputs(SIZES)
+    prompt = backbone.embed(inputs)
+    for name, pruner in pruners(backbone):
+        out = PrunedVLM(backbone, pruner).prefill(**inputs)
+        for row in range(len(SIZES)):
+            kept = out.prompt_keep[row]
+            dropped = prompt.mask[row] & ~kept
+            assert not (dropped & ~prompt.visual[row]).any(), f"{name}: a text token was dropped"
+            positions = out.position_ids[..., row, :][..., out.attention_mask[row].bool()]
+            assert torch.equal(positions, prompt.position_ids[..., row, :][..., kept]), f"{name}: positions moved"
+        lengths = {layer.keys.shape[2] for layer in out.cache.layers}
+        assert lengths == {out.attention_mask.shape[1]}, f"{name}: KV lengths {lengths} differ between layers"
+
+
+def check_gradients(backbone: Backbone) -> None:
+    """The differentiable forwards reach every parameter of the pruner, and none of the model's."""
+    inputs = backbone.example_inputs(SIZES)
+    ids = torch.randint(0, 8, (len(SIZES), 3), generator=torch.Generator().manual_seed(0), device=backbone.model.device)
+    batch = Batch(inputs, ids, torch.ones_like(ids), torch.arange(len(SIZES)), torch.ones(len(SIZES)), [])
+    requires_grad = {name: p.requires_grad for name, p in backbone.model.named_parameters()}
+    backbone.model.requires_grad_(False)
+    for name, pruner in pruners(backbone):
+        if not list(pruner.parameters()):
+            continue
+        out = PrunedVLM(backbone, pruner).distill(batch, lambda scores, _: torch.nn.functional.logsigmoid(scores))
+        (out.teacher_logits - out.student_logits).square().mean().backward()
+        glimpse_layers = pruner.stages[-1].after_layer + 1  # vectors of later layers are only read by the answers
+        for parameter, value in pruner.named_parameters():
+            assert value.grad is not None, f"{name}: no gradient reaches {parameter}"
+            grad = value.grad[:glimpse_layers] if parameter.endswith("glimpse.embeddings") else value.grad
+            assert grad.abs().sum() > 0, f"{name}: the gradient of {parameter} is zero"
+    for name, parameter in backbone.model.named_parameters():
+        assert parameter.grad is None, f"a gradient reached the frozen {name}"
+        parameter.requires_grad_(requires_grad[name])
+
+
+def check_closed_gates_equal_pruning(backbone: Backbone) -> None:
+    """The training forward with gates fully open or closed predicts what decoding on the pruned cache does."""
+    inputs = backbone.example_inputs(SIZES)
+    for name, pruner in pruners(backbone):
+        if any(stage.after_layer >= len(backbone.layers) - 1 for stage in pruner.stages):
+            continue
+        model = PrunedVLM(backbone, pruner)
+        keys = torch.arange(len(SIZES))
+        out = model.prefill(keys=keys, **inputs)
+        generated = model.generate(
+            prefill=out, max_new_tokens=4, min_new_tokens=4, output_logits=True, return_dict_in_generate=True
+        )
+        ids = generated.sequences
+        batch = Batch(inputs, ids, torch.ones_like(ids), keys, torch.ones(len(SIZES)), [])
+        closed = [torch.where(keep, 0.0, -1e4) for keep in out.keep]
+        waiting = iter(closed)
+        with torch.no_grad():
+            student = model.distill(batch, lambda *_: next(waiting)).student_logits
+        _assert_close(student, torch.stack(list(generated.logits), 1), f"{name}: closed gates differ from pruning")
+
+
+def check_untouched(backbone: Backbone) -> None:
+    """No module of the model was replaced, and removing the attention wrapper restores the registry."""
+    classes = [type(module) for module in backbone.model.modules()]
+    hooks = [len(module._forward_hooks) for module in backbone.model.modules()]
+    model = PrunedVLM(backbone, next(iter(pruners(backbone)))[1])
+    model.prefill(**backbone.example_inputs(SIZES))
+    assert classes == [type(module) for module in backbone.model.modules()], "a module was replaced"
+    assert hooks == [len(module._forward_hooks) for module in backbone.model.modules()], "a hook was left behind"
+    config, name = backbone.text_config, backbone.text_config._attn_implementation
+    taps.uninstall(config)
+    untapped = config._attn_implementation
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    left = untapped in ALL_ATTENTION_FUNCTIONS and hasattr(ALL_ATTENTION_FUNCTIONS[untapped], "untapped")
+    taps.install(config)
+    assert not left and untapped != taps.TAPPED_EAGER, "the attention wrapper could not be removed"
+    assert config._attn_implementation == name, "the attention wrapper could not be put back"
+
+
+CHECKS: tuple[Callable[[Backbone], None], ...] = (
+    check_plain_equals_hf,
+    check_batch_independence,
+    check_decoding_equals_recomputation,
+    check_positions,
+    check_gradients,
+    check_closed_gates_equal_pruning,
+    check_untouched,
+)
+
+
+# -- the slow, plain way -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def recompute_logits(
+    backbone: Backbone, pruner: Pruner, inputs: dict[str, Tensor], out: PrefillOutput, new_ids: Tensor
+) -> Tensor:
+    """Logits ``[B, 1 + A, vocab]`` after the prompt and after each of ``new_ids [B, A]``, with no cache and no
+    compaction: every token stays in place, and dropped ones are masked out of attention.
+
+    Prompt tokens miss what a stage dropped from the layer after it on; new tokens miss it in every layer.
+    """
+    prompt = backbone.embed(inputs)
+    batch, length = prompt.mask.shape
+    embeds = torch.cat([prompt.embeds, backbone.model.get_input_embeddings()(new_ids)], 1)
+    total = embeds.shape[1]
+    steps = torch.arange(1, total - length + 1, device=embeds.device)
+    position_ids = torch.cat([prompt.position_ids, prompt.position_ids[..., -1:] + steps], -1)
+    causal = torch.ones(total, total, dtype=torch.bool, device=embeds.device).tril()
+    new = torch.arange(total, device=embeds.device) >= length
+    hidden, positions = embeds, backbone.position_embeddings(embeds, position_ids)
+    final = _visible(prompt, out.keep, total)
+    for layer in range(len(backbone.layers)):
+        gone = [keep for stage, keep in zip(pruner.stages, out.keep, strict=True) if stage.after_layer < layer]
+        seen = torch.where(new[None, :, None], final[:, None], _visible(prompt, gone, total)[:, None])
+        allowed = causal & seen | torch.eye(total, dtype=torch.bool, device=embeds.device)
+        mask = torch.zeros(batch, 1, total, total, device=embeds.device, dtype=embeds.dtype)
+        mask.masked_fill_(~allowed[:, None], torch.finfo(embeds.dtype).min)
+        hidden = backbone.run_layer(layer, hidden, mask, positions, None, None)
+    return backbone.logits(hidden[:, length - 1 :])
+
+
+def _visible(prompt: Any, keeps: list[Tensor], total: int) -> Tensor:
+    """``[B, total]`` columns that are neither padding nor dropped by any of ``keeps``."""
+    visible = prompt.mask.clone()
+    for keep in keeps:
+        visible[prompt.visual] &= keep
+    return torch.cat([visible, visible.new_ones(len(visible), total - visible.shape[1])], 1)
+
+
+@torch.no_grad()
+def _hf_logits(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
+    out = backbone.model(**backbone.hf_inputs(inputs), logits_to_keep=1)
+    return out.logits[:, -1]
+
+
+def _hf_generate(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
+    ids = backbone.model.generate(**backbone.hf_inputs(inputs), max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    return ids[:, inputs["input_ids"].shape[1] :]
+
+
+def _assert_close(actual: Tensor, expected: Tensor, message: str) -> None:
+    difference = (actual - expected).abs().max().item()
+    assert difference <= TOLERANCE, f"{message} (largest difference {difference:.2e}, allowed {TOLERANCE:.0e})"

@@ -1,0 +1,130 @@
+"""VisualTokens: the packed view of a batch's visual tokens that scorers, policies and reducers see.
+
+Shape suffixes used in the package: ``V`` visual tokens of the whole batch, ``I`` visual items (images, video clips),
+``S`` samples, ``D`` decoder width, ``H`` decoder heads, ``T`` text tokens.
+
+Nothing here has a batch or a padding axis: tokens of all samples lie behind each other, sample by sample and item by
+item. A component that sees only this cannot depend on batch mates or on padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a pruner may know of the model it is attached to; all of it is known before any input is seen.
+
+    Attributes:
+        num_layers, num_heads, num_kv_heads, head_dim, hidden_size, intermediate_size: of the language decoder.
+        rms_norm_eps: epsilon of the decoder's norms.
+        vision_layers: number of blocks of the vision tower.
+        vision_hidden_size: width of the states that the vision tower's blocks return.
+        model_type: Hugging Face's ``config.model_type``.
+    """
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    intermediate_size: int
+    rms_norm_eps: float
+    vision_layers: int
+    vision_hidden_size: int
+    model_type: str = ""
+
+    def layer_flops(self, tokens: float) -> float:
+        """FLOPs (two per multiply-add) of one decoder layer over ``tokens`` tokens.
+
+        ``C(n) = 4 n h^2 + 4 n h n_kv d + 4 n^2 h + 6 n h I`` (upstream's ``cal_flops.py``), attention not halved for
+        causality.
+        """
+        n, h = tokens, self.hidden_size
+        return 4 * n * h * h + 4 * n * h * self.num_kv_heads * self.head_dim + 4 * n * n * h + (
+            6 * n * h * self.intermediate_size
+        )
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """Visual tokens of a batch as one prune stage sees them (those that earlier stages dropped are absent).
+
+    Attributes:
+        embeds: ``[V, D]`` as they enter the decoder.
+        hidden: ``[V, D]`` at the stage (equal to ``embeds`` before layer 0).
+        item: ``[V]`` index into ``grid``.
+        sample: ``[V]`` index of the sample, in ``[0, S)``.
+        grid: ``[I, 3]`` (t, h, w) of each item after merging, before any pruning.
+        item_sample: ``[I]`` the sample that an item belongs to.
+        position: ``[V, 3]`` (t, row, column) of each token in its item's grid.
+        probes: attention captured for the scorer, by the name it asked under: ``[V, layers * heads]``, layer-major.
+        vision: states of the vision blocks that the scorer asked for, by block index: ``[V, Dv]``.
+        text: ``[T, D]`` question-token states at the stage, packed; ``None`` unless asked for.
+        text_sample: ``[T]`` the sample of each text token.
+        questions: raw question of each sample; empty strings where unknown.
+        key: ``[S]`` a stable integer per sample, the seed of anything random.
+        facts: of the model.
+        state: what earlier stages left for later ones.
+    """
+
+    embeds: Tensor
+    hidden: Tensor
+    item: Tensor
+    sample: Tensor
+    grid: Tensor
+    item_sample: Tensor
+    position: Tensor
+    key: Tensor
+    facts: ModelFacts
+    probes: Mapping[str, Tensor] = field(default_factory=dict)
+    vision: Mapping[int, Tensor] = field(default_factory=dict)
+    text: Tensor | None = None
+    text_sample: Tensor | None = None
+    questions: tuple[str, ...] = ()
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.item.shape[0]
+
+    @property
+    def num_samples(self) -> int:
+        return self.key.shape[0]
+
+    @property
+    def num_items(self) -> int:
+        return self.grid.shape[0]
+
+    def groups(self, per: Literal["sample", "item"] = "sample") -> tuple[Tensor, Tensor]:
+        """The budget groups.
+
+        Returns:
+            ``(group [V], total [groups])``: the group of each token, and how many tokens each group had before any
+            stage dropped one (what a ratio is a ratio of).
+        """
+        size = self.grid.prod(-1)
+        if per == "item":
+            return self.item, size
+        if per != "sample":
+            raise ValueError(f"Expected `per` to be 'sample' or 'item', but got {per!r}.")
+        total = torch.zeros(self.num_samples, dtype=size.dtype, device=size.device)
+        return self.sample, total.index_add(0, self.item_sample, size)
+
+    def subset(self, keep: Tensor) -> VisualTokens:
+        """The tokens where the boolean mask ``keep [V]`` is true; items and samples stay numbered as they were."""
+        return replace(
+            self,
+            embeds=self.embeds[keep],
+            hidden=self.hidden[keep],
+            item=self.item[keep],
+            sample=self.sample[keep],
+            position=self.position[keep],
+            probes={name: value[keep] for name, value in self.probes.items()},
+            vision={layer: value[keep] for layer, value in self.vision.items()},
+        )

@@ -1,0 +1,119 @@
+"""The whole model against the reference's numbers: GlimpsePrune's own weights over stock Qwen2.5-VL."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from golden import CASES, GOLDEN, cases, needs_golden, tensors
+from torch import Tensor
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+import glimpse_lightning as gl
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.objectives.kl import token_kl
+
+pytestmark = needs_golden
+CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
+SPECIAL = (
+    "image_token_id video_token_id vision_start_token_id vision_end_token_id tie_word_embeddings bos_token_id "
+    "eos_token_id pad_token_id"
+).split()
+VISION_FIELDS = "in_chans model_type".split()
+
+
+@cache
+def golden_backbone() -> gl.Backbone:
+    """The reference's base model (transformers 4.51 names and configuration) as a stock transformers 5 model."""
+    old = json.loads((GOLDEN / "base" / "config.json").read_text())
+    vision = {name: value for name, value in old["vision_config"].items() if name not in VISION_FIELDS}
+    text_fields = (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size hidden_act "
+        "rms_norm_eps max_position_embeddings pad_token_id bos_token_id eos_token_id"
+    ).split()
+    text = {name: old[name] for name in text_fields}
+    text["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": old["rope_theta"],
+        "mrope_section": old["rope_scaling"]["mrope_section"],
+    }
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **{name: old.get(name) for name in SPECIAL})
+    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    state = {}
+    for name, value in tensors("base/model").items():
+        new = name.replace("visual.", "model.visual.") if name.startswith("visual.") else name
+        state[new.replace("model.", "model.language_model.") if name.startswith("model.") else new] = value
+    model.load_state_dict(state)
+    model.generation_config.eos_token_id = None  # the reference decoded 8 tokens whatever they were
+    return gl.wrap_backbone(model)
+
+
+def golden_inputs(name: str) -> dict[str, Tensor]:
+    case, ids, images = cases()[name], tensors("inputs"), tensors("images")
+    prefix = case["inputs"]
+    pixels = torch.cat([images[f"{image}.pixel_values"] for image in case["images"]])
+    return {
+        "input_ids": ids[f"{prefix}.input_ids"],
+        "attention_mask": ids[f"{prefix}.attention_mask"],
+        "image_grid_thw": ids[f"{prefix}.image_grid_thw"],
+        "pixel_values": pixels,
+    }
+
+
+def golden_model(name: str = "a_single") -> gl.PrunedVLM:
+    pruner = gl.load_pruner(GOLDEN / "new_modules" / "main")
+    overrides = cases()[name]["overrides"]
+    pruner.stages[0].policy = gl.policies.Threshold(
+        threshold=overrides.get("reduce_threshold", 0.5),
+        max_ratio=overrides.get("max_remain_ratio"),
+        min_tokens=overrides.get("min_remain_num", 1),
+    )
+    return gl.PrunedVLM(golden_backbone(), pruner)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_prefill(name: str) -> None:
+    case, model = tensors(f"cases/{name}"), golden_model(name)
+    out = model.prefill(**golden_inputs(name))
+    torch.testing.assert_close(out.scores[0], case["vip_logits"][-1], **CLOSE)
+    assert torch.equal(out.keep[0], case["keep_mask"].bool())
+    assert torch.equal(out.prompt_keep, case["remain_mask"].bool())
+    mask = case["pruned_attention_mask"].bool()
+    assert torch.equal(out.attention_mask.bool(), mask)
+    assert torch.equal(out.position_ids[:, mask], case["pruned_position_ids"][:, mask])
+    assert [layer.keys.shape[2] for layer in out.cache.layers] == case["kv_lens"].tolist()
+    torch.testing.assert_close(out.logits, case["pruned_last_logits"].view_as(out.logits), **CLOSE)
+    if "kv_keys" in case:
+        real = mask[:, None, :, None]
+        for layer, keys, values in zip(out.cache.layers, case["kv_keys"], case["kv_values"], strict=True):
+            torch.testing.assert_close(layer.keys * real, keys * real, **CLOSE)
+            torch.testing.assert_close(layer.values * real, values * real, **CLOSE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_generation(name: str) -> None:
+    """Greedy tokens and their logits; in a batch those of the single-sample runs (algorithm.md section 4, Batch)."""
+    case, model = tensors(f"cases/{name}"), golden_model(name)
+    inputs = golden_inputs(name)
+    out = model.generate(**inputs, max_new_tokens=8, output_logits=True, return_dict_in_generate=True)
+    logits = torch.stack(list(out.logits), 1)
+    rows = range(len(inputs["input_ids"]))
+    alone = "row0.gen_tokens" in case
+    tokens = torch.cat([case[f"row{row}.gen_tokens"].view(1, -1) for row in rows]) if alone else case["gen_tokens"]
+    assert torch.equal(out.sequences, tokens)
+    if not alone:
+        torch.testing.assert_close(logits, case["gen_logits"], **CLOSE)
+    elif "row0.gen_logits" in case:
+        expected = torch.stack([case[f"row{row}.gen_logits"].view_as(logits[0]) for row in rows])
+        torch.testing.assert_close(logits, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["a_single", "c_batch2_leftpad"])
+def test_unpruned(name: str) -> None:
+    case = tensors(f"cases/{name}")
+    out = gl.PrunedVLM(golden_backbone()).prefill(**golden_inputs(name))
+    expected = case["full_last_logits"] if "full_last_logits" in case else case["full_logits"][:, -1]
+    torch.testing.assert_close(out.logits, expected.view_as(out.logits), **CLOSE)
