@@ -14,7 +14,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import glimpse_lightning as gl
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.objectives.kl import token_kl
+from glimpse_lightning.objectives.losses import answer_loss, mask_loss
 
 pytestmark = needs_golden
 CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
@@ -117,3 +117,44 @@ def test_unpruned(name: str) -> None:
     out = gl.PrunedVLM(golden_backbone()).prefill(**golden_inputs(name))
     expected = case["full_last_logits"] if "full_last_logits" in case else case["full_logits"][:, -1]
     torch.testing.assert_close(out.logits, expected.view_as(out.logits), **CLOSE)
+
+
+def test_stage_one_step_and_gradients() -> None:
+    """Glimpse between prompt and answer, answer loss + mask loss, and the gradient of every new parameter."""
+    case, images = tensors("losses/train_single"), tensors("images")
+    labels, ids = case["in.labels"][0], case["in.input_ids"]
+    start = int((labels != -100).nonzero()[0])
+    answer = ids[:, start:]
+    batch = Batch(
+        inputs={
+            "input_ids": ids[:, :start],
+            "attention_mask": case["in.attention_mask"][:, :start],
+            "image_grid_thw": case["in.image_grid_thw"],
+            "pixel_values": images["img0.pixel_values"],
+        },
+        answer_ids=answer,
+        answer_mask=torch.ones_like(answer),
+        key=torch.zeros(1, dtype=torch.long),
+        weight=torch.ones(1),
+        samples=[gl.Sample("golden", 0, "", [""])],
+    )
+    backbone = golden_backbone()
+    backbone.model.requires_grad_(False)
+    model = gl.PrunedVLM(backbone, gl.load_pruner(GOLDEN / "new_modules" / "main"))
+    (output,) = model.glimpse_forward(batch, answers=True)
+    assert output.answer_logits is not None
+    torch.testing.assert_close(output.scores, case["out.vip_logits"][-1], **CLOSE)
+    target = case["in.ref_token_masks0"].flatten()
+    location = mask_loss(output.scores, target, output.tokens.sample, 1, dice_weight=1.0, bce_weight=0.1)
+    answers = answer_loss(output.answer_logits, batch.answer_ids, batch.answer_mask)
+    torch.testing.assert_close(location, case["out.loc_loss"], **CLOSE)
+    torch.testing.assert_close(answers, case["out.le_loss"], **CLOSE)
+    (location + answers).backward()
+    scorer = model.pruner.stages[0].scorer
+    names = {"attn_fuser.": "network.", "learnable_embeddings": "glimpse.embeddings", "le_": "glimpse."}
+    for name, expected in case.items():
+        if name.startswith("out.grad."):
+            name = name.removeprefix("out.grad.")
+            prefix = next(old for old in names if name.startswith(old))
+            grad = scorer.get_parameter(names[prefix] + name.removeprefix(prefix)).grad
+            torch.testing.assert_close(grad, expected, **CLOSE, msg=lambda m, name=name: f"{name}: {m}")
