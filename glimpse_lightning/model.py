@@ -14,7 +14,7 @@ from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.engine.prefill import PrefillOutput, run_prefill
 from glimpse_lightning.engine.training import DistillOutput, StageOutput, distill, glimpse_forward
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.pruner import Pruner
+from glimpse_lightning.pruner import Pruner, PruneStage
 
 _PROMPT_INPUTS = frozenset(
     "input_ids attention_mask pixel_values image_grid_thw pixel_values_videos video_grid_thw second_per_grid_ts "
@@ -40,7 +40,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
     def __init__(self, backbone: Backbone, pruner: Pruner | None = None) -> None:
         super().__init__()
         self.backbone = backbone
-        self.model = backbone.model
+        self.model: Any = backbone.model
         self.pruner = pruner
         self.config = self.model.config
         self.generation_config: GenerationConfig = self.model.generation_config
@@ -70,7 +70,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
     @property
     def vision_layers(self) -> tuple[int, ...]:
         """Vision blocks whose states some scorer asks for."""
-        stages = [] if self.pruner is None else self.pruner.stages
+        stages: list[PruneStage] = [] if self.pruner is None else self.pruner.stages
         return tuple(dict.fromkeys(layer for stage in stages for layer in stage.scorer.requires.vision_layers))
 
     # -- prefill ------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class Pruner(nn.Module):
         layers = [stage.after_layer for stage in stages]
         if not stages or layers != sorted(layers):
             raise ValueError(f"Expected at least one stage, ordered by `after_layer`, but got layers {layers}.")
-        self.stages = nn.ModuleList(stages)
+        self.stages: list[PruneStage] = nn.ModuleList(stages)  # type: ignore[assignment]
         self.facts: ModelFacts | None = None
 
     def build(self, facts: ModelFacts) -> None:

@@ -34,6 +34,7 @@ class Prompt:
         grid: ``[I, 3]`` (t, h, w) of each item after merging, in that order.
         vision: states of the vision blocks that were asked for, ``[V, Dv]``.
         left_padding: how the columns were moved from the caller's layout; ``None`` where they were not.
+        layer_features: by decoder layer, ``[V, D]`` that are added to the visual tokens' states after that layer.
     """
 
     embeds: Tensor
@@ -43,6 +44,7 @@ class Prompt:
     grid: Tensor
     vision: dict[int, Tensor] = field(default_factory=dict)
     left_padding: Compaction | None = None
+    layer_features: dict[int, Tensor] = field(default_factory=dict)
 
     def moved_left(self, plan: Compaction) -> Prompt:
         """The same prompt with its padding moved to the left by ``plan``."""
@@ -54,6 +56,7 @@ class Prompt:
             grid=self.grid,
             vision=self.vision,
             left_padding=plan,
+            layer_features=self.layer_features,
         )
 
 
@@ -66,14 +69,16 @@ class Backbone(ABC):
     Args:
         model: the Hugging Face model.
         processor: its processor; ``None`` where ready tensor batches are fed.
+        prune_video: whether tokens of videos are items that a pruner sees; else they are kept, as text is.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
     """Class names of the Hugging Face models this adapter understands."""
 
-    def __init__(self, model: PreTrainedModel, processor: Any | None = None) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, processor: Any | None = None, prune_video: bool = True) -> None:
+        self.model: Any = model
         self.processor = processor
+        self.prune_video = prune_video
         self.name = model.name_or_path or type(model).__name__
         taps.install(self.text_config)
 
@@ -81,7 +86,7 @@ class Backbone(ABC):
 
     @property
     @abstractmethod
-    def decoder(self) -> nn.Module:
+    def decoder(self) -> Any:
         """The text decoder: has ``layers``, ``norm``, ``rotary_emb`` and ``config``."""
 
     @property
@@ -144,7 +149,9 @@ class Backbone(ABC):
     def layer_type(self, layer: int) -> str:
         """Kind of attention mask that a layer wants."""
         types = getattr(self.text_config, "layer_types", None)
-        return types[layer] if types else "full_attention"
+        if types:
+            return types[layer]
+        return "sliding_attention" if getattr(self.text_config, "sliding_window", None) else "full_attention"
 
     def attention_mask(self, layer: int, hidden: Tensor, mask: Tensor, cache: Cache | None) -> Any:
         """Mask for ``layer`` as its kernel wants it, from the 2-D ``mask [B, past + queries]``."""

@@ -129,6 +129,10 @@ class Trunk:
         if kind not in self.masks:
             self.masks[kind] = self.backbone.attention_mask(layer, self.hidden, self.mask, None)
         self.hidden = self.backbone.run_layer(layer, self.hidden, self.masks[kind], self.positions, self.cache, tap)
+        if layer in self.prompt.layer_features:
+            visual = self.slot >= 0
+            features = self.prompt.layer_features[layer][self.alive].to(self.hidden)
+            self.hidden = self.hidden.masked_scatter(visual[..., None], self.hidden[visual] + features)
 
     def compact(self, keep: Tensor, reduced: Tensor | None) -> None:
         """Drop the visual tokens that ``keep [V]`` (over all of them) does not keep; ``reduced [kept, D]`` replaces

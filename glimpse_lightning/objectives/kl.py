@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 from glimpse_lightning.objectives.base import Objective, StepResult
+from glimpse_lightning.objectives.losses import weighted_mean
+from glimpse_lightning.segments import segment_sum
 from glimpse_lightning.visual_tokens import VisualTokens
 
 if TYPE_CHECKING:
@@ -87,8 +89,8 @@ def log_gates(scores: Tensor, temperature: float) -> Tensor:
 def mean_retention(keep: Tensor, tokens: VisualTokens) -> Tensor:
     """Share of a sample's tokens that ``keep [V]`` keeps, averaged over the samples that have any."""
     group, total = tokens.groups()
-    kept = keep.new_zeros(tokens.num_samples).index_add(0, group, keep)
-    return (kept[total > 0] / total[total > 0]).mean()
+    share = segment_sum(keep, group, len(total)) / total.clamp(min=1)
+    return share.sum() / (total > 0).sum().clamp(min=1)
 
 
 def token_kl(teacher: Tensor, student: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
@@ -100,5 +102,4 @@ def token_kl(teacher: Tensor, student: Tensor, mask: Tensor, weight: Tensor) -> 
     """
     teacher_log, student_log = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
     kl = F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(-1)
-    per_sample = (kl * mask).sum(1) / mask.sum(1)
-    return (per_sample * weight).sum() / weight.sum()
+    return weighted_mean((kl * mask).sum(1) / mask.sum(1).clamp(min=1), weight)

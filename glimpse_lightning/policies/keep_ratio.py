@@ -36,7 +36,7 @@ class KeepRatio(Policy):
 
     @property
     def may_keep_nothing(self) -> bool:
-        return self.min_tokens == 0
+        return self.min_tokens == 0 and self.ratio < 1
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, total = tokens.groups(self.per)

@@ -66,8 +66,8 @@ class Threshold(Policy):
         group, total = tokens.groups(self.per)
         scores = scores.float()
         keep = (scores.sigmoid() if self.scale == "sigmoid" else scores) > self.threshold
-        # Best first by score: sigmoid keeps that order, and does not saturate. What is kept before the anchors is always
-        # the best of its group, so cap and floor are conditions on the rank alone.
+        # By score, not by sigmoid(score): the same order, but it does not saturate. What is kept before the anchors is
+        # always the best of its group, so cap and floor are conditions on the rank alone.
         rank = rank_in_group(scores, group, len(total))
         if self.max_ratio is not None:
             keep = keep & (rank < (self.max_ratio * total.double()).floor()[group])

@@ -32,8 +32,8 @@ class AttentionRank(Scorer):
         if not 0 <= self._read <= last:
             raise GlimpseError(
                 f"Expected AttentionRank to read a layer between 0 and the stage's last layer {last}, but got layer "
-                f"{self._read}. No attention exists before layer 0 has run, and later layers run after the stage: raise "
-                "`after_layer`, lower `layer`, or use a scorer that needs no attention."
+                f"{self._read}. No attention exists before layer 0 has run, and later layers run after the stage: "
+                "raise `after_layer`, lower `layer`, or use a scorer that needs no attention."
             )
 
     @property

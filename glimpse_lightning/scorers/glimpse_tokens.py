@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class GlimpseTokens(nn.Module):
-    """One learned vector per layer and glimpse token (GlimpsePrune, arXiv 2508.01548; reference ``learnable_embeddings``).
+    """One learned vector per layer and glimpse token (GlimpsePrune, arXiv 2508.01548: ``learnable_embeddings``).
 
     At layer 0 the vector *is* the token's embedding; at every other layer of ``layers`` it is added to the token's
     residual stream before the layer: ``g_i = dropout(norm(proj(E[i])))`` with one projection and one norm for all.

@@ -59,8 +59,8 @@ class VIP(Scorer):
         super().__init__()
         if attention_dim % heads or (attention_dim + condition_dim) % (4 * heads):
             raise ValueError(
-                f"Expected `attention_dim` to be divisible by `heads` = {heads}, and `attention_dim + condition_dim` by "
-                f"{4 * heads} (2-D rotary embedding of each head), but got {attention_dim} and {condition_dim}."
+                f"Expected `attention_dim` to be divisible by `heads` = {heads}, and `attention_dim + condition_dim` "
+                f"by {4 * heads} (2-D rotary embedding of each head), but got {attention_dim} and {condition_dim}."
             )
         if window is not None and window < 1:
             raise ValueError(f"Expected `window` to be None (whole image) or at least 1 token, but got {window}.")
@@ -111,7 +111,7 @@ class VIP(Scorer):
         return self.forward_rows(tokens)[-1]
 
     def forward_rows(self, tokens: VisualTokens) -> Tensor:
-        """Logits of every output head ``[rows, V]``: one row, or one per layer with deep supervision; the last counts."""
+        """Logits of every output head ``[rows, V]``: one, or one per layer with deep supervision; the last counts."""
         dtype = self.network.attn_in_proj.weight.dtype
         rows = self.network(
             tokens.probes["glimpse"].to(dtype),

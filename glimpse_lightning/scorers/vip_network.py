@@ -1,4 +1,4 @@
-"""The network of the visual importance predictor; modules are named as in the reference, so that its weights map 1:1."""
+"""The network of the visual importance predictor; modules are named as in the reference: its weights map 1:1."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from glimpse_lightning.segments import Padding
 
@@ -14,7 +14,7 @@ EPS = 1e-6
 
 
 def rotary_2d(row_V: Tensor, column_V: Tensor, dim: int, theta: float = 1e4) -> Tensor:
-    """Rotation angles ``[V, dim]`` in fp32: the first quarter turns with the row, the second with the column, then again.
+    """Rotation angles ``[V, dim]`` in fp32: the first quarter turns with the row, the next with the column, then again.
 
     As in Qwen2.5-VL's vision tower: ``frequency_j = theta^(-2j / (dim/2))``.
     """

@@ -1,0 +1,209 @@
+"""results.json, predictions.jsonl and the table on the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+from typing_extensions import override
+
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.results import Summary, gathered, summarise
+from glimpse_lightning.run_folder import RESULTS, write_text
+
+PACKAGES = ("glimpse-lightning", "torch", "transformers", "lightning")
+SHOWN = ("retention", "accuracy", "relative_accuracy", "agreement", "evidence_recall")
+
+
+class ResultsWriter(Callback):
+    """Writes what an evaluation found, when it ends: last of all, so that ``results.json`` marks a finished run.
+
+    Args:
+        recipe: name of the recipe.
+    """
+
+    def __init__(self, recipe: str = "") -> None:
+        self.recipe = recipe
+        self.command: str | None = None
+        self._elapsed = 0.0
+        self._started = time.monotonic()
+        self._predictions: list[dict[str, Any]] = []
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Time spent so far, so that a resumed run reports all of it."""
+        return {"elapsed": self.elapsed}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self._elapsed:
+            self._elapsed = float(state_dict["elapsed"])
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of this run, those before an interruption included."""
+        return self._elapsed + time.monotonic() - self._started
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self.write(trainer, pl_module, "val")
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.write(trainer, pl_module, "test")
+
+    @override
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        if not (isinstance(batch, Batch) and isinstance(outputs, Mapping) and "counts" in outputs):
+            return
+        for row in outputs["counts"]:
+            sample = batch.samples[row]
+            kept = [item["kept"] for item in outputs["kept"] if item["sample"] == row]
+            total = sum(len(mask) for mask in kept)
+            self._predictions.append(
+                {
+                    "id": sample.id,
+                    "question": sample.question,
+                    "answer": outputs["answers"][row],
+                    "references": sample.answers,
+                    "kept": sum(int(mask.sum()) for mask in kept),
+                    "total": total,
+                }
+            )
+
+    @override
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        lines = gathered(self._predictions)
+        self._predictions = []
+        if trainer.is_global_zero:
+            write_jsonl(Path(trainer.default_root_dir) / "answers.jsonl", lines)
+
+    def write(self, trainer: Trainer, module: LightningModule, split: str | None) -> None:
+        """Write everything about the evaluation of ``split`` (``None``: no evaluation took place)."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        folder = Path(trainer.default_root_dir)
+        summary: Summary | None = getattr(module, "summary", None) if split else None
+        if summary is not None:
+            write_jsonl(folder / "predictions.jsonl", [dataclasses.asdict(record) for record in summary.records])
+            print_summary(summary)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    figures = {f"hp/{name}": value for name, value in summary.metrics.items() if _is_number(value)}
+                    logger.log_hyperparams({"recipe": self.recipe, **dict(module.hparams)}, figures)
+        results = self._results(trainer, module, split, summary)
+        write_text(folder / RESULTS, json.dumps(_plain(results), indent=2, ensure_ascii=False) + "\n")
+
+    def _results(
+        self, trainer: Trainer, module: LightningModule, split: str | None, summary: Summary | None
+    ) -> dict[str, Any]:
+        dataset = getattr(trainer.datamodule, split or "train", None)  # type: ignore[attr-defined]
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return {
+            "recipe": self.recipe,
+            "command": self.command or str(trainer.state.fn),
+            "backbone": _backbone_name(module),
+            "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            "dataset": type(dataset).__name__ if dataset is not None else None,
+            "data_file": str(dataset.path) if hasattr(dataset, "path") else None,
+            "split": split,
+            "n": len(summary.records) if summary else None,
+            "metrics": summary.metrics if summary else logged,
+            "families": summary.families if summary else {},
+            "steps": trainer.global_step,
+            "skipped": sorted({*getattr(module, "skipped", []), *getattr(dataset, "skipped", [])}),
+            "wall_time_s": round(self.elapsed, 1),
+            "peak_memory_mb": _peak_memory_mb(),
+            "devices": trainer.world_size,
+            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        }
+
+
+def print_summary(summary: Summary, console: Console | None = None) -> None:
+    """The table of methods, and the one of question families."""
+    console = console or Console()
+    rows: dict[str, dict[str, Any]] = {"pruned": summarise(summary.records)}
+    rows |= {name: summarise(records) for name, records in summary.baselines.items()}
+    full = {"retention": 1.0, "accuracy": rows["pruned"]["full_accuracy"], "relative_accuracy": 1.0, "agreement": 1.0}
+    table = Table(title=f"{len(summary.records)} questions")
+    for column in ("model", *SHOWN):
+        table.add_column(column.replace("_", " "), justify="left" if column == "model" else "right")
+    for name, figures in {"full": full, **rows}.items():
+        table.add_row(name, *(_percent(figures.get(column)) for column in SHOWN))
+    console.print(table)
+    oracle = rows["pruned"]["oracle_retention"]
+    console.print(f"KL(full || pruned): {_number(rows['pruned']['kl'])} nats. Oracle retention: {_percent(oracle)}.")
+    if not summary.families:
+        return
+    families = Table(title="question families")
+    columns = ("n", "accuracy", "full_accuracy", "agreement", "retention", "oracle_retention")
+    for column in ("family", *columns):
+        families.add_column(column.replace("_", " "), justify="left" if column == "family" else "right")
+    for name, figures in summary.families.items():
+        families.add_row(name, str(figures["n"]), *(_percent(figures[column]) for column in columns[1:]))
+    console.print(families)
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One JSON object a line."""
+    write_text(path, "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def _backbone_name(module: LightningModule) -> str | None:
+    backbone = getattr(module, "backbone", None)
+    return backbone if isinstance(backbone, str) else getattr(backbone, "name", None)
+
+
+def _peak_memory_mb() -> float | None:
+    """Of this process; the system counts kilobytes on Linux, bytes on macOS."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ImportError:
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with what JSON has no word for (NaN, infinities) as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

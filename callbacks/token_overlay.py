@@ -1,0 +1,179 @@
+"""Pictures of what was kept: kept tokens bright, dropped ones dimmed."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from typing_extensions import override
+
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.data.sample import Box, Sample
+from glimpse_lightning.run_folder import replacing
+
+DIMMED = 0.25
+BOX_COLOUR, KEPT_COLOUR = (255, 60, 60), (90, 220, 120)
+LINE_HEIGHT, FONT_SIZE, MIN_WIDTH, MAX_WIDTH = 20, 15, 448, 1024
+
+
+def overlay(image: Image.Image, grid: tuple[int, int, int], kept: Tensor, boxes: Sequence[Box] = ()) -> Image.Image:
+    """``image`` with the cells of dropped tokens dimmed, and evidence boxes in red.
+
+    Args:
+        image: as in the sample, of any size.
+        grid: (t, h, w) of its tokens; of several frames, a cell is bright where any of them is kept.
+        kept: boolean ``[t * h * w]``.
+        boxes: evidence boxes, normalised.
+    """
+    width = min(max(image.width, MIN_WIDTH), MAX_WIDTH)
+    image = image.convert("RGB").resize((width, max(1, round(image.height * width / image.width))))
+    cells = kept.reshape(grid).any(0).numpy().astype(np.uint8) * 255
+    mask = Image.fromarray(cells).resize(image.size, Image.Resampling.NEAREST)
+    dim = Image.blend(Image.new("RGB", image.size, (128, 128, 128)), image, DIMMED).point(lambda value: value * 0.7)
+    shown = Image.composite(image, dim, mask)
+    draw = ImageDraw.Draw(shown)
+    _outline(draw, cells > 0, shown.size)
+    for x1, y1, x2, y2 in boxes:
+        draw.rectangle((x1 * shown.width, y1 * shown.height, x2 * shown.width, y2 * shown.height), None, BOX_COLOUR, 2)
+    return shown
+
+
+def _outline(draw: ImageDraw.ImageDraw, cells: np.ndarray, size: tuple[int, int]) -> None:
+    """Draw the border of the kept area."""
+    rows, columns = cells.shape
+    step_x, step_y = size[0] / columns, size[1] / rows
+    padded = np.pad(cells, 1)
+    for row, column in zip(*np.nonzero(cells), strict=True):
+        left, top = column * step_x, row * step_y
+        right, bottom = left + step_x - 1, top + step_y - 1
+        sides = {
+            (row, column + 1): (left, top, right, top),
+            (row + 2, column + 1): (left, bottom, right, bottom),
+            (row + 1, column): (left, top, left, bottom),
+            (row + 1, column + 2): (right, top, right, bottom),
+        }
+        for neighbour, line in sides.items():
+            if not padded[neighbour]:
+                draw.line(line, KEPT_COLOUR)
+
+
+def picture(sample: Sample, items: Sequence[Mapping[str, Any]], answers: Mapping[str, str]) -> Image.Image:
+    """All images of a sample beside each other over its question and ``answers`` (by whose they are).
+
+    Args:
+        sample: the question.
+        items: ``grid`` and ``kept`` of each of its images.
+        answers: text by label.
+    """
+    boxes = sample.boxes or [[] for _ in sample.images]
+    panels = [
+        overlay(image, item["grid"], item["kept"], group)
+        for image, item, group in zip(sample.images, items, boxes, strict=True)
+    ]
+    kept = sum(int(item["kept"].sum()) for item in items)
+    total = sum(len(item["kept"]) for item in items)
+    share = f" ({kept / total:.1%})" if total else ""
+    lines = [f"Q: {sample.question}", *(f"{label}: {text}" for label, text in answers.items())]
+    lines.append(f"kept {kept} of {total} tokens{share}")
+    width = max(sum(panel.width for panel in panels), MIN_WIDTH)
+    lines = [part for line in lines for part in textwrap.wrap(line, width // 8) or [""]]
+    height = max((panel.height for panel in panels), default=0)
+    canvas = Image.new("RGB", (width, height + LINE_HEIGHT * len(lines) + 8), "white")
+    left = 0
+    for panel in panels:
+        canvas.paste(panel, (left, 0))
+        left += panel.width
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
+    for number, line in enumerate(lines):
+        draw.text((6, height + 4 + number * LINE_HEIGHT), line, fill="black", font=font)
+    return canvas
+
+
+def _items_by_sample(kept: Sequence[Mapping[str, Any]], sample: int) -> list[Mapping[str, Any]]:
+    return [item for item in kept if item["sample"] == sample]
+
+
+class TokenOverlay(Callback):
+    """Draws kept tokens with question, answers and evidence boxes.
+
+    After validation and test the first samples go to TensorBoard, after test to ``overlays/`` as well; after
+    prediction every sample goes to ``overlays/``.
+
+    Args:
+        samples: how many to draw in validation and test.
+    """
+
+    def __init__(self, samples: int = 8) -> None:
+        self.samples = samples
+        self._drawn = 0
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._drawn = 0
+
+    @override
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._drawn = 0
+
+    @override
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if not trainer.sanity_checking:
+            self._draw(trainer, outputs, batch, "val")
+
+    @override
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._draw(trainer, outputs, batch, "test")
+
+    @override
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if not (isinstance(batch, Batch) and isinstance(outputs, Mapping) and "kept" in outputs):
+            return
+        for row in outputs["counts"]:
+            items = _items_by_sample(outputs["kept"], row)
+            drawn = picture(batch.samples[row], items, {"answer": outputs["answers"][row]})
+            save_picture(drawn, overlay_path(Path(trainer.default_root_dir), batch.samples[row]))
+
+    def _draw(self, trainer: Trainer, outputs: Any, batch: Any, stage: str) -> None:
+        usable = isinstance(batch, Batch) and isinstance(outputs, Mapping) and "kept" in outputs
+        if not usable or not trainer.is_global_zero or self._drawn >= self.samples:
+            return
+        records = {record.id: record for record in outputs["records"]}
+        for row, sample in enumerate(batch.samples):
+            if sample.id not in records or self._drawn >= self.samples:
+                continue
+            record = records[sample.id]
+            answers = {"pruned": record.prediction, "full": record.full_prediction, "true": sample.answers[0]}
+            drawn = picture(sample, _items_by_sample(outputs["kept"], row), answers)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(
+                        f"{stage}_kept/{self._drawn}", np.asarray(drawn), trainer.global_step, dataformats="HWC"
+                    )
+            if stage == "test":
+                save_picture(drawn, overlay_path(Path(trainer.default_root_dir), sample))
+            self._drawn += 1
+
+
+def overlay_path(run: Path, sample: Sample) -> Path:
+    """Where the picture of a sample is kept in a run's folder; the sample's key keeps names apart."""
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in sample.id)[-80:]
+    return run / "overlays" / f"{name}-{sample.key % 16**6:06x}.png"
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    with replacing(path) as draft:
+        image.save(draft, format="PNG")

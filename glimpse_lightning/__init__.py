@@ -1,0 +1,71 @@
+"""Glimpse Lightning: dynamic visual-token pruning for vision-language models, out of swappable parts.
+
+>>> import glimpse_lightning as gl
+>>> backbone = gl.load_backbone("glimpse-tiny")
+>>> pruner = gl.Pruner([gl.PruneStage(after_layer=1, scorer=gl.scorers.Random(), policy=gl.policies.KeepRatio(0.1))])
+>>> model = gl.PrunedVLM(backbone, pruner)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glimpse_lightning import backbones, callbacks, data, metrics, objectives, policies, reducers, scorers
+    from glimpse_lightning.backbones import Backbone, load_backbone, wrap_backbone
+    from glimpse_lightning.checkpoints import load_pruner, save_pruner
+    from glimpse_lightning.data.batch import Batch
+    from glimpse_lightning.data.datamodule import VQAData
+    from glimpse_lightning.data.glyph_vqa import GlyphVQA
+    from glimpse_lightning.data.jsonl import JSONL
+    from glimpse_lightning.data.sample import Sample
+    from glimpse_lightning.errors import GlimpseError
+    from glimpse_lightning.model import PrunedVLM
+    from glimpse_lightning.module import PruningModule
+    from glimpse_lightning.pruner import Pruner, PruneStage
+    from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
+
+try:
+    __version__ = version("glimpse-lightning")
+except PackageNotFoundError:  # a checkout that was not installed
+    __version__ = "0+unknown"
+
+# Where each public name lives. Imported when first asked for, so that `--help` does not wait for transformers.
+_HOMES = {
+    "Backbone": "backbones.base",
+    "Batch": "data.batch",
+    "GlimpseError": "errors",
+    "GlyphVQA": "data.glyph_vqa",
+    "JSONL": "data.jsonl",
+    "ModelFacts": "visual_tokens",
+    "PruneStage": "pruner",
+    "PrunedVLM": "model",
+    "Pruner": "pruner",
+    "PruningModule": "module",
+    "Sample": "data.sample",
+    "VQAData": "data.datamodule",
+    "VisualTokens": "visual_tokens",
+    "load_backbone": "backbones",
+    "load_pruner": "checkpoints",
+    "save_pruner": "checkpoints",
+    "wrap_backbone": "backbones",
+}
+_MODULES = ("backbones", "callbacks", "data", "metrics", "objectives", "policies", "reducers", "scorers")
+__all__ = sorted([*_HOMES, *_MODULES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

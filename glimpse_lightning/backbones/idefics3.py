@@ -1,0 +1,56 @@
+"""Idefics3 and SmolVLM (256M, 500M, 2B)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glimpse_lightning.backbones.square_grid import SquareGridBackbone
+
+
+class Idefics3Backbone(SquareGridBackbone):
+    """Adapter for ``Idefics3ForConditionalGeneration`` and ``SmolVLMForConditionalGeneration``.
+
+    Every crop of an image, the whole image behind them, and every frame of a video is an item with a square grid. Row
+    and column markers, ``<global-img>`` and ``<fake_token_around_image>`` are structure and kept as text is. Batches
+    are padded with black images, which the model itself leaves out; padding within an image is masked by
+    ``pixel_attention_mask``. The state of a visual token is the mean over the patches that pixel shuffling puts into it.
+    """
+
+    architectures = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
+
+    @property
+    def vision_blocks(self) -> nn.ModuleList:
+        return self.model.model.vision_model.encoder.layers
+
+    @property
+    def tokens_per_side(self) -> int:
+        return self.patches_per_side // self.model.config.scale_factor
+
+    def image_features(self, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+        pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")
+        return self.model.model.get_image_features(pixels, mask).pooler_output
+
+    def example_image(self, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens, pixels = super().example_image(height, width, generator)
+        values = pixels["pixel_values"][None]
+        mask = torch.ones_like(values[:, :, 0], dtype=torch.long)
+        if height != width:  # the lower quarter of the image is padding
+            rows = mask.shape[-2] // 4
+            mask[..., -rows:, :] = 0
+            values[..., -rows:, :] = torch.randn(1, generator=generator)
+        return tokens, {"pixel_values": values, "pixel_attention_mask": mask}
+
+    def example_pixels(self, images: Sequence[Sequence[Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+        most, blank = max(map(len, images)), next(image for sample in images for image in sample)
+        padded = [[*sample, *[_zeros(blank)] * (most - len(sample))] for sample in images]
+        return {
+            name: torch.cat([torch.cat([image[name] for image in sample], 1) for sample in padded]) for name in blank
+        }
+
+
+def _zeros(image: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(value) for name, value in image.items()}

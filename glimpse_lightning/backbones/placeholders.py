@@ -1,0 +1,162 @@
+"""What families share whose prompt holds one placeholder token per visual token."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glimpse_lightning.backbones.base import Backbone, Prompt, pad_rows, text_position_ids
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.visual_tokens import ModelFacts
+
+
+@dataclass
+class Visuals:
+    """The images (or the videos) of a batch, in the order of their placeholders.
+
+    Attributes:
+        token_id: the placeholder.
+        features: ``[P, D]`` what takes the place of each placeholder.
+        grid: ``[I, 3]`` (t, h, w) of each item; ``t * h * w`` summed over items is ``V``, the prunable tokens.
+        prunable: ``[P]`` false at structure tokens (row ends), which are kept as text is.
+        states: of vision blocks, ``[V, Dv]``.
+        layer_features: added after a decoder layer, ``[V, D]``.
+    """
+
+    token_id: int
+    features: Tensor
+    grid: Tensor
+    prunable: Tensor
+    states: dict[int, Tensor] = field(default_factory=dict)
+    layer_features: dict[int, Tensor] = field(default_factory=dict)
+
+    def all_kept(self) -> Visuals:
+        """The same tokens as ones that no pruner sees."""
+        states = {layer: state[:0] for layer, state in self.states.items()}
+        return Visuals(self.token_id, self.features, self.grid[:0], torch.zeros_like(self.prunable), states)
+
+
+class PlaceholderBackbone(Backbone):
+    """A family whose ``input_ids`` hold one placeholder per visual token.
+
+    A family says what its :attr:`vision_blocks` and its :meth:`visuals` are and, for the conformance kit, makes up an
+    :meth:`example_image`. Positions are counted in one dimension unless :meth:`position_ids` says otherwise.
+    """
+
+    # -- what a family must say ---------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def vision_blocks(self) -> nn.ModuleList:
+        """Blocks of the vision tower; ``vision_layers`` count them from 0."""
+
+    @abstractmethod
+    def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[int]) -> list[Visuals]:
+        """The visual inputs of a batch, one entry per kind of placeholder."""
+
+    @abstractmethod
+    def example_image(self, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Prompt tokens and random pixel inputs of one image of about ``height x width`` visual tokens."""
+
+    # -- what most families share -------------------------------------------------------------------------------
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self.model.get_decoder()
+
+    @property
+    def vision_hidden_size(self) -> int:
+        return self.model.config.vision_config.hidden_size
+
+    @property
+    def facts(self) -> ModelFacts:
+        text = self.text_config
+        heads = text.num_attention_heads
+        return ModelFacts(
+            num_layers=text.num_hidden_layers,
+            num_heads=heads,
+            num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            rms_norm_eps=text.rms_norm_eps,
+            vision_layers=len(self.vision_blocks),
+            vision_hidden_size=self.vision_hidden_size,
+            model_type=self.model.config.model_type,
+        )
+
+    def position_ids(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Positions ``[..., B, N]`` of the prompt's tokens, as the rotary embedding takes them."""
+        return text_position_ids(inputs["attention_mask"])
+
+    def embed_prompt(self, inputs: Mapping[str, Any], vision_layers: Sequence[int]) -> Prompt:
+        ids = inputs["input_ids"]
+        embeds = self.model.get_input_embeddings()(ids)
+        visual = torch.zeros_like(ids, dtype=torch.bool)
+        parts, places = self.visuals(inputs, vision_layers), []
+        for part in parts:
+            where = ids == part.token_id
+            embeds = _place(embeds, where, part.features)
+            prunable = torch.zeros_like(visual).masked_scatter(where, part.prunable.to(ids.device))
+            places.append(prunable.flatten().nonzero()[:, 0])
+            visual |= prunable
+        prompt = Prompt(embeds, inputs["attention_mask"].bool(), self.position_ids(inputs), visual, ids.new_zeros(0, 3))
+        prompt.vision = {layer: embeds.new_zeros(0, 0) for layer in vision_layers}
+        if parts:
+            _merge(prompt, parts, places)
+        return prompt
+
+    # -- hand-made batches --------------------------------------------------------------------------------------
+
+    def example_inputs(
+        self, sizes: Sequence[Sequence[tuple[int, int]]], padding_side: str = "left", first_sample: int = 0
+    ) -> dict[str, Tensor]:
+        special = {v for k, v in self.model.config.to_dict().items() if k.endswith(("token_id", "token_index"))}
+        words = torch.tensor([i for i in range(10, self.text_config.vocab_size) if i not in special])
+        rows, images = [], []
+        for index, wanted in enumerate(sizes, start=first_sample):
+            generator = torch.Generator().manual_seed(index)
+            made = [self.example_image(height, width, generator) for height, width in wanted]
+            before = words[torch.randint(len(words), (2,), generator=generator)]
+            after = words[torch.randint(len(words), (3 + index % 3,), generator=generator)]
+            rows.append(torch.cat([before, *(tokens for tokens, _ in made), after]))
+            images.append([pixels for _, pixels in made])
+        inputs = pad_rows(rows, padding_side, 0)
+        if any(images):
+            inputs |= self.example_pixels(images)
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
+
+    def example_pixels(self, images: Sequence[Sequence[Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+        """The batch's pixel inputs from those of each sample's images."""
+        flat = [image for sample in images for image in sample]
+        return {name: torch.cat([image[name] for image in flat]) for name in flat[0]}
+
+
+def _place(embeds: Tensor, where: Tensor, features: Tensor) -> Tensor:
+    if int(where.sum()) != len(features):
+        raise GlimpseError(
+            f"Expected one visual placeholder per visual token, but got {int(where.sum())} placeholders and "
+            f"{len(features)} tokens; the prompt must come from the same processor call as the images."
+        )
+    return embeds.masked_scatter(where[..., None], features.to(embeds.device, embeds.dtype))
+
+
+def _merge(prompt: Prompt, parts: Sequence[Visuals], places: Sequence[Tensor]) -> None:
+    """Put items and tokens of all ``parts``, whose prunable tokens lie at ``places``, in the order of the prompt."""
+    starts = []
+    for part, place in zip(parts, places, strict=True):
+        sizes = part.grid.prod(-1)
+        starts.append(place[sizes.cumsum(0) - sizes])
+    prompt.grid = torch.cat([part.grid for part in parts])[torch.cat(starts).argsort()]
+    order = torch.cat(list(places)).argsort()
+
+    def ordered(rows: list[dict[int, Tensor]]) -> dict[int, Tensor]:
+        return {layer: torch.cat([row[layer].to(order.device) for row in rows])[order] for layer in rows[0]}
+
+    prompt.vision = ordered([part.states for part in parts])
+    prompt.layer_features = ordered([part.layer_features for part in parts])

@@ -1,0 +1,90 @@
+"""What the Qwen-VL families share: images and videos on grids of any shape, and three-dimensional positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glimpse_lightning.backbones.base import text_position_ids
+from glimpse_lightning.backbones.placeholders import PlaceholderBackbone, Visuals
+from glimpse_lightning.backbones.vision_taps import capture_blocks
+
+
+class QwenVLBackbone(PlaceholderBackbone):
+    """A Qwen-VL model: positions are ``[3, B, N]`` (temporal, height, width).
+
+    Images and videos are items in the order of the prompt, mixed as they come; a video's grid has ``t > 1``. The
+    reference prunes images only: ``prune_video=False`` keeps every token of a video, as it does.
+    ``vision_layers`` count vision blocks from 0; the state of a visual token is the mean over its 2 x 2 patches of that
+    block's output, before the merger.
+    """
+
+    @property
+    def vision_blocks(self) -> nn.ModuleList:
+        return self.model.model.visual.blocks
+
+    def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[int]) -> list[Visuals]:
+        parts = []
+        if inputs.get("pixel_values") is not None:
+            parts.append(self._visuals("image", inputs["pixel_values"], inputs["image_grid_thw"], vision_layers))
+        if inputs.get("pixel_values_videos") is not None:
+            video = self._visuals("video", inputs["pixel_values_videos"], inputs["video_grid_thw"], vision_layers)
+            parts.append(video if self.prune_video else video.all_kept())
+        return parts
+
+    def _visuals(self, kind: str, pixels: Tensor, grid_thw: Tensor, vision_layers: Sequence[int]) -> Visuals:
+        core, config = self.model.model, self.model.config
+        encode = core.get_image_features if kind == "image" else core.get_video_features
+        with capture_blocks(self.vision_blocks, vision_layers) as captured:
+            output = encode(pixels, grid_thw)
+        merge = config.vision_config.spatial_merge_size
+        features = torch.cat(list(output.pooler_output))
+        return Visuals(
+            token_id=config.image_token_id if kind == "image" else config.video_token_id,
+            features=features,
+            grid=grid_thw // torch.tensor([1, merge, merge], device=grid_thw.device),
+            prunable=torch.ones(len(features), dtype=torch.bool, device=features.device),
+            states={layer: self.merge_states(captured[layer], grid_thw) for layer in vision_layers},
+            layer_features={
+                layer: torch.cat(list(added)) for layer, added in enumerate(getattr(output, "deepstack_features", []))
+            },
+        )
+
+    def merge_states(self, states: Tensor, grid_thw: Tensor) -> Tensor:
+        """Block output ``[patches, Dv]``, merge unit by merge unit -> ``[V, Dv]`` in raster order."""
+        return states.view(-1, self.model.config.vision_config.spatial_merge_size**2, states.shape[-1]).mean(1)
+
+    def token_types(self, inputs: Mapping[str, Any]) -> Tensor:
+        """``[B, N]`` 1 at images, 2 at videos."""
+        ids, config = inputs["input_ids"], self.model.config
+        return (ids == config.image_token_id).long() + 2 * (ids == config.video_token_id).long()
+
+    def position_ids(self, inputs: Mapping[str, Any]) -> Tensor:
+        mask = inputs["attention_mask"]
+        if inputs.get("image_grid_thw") is None and inputs.get("video_grid_thw") is None:
+            return text_position_ids(mask).expand(3, -1, -1)
+        position_ids, _ = self.model.model.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=self.token_types(inputs),
+            image_grid_thw=inputs.get("image_grid_thw"),
+            video_grid_thw=inputs.get("video_grid_thw"),
+            second_per_grid_ts=inputs.get("second_per_grid_ts"),
+            attention_mask=mask,
+        )
+        return position_ids.masked_fill(~mask.bool(), 1)
+
+    def hf_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # Without the token types Hugging Face silently falls back to one-dimensional positions.
+        return {**inputs, "mm_token_type_ids": self.token_types(inputs)}
+
+    def example_image(self, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        config, vision = self.model.config, self.model.config.vision_config
+        start, end = config.vision_start_token_id, config.vision_end_token_id
+        tokens = torch.tensor([start, *[config.image_token_id] * (height * width), end])
+        merge = vision.spatial_merge_size
+        values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        pixels = torch.randn(height * width * merge**2, values, generator=generator)
+        return tokens, {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, height * merge, width * merge]])}

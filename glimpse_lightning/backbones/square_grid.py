@@ -1,0 +1,64 @@
+"""Families whose vision tower turns every image, or crop of one, into the same square grid of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.backbones.placeholders import PlaceholderBackbone, Visuals
+from glimpse_lightning.backbones.vision_taps import capture_blocks
+
+
+class SquareGridBackbone(PlaceholderBackbone):
+    """A family with one fixed square grid per image or crop; each crop is an item of its own.
+
+    The state of a visual token is the mean over the patches that were merged into it (one, where none are merged) of a
+    vision block's output; a class token is left out.
+    """
+
+    @property
+    def patches_per_side(self) -> int:
+        """Patches along a side of an image."""
+        vision = self.model.config.vision_config
+        image, patch = (v if isinstance(v, int) else v[0] for v in (vision.image_size, vision.patch_size))
+        return image // patch
+
+    @property
+    def tokens_per_side(self) -> int:
+        """Visual tokens along a side of an image."""
+        return self.patches_per_side
+
+    def image_features(self, inputs: Mapping[str, Any]) -> Iterable[Tensor]:
+        """The model's own image features, ``[..., D]`` each, in order."""
+        return self.model.model.get_image_features(inputs["pixel_values"]).pooler_output
+
+    def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[int]) -> list[Visuals]:
+        if inputs.get("pixel_values") is None:
+            return []
+        with capture_blocks(self.vision_blocks, vision_layers) as captured:
+            features = torch.cat([image.flatten(0, -2) for image in self.image_features(inputs)])
+        grid, prunable = self.image_layout(inputs, len(features))
+        states = {layer: self.merge_states(inputs, captured[layer]) for layer in vision_layers}
+        return [Visuals(self.model.config.image_token_id, features, grid, prunable, states)]
+
+    def image_layout(self, inputs: Mapping[str, Any], placeholders: int) -> tuple[Tensor, Tensor]:
+        """``(grid [I, 3], prunable [P])`` of the ``P`` = ``placeholders`` features of all images."""
+        side, device = self.tokens_per_side, inputs["input_ids"].device
+        grid = torch.tensor([[1, side, side]], device=device).expand(placeholders // side**2, 3)
+        return grid, torch.ones(placeholders, dtype=torch.bool, device=device)
+
+    def merge_states(self, inputs: Mapping[str, Any], states: Tensor) -> Tensor:
+        """A vision block's output ``[crops, patches, Dv]`` -> ``[V, Dv]``, in the order of the placeholders."""
+        side, merge = self.tokens_per_side, self.patches_per_side // self.tokens_per_side
+        patches = states[:, -(self.patches_per_side**2) :]  # a class token stands in front
+        return patches.reshape(-1, side, merge, side, merge, states.shape[-1]).mean((2, 4)).flatten(0, 2)
+
+    def example_image(self, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.model.config
+        vision = config.vision_config
+        size = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
+        tokens = torch.full((self.tokens_per_side**2,), config.image_token_id)
+        return tokens, {"pixel_values": torch.randn(1, vision.num_channels, size, size, generator=generator)}

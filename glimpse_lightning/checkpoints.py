@@ -1,0 +1,224 @@
+"""Pruners on disk: safetensors and a config.json of ours; the reference's released pruners are read as well."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from glimpse_lightning import __version__, upstream
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.pruner import Pruner, PruneStage, check_facts
+from glimpse_lightning.reducers.base import Reducer
+from glimpse_lightning.scorers.base import Scorer
+from glimpse_lightning.visual_tokens import ModelFacts
+
+__all__ = ["check_facts", "init_args", "load_pruner", "save_pruner"]
+
+CONFIG = "config.json"
+WEIGHTS = "pruner.safetensors"
+FORMAT = 1
+
+
+def save_pruner(pruner: Pruner, folder: str | Path, backbone: str = "") -> Path:
+    """Write a built pruner to ``folder``: all of it, or nothing. A pruner that is already there is replaced.
+
+    Args:
+        pruner: to save.
+        folder: new, empty, or holding a saved pruner.
+        backbone: name of the model it was trained on; for the reader, nothing depends on it.
+
+    Raises:
+        GlimpseError: where the disk is full or the folder cannot be written, where it holds something else, or where
+            the pruner cannot be described by importable classes and plain arguments.
+    """
+    if pruner.facts is None:
+        raise GlimpseError(
+            "Expected a pruner that was built for a model, but got one that has no weights yet. Attach it to a model "
+            "first: `PrunedVLM(backbone, pruner)`, or `pruner.build(facts)`."
+        )
+    stages = [
+        {"after_layer": s.after_layer, "scorer": _describe(s.scorer), "policy": _describe(s.policy)}
+        | {"reducer": _describe(s.reducer)}
+        for s in _stages(pruner)
+    ]
+    config = {"format": FORMAT, "glimpse_lightning": __version__, "backbone": backbone}
+    text = json.dumps(config | {"facts": asdict(pruner.facts), "stages": stages}, indent=2) + "\n"
+    weights = save({name: value.detach().cpu().contiguous() for name, value in pruner.state_dict().items()})
+    with _whole_or_nothing(Path(folder)) as temporary:
+        _write(temporary / WEIGHTS, weights)
+        _write(temporary / CONFIG, text.encode())
+    return Path(folder)
+
+
+def load_pruner(path_or_hub_id: str | Path) -> Pruner:
+    """A pruner from a folder or a Hugging Face repository: ours, or the reference's ``new_modules_gp.pt``.
+
+    The pruner comes built, in fp32 and in evaluation mode, for the model that it was trained on; attaching it to a model of another shape
+    fails with an error that names both.
+
+    Raises:
+        GlimpseError: where there is no pruner, or not a whole one.
+    """
+    folder = _local_folder(path_or_hub_id)
+    if (folder / upstream.WEIGHTS).is_file():
+        return upstream.read_pruner(folder)
+    config = upstream.read_json(folder / CONFIG)
+    if "stages" not in config or not (folder / WEIGHTS).is_file():
+        raise GlimpseError(
+            f"Expected {folder} to hold a pruner ({CONFIG} with {WEIGHTS}, or with the reference's "
+            f"{upstream.WEIGHTS}), but found {sorted(p.name for p in folder.iterdir())}. Name the folder that "
+            "`save_pruner` or a training run's `pruner/` wrote."
+        )
+    if config.get("format") != FORMAT:
+        raise GlimpseError(
+            f"Expected {folder / CONFIG} in format {FORMAT}, but got {config.get('format')!r}. It was written by "
+            f"glimpse_lightning {config.get('glimpse_lightning')}: install that version."
+        )
+    try:
+        stages = [_stage(stage) for stage in config["stages"]]
+        facts = ModelFacts(**config["facts"])
+    except (KeyError, TypeError) as error:
+        raise GlimpseError(
+            f"{folder / CONFIG} does not describe a pruner of this version: {error}. It was written by "
+            f"glimpse_lightning {config.get('glimpse_lightning')}: save the pruner anew, or install that version."
+        ) from error
+    pruner = Pruner(stages)
+    with torch.random.fork_rng(devices=[]):  # first values are drawn only to be replaced
+        pruner.build(facts)
+    try:
+        pruner.load_state_dict(load((folder / WEIGHTS).read_bytes()))
+    except (SafetensorError, RuntimeError) as error:
+        raise GlimpseError(
+            f"{folder / WEIGHTS} does not hold the weights that {CONFIG} beside it describes: {error}. It may be cut "
+            "short or from another run: copy the folder again."
+        ) from error
+    return pruner.eval()
+
+
+def init_args(part: object) -> dict[str, Any]:
+    """Constructor arguments of a scorer, policy or reducer, read from its attributes of the same names."""
+    arguments = {}
+    for name in inspect.signature(type(part)).parameters:
+        if not hasattr(part, name):
+            raise GlimpseError(
+                f"Expected {type(part).__name__} to keep its constructor argument `{name}` as an attribute of the same "
+                f"name, so that it can be saved, but it has none. Add `self.{name} = {name}` to its constructor."
+            )
+        value = getattr(part, name)
+        if not isinstance(value, (str, int, float, bool, dict, type(None))):
+            try:
+                value = list(value)
+            except TypeError as error:
+                raise GlimpseError(
+                    f"Expected argument `{name}` of {type(part).__name__} to be a number, a string or a list of them, "
+                    f"so that it can be saved, but got {type(value).__name__}."
+                ) from error
+        arguments[name] = value
+    return arguments
+
+
+def _stages(pruner: Pruner) -> Iterator[PruneStage]:
+    for stage in pruner.stages:
+        assert isinstance(stage, PruneStage)
+        yield stage
+
+
+def _describe(part: object) -> dict[str, Any]:
+    cls = type(part)
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    if cls.__module__ == "__main__" or "<locals>" in path:
+        raise GlimpseError(
+            f"Expected {cls.__name__} to be importable, so that a saved pruner can be read back, but it is defined as "
+            f"{path}. Move the class to a module of its own."
+        )
+    return {"class_path": path, "init_args": init_args(part)}
+
+
+def _stage(saved: dict[str, Any]) -> PruneStage:
+    return PruneStage(
+        after_layer=saved["after_layer"],
+        scorer=_restore(saved["scorer"], Scorer),
+        policy=_restore(saved["policy"], Policy),
+        reducer=_restore(saved["reducer"], Reducer),
+    )
+
+
+def _restore(saved: dict[str, Any], base: type) -> Any:
+    module, _, name = saved["class_path"].rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise GlimpseError(
+            f"The saved pruner uses {saved['class_path']}, which cannot be imported ({error}). Install the package "
+            "that defines it."
+        ) from error
+    if not (inspect.isclass(cls) and issubclass(cls, base)):
+        raise GlimpseError(f"Expected {saved['class_path']} to be a {base.__name__}, but it is not. Correct {CONFIG}.")
+    return cls(**saved["init_args"])
+
+
+def _local_folder(path_or_hub_id: str | Path) -> Path:
+    folder = Path(path_or_hub_id).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(path_or_hub_id)
+    if isinstance(path_or_hub_id, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists():
+        raise GlimpseError(f"Expected a pruner's folder or a Hugging Face id `owner/name`, but {name} is no folder.")
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, upstream.WEIGHTS]))
+    except Exception as error:  # hub clients raise a dozen unrelated types: unknown id, no access, no network, ...
+        raise GlimpseError(
+            f"Expected a pruner's folder or a Hugging Face id, but {name} is no folder here, and could not be fetched "
+            f"({type(error).__name__}: {error}). Check the spelling and the network, or fetch it elsewhere."
+        ) from error
+
+
+@contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``folder`` if all went well, and leaves no trace if not."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
+        raise GlimpseError(
+            f"Expected {folder} to be new, empty, or to hold a saved pruner, but it holds something else, which saving "
+            "would replace. Name another folder."
+        )
+    temporary = folder.absolute().parent / f".{folder.absolute().name}.{os.getpid()}.new"
+    previous = temporary.with_suffix(".old")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            folder.rename(previous)
+        temporary.rename(folder)
+    except OSError as error:
+        if previous.is_dir() and not folder.exists():
+            previous.rename(folder)
+        raise GlimpseError(
+            f"The pruner could not be saved to {folder}: {error.strerror or error}. Nothing was left there"
+            f"{' but the pruner that it held before' if folder.exists() else ''}. Free some space or name a folder "
+            "that can be written, and save again."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # a full disk shows up here, not after the rename

@@ -1,0 +1,122 @@
+"""The command line. Light: what needs torch is imported only once a command that needs it is known."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from glimpse_lightning.errors import GlimpseError
+
+HELP = """\
+usage: glimpse-lightning COMMAND [options]      (or: python -m glimpse_lightning COMMAND [options])
+
+Dynamic visual-token pruning for vision-language models.
+
+commands:
+  fit       train a pruner, then test it                fit --config vip_kl
+  validate  evaluate on the validation split            validate --config vip_kl
+  test      the full table, baselines included          test --config vip_kl
+  predict   answer questions, draw what was kept        predict --config vip_kl --image FILE --question TEXT
+  recipes   list, show or copy the packaged recipes     recipes list | show NAME | copy NAME DESTINATION
+
+A --config is a YAML file or the name of a packaged recipe. Flags beat the config, which beats a checkpoint:
+  fit --config vip_kl --model.after_layer 2 --model.optimizer.lr 3e-4 --seed_everything 1
+test and predict take the weights of the recipe's last finished fit, unless --ckpt_path FILE names others.
+
+more help:
+  COMMAND --help                      every option of a command
+  fit --model.scorer.help VIP         the options of one component (scorer, policy, objective, ...)
+  fit --config vip_kl --print_config  the resolved configuration
+"""
+
+RECIPES_HELP = """\
+usage: glimpse-lightning recipes list               every recipe and its purpose
+       glimpse-lightning recipes show NAME          print one
+       glimpse-lightning recipes copy NAME DEST     copy one to a file or into a folder
+"""
+COMMANDS = ("fit", "validate", "test", "predict", "recipes")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status. Errors a user can act on become one paragraph on stderr."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except Exception as error:
+        message = explain(error)
+        if message is None or os.environ.get("GLIMPSE_DEBUG"):
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if args[0] == "--version":
+        from glimpse_lightning import __version__
+
+        print(__version__)
+        return 0
+    command = args[0]
+    if command not in COMMANDS:
+        raise GlimpseError(f"Expected a command out of {', '.join(COMMANDS)}, but got {command!r}; try --help.")
+    if command == "recipes":
+        return _recipes(args[1:])
+    from glimpse_lightning.lightning_cli import run
+
+    run(args)
+    return 0
+
+
+def _recipes(args: list[str]) -> int:
+    from glimpse_lightning import packaged_recipes
+
+    match args:
+        case ["list"]:
+            known = packaged_recipes.recipes()
+            width = max(map(len, known), default=0)
+            for name, path in known.items():
+                print(f"{name:<{width}}  {packaged_recipes.purpose(path)}")
+        case ["show", name]:
+            print(packaged_recipes.find_recipe(name).read_text(encoding="utf-8"), end="")
+        case ["copy", name, destination]:
+            print(packaged_recipes.copy_recipe(name, Path(destination)))
+        case [] | ["-h"] | ["--help"]:
+            print(RECIPES_HELP, end="")
+        case _:
+            raise GlimpseError(f"Expected `recipes list`, `show NAME` or `copy NAME DEST`, but got {' '.join(args)!r}.")
+    return 0
+
+
+def explain(error: BaseException) -> str | None:
+    """An error as one paragraph for the user; ``None`` where it is a defect and deserves its traceback."""
+    if isinstance(error, GlimpseError):
+        return _one_paragraph(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        from glimpse_lightning.run_folder import full_disk
+
+        return str(full_disk(error.filename))
+    if type(error).__module__.startswith("omegaconf"):
+        key = getattr(error, "full_key", None)
+        where = f" at `{key}`" if key else ""
+        return f"An interpolation{where} cannot be resolved: {str(error).splitlines()[0]}. Check the `${{...}}` there."
+    if isinstance(error, ValueError) and _raised_here(error):
+        return _one_paragraph(error)
+    return None
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether our own code raised ``error``: its messages say what to do."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = Path(__file__).parent.resolve()
+    return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(package)
+
+
+def _one_paragraph(error: BaseException) -> str:
+    return " ".join(str(error).split())

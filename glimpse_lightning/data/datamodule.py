@@ -1,0 +1,164 @@
+"""One data module for any dataset of visual questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from glimpse_lightning.data.order import EvalOrder, TrainOrder
+from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.errors import BadSampleError, GlimpseError
+
+
+@dataclass
+class RawBatch:
+    """What the workers hand over: rendered samples, not yet through the processor (the module does that).
+
+    Attributes:
+        samples: of the batch.
+        weight: 1.0 each, or 0.0 for one that only pads and counts nowhere.
+        skipped: what was wrong with samples that were left out.
+        error: what was wrong with a sample that may not be left out.
+    """
+
+    samples: list[Sample]
+    weight: list[float]
+    skipped: list[str] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass
+class _Item:
+    sample: Sample | None
+    weight: float = 1.0
+    skipped: list[str] = field(default_factory=list)
+    error: str | None = None
+
+
+class _Guarded(Dataset[_Item]):
+    """Samples of a dataset, bad ones replaced (``on_error: skip``) or reported instead of raised.
+
+    An exception that crosses from a worker arrives as a traceback in a text; a message arrives as it was.
+
+    Args:
+        dataset: the samples.
+        stand_in_weight: weight of the sample that stands in for a bad one.
+    """
+
+    def __init__(self, dataset: Dataset[Sample], stand_in_weight: float) -> None:
+        self.dataset = dataset
+        self.stand_in_weight = stand_in_weight
+        self.length = len(dataset)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> _Item:
+        weight, start, skipped = (0.0, 0, []) if index < 0 else (1.0, index, [])
+        for offset in range(self.length):
+            try:
+                sample = self.dataset[(start + offset) % self.length]
+                return _Item(sample, self.stand_in_weight * weight if skipped else weight, skipped)
+            except BadSampleError as error:
+                if getattr(self.dataset, "on_error", "raise") != "skip":
+                    return _Item(None, error=str(error))
+                if weight:
+                    skipped.append(str(error))
+        return _Item(None, error=f"Expected at least one usable sample, but all {self.length} are bad: {skipped[0]}")
+
+
+def _together(items: list[_Item]) -> RawBatch:
+    return RawBatch(
+        samples=[item.sample for item in items if item.sample is not None],
+        weight=[item.weight for item in items if item.sample is not None],
+        skipped=[message for item in items for message in item.skipped],
+        error=next((item.error for item in items if item.error), None),
+    )
+
+
+class VQAData(LightningDataModule):
+    """Visual questions for training, validation, test and prediction.
+
+    Args:
+        train: dataset to train on.
+        val: dataset to validate on.
+        test: dataset to test on.
+        predict: dataset to answer; default: the test dataset.
+        batch_size: samples per step and rank in training.
+        eval_batch_size: samples per step and rank elsewhere.
+        num_workers: processes that render or read images.
+        seed: of the order of the training samples.
+        test_size: use only the first so many test samples; default: all.
+        fit_test_size: how many of them the test at the end of `fit` uses.
+    """
+
+    def __init__(
+        self,
+        train: Dataset | None = None,
+        val: Dataset | None = None,
+        test: Dataset | None = None,
+        predict: Dataset | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int = 50,
+        num_workers: int = 1,
+        seed: int = 0,
+        test_size: int | None = None,
+        fit_test_size: int | None = 500,
+    ) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+            if value < 1:
+                raise GlimpseError(f"Expected `data.{name}` to be at least 1, but got {value}.")
+        self.train, self.val, self.test, self.predict = train, val, test, predict
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.test_size = test_size
+        self.fit_test_size = fit_test_size
+
+    def _dataset(self, name: str) -> Dataset[Sample]:
+        dataset = getattr(self, name)
+        if dataset is None:
+            raise GlimpseError(f"Expected `data.{name}` to name a dataset (GlyphVQA, JSONL, ...), but got none.")
+        return dataset
+
+    def _ranks(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {"num_replicas": trainer.world_size, "rank": trainer.global_rank} if trainer else {}
+
+    def _batches_done(self) -> int:
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
+
+    def _loader(self, dataset: Dataset[_Item], **kwargs: Any) -> DataLoader[_Item]:
+        return DataLoader(
+            dataset,
+            num_workers=self.num_workers,
+            persistent_workers=False,  # they would live on through validation, beside its own
+            collate_fn=_together,
+            **kwargs,
+        )
+
+    def train_dataloader(self) -> DataLoader[_Item]:
+        dataset = _Guarded(self._dataset("train"), stand_in_weight=1.0)
+        order = TrainOrder(dataset, self.batch_size, self.seed, batches_done=self._batches_done, **self._ranks())
+        return self._loader(dataset, sampler=order, batch_size=self.batch_size)
+
+    def _eval_loader(self, name: str, size: int | None = None) -> DataLoader[_Item]:
+        dataset = _Guarded(self._dataset(name), stand_in_weight=0.0)
+        order = EvalOrder(dataset, size=size, **self._ranks())
+        return self._loader(dataset, sampler=order, batch_size=self.eval_batch_size)
+
+    def val_dataloader(self) -> DataLoader[_Item]:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> list[DataLoader[_Item]]:
+        """One loader for each pass that the module wants to make over the test split."""
+        passes = getattr(getattr(self.trainer, "lightning_module", None), "test_passes", 1)
+        return [self._eval_loader("test", self.test_size) for _ in range(passes)]
+
+    def predict_dataloader(self) -> DataLoader[_Item]:
+        return self._eval_loader("predict" if self.predict is not None else "test")

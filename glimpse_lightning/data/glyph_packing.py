@@ -1,0 +1,181 @@
+"""Packs many GlyphVQA questions about one image into one sequence, for the pretraining of glimpse-tiny.
+
+Every question with its answer sees the image and itself only, at the mRoPE positions it would have alone, so a packed
+sequence equals that many separate ones at a fraction of the cost.
+
+Shapes: B images, L positions, N visual tokens an image (the same for all), P patches, W visual words, Q questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glimpse_lightning.data.glyph_draw import draw
+from glimpse_lightning.data.glyph_layout import FAMILIES, Layout, PixelBox, ask, make_layout
+from glimpse_lightning.data.glyph_words import (
+    ASSISTANT,
+    BOS,
+    EOS,
+    IMAGE_PAD,
+    SIDES,
+    VISION_END,
+    VISION_START,
+    VISUAL_WORDS,
+    vocabulary,
+)
+
+_IDS = {token: number for number, token in enumerate(vocabulary())}
+VISUAL_WORD_IDS = [_IDS[word] for word in VISUAL_WORDS]
+_COLUMN = {word: column for column, word in enumerate(VISUAL_WORDS)}
+TOKEN = 28  # pixels on a side of a merged visual token
+PATCH = 14
+IGNORE = -100
+_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32) * 255
+_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32) * 255
+
+
+@dataclass
+class PackedBatch:
+    """``visual_words`` holds 1 (shown), 0 (not shown) or -1 (shown in part); ``targets`` the next token or IGNORE."""
+
+    input_ids: Tensor  # [B, L]
+    position_ids: Tensor  # [3, B, L]
+    mask: Tensor  # bool [B, 1, L, L], True where a position is seen
+    targets: Tensor  # [B, L]
+    question: Tensor  # [B, L], number of the question within the batch, -1 elsewhere
+    families: list[str]  # [Q], by number of the question
+    visual_words: Tensor  # int8 [B, N, W]
+    pixel_values: Tensor | None = None  # [B * P, 3 * 2 * 14 * 14]
+    image_grid_thw: Tensor | None = None  # [B, 3]
+    settings: dict = field(default_factory=dict)  # what the training step needs to know of its stage
+
+
+def patches(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] to float32 [P, 1176], as the Qwen2-VL image processor does without resizing."""
+    height, width = image.shape[0] // PATCH, image.shape[1] // PATCH
+    pixels = (image.astype(np.float32) - _MEAN) / _STD
+    split = pixels.reshape(height // 2, 2, PATCH, width // 2, 2, PATCH, 3).transpose(0, 3, 1, 4, 6, 2, 5)
+    twice = np.stack([split, split], axis=5)  # a still image is two equal frames
+    return np.ascontiguousarray(twice.reshape(height * width, -1))
+
+
+def _shown(box: PixelBox, lines: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which tokens [lines, columns] hold at least 15 % of the box, and which hold any less than that."""
+    x, y = np.arange(columns) * TOKEN, np.arange(lines) * TOKEN
+    wide = np.clip(np.minimum(box[2], x + TOKEN) - np.maximum(box[0], x), 0, None)
+    high = np.clip(np.minimum(box[3], y + TOKEN) - np.maximum(box[1], y), 0, None)
+    part = high[:, None] * wide[None, :] / ((box[2] - box[0]) * (box[3] - box[1]))
+    return part >= 0.15, (part > 0.01) & (part < 0.15)
+
+
+def words_by_token(layout: Layout, middle_only: bool = False) -> np.ndarray:
+    """What each visual token shows: int8 [N, W] of 1, 0 and -1 (a sliver, counted neither way).
+
+    With ``middle_only`` each thing is shown by the one token that holds its middle.
+    """
+    lines, columns = layout.height // TOKEN, layout.width // TOKEN
+    words = np.zeros((lines, columns, len(VISUAL_WORDS)), np.int8)
+    pieces = [(item.box, (item.colour, item.shape, item.glyph)) for item in layout.objects]
+    for row in layout.rows:
+        pieces.append((row.label_box, (row.label,)))
+        pieces.extend((box, (glyph,)) for box, glyph in zip(row.glyph_boxes, row.glyphs, strict=True))
+    for box, names in pieces:
+        if middle_only:
+            box = (*(((box[k] + box[k + 2]) / 2 - 0.5) for k in (0, 1)), *(((box[k] + box[k + 2]) / 2) for k in (0, 1)))
+        shown, sliver = _shown(box, lines, columns)
+        for name in names:
+            plane = words[:, :, _COLUMN[name]]
+            plane[sliver & (plane == 0)] = -1
+            plane[shown] = 1
+    return words.reshape(lines * columns, -1)
+
+
+def _question_tokens(
+    layout: Layout, family: str, rng: Random, suffix: float, sides: Sequence[str]
+) -> tuple[list[int], int]:
+    """Token ids of question, suffix, answer and end, and how many of them come before the answer."""
+    question = ask(layout, family, rng, sides)
+    # Without the suffix the key of the question is the last token of the prompt: much easier to learn first.
+    prompt = question.text.split() + ([ASSISTANT] if rng.random() < suffix else [])
+    return [_IDS[token] for token in (*prompt, *question.answer.split(), EOS)], len(prompt)
+
+
+def pack(
+    rng: Random,
+    images: int,
+    questions: int,
+    image_size: int = 448,
+    suffix: float = 1.0,
+    families: dict[str, float] | None = None,
+    pixels: bool = True,
+    crowded: bool = False,
+    on_grid: float = 0.5,
+    middle_only: bool = False,
+    sides: Sequence[str] = SIDES,
+) -> PackedBatch:
+    """A batch of ``images`` fresh images with ``questions`` questions each.
+
+    Args:
+        rng: decides on everything.
+        images: number of images.
+        questions: number of questions about each.
+        image_size: width and height in pixels, a multiple of 112.
+        suffix: share of prompts that end as in the chat template instead of with their last word.
+        families: weight of each family in the mix; default: all alike.
+        pixels: draw the images; without, the batch only serves oracle visual tokens.
+        crowded: more objects than the benchmark has, so that there is more to see per image.
+        on_grid: share of objects that lie on the grid of visual tokens.
+        sides: what the neighbour family asks about, where the image has it.
+        middle_only: each object is shown by one visual token; see `words_by_token`.
+    """
+    weights = families or dict.fromkeys(FAMILIES, 1.0)
+    side = image_size // TOKEN
+    count = side * side
+    prefix = [_IDS[BOS], _IDS[VISION_START], *[_IDS[IMAGE_PAD]] * count, _IDS[VISION_END]]
+    rows = np.arange(count) // side
+    start = np.stack([np.full(count, 2), 2 + rows, 2 + np.arange(count) % side])
+    prefix_positions = np.concatenate([[[0, 1]] * 3, start, [[2 + side]] * 3], axis=1)
+    texts, words, drawings, asked = [], [], [], []
+    for _ in range(images):
+        layout = make_layout(rng, image_size, image_size, crowded, on_grid)
+        picked = rng.choices(list(weights), list(weights.values()), k=questions)
+        texts.append([_question_tokens(layout, family, rng, suffix, sides) for family in picked])
+        asked.extend(picked)
+        words.append(words_by_token(layout, middle_only))
+        if pixels:
+            drawings.append(patches(np.asarray(draw(layout, rng))))
+    length = len(prefix) + max(sum(len(tokens) for tokens, _ in text) for text in texts)
+    input_ids = np.zeros((images, length), np.int64)
+    positions = np.zeros((3, images, length), np.int64)
+    targets, number = np.full((images, length), IGNORE), np.full((images, length), -1)
+    segment = np.full((images, length), -2)  # -2: padding, -1: image, else the question
+    for b, text in enumerate(texts):
+        at = len(prefix)
+        input_ids[b, :at], positions[:, b, :at], segment[b, :at] = prefix, prefix_positions, -1
+        for q, (tokens, prompt) in enumerate(text):
+            end = at + len(tokens)
+            input_ids[b, at:end], segment[b, at:end] = tokens, q
+            positions[:, b, at:end] = 3 + side + np.arange(len(tokens))
+            targets[b, at + prompt - 1 : end - 1] = tokens[prompt:]
+            number[b, at + prompt - 1 : end - 1] = b * questions + q
+            at = end
+    seg = torch.from_numpy(segment)
+    seen = (seg[:, None, :] == -1) | (seg[:, None, :] == seg[:, :, None])
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    return PackedBatch(
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(positions),
+        mask=(seen & causal)[:, None],
+        targets=torch.from_numpy(targets),
+        question=torch.from_numpy(number),
+        families=asked,
+        visual_words=torch.from_numpy(np.stack(words)),
+        pixel_values=torch.from_numpy(np.concatenate(drawings)) if pixels else None,
+        image_grid_thw=torch.tensor([[1, image_size // PATCH, image_size // PATCH]] * images) if pixels else None,
+    )

@@ -1,0 +1,64 @@
+"""Reading an image file that somebody else made."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from glimpse_lightning.errors import BadSampleError
+
+MAX_PIXELS = 89_478_485
+"""Images with more pixels are refused before they are decoded (Pillow's own limit, a quarter of a gigabyte of RGB)."""
+
+
+def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image at ``path`` as RGB, turned upright by its EXIF orientation; transparency is laid on white.
+
+    Raises:
+        BadSampleError: for a missing, unreadable, truncated, empty or oversized image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise BadSampleError(
+                        f"{path}: expected at most {max_pixels} pixels, but got {width} x {height}; "
+                        "scale the image down, or raise `max_pixels` if you trust the file."
+                    )
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise BadSampleError(f"{path}: no such image; check the path in the data file.") from None
+    except (IsADirectoryError, PermissionError, UnidentifiedImageError) as error:
+        raise BadSampleError(f"{path}: not a readable image ({type(error).__name__}); replace the file.") from None
+    except Image.DecompressionBombError as error:
+        raise BadSampleError(f"{path}: {error} Scale the image down.") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, BadSampleError):
+            raise
+        raise BadSampleError(f"{path}: the image is truncated or damaged ({error}); replace the file.") from None
+    if min(upright.size) == 0:
+        raise BadSampleError(f"{path}: expected an image with pixels, but its size is {upright.size}; replace the file.")
+    return _rgb(upright)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):  # 16 and 32 bits a pixel: a plain conversion would clip to white
+        image = _stretched(image)
+    if "A" in image.mode or "transparency" in image.info or image.mode == "PA":
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _stretched(image: Image.Image) -> Image.Image:
+    """A grey image of many bits, its own range laid over 0 to 255."""
+    grey = image.convert("F")
+    low, high = grey.getextrema()
+    scale = 255.0 / (high - low) if high > low else 0.0
+    return grey.point(lambda value: value * scale + (-low * scale)).convert("L")

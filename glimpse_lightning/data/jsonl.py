@@ -1,0 +1,211 @@
+"""Questions about your own images, from a file with one JSON object a line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from glimpse_lightning.data.images import MAX_PIXELS, load_image
+from glimpse_lightning.data.sample import Box, Sample
+from glimpse_lightning.errors import BadSampleError, GlimpseError
+
+KEYS = ("question", "answer", "answers", "image", "images", "boxes", "family", "id")
+ROUNDING = 1e-3  # how far outside the image a normalised box may lie, by rounding; it is clipped
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line that passed every check that needs no decoded image."""
+
+    where: str
+    id: str
+    question: str
+    answers: list[str]
+    images: list[Path]
+    boxes: list[list[Box]] | None
+    family: str
+
+
+class JSONL(Dataset[Sample]):
+    """Reads ``{"question": ..., "answer": ..., "image": ...}`` lines.
+
+    Each line has ``question``; ``answer`` (text) or ``answers`` (list; the first one is trained on); ``image`` (path)
+    or ``images`` (list of paths), relative to the file and inside its folder; and may have ``boxes``, ``family`` and
+    ``id``. With ``image``, ``boxes`` is a list of ``[x1, y1, x2, y2]``; with ``images``, one such list per image.
+
+    Args:
+        path: the file.
+        box_format: ``normalised`` (0 to 1, relative to width and height) or ``pixels``, of the upright image.
+        on_error: what a bad line or image does: ``raise`` stops with its file and line; ``skip`` leaves it out, counts
+            it and says so.
+        require_answers: whether a line without an answer is an error; false for data that is only predicted on.
+        max_pixels: images with more pixels are refused.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        box_format: Literal["normalised", "pixels"] = "normalised",
+        on_error: Literal["raise", "skip"] = "raise",
+        require_answers: bool = True,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.path = Path(path)
+        self.box_format = box_format
+        self.on_error = on_error
+        self.require_answers = require_answers
+        self.max_pixels = max_pixels
+        self.skipped: list[str] = []
+        self.rows = list(self._read())
+        if not self.rows:
+            raise GlimpseError(f"{path}: expected at least one usable line, but got {self._found()}.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        row = self.rows[index]
+        images = [self._image(row, path) for path in row.images]
+        return Sample(
+            id=row.id,
+            key=int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:8], "big") >> 1,
+            question=row.question,
+            answers=row.answers,
+            images=images,
+            boxes=self._boxes_of(row, images),
+            family=row.family,
+        )
+
+    def _found(self) -> str:
+        return f"{len(self.skipped)} bad ones, the first: {self.skipped[0]}" if self.skipped else "an empty file"
+
+    def _read(self) -> Iterator[_Row]:
+        try:
+            lines = self.path.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 is legal in JSON
+        except FileNotFoundError:
+            raise GlimpseError(f"{self.path}: no such file; expected a JSONL file of questions.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise GlimpseError(f"{self.path}: expected a UTF-8 text file, but reading it failed: {error}.") from None
+        seen: dict[str, str] = {}
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{self.path}, line {number}"
+            try:
+                row = self._parse(line, where, default_id=f"{self.path.name}:{number}")
+                if row.id in seen:
+                    raise BadSampleError(f"{where}: `id` {row.id!r} is taken by {seen[row.id]}; ids must differ.")
+                seen[row.id] = where
+                yield row
+            except BadSampleError as error:
+                if self.on_error == "raise":
+                    raise
+                self.skipped.append(str(error))
+
+    def _parse(self, line: str, where: str, default_id: str) -> _Row:
+        try:
+            data = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BadSampleError(f"{where}: broken JSON ({error.msg} at column {error.colno}); mend the line.") from None
+        if not isinstance(data, dict):
+            raise BadSampleError(f"{where}: expected a JSON object, but got {type(data).__name__}.")
+        if unknown := sorted(set(data) - set(KEYS)):
+            raise BadSampleError(f"{where}: unknown key {unknown[0]!r}; expected only {', '.join(KEYS)}.")
+        question = data.get("question")
+        if not isinstance(question, str) or not question.strip():
+            raise BadSampleError(f"{where}: expected `question` to be a text that is not empty, but got {question!r}.")
+        images = self._paths(data, where)
+        return _Row(
+            where=where,
+            id=str(data.get("id", default_id)),
+            question=question,
+            answers=self._answers(data, where),
+            images=images,
+            boxes=self._raw_boxes(data, len(images), where),
+            family=str(data.get("family", "")),
+        )
+
+    def _answers(self, data: dict[str, Any], where: str) -> list[str]:
+        if "answer" in data and "answers" in data:
+            raise BadSampleError(f"{where}: expected `answer` or `answers`, but got both.")
+        answers = data.get("answers", data.get("answer"))
+        if answers is None and not self.require_answers:
+            return []
+        answers = answers if isinstance(answers, list) else [answers]
+        texts = [str(a) if isinstance(a, (str, int, float)) and not isinstance(a, bool) else "" for a in answers]
+        if not texts or not all(text.strip() for text in texts):
+            raise BadSampleError(
+                f"{where}: expected `answer` (a text) or `answers` (a list of texts) that are not empty, but got "
+                f"{data.get('answers', data.get('answer'))!r}; for questions without answers set "
+                "`require_answers: false`."
+            )
+        return texts
+
+    def _paths(self, data: dict[str, Any], where: str) -> list[Path]:
+        if ("image" in data) == ("images" in data):
+            raise BadSampleError(f"{where}: expected either `image` (a path) or `images` (a list of paths).")
+        names = data["images"] if "images" in data else [data["image"]]
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+            raise BadSampleError(f"{where}: expected image paths, but got {data.get('image', data.get('images'))!r}.")
+        folder = self.path.parent.resolve()
+        paths = [(folder / name).resolve() for name in names]
+        for name, path in zip(names, paths, strict=True):
+            if not path.is_relative_to(folder):
+                raise BadSampleError(f"{where}: image path {name!r} leaves the folder of the file, {folder}.")
+            if not path.is_file():
+                raise BadSampleError(f"{where}: no such image: {path}; paths are relative to the data file.")
+        return paths
+
+    def _raw_boxes(self, data: dict[str, Any], num_images: int, where: str) -> list[list[Box]] | None:
+        boxes = data.get("boxes")
+        if boxes is None:
+            return None
+        per_image = boxes if "images" in data else [boxes]
+        if not isinstance(per_image, list) or len(per_image) != num_images:
+            raise BadSampleError(f"{where}: expected `boxes` to have one list for each of {num_images} images.")
+        return [[self._box(box, where) for box in _as_list(group, where)] for group in per_image]
+
+    def _box(self, box: Any, where: str) -> Box:
+        numbers = isinstance(box, list) and len(box) == 4 and all(
+            isinstance(value, (int, float)) and not isinstance(value, bool) for value in box
+        )
+        if not numbers:
+            raise BadSampleError(f"{where}: expected each box to be four numbers [x1, y1, x2, y2], but got {box!r}.")
+        x1, y1, x2, y2 = (float(value) for value in box)
+        if not (x1 < x2 and y1 < y2):
+            raise BadSampleError(f"{where}: expected a box with x1 < x2 and y1 < y2, but got {box}.")
+        return self._inside((x1, y1, x2, y2), where) if self.box_format == "normalised" else (x1, y1, x2, y2)
+
+    def _inside(self, box: Box, where: str) -> Box:
+        if min(box) < -ROUNDING or max(box) > 1 + ROUNDING:
+            hint = "; boxes in pixels need `box_format: pixels`" if max(box) > 2 and self.box_format != "pixels" else ""
+            raise BadSampleError(f"{where}: box {box} (relative to width and height) lies outside the image{hint}.")
+        x1, y1, x2, y2 = (min(1.0, max(0.0, value)) for value in box)
+        return x1, y1, x2, y2
+
+    def _image(self, row: _Row, path: Path) -> Image.Image:
+        try:
+            return load_image(path, self.max_pixels)
+        except BadSampleError as error:
+            raise BadSampleError(f"{row.where}: {error}") from None
+
+    def _boxes_of(self, row: _Row, images: list[Image.Image]) -> list[list[Box]] | None:
+        if row.boxes is None or self.box_format == "normalised":
+            return row.boxes
+        return [
+            [self._inside((x1 / w, y1 / h, x2 / w, y2 / h), row.where) for x1, y1, x2, y2 in group]
+            for group, (w, h) in zip(row.boxes, (image.size for image in images), strict=True)
+        ]
+
+
+def _as_list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise BadSampleError(f"{where}: expected `boxes` to be a list of boxes, but got {value!r}.")
+    return value

@@ -1,0 +1,212 @@
+"""Evaluation of a pruner: the same questions to the full model and to the pruned one."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning import scorers
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.engine.prefill import PrefillOutput
+from glimpse_lightning.evidence import evidence_mask
+from glimpse_lightning.metrics.evidence_overlap import evidence_overlap
+from glimpse_lightning.metrics.text import AnswerMetric
+from glimpse_lightning.model import PrunedVLM
+from glimpse_lightning.policies import KeepRatio
+from glimpse_lightning.pruner import Pruner, PruneStage
+from glimpse_lightning.results import Record
+from glimpse_lightning.scorers.base import Scorer
+
+TEACHER_TOKENS = 1024
+"""Tokens of the full model's distribution that are remembered one by one; the rest is one remainder."""
+
+
+def prefill(model: PrunedVLM, batch: Batch) -> PrefillOutput:
+    """The batch's prompts through ``model``."""
+    return model.prefill(**batch.inputs, keys=batch.key, questions=[sample.question for sample in batch.samples])
+
+
+def final_keep(out: PrefillOutput) -> Tensor:
+    """``[V]`` the visual tokens that survived all stages."""
+    everything = torch.ones_like(out.tokens.item, dtype=torch.bool)
+    return torch.stack([everything, *out.keep]).all(0)
+
+
+def answer_log_probs(model: PrunedVLM, out: PrefillOutput, batch: Batch) -> Tensor:
+    """``[B, A, vocab]`` log-probabilities where the reference answer's tokens stand, decoding from ``out``."""
+    logits, ids = out.logits[:, None], batch.answer_ids[:, :-1]
+    if ids.shape[1]:
+        steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+        step = model.backbone.decode_step(
+            input_ids=ids,
+            attention_mask=torch.cat([out.attention_mask, torch.ones_like(ids)], 1),
+            position_ids=out.position_ids[..., -1:] + steps,
+            past_key_values=out.fork().cache,
+            use_cache=True,
+            return_dict=True,
+        )
+        logits = torch.cat([logits, step.logits], 1)
+    return logits.float().log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class FullAnswer:
+    """What the full model says to one question.
+
+    Attributes:
+        text: its answer.
+        ids, log_probs: ``[A, k]`` its likeliest next tokens along the reference answer.
+    """
+
+    text: str
+    ids: Tensor
+    log_probs: Tensor
+
+    def kl(self, pruned: Tensor) -> float:
+        """Mean over the answer of KL(full || pruned) in nats, from the pruned log-probabilities ``[>= A, vocab]``.
+
+        Tokens beyond the ``k`` likeliest count as one, so with a large vocabulary this is a lower bound.
+        """
+        student = pruned[: len(self.ids)].cpu().gather(-1, self.ids.long())
+        kl = (self.log_probs.exp() * (self.log_probs - student)).sum(-1)
+        rest, student_rest = ((1 - logs.exp().sum(-1)).clamp(min=1e-9) for logs in (self.log_probs, student))
+        return float((kl + rest * (rest.log() - student_rest.log())).mean().clamp(min=0))
+
+
+class Evaluator:
+    """Puts the same questions to the full model and to pruned ones.
+
+    Args:
+        full: the plain model.
+        metric: scores an answer.
+        max_new_tokens: of an answer.
+    """
+
+    def __init__(self, full: PrunedVLM, metric: AnswerMetric, max_new_tokens: int) -> None:
+        self.full = full
+        self.metric = metric
+        self.max_new_tokens = max_new_tokens
+        self.cache: dict[tuple[str, int], FullAnswer] = {}
+
+    def answers(self, model: PrunedVLM, out: PrefillOutput) -> list[str]:
+        """Greedy answers from a prefill."""
+        ids = model.generate(prefill=out, max_new_tokens=self.max_new_tokens, do_sample=False)
+        return model.backbone.decode(ids)
+
+    @torch.no_grad()
+    def full_answers(self, batch: Batch) -> list[FullAnswer]:
+        """The full model's answers; computed once per sample and remembered."""
+        names = [(sample.id, sample.key) for sample in batch.samples]
+        if not all(name in self.cache for name in names):
+            out = prefill(self.full, batch)
+            logs = answer_log_probs(self.full, out, batch)
+            top = logs.topk(min(TEACHER_TOKENS, logs.shape[-1]), dim=-1)
+            lengths = batch.answer_mask.sum(1).tolist()
+            for row, (name, text) in enumerate(zip(names, self.answers(self.full, out), strict=True)):
+                length = int(lengths[row])
+                values, ids = top.values[row, :length].cpu().clone(), top.indices[row, :length].int().cpu().clone()
+                self.cache[name] = FullAnswer(text, ids, values)
+        return [self.cache[name] for name in names]
+
+    @torch.no_grad()
+    def predict(self, model: PrunedVLM, batch: Batch) -> tuple[list[str], PrefillOutput]:
+        """Answers, and the prefill they come from."""
+        out = prefill(model, batch)
+        return self.answers(model, out), out
+
+    @torch.no_grad()
+    def evaluate(self, model: PrunedVLM, batch: Batch, with_kl: bool = True) -> tuple[list[Record], PrefillOutput]:
+        """A record for every sample that counts, and the prefill they come from."""
+        fulls = self.full_answers(batch)
+        texts, out = self.predict(model, batch)
+        logs = answer_log_probs(model, out, batch) if with_kl else None
+        keep = final_keep(out)
+        evidence = evidence_mask(out.tokens, [sample.boxes for sample in batch.samples])
+        overlap, annotated = evidence_overlap(keep, evidence, out.tokens.sample, len(batch.samples))
+        kept, total, touched = (
+            torch.bincount(out.tokens.sample[mask], minlength=len(batch.samples)).tolist()
+            for mask in (keep, torch.ones_like(keep), evidence)
+        )
+        records = []
+        for row, (sample, full) in enumerate(zip(batch.samples, fulls, strict=True)):
+            if batch.weight[row] == 0:
+                continue
+            recall, precision, iou = overlap[row].tolist() if annotated[row] else (None, None, None)
+            records.append(
+                Record(
+                    id=sample.id,
+                    family=sample.family,
+                    question=sample.question,
+                    references=sample.answers,
+                    prediction=texts[row],
+                    full_prediction=full.text,
+                    score=self.metric.score(texts[row], sample.answers),
+                    full_score=self.metric.score(full.text, sample.answers),
+                    kept=kept[row],
+                    total=total[row],
+                    kl=None if logs is None else full.kl(logs[row]),
+                    evidence=touched[row] if sample.boxes is not None else None,
+                    evidence_recall=recall,
+                    evidence_precision=precision,
+                    evidence_iou=iou,
+                )
+            )
+        return records, out
+
+
+def training_free_scorers(pruner: Pruner) -> dict[str, Scorer]:
+    """One of each scorer in ``glimpse_lightning.scorers`` that needs no training and works where ``pruner`` prunes.
+
+    A scorer added to that package shows up in every comparison table by this.
+    """
+    kinds = {name: getattr(scorers, name) for name in sorted(scorers.__all__)}
+    return {name: kind() for name, kind in kinds.items() if _is_training_free(kind, pruner)}
+
+
+def _is_training_free(kind: Any, pruner: Pruner) -> bool:
+    if not (inspect.isclass(kind) and issubclass(kind, Scorer)) or inspect.isabstract(kind):
+        return False
+    if any(parameter.default is parameter.empty for parameter in inspect.signature(kind).parameters.values()):
+        return False
+    scorer = kind()
+    assert pruner.facts is not None
+    try:
+        scorer.build(pruner.facts, first_layer(pruner))
+    except ValueError:  # it cannot score there
+        return False
+    return next(scorer.parameters(), None) is None
+
+
+def first_layer(pruner: Pruner) -> int:
+    """``after_layer`` of the first stage."""
+    return min(stage.after_layer for stage in pruner.stages)  # type: ignore[type-var, return-value]
+
+
+def baseline_models(model: PrunedVLM, rivals: Mapping[str, Scorer], share: float, tokens: float) -> dict[str, PrunedVLM]:
+    """Models that prune where ``model`` first prunes and keep the share ``share`` of every sample's tokens.
+
+    ``KeepRatio`` rounds down, so the ratio is raised to give a sample of ``tokens`` tokens the next whole number: a
+    baseline never gets fewer tokens than the method it is compared with.
+    """
+    assert model.pruner is not None
+    ratio = min(1.0, math.ceil(share * tokens - 1e-6) / tokens) if tokens else share
+    layer = first_layer(model.pruner)
+    return {
+        name: PrunedVLM(model.backbone, Pruner([PruneStage(layer, scorer, KeepRatio(ratio))]))
+        for name, scorer in rivals.items()
+    }
+
+
+def kept_by_item(out: PrefillOutput) -> list[dict[str, Any]]:
+    """For each image or video: its ``sample``, its ``grid`` (t, h, w) and which tokens were ``kept`` ``[t * h * w]``."""
+    keep = final_keep(out).cpu()
+    return [
+        {"sample": int(sample), "grid": tuple(grid.tolist()), "kept": keep[(out.tokens.item == item).cpu()]}
+        for item, (sample, grid) in enumerate(zip(out.tokens.item_sample, out.tokens.grid, strict=True))
+    ]

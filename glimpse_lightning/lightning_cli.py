@@ -1,0 +1,380 @@
+"""The part of the command line that runs a Trainer."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jsonargparse
+import torch
+import transformers
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+import glimpse_lightning.data.glyph_vqa
+import glimpse_lightning.data.jsonl
+import glimpse_lightning.metrics
+import glimpse_lightning.objectives
+import glimpse_lightning.policies
+import glimpse_lightning.reducers
+import glimpse_lightning.scorers  # noqa: F401  (imported, so that short class names resolve)
+from glimpse_lightning import callbacks
+from glimpse_lightning.checkpoints import save_pruner
+from glimpse_lightning.data.datamodule import VQAData
+from glimpse_lightning.data.images import load_image
+from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.module import PruningModule
+from glimpse_lightning.packaged_recipes import find_recipe
+from glimpse_lightning.parser_errors import readable
+from glimpse_lightning.run_folder import (
+    CONFIG,
+    RECIPE,
+    RunFolder,
+    claim_run,
+    newest_finished_fit,
+    write_text,
+)
+
+RUN_FOLDER = "GLIMPSE_RUN_FOLDER"
+"""Environment variable by which the ranks of one run agree on its folder."""
+
+PLUGINS = "glimpse_lightning.plugins"
+"""Entry-point group of modules to import before parsing, so that short names of their classes resolve."""
+
+DEFAULTS = {
+    "trainer.default_root_dir": "runs",
+    "trainer.num_sanity_val_steps": 0,
+    "trainer.log_every_n_steps": 10,
+    "trainer.enable_model_summary": False,
+}
+
+
+class RunTrainer(Trainer):
+    """A Trainer whose ``predict`` also takes a question on the spot."""
+
+    @override
+    def predict(  # type: ignore[override]
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool | None = False,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        image: str | list[str] | None = None,
+        question: str | None = None,
+    ) -> Any:
+        """Answer questions and draw which tokens were kept.
+
+        Args:
+            model: the module.
+            dataloaders: batches of questions.
+            datamodule: of the questions, unless `question` is given.
+            return_predictions: whether to return them.
+            ckpt_path: checkpoint to take the weights from; default: the recipe's last finished fit.
+            weights_only: as in `torch.load`.
+            image: image file that the question is about; several as [one.png, two.png].
+            question: a question to answer instead of the data module's.
+        """
+        if (image is None) != (question is None):
+            raise GlimpseError("Expected `--image FILE` and `--question TEXT` together, but got only one of them.")
+        if image is not None and question is not None:
+            if not question.strip():
+                raise GlimpseError("Expected `--question` to be a text that is not empty.")
+            files = [image] if isinstance(image, str) else image
+            pictures = [load_image(Path(file)) for file in files]
+            sample = Sample(id=Path(files[0]).stem, key=0, question=question, answers=[], images=pictures)
+            datamodule = VQAData(predict=[sample], num_workers=0)  # type: ignore[arg-type]
+        return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
+
+
+class RunParser(LightningArgumentParser):
+    """A parser whose errors are one paragraph."""
+
+    flags: Sequence[str] = ()
+    """Flags of the subcommand, to suggest the nearest one."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise GlimpseError(readable(message, [*self.flags, *self._option_string_actions])) from ex
+
+
+class RunCLI(LightningCLI):
+    """LightningCLI with run folders, resuming, and flags > config > checkpoint.
+
+    Args:
+        args: command line without the program's name.
+        config_files: the configuration files among them.
+    """
+
+    def __init__(self, args: list[str], config_files: Sequence[Path]) -> None:
+        self.config_files = list(config_files)
+        self.recipe = recipe_name(self.config_files)
+        self.run: RunFolder | None = None
+        free_model, free_data = (_names_class(key, args, self.config_files) for key in ("model", "data"))
+        super().__init__(
+            model_class=LightningModule if free_model else PruningModule,
+            datamodule_class=LightningDataModule if free_data else VQAData,
+            subclass_mode_model=free_model,
+            subclass_mode_data=free_data,
+            save_config_callback=None,  # we write it ourselves, before anything runs
+            trainer_class=RunTrainer,
+            seed_everything_default=0,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            parser_class=RunParser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        """Trainer methods and their arguments that are not offered: we print a table of our own."""
+        return {name: {*skipped, "verbose"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def validate(self, **kwargs: Any) -> None:
+        self.trainer.validate(**kwargs, verbose=False)
+
+    def test(self, **kwargs: Any) -> None:
+        self.trainer.test(**kwargs, verbose=False)
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--vars", type=dict, default={}, help="values of your own, used elsewhere as ${vars.name}")
+        parser.set_defaults(DEFAULTS)
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, with what a checkpoint was trained with below the config files, which are below the flags."""
+        assert isinstance(args, list) and isinstance(parser, RunParser)
+        parser.flags = list(self._parser(args[0])._option_string_actions)
+        with checkpoint_config(args) as extra:
+            self.config = parser.parse_args([args[0], *extra, *args[1:]])
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's version lets the checkpoint override config and flags; ours is in ``parse_arguments``."""
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Instantiate; what a component says about its arguments is for the user."""
+        try:
+            super().instantiate_classes()
+        except GlimpseError:
+            raise
+        except ValueError as error:
+            raise GlimpseError(readable(str(error))) from error
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        assert self.subcommand is not None
+        config = self.config[self.subcommand]
+        root = Path(config.trainer.default_root_dir)
+        text = self._parser(self.subcommand).dump(config, skip_link_targets=False)
+        dump = yaml.safe_load(text)
+        self.run = self._claim(root, text)
+        write_text(self.run.path / RECIPE, _source(self.config_files))
+        write_text(self.run.path / CONFIG, text)
+        self._choose_checkpoint(root)
+        # So that a checkpoint alone says how its model is built. (Not what `--model.pruner` of another run said.)
+        self.model.save_hyperparameters({"model": dump.get("model"), "seed": dump.get("seed_everything")})
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(
+                str(self.run.path), name="", version="", default_hp_metric=False
+            )
+        kwargs["default_root_dir"] = str(self.run.path)
+        given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
+        kwargs["callbacks"] = [*(given if isinstance(given, list) else [given])]
+        for new in (callbacks.RunCheckpoints(), callbacks.TokenOverlay(), callbacks.RetentionHistogram()):
+            if not any(type(callback) is type(new) for callback in kwargs["callbacks"]):
+                kwargs["callbacks"].append(new)
+        self.writer = callbacks.ResultsWriter(self.recipe)
+        self.writer.command = self.subcommand
+        kwargs["callbacks"].append(self.writer)
+        return super().instantiate_trainer(**kwargs)
+
+    def _claim(self, root: Path, config: str) -> RunFolder:
+        assert self.subcommand is not None
+        if os.environ.get(RUN_FOLDER):
+            return RunFolder(Path(os.environ[RUN_FOLDER]))
+        if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+            raise GlimpseError(
+                f"This process is not the first of its run, so it cannot choose the run's folder: set {RUN_FOLDER} to "
+                "the same new folder for all ranks (Lightning's own launcher does so by itself)."
+            )
+        run = claim_run(root, self.recipe, self.subcommand, config, resumable=self.subcommand == "fit")
+        os.environ[RUN_FOLDER] = str(run.path)
+        return run
+
+    def _choose_checkpoint(self, root: Path) -> None:
+        """Resume an interrupted fit; give other commands the weights of the last finished one."""
+        assert self.run is not None and self.subcommand is not None
+        settings = self.config_init[self.subcommand]
+        if settings.get("ckpt_path") is not None:
+            return
+        if self.subcommand == "fit":
+            settings["ckpt_path"] = _as_text(self.run.last_checkpoint(rank_zero_info))
+            if settings["ckpt_path"]:
+                rank_zero_info(f"Resuming the interrupted run in {self.run.path} from {settings['ckpt_path']}.")
+        elif isinstance(self.model, PruningModule) and self.model.learns:
+            fit = newest_finished_fit(root, self.recipe)
+            settings["ckpt_path"] = _as_text(fit.last_checkpoint(rank_zero_info)) if fit else None
+            if settings["ckpt_path"] is None:
+                raise GlimpseError(
+                    f"The scorer of recipe {self.recipe!r} has to be trained first, but there is no finished fit under "
+                    f"{root / self.recipe}. Run `fit` with the same config and root, or name weights with --ckpt_path "
+                    "FILE or --model.pruner FOLDER."
+                )
+            rank_zero_info(f"Using the weights of {settings['ckpt_path']}.")
+
+    def before_fit(self) -> None:
+        rank_zero_info(f"Run folder: {self.run.path if self.run else None}")
+
+    def after_fit(self) -> None:
+        """Save the pruner, test it, and write the results, whose presence says that the run is finished."""
+        assert self.run is not None
+        model, data = self.model, self.datamodule
+        if not isinstance(model, PruningModule):
+            self.writer.write(self.trainer, model, None)
+            return
+        if self.trainer.is_global_zero and model.model.pruner is not None:
+            save_pruner(model.model.pruner, self.run.path / "pruner", model.model.backbone.name)
+        if not model.test_after_fit:
+            self.writer.write(self.trainer, model, None)
+            return
+        model.testing_after_fit = True
+        if isinstance(data, VQAData):
+            data.test_size = data.fit_test_size
+        self.trainer.test(model, datamodule=data, verbose=False)
+
+
+def run(args: list[str]) -> None:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``."""
+    _quieten()
+    for plugin in entry_points(group=PLUGINS):
+        plugin.load()
+    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    args, config_files = with_recipes(args)
+    before = os.environ.get(RUN_FOLDER)
+    try:
+        RunCLI(args, config_files)
+    except GlimpseError:
+        if before is None and RUN_FOLDER in os.environ:
+            RunFolder(Path(os.environ[RUN_FOLDER])).remove_if_not_started()
+        raise
+    finally:
+        if before is None:
+            os.environ.pop(RUN_FOLDER, None)
+
+
+def with_recipes(args: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """``args`` with names of packaged recipes replaced by their paths; and all configuration files."""
+    out, found = [], []
+    expected = False
+    for arg in args:
+        name = arg if expected else arg.removeprefix("--config=") if arg.startswith("--config=") else None
+        if name is not None:
+            path = Path(name) if Path(name).is_file() else find_recipe(name)
+            found.append(path)
+            arg = str(path) if expected else f"--config={path}"
+        expected = not expected and arg in ("-c", "--config")
+        out.append(arg)
+    return out, found
+
+
+def recipe_name(config_files: Sequence[Path]) -> str:
+    """What a run is called: after its last configuration file, or after the run that this one came from."""
+    if not config_files:
+        return "run"
+    path = config_files[-1].resolve()
+    return path.parent.parent.name if path.name in (CONFIG, RECIPE) else path.stem
+
+
+def _source(config_files: Sequence[Path]) -> str:
+    texts = [path.read_text(encoding="utf-8") for path in config_files]
+    if len(texts) == 1:
+        return texts[0]
+    return "---\n".join(f"# {path}\n{text}" for path, text in zip(config_files, texts, strict=True))
+
+
+def _names_class(key: str, args: Sequence[str], config_files: Sequence[Path]) -> bool:
+    """Whether a flag or file names the class of the model or the data, instead of options of the default one."""
+    if any(re.match(rf"--{key}(\.class_path)?(=|$)", arg) for arg in args):
+        return True
+    return any("class_path" in (_read_yaml(path).get(key) or {}) for path in config_files)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GlimpseError(f"{path}: not valid YAML: {error}") from None
+    if data is not None and not isinstance(data, dict):
+        raise GlimpseError(f"{path}: expected a YAML mapping (model: ..., data: ..., trainer: ...).")
+    return data or {}
+
+
+@contextmanager
+def checkpoint_config(args: Sequence[str]) -> Iterator[list[str]]:
+    """Arguments that name a temporary config with what the checkpoint in ``args`` was trained with."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ckpt_path")
+    name = parser.parse_known_args(list(args))[0].ckpt_path
+    if name is None or name in ("null", "best", "last", "hpc"):
+        yield []
+        return
+    path = Path(name)
+    if not path.exists():
+        raise GlimpseError(f"No checkpoint {name}; --ckpt_path expects a file that a run left in its `checkpoints/`.")
+    model = _checkpoint_model(path) if path.is_file() else None
+    if not model:
+        yield []
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "checkpoint.yaml"
+        file.write_text(yaml.safe_dump({"model": model}), encoding="utf-8")
+        yield ["--config", str(file)]
+
+
+def _checkpoint_model(path: Path) -> dict[str, Any] | None:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise GlimpseError(
+            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}); it may be truncated: use another "
+            "one of the same run."
+        ) from None
+    return checkpoint.get("hyper_parameters", {}).get("model")
+
+
+def _as_text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _quieten() -> None:
+    """Silence advice that does not apply here, each for its reason."""
+    for message in (
+        ".*does not have many workers.*",  # rendering keeps up with one
+        ".*eval mode at the start of training.*",  # the frozen backbone is meant to be
+        ".*dataloader is not resumable.*",  # its order follows from the number of batches done: data/order.py
+        ".*is deprecated.*LeafSpec.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda line: "litlogger" not in str(line.msg))
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,31 @@
+"""Relaxed accuracy of ChartQA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from glimpse_lightning.metrics.text import AnswerMetric, number
+
+TOLERANCE = 0.05
+
+
+def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
+    """1 where a number is within 5 % of the reference, or a text equals it up to case; else 0.
+
+    Masry et al., arXiv 2203.10244, as lmms-eval computes it: percentages count as hundredths; where the reference is 0
+    or either is no number, the texts are compared.
+    """
+    return float(any(_matches(prediction, reference) for reference in references))
+
+
+def _matches(prediction: str, reference: str) -> bool:
+    value, target = number(prediction), number(reference)
+    if value is not None and target:
+        return abs(value - target) / abs(target) <= TOLERANCE
+    return prediction.lower() == reference.lower()
+
+
+class RelaxedAccuracy(AnswerMetric):
+    """Share of answers within 5 % (ChartQA); see :func:`relaxed_accuracy`."""
+
+    score = staticmethod(relaxed_accuracy)

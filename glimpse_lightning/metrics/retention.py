@@ -1,0 +1,68 @@
+"""How many visual tokens are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+class Retention(Metric):
+    """Share of visual tokens kept: its mean over samples, and its distribution.
+
+    A sample's share is kept / total over all its items, total counted before any pruning. Samples without visual tokens
+    do not count. One number per sample is remembered, so quantiles are exact, on several ranks as well.
+
+    Args:
+        quantiles: of the distribution, each in [0, 1].
+        families: question families to report on their own.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    shares: list[Tensor]
+    family: list[Tensor]
+
+    def __init__(
+        self, quantiles: Sequence[float] = (0.1, 0.5, 0.9), families: Sequence[str] = (), **kwargs: object
+    ) -> None:
+        super().__init__(**kwargs)
+        for quantile in quantiles:
+            if not 0 <= quantile <= 1:
+                raise ValueError(f"Expected argument `quantiles` to be fractions in [0, 1], but got {quantile}.")
+        self.quantiles = tuple(quantiles)
+        self.families = tuple(families)
+        self.add_state("shares", [], dist_reduce_fx="cat")
+        self.add_state("family", [], dist_reduce_fx="cat")
+
+    def update(self, kept: Tensor, total: Tensor, families: Sequence[str] = ()) -> None:
+        """Add samples: tokens kept ``[S]``, tokens there were ``[S]`` and, if wanted, the family of each."""
+        if kept.shape != total.shape or (families and len(families) != len(kept)):
+            raise ValueError(
+                f"Expected `kept`, `total` and `families` to have one entry per sample, but got {tuple(kept.shape)}, "
+                f"{tuple(total.shape)} and {len(families)}."
+            )
+        known = {name: index for index, name in enumerate(self.families)}
+        family = torch.tensor([known.get(name, -1) for name in families] or [-1] * len(kept), device=kept.device)
+        seen = total > 0
+        self.shares.append(kept[seen].double() / total[seen].double())
+        self.family.append(family[seen])
+
+    def compute(self) -> dict[str, Tensor]:
+        """``mean``, ``p<quantile in %>`` for each quantile and ``<family>`` means; NaN where nothing was seen."""
+        shares, family = dim_zero_cat(self.shares), dim_zero_cat(self.family)
+        out = {"mean": shares.mean()}
+        for quantile in self.quantiles:
+            nan = shares.new_tensor(torch.nan)
+            out[f"p{100 * quantile:g}"] = shares.quantile(quantile) if len(shares) else nan
+        out |= {name: shares[family == index].mean() for index, name in enumerate(self.families)}
+        return {name: value.float() for name, value in out.items()}
+
+    def histogram(self, bins: int = 20) -> Tensor:
+        """Samples per bin ``[bins]`` of [0, 1]; a share of 1 falls into the last bin."""
+        shares = dim_zero_cat(self.shares)
+        return torch.bincount((shares * bins).long().clamp(max=bins - 1), minlength=bins)

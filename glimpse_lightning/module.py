@@ -1,0 +1,379 @@
+"""PruningModule: the Lightning side of training and evaluating a pruner. It owns no algorithm."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from typing_extensions import override
+
+from glimpse_lightning.backbones import load_backbone
+from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.checkpoints import load_pruner
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.data.datamodule import RawBatch
+from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.evaluation import Evaluator, baseline_models, kept_by_item, training_free_scorers
+from glimpse_lightning.metrics import AnswerMetric, ExactMatch
+from glimpse_lightning.model import PrunedVLM
+from glimpse_lightning.objectives.base import Objective
+from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.pruner import Pruner, PruneStage
+from glimpse_lightning.reducers.base import Reducer
+from glimpse_lightning.results import Record, Summary, gathered, summarise
+from glimpse_lightning.scorers.base import Scorer
+
+
+@dataclass
+class OptimizerOptions:
+    """AdamW, linear warm-up, then a cosine.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: on matrices; vectors (biases, norms) are spared.
+        warmup: share of the training over which the rate rises from 0.
+        final: share of the peak rate that is left at the end.
+        betas: of AdamW.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    final: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+class PruningModule(LightningModule):
+    """Trains a pruner on a frozen vision-language model, and evaluates it against the full model and baselines.
+
+    Give one stage as ``after_layer``, ``scorer``, ``policy`` and ``reducer``; or several as ``stages``; or a saved
+    pruner as ``pruner``; or nothing, for the full model alone.
+
+    Args:
+        backbone: ``glimpse-tiny``, a hub id or a folder; in Python also a loaded backbone.
+        dtype: of the backbone's weights.
+        attn_implementation: attention kernel of the backbone.
+        after_layer: 0-based index of the last decoder layer that runs on all tokens; -1 = prune before layer 0.
+        scorer: scores each visual token.
+        policy: turns scores into a keep mask.
+        reducer: what becomes of dropped tokens; default: gone.
+        stages: several prune stages, in order.
+        pruner: folder of a saved pruner, with its own layers, scorers and policies.
+        objective: what training minimises; not needed for evaluation.
+        optimizer: learning rate and its schedule.
+        metric: how an answer is scored; default: ExactMatch.
+        max_new_tokens: longest answer.
+        baselines: scorers that `test` compares with, at the same mean retention after the same layer; default: every
+            one that needs no training.
+        fit_baselines: those that the test at the end of `fit` compares with; default: Random.
+        test_after_fit: whether `fit` ends with a test.
+        allow_empty: permit policies that may keep nothing and layers beyond the model (methods like VTW).
+    """
+
+    def __init__(
+        self,
+        backbone: str = "glimpse-tiny",
+        dtype: str = "float32",
+        attn_implementation: str = "sdpa",
+        after_layer: int | None = None,
+        scorer: Scorer | None = None,
+        policy: Policy | None = None,
+        reducer: Reducer | None = None,
+        stages: list[PruneStage] | None = None,
+        pruner: str | None = None,
+        objective: Objective | None = None,
+        optimizer: OptimizerOptions = OptimizerOptions(),
+        metric: AnswerMetric | None = None,
+        max_new_tokens: int = 32,
+        baselines: list[Scorer] | None = None,
+        fit_baselines: list[Scorer] | None = None,
+        test_after_fit: bool = True,
+        allow_empty: bool = False,
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False  # checkpoints hold trained parameters only; `load_state_dict` checks them itself
+        self.backbone_options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+        self.backbone: str | Backbone = backbone
+        self.allow_empty = allow_empty
+        self.pruner_source = self._pruner_source(after_layer, scorer, policy, reducer, stages, pruner)
+        self.objective = objective
+        self.optimizer_options = optimizer
+        self.metric = metric
+        self.max_new_tokens = max_new_tokens
+        self.baselines = baselines
+        self.fit_baselines = fit_baselines
+        self.test_after_fit = test_after_fit
+        self.testing_after_fit = False
+        self.vlm: PrunedVLM | None = None
+        self.summary: Summary | None = None
+        self.skipped: list[str] = []
+        self._records: list[Record] = []
+        self._baseline_records: dict[str, list[Record]] = {}
+        self._rivals: dict[str, PrunedVLM] | None = None
+
+    def _pruner_source(
+        self,
+        after_layer: int | None,
+        scorer: Scorer | None,
+        policy: Policy | None,
+        reducer: Reducer | None,
+        stages: list[PruneStage] | None,
+        pruner: str | None,
+    ) -> Pruner | str | None:
+        single = {"after_layer": after_layer, "scorer": scorer, "policy": policy}
+        given = [name for name, value in {**single, "reducer": reducer}.items() if value is not None]
+        ways = [", ".join(given)] * bool(given) + ["stages"] * bool(stages) + ["pruner"] * bool(pruner)
+        if len(ways) > 1:
+            raise GlimpseError(f"Expected one way to say what prunes, but got {' and '.join(ways)}; drop all but one.")
+        if stages or pruner:
+            return Pruner(stages) if stages else pruner
+        if not given:
+            return None
+        if missing := [name for name, value in single.items() if value is None]:
+            raise GlimpseError(
+                f"Expected `model.after_layer`, `model.scorer` and `model.policy` together, but {', '.join(missing)} "
+                f"is missing (given: {', '.join(given)})."
+            )
+        assert after_layer is not None and scorer is not None and policy is not None
+        return Pruner([PruneStage(after_layer, scorer, policy, reducer)])
+
+    # -- the model ----------------------------------------------------------------------------------------------
+
+    @override
+    def configure_model(self) -> None:
+        """Load the backbone and build the pruner for it; does nothing the second time."""
+        if self.vlm is not None:
+            return
+        backbone = self.backbone
+        if isinstance(backbone, str):
+            backbone = load_backbone(backbone, **self.backbone_options)
+        source = self.pruner_source
+        pruner = load_pruner(source) if isinstance(source, str) else source
+        if isinstance(source, Pruner) and not self.allow_empty:
+            _check_recipe(source, len(backbone.layers))
+        vlm = PrunedVLM(backbone, pruner)
+        patterns = self.objective.trainable if self.objective is not None else ()
+        for name, parameter in vlm.named_parameters():
+            parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in patterns))
+        self.vlm = vlm
+        self.evaluator = Evaluator(PrunedVLM(backbone), self.metric or ExactMatch(), self.max_new_tokens)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the pruner has weights that have to be trained, and that no saved pruner brings."""
+        self.configure_model()
+        pruner = self.model.pruner
+        return isinstance(self.pruner_source, Pruner) and next(pruner.parameters(), None) is not None  # type: ignore
+
+    @property
+    def model(self) -> PrunedVLM:
+        """Backbone and pruner; there once :meth:`configure_model` has run."""
+        assert self.vlm is not None, "configure_model has not run"
+        return self.vlm
+
+    @override
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The parameters that are trained, and the pruner's buffers; nothing of the frozen backbone."""
+        state = super().state_dict(*args, **kwargs)
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: value for name, value in state.items() if name in trained or name.startswith("vlm.pruner.")}
+
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what :meth:`state_dict` gave.
+
+        Raises:
+            GlimpseError: where the names or shapes are those of another pruner or backbone.
+        """
+        own = self.state_dict()
+        wrong = sorted(set(own) ^ set(state_dict)) or [
+            name for name, value in state_dict.items() if own[name].shape != value.shape
+        ]
+        if wrong:
+            raise GlimpseError(
+                f"This checkpoint holds other trained parameters than this recipe's pruner on this backbone has: "
+                f"{len(wrong)} differ, the first is {wrong[0]!r}. Use the recipe and the backbone it was trained with."
+            )
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    # -- data ---------------------------------------------------------------------------------------------------
+
+    @override
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        """Samples from the workers through the processor."""
+        if isinstance(batch, Batch):
+            return batch
+        raw = batch if isinstance(batch, RawBatch) else RawBatch(list(batch), [1.0] * len(batch))
+        if raw.error is not None:
+            raise GlimpseError(raw.error)
+        self.skipped += [message for message in raw.skipped if message not in self.skipped]
+        collated = self.model.backbone.collate(raw.samples)
+        collated.weight = torch.tensor(raw.weight)
+        return collated
+
+    @override
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        for name in ("answer_ids", "answer_mask", "key", "weight"):
+            setattr(batch, name, getattr(batch, name).to(device))
+        batch.inputs = {name: value.to(device) for name, value in batch.inputs.items()}
+        return batch
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    @override
+    def on_fit_start(self) -> None:
+        if self.objective is None:
+            raise GlimpseError("Expected `model.objective` for `fit`, but got none; evaluate this recipe with `test`.")
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise GlimpseError(
+                f"Nothing to train: no parameter matches {type(self.objective).__name__}'s {self.objective.trainable}. "
+                "Give a scorer that learns (VIP), or evaluate this recipe with `test`."
+            )
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        assert self.objective is not None
+        # Whatever is random in a step follows from the seed and the step alone, so that a resumed run repeats it.
+        step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)) + 1_000_003 * step + self.global_rank)
+        self.objective.progress = self.global_step / max(1, self._total_steps)
+        result = self.objective.step(self.model, batch)
+        for name, value in {"loss": result.loss, **result.logs}.items():
+            shown = name in ("loss", "kl", "retention", "hard_retention")
+            self.log(f"train/{name}", value.detach(), prog_bar=shown, batch_size=len(batch.samples))
+        return result.loss
+
+    @property
+    def _total_steps(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        return int(steps) if math.isfinite(steps) else self.global_step + 1
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        options = self.optimizer_options
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas)
+        total = self._total_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step / total, options))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- evaluation ---------------------------------------------------------------------------------------------
+
+    @property
+    def test_passes(self) -> int:
+        """How often the test split is gone through: baselines need the pruned model's mean retention first."""
+        return 1 if self.vlm is not None and self.vlm.pruner is None else 2
+
+    def _evaluate(self, batch: Batch) -> dict[str, Any]:
+        records, out = self.evaluator.evaluate(self.model, batch)
+        self._records += records
+        return {"records": records, "kept": kept_by_item(out)}
+
+    def _start_evaluation(self) -> None:
+        self._records, self._baseline_records, self._rivals = [], {}, None
+        if any(p.requires_grad for name, p in self.model.named_parameters() if name.startswith("model.")):
+            self.evaluator.cache.clear()  # the full model itself is being trained
+
+    def _finish_evaluation(self, stage: str) -> None:
+        self.summary = Summary(
+            gathered(self._records), {name: gathered(records) for name, records in self._baseline_records.items()}
+        )
+        figures = {f"{stage}/{name}": value for name, value in self.summary.metrics.items()}
+        for family, metrics in self.summary.families.items():
+            figures |= {f"{stage}_{name}/{family}": metrics[name] for name in ("accuracy", "retention", "agreement")}
+        scalars = {name: float(value) for name, value in figures.items() if isinstance(value, (int, float))}
+        self.log_dict(scalars, rank_zero_only=False, sync_dist=False)
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation()
+
+    @override
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        return self._evaluate(batch)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._finish_evaluation("val")
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation()
+
+    @override
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any] | None:
+        """First pass: full and pruned model; second pass: the baselines at the mean retention of the first."""
+        if dataloader_idx == 0:
+            return self._evaluate(batch)
+        if self._rivals is None:
+            self._rivals = self._find_rivals()
+        for name, rival in self._rivals.items():
+            records, _ = self.evaluator.evaluate(rival, batch, with_kl=False)
+            self._baseline_records.setdefault(name, []).extend(records)
+        return None
+
+    def _find_rivals(self) -> dict[str, PrunedVLM]:
+        assert self.model.pruner is not None
+        chosen = self.fit_baselines if self.testing_after_fit else self.baselines
+        if chosen is None:
+            rivals = training_free_scorers(self.model.pruner)
+            rivals = {"Random": rivals["Random"]} if self.testing_after_fit else rivals
+        else:
+            rivals = {type(scorer).__name__: scorer for scorer in chosen}
+        records = gathered(self._records)
+        share = summarise(records)["retention"] or 0.0
+        tokens = sum(record.total for record in records) / max(1, len(records))
+        return baseline_models(self.model, rivals, share, tokens)
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._finish_evaluation("test")
+
+    @override
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Answers of the pruned model, and what it kept."""
+        answers, out = self.evaluator.predict(self.model, batch)
+        counts = [name for name, weight in enumerate(batch.weight.tolist()) if weight]
+        return {"answers": answers, "counts": counts, "kept": kept_by_item(out)}
+
+    def answer(self, samples: list[Sample]) -> list[str]:
+        """Answers of the pruned model, outside any trainer."""
+        self.configure_model()
+        return self.evaluator.predict(self.model, self.model.backbone.collate(samples))[0]
+
+
+def learning_rate_factor(progress: float, options: OptimizerOptions) -> float:
+    """Factor on the peak learning rate where the share ``progress`` of the training is done."""
+    if progress < options.warmup:
+        return max(progress / options.warmup, 1e-3)
+    done = min(1.0, (progress - options.warmup) / max(1e-9, 1 - options.warmup))
+    return options.final + (1 - options.final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _check_recipe(pruner: Pruner, num_layers: int) -> None:
+    """Raise where a recipe prunes beyond the model, or may leave a sample without any visual token."""
+    for stage in pruner.stages:
+        assert isinstance(stage, PruneStage)
+        if stage.after_layer >= num_layers:
+            raise GlimpseError(
+                f"Expected `after_layer` below {num_layers}, the number of the backbone's decoder layers, but got "
+                f"{stage.after_layer}; choose an earlier layer, or set `model.allow_empty: true` if you mean it."
+            )
+        if getattr(stage.policy, "may_keep_nothing", False):
+            raise GlimpseError(
+                f"{type(stage.policy).__name__} may keep no token at all; set its `min_tokens` to 1 or more, or "
+                "`model.allow_empty: true` if you mean it."
+            )

@@ -1,0 +1,83 @@
+"""Losses over packed visual tokens and over answer tokens; each is a mean over samples of a mean within the sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from glimpse_lightning.segments import segment_mean, segment_sum
+
+EPS = 1e-6
+
+
+def dice_loss(logits: Tensor, target: Tensor, sample: Tensor, num_samples: int) -> Tensor:
+    """``1 - (2 sum(p t) + 1e-6) / (sum p + sum t + 1e-6)`` with ``p = sigmoid(logits)``, for each sample.
+
+    As in GlimpsePrune's reference. A sample without tokens has loss 0.
+
+    Args:
+        logits: ``[V]``.
+        target: ``[V]`` 0 or 1.
+        sample: ``[V]`` sample of each token.
+        num_samples: ``S``.
+
+    Returns:
+        ``[S]``.
+    """
+    p, t = logits.float().sigmoid(), target.float()
+    overlap, mass = segment_sum(p * t, sample, num_samples), segment_sum(p + t, sample, num_samples)
+    return 1 - (2 * overlap + EPS) / (mass + EPS)
+
+
+def bce_loss(logits: Tensor, target: Tensor, sample: Tensor, num_samples: int) -> Tensor:
+    """Mean binary cross entropy of each sample ``[S]``; arguments as of :func:`dice_loss`."""
+    loss = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
+    return segment_mean(loss, sample, num_samples)
+
+
+def weighted_mean(per_sample: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of ``[S]`` with weights ``[S]`` (``None`` = equal ones); 0 where all weights are 0."""
+    if weight is None:
+        return per_sample.mean()
+    return (per_sample * weight).sum() / weight.sum().clamp(min=torch.finfo(per_sample.dtype).tiny)
+
+
+def mask_loss(
+    logits: Tensor,
+    target: Tensor,
+    sample: Tensor,
+    num_samples: int,
+    dice_weight: float = 1.0,
+    bce_weight: float = 0.1,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """``dice_weight * dice + bce_weight * bce``, averaged over samples with ``weight [S]``; a scalar.
+
+    The reference's released configurations weigh 1.0 and 0.1.
+    """
+    dice = dice_loss(logits, target, sample, num_samples)
+    bce = bce_loss(logits, target, sample, num_samples)
+    return weighted_mean(dice_weight * dice + bce_weight * bce, weight)
+
+
+def answer_loss(logits: Tensor, ids: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross entropy in nats of answer tokens: mean over a sample's tokens, then over samples with ``weight [B]``.
+
+    Args:
+        logits: ``[B, A, vocab]``; entry ``a`` predicts token ``a``.
+        ids: ``[B, A]``.
+        mask: ``[B, A]`` 1 at answer tokens.
+    """
+    loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)
+    return weighted_mean((loss * mask).sum(1) / mask.sum(1).clamp(min=1), weight)
+
+
+def k3_kl(log_probs: Tensor, reference: Tensor, sample: Tensor, num_samples: int) -> Tensor:
+    """Schulman's k3 estimate of ``KL(policy || reference)``: mean of ``exp(r - p) - (r - p) - 1``; a scalar.
+
+    ``log_probs`` and ``reference`` ``[T]`` are those of the sampled tokens, packed; ``sample [T]`` says whose. Mean
+    over a sample's tokens, then over samples (http://joschu.net/blog/kl-approx.html).
+    """
+    ratio = reference - log_probs
+    return segment_mean(ratio.exp() - ratio - 1, sample, num_samples).mean()

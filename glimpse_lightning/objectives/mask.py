@@ -1,0 +1,82 @@
+"""Mask: the visual tokens inside the evidence boxes must score high, all others low."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.evidence import evidence_mask
+from glimpse_lightning.objectives.base import Objective, StepResult
+from glimpse_lightning.objectives.losses import answer_loss, mask_loss
+
+if TYPE_CHECKING:
+    from glimpse_lightning.data.batch import Batch
+    from glimpse_lightning.engine.training import StageOutput
+    from glimpse_lightning.model import PrunedVLM
+
+
+class Mask(Objective):
+    """``dice_weight * dice + bce_weight * bce`` on evidence boxes ``+ answer_weight * answer loss``.
+
+    GlimpsePrune's stage 1 (arXiv 2508.01548): every stage's scores, which must be logits, are trained to tell tokens
+    that an evidence box touches from those that none touches, on the unpruned prompt. With deep supervision the loss is
+    the sum over the output heads. The answer loss is the cross entropy of the reference answer behind the glimpse, with
+    nothing pruned. Samples without boxes count in the answer loss only.
+
+    Args:
+        dice_weight: of the Dice loss.
+        bce_weight: of the binary cross entropy.
+        answer_weight: of the answer loss; 0 spares its computation.
+    """
+
+    def __init__(self, dice_weight: float = 1.0, bce_weight: float = 0.1, answer_weight: float = 1.0) -> None:
+        weights = {"dice_weight": dice_weight, "bce_weight": bce_weight, "answer_weight": answer_weight}
+        for name, value in weights.items():
+            if value < 0:
+                raise ValueError(f"Expected argument `{name}` to be at least 0, but got {value}.")
+        self.dice_weight = dice_weight
+        self.bce_weight = bce_weight
+        self.answer_weight = answer_weight
+
+    def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
+        """One step; logs ``mask``, ``evidence`` (share of tokens touched) and, where it counts, ``answer``."""
+        if all(sample.boxes is None for sample in batch.samples):
+            raise GlimpseError(
+                "Expected evidence boxes for the mask objective, but no sample of this batch has any. Give the data "
+                "`boxes`, or train with the KL objective, which needs none."
+            )
+        outputs = model.glimpse_forward(batch, answers=self.answer_weight > 0)
+        assert model.pruner is not None
+        scorers = [stage.scorer for stage in model.pruner.stages]
+        masks = [self.mask_loss(output, scorer, batch) for output, scorer in zip(outputs, scorers, strict=True)]
+        loss = torch.stack(masks).sum()
+        target = evidence_mask(outputs[0].tokens, [sample.boxes for sample in batch.samples])
+        logs = {"mask": loss, "evidence": target.float().mean()}
+        answers = [
+            answer_loss(output.answer_logits, batch.answer_ids, batch.answer_mask, batch.weight)
+            for output in outputs
+            if output.answer_logits is not None
+        ]
+        if answers:
+            logs["answer"] = torch.stack(answers).sum()
+            loss = loss + self.answer_weight * logs["answer"]
+        return StepResult(loss, {name: value.detach() for name, value in logs.items()})
+
+    def mask_loss(self, output: StageOutput, scorer: object, batch: Batch) -> Tensor:
+        """Dice and BCE of one stage, summed over its output heads; a scalar."""
+        tokens = output.tokens
+        rows = output.scores[None]
+        if getattr(scorer, "deep_supervision", False):
+            rows = scorer.forward_rows(tokens)  # type: ignore[attr-defined]
+        boxes = [sample.boxes for sample in batch.samples]
+        target = evidence_mask(tokens, boxes)
+        annotated = torch.tensor([float(b is not None) for b in boxes], device=rows.device)
+        weight = annotated * batch.weight.to(rows.device)
+        losses = [
+            mask_loss(row, target, tokens.sample, tokens.num_samples, self.dice_weight, self.bce_weight, weight)
+            for row in rows
+        ]
+        return torch.stack(losses).sum()

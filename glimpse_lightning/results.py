@@ -1,0 +1,147 @@
+"""What evaluation finds out about each question, and the figures over all of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from glimpse_lightning.metrics.exact_match import exact_match
+
+T = TypeVar("T")
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question, answered by one model under test (the pruned one, or a baseline).
+
+    Attributes:
+        id, family, question, references: of the sample.
+        prediction, full_prediction: answers with pruned and with all tokens.
+        score, full_score: of these answers against the references, by the accuracy metric, in [0, 1].
+        kept, total: visual tokens that decoding sees, and visual tokens there are.
+        kl: mean over the answer's tokens of KL(full || pruned) in nats.
+        evidence: tokens touched by evidence boxes; ``None`` without annotation.
+        evidence_recall, evidence_precision, evidence_iou: how the kept tokens overlap with those.
+    """
+
+    id: str
+    family: str
+    question: str
+    references: list[str]
+    prediction: str
+    full_prediction: str
+    score: float
+    full_score: float
+    kept: int
+    total: int
+    kl: float | None = None
+    evidence: int | None = None
+    evidence_recall: float | None = None
+    evidence_precision: float | None = None
+    evidence_iou: float | None = None
+
+
+def gathered(values: Sequence[T]) -> list[T]:
+    """The values of all ranks."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return list(values)
+    ranks: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(ranks, list(values))
+    return [value for rank in ranks for value in rank]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+def retention(record: Record) -> float | None:
+    """Share of its visual tokens that a question keeps; ``None`` where it has none."""
+    return _ratio(record.kept, record.total)
+
+
+def summarise(records: Sequence[Record]) -> dict[str, Any]:
+    """Figures over ``records``; ``None`` where one is not defined.
+
+    ``relative_accuracy`` is the ratio of the accuracies. ``agreement`` is the share of answers equal to the full
+    model's, right or wrong. ``oracle_retention`` is the share of tokens touched by evidence boxes.
+    """
+
+    accuracy, full_accuracy = _mean(r.score for r in records), _mean(r.full_score for r in records)
+    shares = [share for share in map(retention, records) if share is not None]
+    quantiles = torch.tensor(shares or [0.0], dtype=torch.float64).quantile(torch.tensor(QUANTILES).double())
+    return {
+        "n": len(records),
+        "retention": _mean(shares),
+        "retention_quantiles": dict(zip(map(_percentile, QUANTILES), quantiles.tolist(), strict=True)) if shares else None,
+        "accuracy": accuracy,
+        "full_accuracy": full_accuracy,
+        "relative_accuracy": _ratio(accuracy, full_accuracy),
+        "agreement": _mean(exact_match(r.prediction, [r.full_prediction]) for r in records),
+        "kl": _mean(r.kl for r in records),
+        "evidence_recall": _mean(r.evidence_recall for r in records),
+        "evidence_precision": _mean(r.evidence_precision for r in records),
+        "evidence_iou": _mean(r.evidence_iou for r in records),
+        "oracle_retention": _mean(_ratio(r.evidence, r.total) for r in records if r.evidence is not None),
+    }
+
+
+def _percentile(quantile: float) -> str:
+    return f"p{round(quantile * 100)}"
+
+
+def by_family(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records of each named family, families in alphabetical order."""
+    names = sorted({record.family for record in records} - {""})
+    return {name: [record for record in records if record.family == name] for name in names}
+
+
+def snake_case(name: str) -> str:
+    """``AttentionRank`` -> ``attention_rank``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+@dataclass
+class Summary:
+    """Figures of one evaluation.
+
+    Attributes:
+        records: the pruned model's, of all ranks.
+        baselines: those of each baseline, by name.
+    """
+
+    records: list[Record]
+    baselines: dict[str, list[Record]]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The pruned model's figures, and ``<baseline>_<figure>`` for each baseline."""
+        figures = summarise(self.records)
+        del figures["n"]
+        for name, records in self.baselines.items():
+            for key in ("retention", "accuracy", "relative_accuracy", "agreement", "evidence_recall"):
+                figures[f"{snake_case(name)}_{key}"] = summarise(records)[key]
+        return figures
+
+    @property
+    def families(self) -> dict[str, dict[str, Any]]:
+        """The same figures per question family."""
+        baselines = {name: by_family(records) for name, records in self.baselines.items()}
+        return {
+            family: {
+                "n": len(records),
+                **Summary(records, {name: groups.get(family, []) for name, groups in baselines.items()}).metrics,
+            }
+            for family, records in by_family(self.records).items()
+        }

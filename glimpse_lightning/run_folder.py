@@ -1,0 +1,180 @@
+"""The folder a run leaves behind, and how an interrupted run finds its own again.
+
+``<root>/<recipe>/<command>_<number>/``, where the root is ``--trainer.default_root_dir``. A run is finished once its
+``results.json`` stands there: it is written last.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from glimpse_lightning.errors import GlimpseError
+
+RESULTS, CONFIG, RECIPE = "results.json", "config.yaml", "recipe.yaml"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` to write to; it takes ``path``'s name once it is whole, and is gone if writing fails.
+
+    Works for a file and for a folder.
+
+    Raises:
+        GlimpseError: where the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield draft
+        if draft.is_file():
+            with draft.open("rb+") as file:
+                os.fsync(file.fileno())  # or a crash could leave the new name on missing contents
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(draft, path)
+    except BaseException as error:
+        remove(draft)
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            raise full_disk(path) from error
+        raise
+
+
+def full_disk(path: Path | str | None) -> GlimpseError:
+    """The error for a disk that is full."""
+    what = f"writing {path}" if path else "writing"
+    return GlimpseError(
+        f"No space left on the device while {what}. Nothing half-written was kept: free some space and run the same "
+        "command again (it resumes from the last whole checkpoint), or choose another disk with "
+        "--trainer.default_root_dir."
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder; it may be missing."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """One run's folder.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / RESULTS).is_file()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def lock(self) -> bool:
+        """Claim the folder until this process ends; false where another living process has it."""
+        try:
+            import fcntl
+        except ImportError:  # Windows: two equal commands at once are the user's own affair
+            return True
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            # Not flock: data workers would inherit that, and outlive a killed parent for some seconds.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(lock)
+            return False
+        self._lock = lock
+        return True
+
+    def remove_if_not_started(self) -> None:
+        """Delete the folder of a run that failed before it had anything to show."""
+        if not self.finished and not saved_checkpoints(self.checkpoints):
+            remove(self.path)
+
+    def last_checkpoint(self, say: Callable[[str], None] = print) -> Path | None:
+        """The newest checkpoint that can be read; damaged ones are passed over, and ``say`` is told so."""
+        for path in reversed(saved_checkpoints(self.checkpoints)):
+            problem = damage(path)
+            if problem is None:
+                return path
+            say(f"Checkpoint {path} is damaged ({problem}); falling back to the one before it.")
+        return None
+
+
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in ``folder``, the oldest first."""
+    found = [(re.fullmatch(r"step=(\d+)\.ckpt", path.name), path) for path in folder.glob("step=*.ckpt")]
+    return [path for match, path in sorted((int(match[1]), path) for match, path in found if match)]
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint; ``None`` where it can be read."""
+    if path.is_dir():  # sharded
+        return None if any(path.iterdir()) else "empty folder"
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # A whole file can hold things that only `weights_only=False` reads; a truncated one is no zip file.
+        return None if zipfile.is_zipfile(path) else str(error).splitlines()[0]
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def _numbered(recipe_folder: Path, command: str) -> list[tuple[int, Path]]:
+    found = [(re.fullmatch(rf"{command}_(\d+)", path.name), path) for path in recipe_folder.glob(f"{command}_*")]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def claim_run(root: Path, recipe: str, command: str, config: str, resumable: bool) -> RunFolder:
+    """The folder of the newest unfinished run of the same command, or else a new one.
+
+    Args:
+        root: where runs lie.
+        recipe: name of the recipe.
+        command: ``fit``, ``test``, ...
+        config: the resolved configuration as text; a run resumes only under an equal one.
+        resumable: whether an unfinished run may be taken up.
+    """
+    runs = _numbered(root / recipe, command)
+    if resumable and runs:
+        newest = RunFolder(runs[-1][1])
+        saved = newest.path / CONFIG
+        if not newest.finished and saved.is_file() and saved.read_text(encoding="utf-8") == config and newest.lock():
+            return newest
+    number = runs[-1][0] + 1 if runs else 0
+    while True:
+        run = RunFolder(root / recipe / f"{command}_{number}")
+        if not run.path.exists() and run.lock():
+            return run
+        number += 1
+
+
+def newest_finished_fit(root: Path, recipe: str) -> RunFolder | None:
+    """The last finished `fit` of a recipe that left a checkpoint."""
+    runs = [RunFolder(path) for _, path in reversed(_numbered(root / recipe, "fit"))]
+    return next((run for run in runs if run.finished and saved_checkpoints(run.checkpoints)), None)

@@ -1,0 +1,106 @@
+"""Ragged helpers: everything done per group (sample, item, ...) on packed tokens, without a loop over groups or tokens.
+
+``group [V]`` holds the group of every token; groups need not be contiguous and may be empty. None of these functions
+waits for the device, except :class:`Padding`, which has to know the length of the longest group.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.visual_tokens import VisualTokens
+
+
+def segment_sum(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """Sum of ``values [V]`` per group: ``[num_groups]``."""
+    return values.new_zeros(num_groups).index_add(0, group, values)
+
+
+def segment_count(group: Tensor, num_groups: int, where: Tensor | None = None) -> Tensor:
+    """How many tokens each group has (only those where the boolean ``where [V]`` is true): int64 ``[num_groups]``."""
+    ones = torch.ones_like(group, dtype=torch.int64) if where is None else where.to(torch.int64)
+    return segment_sum(ones, group, num_groups)
+
+
+def segment_mean(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """Mean of ``values [V]`` per group, 0 for an empty group: ``[num_groups]``."""
+    count = segment_count(group, num_groups).clamp(min=1)
+    return segment_sum(values, group, num_groups) / count.to(values.dtype)
+
+
+def segment_max(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """Largest of ``values [V]`` per group, without gradient; 0 where a group is empty or holds only infinities."""
+    top = values.new_full((num_groups,), -torch.inf).scatter_reduce(0, group, values.detach(), "amax")
+    return torch.where(top.isinf(), 0.0, top)
+
+
+def rank_in_group(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """Rank of each token in its group: 0 for the highest of ``values [V]``; of equal values the earlier token first.
+
+    NaN ranks below everything. Returns int64 ``[V]``.
+    """
+    values = torch.where(values.isnan(), -torch.inf, values) if values.is_floating_point() else values
+    by_value = values.sort(descending=True, stable=True).indices
+    order = by_value[group[by_value].sort(stable=True).indices]
+    count = segment_count(group, num_groups)
+    start = count.cumsum(0) - count
+    rank = torch.arange(len(group), device=group.device) - start[group[order]]
+    return torch.empty_like(rank).scatter(0, order, rank)
+
+
+def cumsum_before(values: Tensor, group: Tensor, num_groups: int, rank: Tensor) -> Tensor:
+    """Sum of those integers ``values [V]`` that come before each token in its group, in the order of ``rank [V]``.
+
+    Integers only: their sums are exact, so that a group's result cannot depend on the groups before it.
+    """
+    count = segment_count(group, num_groups)
+    slot = (count.cumsum(0) - count)[group] + rank
+    total = segment_sum(values, group, num_groups)
+    before = torch.zeros_like(values).scatter(0, slot, values).cumsum(0)[slot] - values
+    return before - (total.cumsum(0) - total)[group]
+
+
+def index_in_sample(tokens: VisualTokens) -> Tensor:
+    """Index of each token among the tokens that its sample had before any pruning: int64 ``[V]``.
+
+    Depends on nothing outside the sample, and does not change when an earlier stage drops neighbours.
+    """
+    size = tokens.grid.prod(-1)
+    ends = size.cumsum(0)
+    _, per_sample = tokens.groups("sample")
+    sample_start = per_sample.cumsum(0) - per_sample
+    item_start = ends - size - sample_start[tokens.item_sample]
+    height, width = tokens.grid[tokens.item, 1], tokens.grid[tokens.item, 2]
+    t, row, column = tokens.position.unbind(-1)
+    return item_start[tokens.item] + (t * height + row) * width + column
+
+
+class Padding:
+    """Packed tokens to ``[groups, longest, ...]`` and back.
+
+    Args:
+        label: ``[V]`` integers; tokens with equal labels form a group.
+
+    Attributes:
+        mask: ``[groups, longest]`` true at tokens; ``None`` where all groups are equally long.
+    """
+
+    def __init__(self, label: Tensor) -> None:
+        _, group, count = torch.unique(label, return_inverse=True, return_counts=True)
+        self.groups = count.shape[0]
+        self.longest = int(count.max()) if self.groups else 0
+        rank = rank_in_group(torch.zeros_like(group), group, self.groups)
+        self.slot = group * self.longest + rank
+        self.mask: Tensor | None = None
+        if self.groups * self.longest != len(label):
+            self.mask = torch.arange(self.longest, device=label.device) < count[:, None]
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """``[V, ...]`` to ``[groups, longest, ...]``, zeros in the gaps."""
+        flat = packed.new_zeros(self.groups * self.longest, *packed.shape[1:])
+        return flat.index_copy(0, self.slot, packed).unflatten(0, (self.groups, self.longest))
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """``[groups, longest, ...]`` to ``[V, ...]``, in the order of the packed tokens."""
+        return padded.flatten(0, 1)[self.slot]

@@ -1,0 +1,212 @@
+"""Released pruners of the reference (HVision-NKU/GlimpsePrune): ``config.json`` and ``new_modules_gp.pt``."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.policies.threshold import Threshold
+from glimpse_lightning.pruner import Pruner, PruneStage
+from glimpse_lightning.scorers.vip import VIP
+from glimpse_lightning.visual_tokens import ModelFacts
+
+WEIGHTS = "new_modules_gp.pt"
+VISION_PROJECTION = "network.cond_in_projs.0.weight"
+
+# What a field means that a checkpoint leaves out: defaults of the reference's configuration class, not of its releases.
+DEFAULTS: dict[str, Any] = {
+    "selected_layers": (),
+    "use_attention_logits": False,
+    "attn_fuse_type": "AttnFuserV1",
+    "attn_fuse_size": 256,
+    "attn_fuse_global": False,
+    "attn_fuse_num_heads": 4,
+    "attn_fuse_hidden_act": "silu",
+    "attn_fuse_use_flash_attn": False,
+    "selected_visual_layers": (8,),
+    "visual_cond_size": 256,
+    "ori_attn_supervision": True,
+    "deep_supervision": True,
+    "le_layers": (0,),
+    "le_length": 1,
+    "le_dropout_prob": 0.0,
+    "le_norm_type": "rmsnorm",
+    "reduce_threshold": 0.5,
+    "reduce_layer": 1000,
+    "use_ref_masks": False,
+    "use_zero_masks": False,
+    "anchor_positions": (),
+    "min_remain_num": 1,
+    "max_remain_ratio": None,
+}
+
+# The same for the decoder's shape, by model type.
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl_gp": {
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "hidden_size": 8192,
+        "intermediate_size": 29568,
+        "rms_norm_eps": 1e-5,
+    },
+    "llava_llama_gp": {
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": None,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "rms_norm_eps": 1e-6,
+    },
+}
+
+# Of the base models: they say nothing of pruning.
+BASE_FIELDS = (
+    "architectures attention_bias attention_dropout bos_token_id dtype eos_token_id freeze_mm_mlp_adapter head_dim "
+    "hidden_act image_aspect_ratio image_crop_resolution image_grid_pinpoints image_split_resolution image_token_id "
+    "initializer_range layer_types max_length max_position_embeddings max_window_layers mlp_bias model_type "
+    "pad_token_id pretraining_tp rope_parameters rope_scaling rope_theta sliding_window text_config "
+    "tie_word_embeddings tokenizer_model_max_length tokenizer_padding_side torch_dtype transformers_version "
+    "tune_mm_mlp_adapter unfreeze_mm_vision_tower use_cache use_mm_proj use_sliding_window video_token_id "
+    "vision_config vision_end_token_id vision_start_token_id vision_token_id vision_tower vocab_size"
+)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        GlimpseError: where the file is missing or broken.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GlimpseError(f"Expected {path} to exist and be readable, but got: {error.strerror}.") from error
+    except ValueError as error:
+        raise GlimpseError(f"Expected {path} to be JSON, but it is broken: {error}. Copy it again.") from error
+    if not isinstance(content, dict):
+        raise GlimpseError(f"Expected {path} to hold a JSON object, but got a {type(content).__name__}.")
+    return content
+
+
+def read_pruner(folder: Path) -> Pruner:
+    """The pruner in a folder of the reference, built and in fp32, with the runtime settings that were saved with it.
+
+    Raises:
+        GlimpseError: where the folder is incomplete, or configured as no release is.
+    """
+    config = read_json(folder / "config.json")
+    _check(config, folder)
+    weights = _read_weights(folder / WEIGHTS)
+    field = DEFAULTS | config
+    facts = _facts(config, weights)
+    llava = config["model_type"] == "llava_llama_gp"
+    vision = config.get("vision_config", {})
+    side = vision.get("window_size", 112) // vision.get("spatial_merge_size", 2) // vision.get("patch_size", 14)
+    scorer = VIP(
+        # LLaVA's are indices into hidden_states, whose entry 0 is the embedding: entry i is the output of block i-1.
+        vision_layers=[layer - 1 if llava else layer for layer in field["selected_visual_layers"]],
+        attention_layers=list(field["selected_layers"]),
+        attention="logits" if field["use_attention_logits"] else "log_softmax",
+        attention_dim=field["attn_fuse_size"],
+        condition_dim=field["visual_cond_size"],
+        heads=field["attn_fuse_num_heads"],
+        window=None if llava or field["attn_fuse_global"] else side,
+        deep_supervision=field["deep_supervision"],
+        glimpse_length=field["le_length"],
+        glimpse_layers=list(field["le_layers"]),
+        glimpse_norm="rmsnorm" if llava else field["le_norm_type"],
+        dropout=field["le_dropout_prob"],
+    )
+    policy = Threshold(
+        threshold=field["reduce_threshold"],
+        max_ratio=field["max_remain_ratio"],
+        min_tokens=field["min_remain_num"] or 0,
+        anchors=list(field["anchor_positions"] or ()),
+    )
+    pruner = Pruner([PruneStage(min(field["reduce_layer"], facts.num_layers - 1), scorer, policy)])
+    with torch.random.fork_rng(devices=[]):  # first values are drawn only to be replaced
+        pruner.build(facts)
+    try:
+        scorer.load_state_dict(weights)
+    except RuntimeError as error:
+        raise GlimpseError(
+            f"{folder / WEIGHTS} does not hold the weights that config.json beside it describes: {error}. Copy both "
+            "files of the same release."
+        ) from error
+    return pruner.eval()
+
+
+def _check(config: dict[str, Any], folder: Path) -> None:
+    """Refuse what no release uses; warn of fields whose meaning is unknown."""
+    expected = {
+        "model_type": tuple(SHAPES),
+        "attn_fuse_type": ("AttnFuserV1",),
+        "attn_fuse_hidden_act": ("silu",),
+        "le_norm_type": ("rmsnorm", "layernorm"),
+    }
+    for name, choices in expected.items():
+        value = config.get(name, DEFAULTS.get(name))
+        if value not in choices:
+            raise GlimpseError(
+                f"Expected `{name}` in {folder / 'config.json'} to be one of {list(choices)}, but got {value!r}. No "
+                "released pruner uses it: train one here instead."
+            )
+    for name in ("selected_layers", "selected_visual_layers"):
+        if not config.get(name, DEFAULTS[name]):
+            raise GlimpseError(
+                f"Expected `{name}` in {folder / 'config.json'} to name at least one layer, but got none. Without it "
+                "the reference's predictor has no input."
+            )
+    switched = [name for name in ("use_ref_masks", "use_zero_masks") if config.get(name)]
+    if switched:
+        warnings.warn(f"{', '.join(switched)} of {folder} are switches of its training script: ignored.", stacklevel=4)
+    known = {*DEFAULTS, *SHAPES[config["model_type"]], *BASE_FIELDS.split()}
+    unknown = sorted(name for name in config if name not in known and not name.startswith(("_", "mm_")))
+    if unknown:
+        warnings.warn(f"Fields of {folder / 'config.json'} that are not understood: {unknown}: ignored.", stacklevel=4)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Weights under the names that :class:`VIP` has for them."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        weights = {
+            "glimpse.embeddings": saved["learnable_embeddings"],
+            **{f"glimpse.proj.{name}": value for name, value in saved["le_proj"].items()},
+            **{f"glimpse.norm.{name}": value for name, value in saved["le_norm"].items()},
+            **{f"network.{name}": value for name, value in saved["attn_fuser"].items()},
+        }
+        weights[VISION_PROJECTION]  # the vision tower's width is read from it
+        return weights
+    except (KeyError, AttributeError, TypeError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise GlimpseError(
+            f"Expected {path} to hold `attn_fuser`, `learnable_embeddings`, `le_proj` and `le_norm`, as the reference "
+            f"saves them, but reading it failed: {type(error).__name__}: {error}. Copy the file again."
+        ) from error
+
+
+def _facts(config: dict[str, Any], weights: dict[str, Tensor]) -> ModelFacts:
+    model_type = config["model_type"]
+    shape = SHAPES[model_type] | config.get("text_config", {}) | config
+    llava = model_type == "llava_llama_gp"
+    return ModelFacts(
+        num_layers=shape["num_hidden_layers"],
+        num_heads=shape["num_attention_heads"],
+        num_kv_heads=shape["num_key_value_heads"] or shape["num_attention_heads"],
+        head_dim=shape["hidden_size"] // shape["num_attention_heads"],
+        hidden_size=shape["hidden_size"],
+        intermediate_size=shape["intermediate_size"],
+        rms_norm_eps=shape["rms_norm_eps"],
+        # LLaVA names its vision tower without describing it: the width is the weights', the depth stays unknown (0).
+        vision_layers=0 if llava else config.get("vision_config", {}).get("depth", 32),
+        vision_hidden_size=weights[VISION_PROJECTION].shape[1],
+        model_type="llava" if llava else "qwen2_5_vl",
+    )

@@ -1,0 +1,148 @@
+"""GlyphVQA: the same everywhere, disjoint splits, true answers, evidence where it says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from glimpse_lightning.data.glyph_layout import FAMILIES, ask, make_layout
+from glimpse_lightning.data.glyph_packing import IGNORE, VISUAL_WORDS, pack, words_by_token
+from glimpse_lightning.data.glyph_vqa import GlyphVQA
+
+
+def _digest(sample) -> str:
+    pixels = sample.images[0].tobytes()
+    return hashlib.sha256(pixels + f"{sample.question}{sample.answers}{sample.boxes}".encode()).hexdigest()
+
+
+def test_same_index_same_sample_whatever_the_size():
+    small, large = GlyphVQA("val", size=4), GlyphVQA("val", size=400)
+    assert [_digest(small[i]) for i in range(4)] == [_digest(large[i]) for i in range(4)]
+    assert [small[i].key for i in range(4)] == [large[i].key for i in range(4)]
+
+
+def test_another_split_or_seed_gives_other_samples():
+    datasets = [GlyphVQA(split, size=7, seed=seed) for split in ("train", "val", "test") for seed in (0, 1)]
+    samples = [dataset[i] for dataset in datasets for i in range(7)]
+    for value in (_digest, lambda sample: sample.id, lambda sample: sample.key):
+        assert len({value(sample) for sample in samples}) == len(samples)
+    assert all(0 <= sample.key < 2**63 for sample in samples)
+
+
+def test_families_are_equally_frequent_and_selectable():
+    dataset = GlyphVQA("test", size=70, image_size=224)
+    counts = Counter(dataset[i].family for i in range(70))
+    assert counts == dict.fromkeys(FAMILIES, 10)
+    assert {GlyphVQA("test", 4, families=["row", "list"])[i].family for i in range(4)} == {"row", "list"}
+
+
+@pytest.mark.parametrize("size", [224, 336, 448, 560])
+def test_image_size_and_boxes(size):
+    dataset = GlyphVQA("train", size=14, image_size=size)
+    for sample in (dataset[i] for i in range(14)):
+        assert sample.images[0].size == (size, size) and sample.images[0].mode == "RGB"
+        assert len(sample.boxes) == 1 and sample.boxes[0]
+        for x1, y1, x2, y2 in sample.boxes[0]:
+            assert 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1
+
+
+def test_evidence_is_small_and_differs_between_families():
+    dataset = GlyphVQA("test", size=140)
+    area = {family: [] for family in FAMILIES}
+    for sample in (dataset[i] for i in range(140)):
+        area[sample.family].append(sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in sample.boxes[0]) * 256)
+    means = {family: float(np.mean(values)) for family, values in area.items()}
+    assert max(means.values()) < 8 and min(means.values()) < 2
+    assert means["list"] > 1.5 * means["read"]
+
+
+@pytest.mark.parametrize("size", [224, 448])
+def test_answers_are_true_and_unambiguous(size):
+    rng = Random(1)
+    for _ in range(60):
+        layout = make_layout(rng, size, size)
+        glyphs = [item.glyph for item in layout.objects]
+        assert len(set(glyphs)) == len(glyphs)
+        assert not set(glyphs) & {glyph for row in layout.rows for glyph in row.glyphs}
+        assert len({row.label for row in layout.rows}) == len(layout.rows) >= 1
+        by_glyph = {item.glyph: item for item in layout.objects}
+        name = ask(layout, "name", rng)
+        item = by_glyph[name.text.split()[-1]]
+        assert name.answer == f"{item.colour} {item.shape}"
+        read = ask(layout, "read", rng)
+        key, answer = read.text.split()[-1], read.answer.split()
+        assert [i.glyph for i in layout.objects if key in (i.colour, i.shape)] == [answer[1]]
+        listed = ask(layout, "list", rng)
+        colour = listed.text.split()[-1]
+        assert listed.answer.split() == sorted(i.glyph for i in layout.objects if i.colour == colour)
+        count = ask(layout, "count", rng)
+        shape, answer = count.text.split()[-1], count.answer.split()
+        assert answer[:-1] == sorted(i.glyph for i in layout.objects if i.shape == shape)
+        assert int(answer[-1]) == len(answer) - 1 == len(count.boxes)
+        beside = ask(layout, "neighbour", rng)
+        side = next(word for word in ("left", "right", "above", "below") if word in beside.text)
+        one, two = by_glyph[beside.text.split()[-1]].slot, by_glyph[beside.answer.split()[0]].slot
+        step = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}[side]
+        assert (two[0] - one[0], two[1] - one[1]) == step
+        both = ask(layout, "compare", rng).answer.split()
+        assert both[2] == ("same" if both[0] == both[1] else "different")
+
+
+def test_half_of_the_objects_lie_off_the_grid_and_none_overlap():
+    rng, off, total = Random(2), 0, 0
+    for _ in range(100):
+        layout = make_layout(rng)
+        boxes = [item.box for item in layout.objects]
+        for a in range(len(boxes)):
+            for b in range(a):
+                wide = min(boxes[a][2], boxes[b][2]) - max(boxes[a][0], boxes[b][0])
+                high = min(boxes[a][3], boxes[b][3]) - max(boxes[a][1], boxes[b][1])
+                assert wide <= 3 or high <= 3
+        off += sum(box[0] % 28 != 0 for box in boxes)
+        total += len(boxes)
+    assert 0.4 < off / total < 0.6
+
+
+def test_words_by_token_marks_what_boxes_hold():
+    layout = make_layout(Random(3))
+    words = words_by_token(layout)
+    for item in layout.objects:
+        x, y = (item.box[0] + item.box[2]) / 2 - 1, (item.box[1] + item.box[3]) / 2 - 1
+        token = int(y // 28) * 16 + int(x // 28)
+        shown = {VISUAL_WORDS[column] for column in np.flatnonzero(words[token] == 1)}
+        assert shown == {item.colour, item.shape, item.glyph}
+
+
+def test_packed_questions_see_the_image_and_themselves_only():
+    batch = pack(Random(4), images=2, questions=5, image_size=224, suffix=0.5, pixels=False)
+    seen, prefix = batch.mask[:, 0], 2 + 64 + 1
+    assert not torch.triu(seen, diagonal=1).any()
+    assert seen[:, prefix:, :prefix].all()
+    for b in range(2):
+        for i in range(prefix, batch.input_ids.shape[1]):
+            alone = int(seen[b, i, prefix:].sum())
+            at = int(batch.position_ids[0, b, i])
+            assert batch.input_ids[b, i] == 0 or alone == at - (3 + 8) + 1
+    asked = batch.targets != IGNORE
+    assert set(batch.question[asked].tolist()) == set(range(10))
+    assert (batch.question[~asked] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "dev"}, "split"),
+        ({"size": 0}, "size"),
+        ({"image_size": 100}, "image_size"),
+        ({"families": ["colour"]}, "families"),
+        ({"families": []}, "families"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=f"`{message}`"):
+        GlyphVQA(**arguments)

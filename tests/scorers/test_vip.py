@@ -1,0 +1,149 @@
+"""VIP beyond the reference's numbers: scope of attention, several layers and tokens, deep supervision, bad settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from factories import FACTS, visual_tokens
+from torch import Tensor
+
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.scorers import VIP
+from glimpse_lightning.visual_tokens import VisualTokens
+
+
+def vip(after_layer: int = 3, **kwargs: Any) -> VIP:
+    torch.manual_seed(0)
+    made = VIP(attention_dim=32, condition_dim=48, **kwargs)
+    made.build(FACTS, after_layer)
+    return made.eval()
+
+
+def seen_by(scorer: VIP, tokens: VisualTokens, index: int) -> list[int]:
+    """Tokens whose attention feature reaches the logit of token ``index``."""
+    features = tokens.probes["glimpse"].clone().requires_grad_()
+    scorer(replace(tokens, probes={"glimpse": features}))[index].backward()
+    assert features.grad is not None
+    return (features.grad.abs().sum(-1) > 0).nonzero().flatten().tolist()
+
+
+def test_tokens_see_their_own_image_and_frame() -> None:
+    scorer = vip()
+    tokens = visual_tokens([[(2, 2, 3), (1, 2, 2)], [(1, 1, 3)]], scorer.requires)
+    assert seen_by(scorer, tokens, 1) == list(range(6))
+    assert seen_by(scorer, tokens, 7) == list(range(6, 12))
+    assert seen_by(scorer, tokens, 13) == list(range(12, 16))
+    assert seen_by(scorer, tokens, 18) == list(range(16, 19))
+
+
+def test_window() -> None:
+    scorer = vip(window=2)
+    tokens = visual_tokens([[(1, 3, 4)]], scorer.requires)
+    assert seen_by(scorer, tokens, 0) == [0, 1, 4, 5]
+    assert seen_by(scorer, tokens, 6) == [2, 3, 6, 7]
+    assert seen_by(scorer, tokens, 9) == [8, 9]
+
+
+def test_dropped_tokens_are_seen_by_nobody() -> None:
+    scorer = vip()
+    tokens = visual_tokens([[(1, 3, 3)], [(1, 2, 2)]], scorer.requires)
+    keep = torch.arange(len(tokens)) % 2 == 0
+    left = tokens.subset(keep)
+    assert seen_by(scorer, left, 0) == [0, 1, 2, 3, 4]
+    assert not torch.allclose(scorer(left), scorer(tokens)[keep], atol=1e-3)
+
+
+def test_place_matters() -> None:
+    scorer = vip()
+    tokens = visual_tokens([[(1, 3, 3)]], scorer.requires)
+    turned = replace(tokens, position=tokens.position[:, [0, 2, 1]])
+    assert not torch.allclose(scorer(tokens), scorer(turned), atol=1e-4)
+
+
+def test_deep_supervision() -> None:
+    scorer = vip(deep_supervision=True, vision_layers=[3, 1])
+    tokens = visual_tokens([[(1, 2, 3)], [(1, 4, 1)]], scorer.requires)
+    rows = scorer.forward_rows(tokens)
+    assert rows.shape == (2, 10)
+    assert torch.equal(rows[-1], scorer(tokens))
+    assert not torch.allclose(rows[0], rows[1])
+    assert vip().forward_rows(visual_tokens([[(1, 2, 3)]], vip().requires)).shape == (1, 6)
+
+
+def test_several_layers_and_glimpse_tokens() -> None:
+    scorer = vip(attention_layers=[1, 3], glimpse_length=2, glimpse_layers=[0, 2], attention="log_softmax")
+    probe = scorer.requires.probes["glimpse"]
+    assert (probe.layers, probe.query, probe.scale) == ((1, 3), "glimpse", "log_softmax")
+    assert scorer.network.attn_in_proj.in_features == 8
+    assert scorer.glimpse is not None
+    first = scorer.glimpse(0)
+    assert first is not None
+    assert first.shape == (2, 64)
+    assert scorer.glimpse(1) is None
+
+
+def test_published_defaults() -> None:
+    scorer = VIP()
+    scorer.build(replace(FACTS, num_layers=28, num_heads=28, hidden_size=3584, vision_layers=32), 18)
+    assert scorer.requires.vision_layers == (31, 23, 15, 7)
+    assert scorer.requires.probes["glimpse"].layers == (18,)
+    shapes = {name: tuple(p.shape) for name, p in scorer.named_parameters()}
+    assert shapes["network.layers.3.attn.q_proj.weight"] == (768, 768)
+    assert shapes["network.attn_in_proj.weight"] == (256, 28)
+    assert shapes["glimpse.embeddings"] == (28, 1, 3584)
+    assert [name for name in shapes if name.startswith("network.attn_out_projs")] == [
+        "network.attn_out_projs.3.weight",
+        "network.attn_out_projs.3.bias",
+    ]
+
+
+def test_initial_values() -> None:
+    scorer = vip()
+    for name, parameter in scorer.network.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any()
+        elif "norm" in name:
+            assert (parameter == 1).all()
+        else:
+            bound = (6 / sum(parameter.shape)) ** 0.5
+            assert 0.5 * bound < parameter.abs().max() <= bound
+    assert scorer.glimpse is not None
+    assert scorer.glimpse.embeddings.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_dropout_is_of_the_glimpse_in_training_only() -> None:
+    glimpse = vip(dropout=0.5).glimpse
+    assert glimpse is not None
+
+    def vector() -> Tensor:
+        out = glimpse(0)
+        assert out is not None
+        return out
+
+    assert torch.equal(vector(), vector())
+    glimpse.train()
+    assert (vector() == 0).any()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: vip(-1), "`after_layer` to be at least 0 for VIP"),
+        (lambda: vip(2, attention_layers=[3]), "`attention_layers` to lie between 0 and .* = 2"),
+        (lambda: vip(vision_layers=[4]), r"4 blocks of this model's vision tower \(0 to 3\), but got \[4\]"),
+        (lambda: vip(glimpse_layers=[1]), "contain layer 0"),
+        (lambda: VIP(heads=5), "divisible by `heads` = 5"),
+        (lambda: VIP(window=0), "`window` to be None"),
+    ],
+)
+def test_bad_settings(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_bad_stage_is_an_error_for_users() -> None:
+    with pytest.raises(GlimpseError):
+        vip(-1)

@@ -1,0 +1,177 @@
+"""What every scorer, policy and reducer of the package must do; a new one is tested by being there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factories import FACTS, Grid, visual_tokens
+from torch import Tensor
+
+from glimpse_lightning import policies, reducers, scorers
+from glimpse_lightning.checkpoints import init_args, load_pruner, save_pruner
+from glimpse_lightning.policies import Policy
+from glimpse_lightning.pruner import Pruner, PruneStage
+from glimpse_lightning.reducers import Reducer
+from glimpse_lightning.scorers import Scorer
+
+# Arguments of classes that cannot do without; all others are built with their defaults.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "VIP": {"attention_dim": 32, "condition_dim": 48},
+    "TopK": {"count": 3},
+    "KeepRatio": {"ratio": 0.3},
+    "TopP": {"p": 0.5},
+}
+BATCHES: dict[str, list[list[Grid]]] = {
+    "empty": [],
+    "no images": [[], []],
+    "one token": [[(1, 1, 1)]],
+    "several": [[(1, 3, 4)], [], [(1, 2, 2), (2, 3, 2)], [(1, 5, 1)]],
+}
+AFTER = 3
+
+
+def components(module: Any, base: type) -> list[type]:
+    kinds = [getattr(module, name) for name in module.__all__]
+    found = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, base) and kind is not base]
+    inside = {kind for kind in base.__subclasses__() if kind.__module__.startswith(f"{module.__name__}.")}
+    assert inside <= set(found), f"not in {module.__name__}.__all__: {inside - set(found)}"
+    return found
+
+
+SCORERS = components(scorers, Scorer)
+POLICIES = components(policies, Policy)
+REDUCERS = components(reducers, Reducer)
+
+
+def make(kind: type) -> Any:
+    return kind(**ARGUMENTS.get(kind.__name__, {}))
+
+
+def scorer_of(kind: type) -> Scorer:
+    torch.manual_seed(0)
+    scorer: Scorer = make(kind)
+    scorer.build(FACTS, AFTER)
+    return scorer.eval()
+
+
+def score(scorer: Scorer, batch: list[list[Grid]], **kwargs: Any) -> Tensor:
+    with torch.no_grad():
+        return scorer(visual_tokens(batch, scorer.requires, **kwargs))
+
+
+def by_sample(values: Tensor, batch: list[list[Grid]]) -> list[Tensor]:
+    return list(values.split([sum(t * h * w for t, h, w in sample) for sample in batch]))
+
+
+def test_there_are_components() -> None:
+    assert {"VIP", "AttentionRank", "FixedRatio", "Random"} <= {kind.__name__ for kind in SCORERS}
+    assert {"Threshold", "TopK", "KeepRatio", "TopP"} <= {kind.__name__ for kind in POLICIES}
+    assert {"Drop"} <= {kind.__name__ for kind in REDUCERS}
+
+
+@pytest.mark.parametrize("kind", [*SCORERS, *POLICIES, *REDUCERS])
+def test_public_and_documented(kind: type) -> None:
+    assert "._" not in kind.__module__
+    assert kind.__doc__
+
+
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("kind", SCORERS)
+def test_scorer_shapes(kind: type, name: str) -> None:
+    scorer = scorer_of(kind)
+    tokens = visual_tokens(BATCHES[name], scorer.requires)
+    scores = scorer(tokens)
+    assert scores.shape == (len(tokens),)
+    assert scores.is_floating_point()
+    assert not scores.isnan().any()
+    if any(p.requires_grad for p in scorer.parameters()):
+        scores.sum().backward()  # with no tokens, too: a rank without images must not hang the others
+
+
+@pytest.mark.parametrize("kind", SCORERS)
+def test_scorer_is_deterministic_and_takes_bf16(kind: type) -> None:
+    scorer, batch = scorer_of(kind), BATCHES["several"]
+    scores = score(scorer, batch)
+    assert torch.equal(scores, score(scorer, batch))
+    torch.testing.assert_close(score(scorer, batch, dtype=torch.bfloat16).float(), scores, atol=0.1, rtol=0.1)
+    assert scores.unique().numel() > 3
+    assert not score(scorer.to(torch.bfloat16), batch, dtype=torch.bfloat16).isnan().any()
+
+
+@pytest.mark.parametrize("kind", SCORERS)
+def test_scorer_ignores_batch_mates_and_their_order(kind: type) -> None:
+    scorer, batch, keys = scorer_of(kind), BATCHES["several"], [7, 8, 9, 10]
+    together = by_sample(score(scorer, batch, keys=keys), batch)
+    turned = by_sample(score(scorer, batch[::-1], keys=keys[::-1]), batch[::-1])[::-1]
+    for index, sample in enumerate(batch):
+        alone = score(scorer, [sample], keys=[keys[index]])
+        torch.testing.assert_close(together[index], alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(turned[index], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("name", BATCHES)
+def test_policy(kind: type, name: str) -> None:
+    policy, tokens = make(kind), visual_tokens(BATCHES[name])
+    scores = torch.randn(len(tokens), generator=torch.Generator().manual_seed(0))
+    before = scores.clone()
+    keep = policy.select(scores, tokens)
+    assert keep.shape == scores.shape
+    assert keep.dtype == torch.bool
+    assert torch.equal(scores, before)
+    assert torch.equal(keep, policy.select(scores, tokens))
+    assert policy.select(scores.bfloat16(), tokens).shape == scores.shape
+    if not policy.may_keep_nothing:
+        for index in range(tokens.num_samples):
+            assert keep[tokens.sample == index].any() or not (tokens.sample == index).any()
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_policy_ignores_batch_mates(kind: type) -> None:
+    policy, batch = make(kind), BATCHES["several"]
+    tokens = visual_tokens(batch)
+    scores = torch.randn(len(tokens), generator=torch.Generator().manual_seed(0))
+    alone = [
+        policy.select(part, visual_tokens([sample]))
+        for part, sample in zip(by_sample(scores, batch), batch, strict=True)
+    ]
+    assert torch.equal(policy.select(scores, tokens), torch.cat(alone))
+
+
+@pytest.mark.parametrize("kind", REDUCERS)
+@pytest.mark.parametrize("name", BATCHES)
+def test_reducer(kind: type, name: str) -> None:
+    tokens = visual_tokens(BATCHES[name])
+    keep = torch.arange(len(tokens)) % 3 == 0
+    assert make(kind).reduce(tokens.hidden, keep, tokens).shape == (int(keep.sum()), FACTS.hidden_size)
+
+
+def rebuild(scorer: Any = None, policy: Any = None, reducer: Any = None) -> Pruner:
+    pruner = Pruner([PruneStage(AFTER, scorer or scorers.Random(), policy or policies.TopK(2), reducer)])
+    pruner.build(FACTS)
+    return pruner
+
+
+ROLES: list[tuple[str, type]] = [
+    *(("scorer", kind) for kind in SCORERS),
+    *(("policy", kind) for kind in POLICIES),
+    *(("reducer", kind) for kind in REDUCERS),
+]
+
+
+@pytest.mark.parametrize(("role", "kind"), ROLES, ids=lambda value: getattr(value, "__name__", value))
+def test_saved_and_loaded(role: str, kind: type, tmp_path: Path) -> None:
+    part = make(kind)
+    saved = rebuild(**{role: part}).eval()
+    loaded = load_pruner(save_pruner(saved, tmp_path / "pruner")).eval()
+    copy = getattr(loaded.stages[0], role)
+    assert type(copy) is kind
+    assert init_args(copy) == init_args(part)
+    scorer: Callable[..., Tensor] = loaded.stages[0].scorer  # type: ignore[assignment]
+    original: Callable[..., Tensor] = saved.stages[0].scorer  # type: ignore[assignment]
+    tokens = visual_tokens(BATCHES["several"], saved.stages[0].scorer.requires)  # type: ignore[union-attr, arg-type]
+    assert torch.equal(scorer(tokens), original(tokens))
