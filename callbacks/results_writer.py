@@ -25,7 +25,20 @@ from glimpse_lightning.results import Summary, gathered, summarise
 from glimpse_lightning.run_folder import RESULTS, write_text
 
 PACKAGES = ("glimpse-lightning", "torch", "transformers", "lightning")
-SHOWN = ("retention", "accuracy", "relative_accuracy", "agreement", "evidence_recall")
+SHOWN = {
+    "retention": "retention",
+    "accuracy": "accuracy",
+    "relative_accuracy": "relative",
+    "agreement": "agreement",
+    "evidence_recall": "evidence",
+}
+FAMILY_SHOWN = {
+    "accuracy": "accuracy",
+    "full_accuracy": "full",
+    "agreement": "agreement",
+    "retention": "retention",
+    "oracle_retention": "oracle",
+}
 
 
 class ResultsWriter(Callback):
@@ -97,7 +110,7 @@ class ResultsWriter(Callback):
 
     def write(self, trainer: Trainer, module: LightningModule, split: str | None) -> None:
         """Write everything about the evaluation of ``split`` (``None``: no evaluation took place)."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         folder = Path(trainer.default_root_dir)
         summary: Summary | None = getattr(module, "summary", None) if split else None
@@ -114,7 +127,7 @@ class ResultsWriter(Callback):
     def _results(
         self, trainer: Trainer, module: LightningModule, split: str | None, summary: Summary | None
     ) -> dict[str, Any]:
-        dataset = getattr(trainer.datamodule, split or "train", None)  # type: ignore[attr-defined]
+        dataset: Any = getattr(trainer.datamodule, split or "train", None)  # type: ignore[attr-defined]
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         return {
             "recipe": self.recipe,
@@ -142,9 +155,7 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     rows: dict[str, dict[str, Any]] = {"pruned": summarise(summary.records)}
     rows |= {name: summarise(records) for name, records in summary.baselines.items()}
     full = {"retention": 1.0, "accuracy": rows["pruned"]["full_accuracy"], "relative_accuracy": 1.0, "agreement": 1.0}
-    table = Table(title=f"{len(summary.records)} questions")
-    for column in ("model", *SHOWN):
-        table.add_column(column.replace("_", " "), justify="left" if column == "model" else "right")
+    table = _table(f"{len(summary.records)} questions", "model", list(SHOWN.values()))
     for name, figures in {"full": full, **rows}.items():
         table.add_row(name, *(_percent(figures.get(column)) for column in SHOWN))
     console.print(table)
@@ -152,13 +163,18 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     console.print(f"KL(full || pruned): {_number(rows['pruned']['kl'])} nats. Oracle retention: {_percent(oracle)}.")
     if not summary.families:
         return
-    families = Table(title="question families")
-    columns = ("n", "accuracy", "full_accuracy", "agreement", "retention", "oracle_retention")
-    for column in ("family", *columns):
-        families.add_column(column.replace("_", " "), justify="left" if column == "family" else "right")
+    families = _table("question families", "family", ["n", *FAMILY_SHOWN.values()])
     for name, figures in summary.families.items():
-        families.add_row(name, str(figures["n"]), *(_percent(figures[column]) for column in columns[1:]))
+        families.add_row(name, str(figures["n"]), *(_percent(figures[column]) for column in FAMILY_SHOWN))
     console.print(families)
+
+
+def _table(title: str, first: str, columns: list[str]) -> Table:
+    table = Table(title=title)
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glimpse_lightning import backbones, callbacks, data, metrics, objectives, policies, reducers, scorers
+    from glimpse_lightning import backbones, data, metrics, objectives, policies, reducers, scorers
     from glimpse_lightning.backbones import Backbone, load_backbone, wrap_backbone
     from glimpse_lightning.checkpoints import load_pruner, save_pruner
     from glimpse_lightning.data.batch import Batch

@@ -67,8 +67,8 @@ def save_pruner(pruner: Pruner, folder: str | Path, backbone: str = "") -> Path:
 def load_pruner(path_or_hub_id: str | Path) -> Pruner:
     """A pruner from a folder or a Hugging Face repository: ours, or the reference's ``new_modules_gp.pt``.
 
-    The pruner comes built, in fp32 and in evaluation mode, for the model that it was trained on; attaching it to a model of another shape
-    fails with an error that names both.
+    The pruner comes built for the model that it was trained on, in fp32 and in evaluation mode; attaching it to a model
+    of another shape fails with an error that names both.
 
     Raises:
         GlimpseError: where there is no pruner, or not a whole one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,10 +185,12 @@ def _is_training_free(kind: Any, pruner: Pruner) -> bool:
 
 def first_layer(pruner: Pruner) -> int:
     """``after_layer`` of the first stage."""
-    return min(stage.after_layer for stage in pruner.stages)  # type: ignore[type-var, return-value]
+    return min(stage.after_layer for stage in pruner.stages)
 
 
-def baseline_models(model: PrunedVLM, rivals: Mapping[str, Scorer], share: float, tokens: float) -> dict[str, PrunedVLM]:
+def baseline_models(
+    model: PrunedVLM, rivals: Mapping[str, Scorer], share: float, tokens: float
+) -> dict[str, PrunedVLM]:
     """Models that prune where ``model`` first prunes and keep the share ``share`` of every sample's tokens.
 
     ``KeepRatio`` rounds down, so the ratio is raised to give a sample of ``tokens`` tokens the next whole number: a
@@ -204,7 +206,7 @@ def baseline_models(model: PrunedVLM, rivals: Mapping[str, Scorer], share: float
 
 
 def kept_by_item(out: PrefillOutput) -> list[dict[str, Any]]:
-    """For each image or video: its ``sample``, its ``grid`` (t, h, w) and which tokens were ``kept`` ``[t * h * w]``."""
+    """For each image or video its ``sample``, its ``grid`` (t, h, w) and which tokens were ``kept`` ``[t * h * w]``."""
     keep = final_keep(out).cpu()
     return [
         {"sample": int(sample), "grid": tuple(grid.tolist()), "kept": keep[(out.tokens.item == item).cpu()]}

@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+import glimpse_lightning.callbacks as callbacks
 import glimpse_lightning.data.glyph_vqa
 import glimpse_lightning.data.jsonl
 import glimpse_lightning.metrics
@@ -31,7 +32,6 @@ import glimpse_lightning.objectives
 import glimpse_lightning.policies
 import glimpse_lightning.reducers
 import glimpse_lightning.scorers  # noqa: F401  (imported, so that short class names resolve)
-from glimpse_lightning import callbacks
 from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.images import load_image
@@ -372,7 +372,8 @@ def _quieten() -> None:
         ".*does not have many workers.*",  # rendering keeps up with one
         ".*eval mode at the start of training.*",  # the frozen backbone is meant to be
         ".*dataloader is not resumable.*",  # its order follows from the number of batches done: data/order.py
-        ".*is deprecated.*LeafSpec.*",
+        ".*LeafSpec.*is deprecated.*",  # inside Lightning
+        ".*You have overridden .* in `LightningModule` but.*",  # the module owns the processor
         ".*Checkpoint directory.*exists and is not empty.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
 from glimpse_lightning.backbones import load_backbone
@@ -181,7 +182,7 @@ class PruningModule(LightningModule):
         return self.vlm
 
     @override
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The parameters that are trained, and the pruner's buffers; nothing of the frozen backbone."""
         state = super().state_dict(*args, **kwargs)
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -267,7 +268,7 @@ class PruningModule(LightningModule):
         ]
         optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas)
         total = self._total_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step / total, options))
+        schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step / total, options))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # -- evaluation ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ BASES: tuple[type, ...] = (Scorer, Policy, Reducer, Objective)
 
 
 def readable(message: str, options: Sequence[str] = ()) -> str:
-    """jsonargparse's ``message`` as one paragraph, with the nearest choices where a name is misspelt.
+    """The parser's ``message`` as one paragraph, with the nearest choices where a name is misspelt.
 
     Args:
         message: what the parser says.
@@ -74,4 +74,7 @@ def _class_names(message: str, key: str) -> dict[str, str]:
 
 
 def _subclasses(base: type) -> set[type]:
-    return {base, *(kind for child in base.__subclasses__() for kind in _subclasses(child))}
+    found: set[type] = {base}
+    for child in base.__subclasses__():
+        found |= _subclasses(child)
+    return found

@@ -77,14 +77,12 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     ``relative_accuracy`` is the ratio of the accuracies. ``agreement`` is the share of answers equal to the full
     model's, right or wrong. ``oracle_retention`` is the share of tokens touched by evidence boxes.
     """
-
     accuracy, full_accuracy = _mean(r.score for r in records), _mean(r.full_score for r in records)
     shares = [share for share in map(retention, records) if share is not None]
-    quantiles = torch.tensor(shares or [0.0], dtype=torch.float64).quantile(torch.tensor(QUANTILES).double())
     return {
         "n": len(records),
         "retention": _mean(shares),
-        "retention_quantiles": dict(zip(map(_percentile, QUANTILES), quantiles.tolist(), strict=True)) if shares else None,
+        "retention_quantiles": _quantiles(shares),
         "accuracy": accuracy,
         "full_accuracy": full_accuracy,
         "relative_accuracy": _ratio(accuracy, full_accuracy),
@@ -97,8 +95,13 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _percentile(quantile: float) -> str:
-    return f"p{round(quantile * 100)}"
+def _quantiles(values: Sequence[float]) -> dict[str, float] | None:
+    """``p0`` (the least) to ``p100`` (the most)."""
+    if not values:
+        return None
+    at = torch.tensor(QUANTILES, dtype=torch.float64)
+    levels = torch.tensor(values, dtype=torch.float64).quantile(at).tolist()
+    return {f"p{round(quantile * 100)}": level for quantile, level in zip(QUANTILES, levels, strict=True)}
 
 
 def by_family(records: Sequence[Record]) -> dict[str, list[Record]]:

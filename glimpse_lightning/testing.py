@@ -51,7 +51,7 @@ def pruners(backbone: Backbone) -> Iterator[tuple[str, Pruner]]:
     """Small pruners that between them use every hook of the engine."""
     middle = len(backbone.layers) // 2
     vision = (backbone.facts.vision_layers - 1, 0)
-    vip = {"vision_layers": vision, "attention_dim": 16, "condition_dim": 16, "heads": 2}
+    vip: dict[str, Any] = {"vision_layers": vision, "attention_dim": 16, "condition_dim": 16, "heads": 2}
     makers: dict[str, Callable[[], list[PruneStage]]] = {
         "random before layer 0": lambda: [PruneStage(-1, Random(), KeepRatio(0.5))],
         "attention rank": lambda: [PruneStage(middle, AttentionRank(), KeepRatio(0.4))],
@@ -179,7 +179,7 @@ def check_closed_gates_equal_pruning(backbone: Backbone) -> None:
         closed = [torch.where(keep, 0.0, -1e4) for keep in out.keep]
         waiting = iter(closed)
         with torch.no_grad():
-            student = model.distill(batch, lambda *_: next(waiting)).student_logits
+            student = model.distill(batch, lambda *_, waiting=waiting: next(waiting)).student_logits
         _assert_close(student, torch.stack(list(generated.logits), 1), f"{name}: closed gates differ from pruning")
 
 

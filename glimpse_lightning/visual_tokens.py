@@ -47,8 +47,11 @@ class ModelFacts:
         causality.
         """
         n, h = tokens, self.hidden_size
-        return 4 * n * h * h + 4 * n * h * self.num_kv_heads * self.head_dim + 4 * n * n * h + (
-            6 * n * h * self.intermediate_size
+        return (
+            4 * n * h * h
+            + 4 * n * h * self.num_kv_heads * self.head_dim
+            + 4 * n * n * h
+            + (6 * n * h * self.intermediate_size)
         )
 
 

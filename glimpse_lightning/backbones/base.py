@@ -101,7 +101,7 @@ class Backbone(ABC):
     @abstractmethod
     def example_inputs(
         self, sizes: Sequence[Sequence[tuple[int, int]]], padding_side: str = "left", first_sample: int = 0
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """A hand-made random batch for conformance tests; sample ``i`` depends on ``first_sample + i`` alone.
 
         Args:

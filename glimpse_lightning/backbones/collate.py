@@ -23,9 +23,7 @@ def collate_samples(samples: Sequence[Sample], processor: Any, tokenizer: Any, e
         messages = [{"role": "user", "content": content}]
         prompts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     images = [image for sample in samples for image in sample.images]
-    inputs = processor(
-        text=prompts, images=images or None, padding=True, padding_side="left", return_tensors="pt"
-    )
+    inputs = processor(text=prompts, images=images or None, padding=True, padding_side="left", return_tensors="pt")
     answer_ids, answer_mask = _answers(samples, tokenizer, end_token_id)
     return Batch(
         inputs=dict(inputs),

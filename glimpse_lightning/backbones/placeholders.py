@@ -115,7 +115,7 @@ class PlaceholderBackbone(Backbone):
 
     def example_inputs(
         self, sizes: Sequence[Sequence[tuple[int, int]]], padding_side: str = "left", first_sample: int = 0
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         special = {v for k, v in self.model.config.to_dict().items() if k.endswith(("token_id", "token_index"))}
         words = torch.tensor([i for i in range(10, self.text_config.vocab_size) if i not in special])
         rows, images = [], []

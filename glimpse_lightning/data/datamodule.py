@@ -57,7 +57,8 @@ class _Guarded(Dataset[_Item]):
         return self.length
 
     def __getitem__(self, index: int) -> _Item:
-        weight, start, skipped = (0.0, 0, []) if index < 0 else (1.0, index, [])
+        weight, start = (0.0, 0) if index < 0 else (1.0, index)
+        skipped: list[str] = []
         for offset in range(self.length):
             try:
                 sample = self.dataset[(start + offset) % self.length]
@@ -131,7 +132,8 @@ class VQAData(LightningDataModule):
         return {"num_replicas": trainer.world_size, "rank": trainer.global_rank} if trainer else {}
 
     def _batches_done(self) -> int:
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total if self.trainer else None
+        return progress.processed if progress else 0
 
     def _loader(self, dataset: Dataset[_Item], **kwargs: Any) -> DataLoader[_Item]:
         return DataLoader(

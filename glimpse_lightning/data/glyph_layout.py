@@ -11,18 +11,16 @@ from glimpse_lightning.data.glyph_words import COLOURS, GLYPHS, LABELS, SHAPES, 
 SLOT = 56
 PixelBox = tuple[float, float, float, float]
 FAMILIES = ("read", "name", "compare", "neighbour", "row", "list", "count")
-_STEPS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
 
 
 @dataclass
 class GlyphObject:
-    """A coloured shape holding a glyph; ``box`` in pixels, ``slot`` as (column, row) of the 56-pixel grid."""
+    """A coloured shape holding a glyph; ``box`` in pixels."""
 
     glyph: str
     colour: str
     shape: str
     box: PixelBox
-    slot: tuple[int, int]
 
 
 @dataclass
@@ -37,24 +35,13 @@ class GlyphRow:
 
 @dataclass
 class Layout:
-    """All that can be asked about in one image of ``width`` x ``height`` pixels."""
+    """All that can be asked about in one image of ``width`` x ``height`` pixels; ``pairs`` stand side by side."""
 
     width: int
     height: int
     objects: list[GlyphObject]
+    pairs: list[tuple[GlyphObject, GlyphObject]]
     rows: list[GlyphRow]
-
-    def neighbours(self) -> list[tuple[GlyphObject, str, GlyphObject]]:
-        """Triples (object, side, other): ``other`` fills the slot next to ``object`` on that side."""
-        at = {item.slot: item for item in self.objects}
-        found = []
-        for item in self.objects:
-            for side in SIDES:
-                dx, dy = _STEPS[side]
-                other = at.get((item.slot[0] + dx, item.slot[1] + dy))
-                if other is not None:
-                    found.append((item, side, other))
-        return found
 
 
 @dataclass
@@ -90,16 +77,20 @@ def _place_rows(
     return rows
 
 
-def _choose_slots(rng: Random, count: int, free: set[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Free slots for the objects; half of them next to one already taken, so that everything has neighbours."""
-    chosen: list[tuple[int, int]] = []
-    left = sorted(free)
-    while left and len(chosen) < count:
-        beside = [slot for slot in left if any(abs(slot[0] - x) + abs(slot[1] - y) == 1 for x, y in chosen)]
-        slot = rng.choice(beside if beside and (len(chosen) == 1 or rng.random() < 0.5) else left)
-        chosen.append(slot)
-        left.remove(slot)
-    return chosen
+def _single_box(rng: Random, x: int, y: int, on_grid: float) -> PixelBox:
+    """An object alone in its slot, whose corner is at (x, y)."""
+    if rng.random() < on_grid:  # one visual token holds the whole object
+        return _centred(x + 14, y + 14, 28)
+    size = rng.randint(34, 46)  # across the corner of four visual tokens
+    slack = min(7.0, (SLOT + 2 - size) / 2)
+    shift_x, shift_y = rng.uniform(-slack, slack), rng.uniform(-slack, slack)
+    return _centred(round(x + 28 + shift_x), round(y + 28 + shift_y), size)
+
+
+def _pair_boxes(rng: Random, x: int, y: int, on_grid: float) -> list[PixelBox]:
+    """Two objects side by side in one slot, whose corner is at (x, y)."""
+    middle = y + (14 if rng.random() < on_grid else round(28 + rng.uniform(-8, 8)))
+    return [_centred(x + 14, middle, 28), _centred(x + 42, middle, 28)]
 
 
 def _varied(rng: Random, names: tuple[str, ...], count: int) -> list[str]:
@@ -127,23 +118,21 @@ def make_layout(
     large = columns * lines >= 48
     free = {(x, y) for x in range(columns) for y in range(lines)}
     rows = _place_rows(rng, columns, lines, rng.randint(2, 3) if large else 1, free, on_grid)
-    wanted = rng.randint(12, 15) if crowded else rng.randint(8, 13) if large else rng.randint(4, 7)
-    slots = _choose_slots(rng, wanted, free)
+    doubles, singles = (
+        (3, 9) if crowded else (rng.randint(2, 3), rng.randint(4, 7)) if large else (2, rng.randint(1, 3))
+    )
+    slots = rng.sample(sorted(free), min(len(free), doubles + singles))
+    boxes = []
+    for number, (x, y) in enumerate(slots):
+        place = _pair_boxes if number < doubles else lambda *where: [_single_box(*where)]
+        boxes.extend(place(rng, x * SLOT, y * SLOT, on_grid))
     glyphs = rng.sample(GLYPHS, len(GLYPHS))
-    colours, shapes = _varied(rng, COLOURS, len(slots)), _varied(rng, SHAPES, len(slots))
-    objects = []
-    for glyph, colour, shape, (x, y) in zip(glyphs, colours, shapes, slots, strict=False):
-        if rng.random() < on_grid:  # on the 28-pixel grid: one visual token holds the whole object
-            box = _centred(x * SLOT + 14, y * SLOT + 14, 28)
-        else:  # across the corner of four visual tokens
-            size = rng.randint(34, 46)
-            slack = min(7.0, (SLOT + 2 - size) / 2)
-            shift_x, shift_y = rng.uniform(-slack, slack), rng.uniform(-slack, slack)
-            box = _centred(round(x * SLOT + 28 + shift_x), round(y * SLOT + 28 + shift_y), size)
-        objects.append(GlyphObject(glyph, colour, shape, box, (x, y)))
+    colours, shapes = _varied(rng, COLOURS, len(boxes)), _varied(rng, SHAPES, len(boxes))
+    objects = [GlyphObject(*words) for words in zip(glyphs, colours, shapes, boxes, strict=False)]
+    pairs = [(objects[2 * k], objects[2 * k + 1]) for k in range(doubles)]
     for row in rows:  # glyphs of the rows are not those in shapes, so that "what holds K" has one answer
         row.glyphs = rng.sample(glyphs[len(objects) :], len(row.glyph_boxes))
-    return Layout(width, height, objects, rows)
+    return Layout(width, height, objects, pairs, rows)
 
 
 def _unique(items: list[GlyphObject], attribute: str) -> list[GlyphObject]:
@@ -179,10 +168,10 @@ def _compare(layout: Layout, rng: Random) -> Question:
 
 
 def _neighbour(layout: Layout, rng: Random, sides: Sequence[str]) -> Question:
-    pairs = layout.neighbours()
-    item, side, other = rng.choice([pair for pair in pairs if pair[1] in sides] or pairs)
-    text = f"what is {side} of {item.glyph}" if side in ("left", "right") else f"what is {side} {item.glyph}"
-    return Question("neighbour", text, f"{other.glyph} {other.colour}", [item.box, other.box])
+    (left, right), side = rng.choice(layout.pairs), rng.choice(sides)
+    item, other = (left, right) if side == "right" else (right, left)
+    boxes = [left.box, right.box]
+    return Question("neighbour", f"what is {side} of {item.glyph}", f"{other.glyph} {other.colour}", boxes)
 
 
 def _row(layout: Layout, rng: Random) -> Question:
@@ -216,7 +205,7 @@ _ASK = dict(zip(FAMILIES, (_read, _name, _compare, _neighbour, _row, _list, _cou
 def ask(layout: Layout, family: str, rng: Random, sides: Sequence[str] = SIDES) -> Question:
     """A question of ``family`` about ``layout``; every layout can be asked about every family.
 
-    ``sides`` are those that the neighbour family asks about, as far as the image allows.
+    ``sides`` are those that the neighbour family asks about.
     """
     if family not in _ASK:
         raise ValueError(f"Expected a GlyphVQA family out of {', '.join(FAMILIES)}, but got {family!r}.")

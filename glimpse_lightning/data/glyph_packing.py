@@ -131,7 +131,7 @@ def pack(
         pixels: draw the images; without, the batch only serves oracle visual tokens.
         crowded: more objects than the benchmark has, so that there is more to see per image.
         on_grid: share of objects that lie on the grid of visual tokens.
-        sides: what the neighbour family asks about, where the image has it.
+        sides: what the neighbour family asks about.
         middle_only: each object is shown by one visual token; see `words_by_token`.
     """
     weights = families or dict.fromkeys(FAMILIES, 1.0)

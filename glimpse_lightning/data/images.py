@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from glimpse_lightning.errors import BadSampleError
@@ -42,7 +43,7 @@ def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise
         raise BadSampleError(f"{path}: the image is truncated or damaged ({error}); replace the file.") from None
     if min(upright.size) == 0:
-        raise BadSampleError(f"{path}: expected an image with pixels, but its size is {upright.size}; replace the file.")
+        raise BadSampleError(f"{path}: expected pixels, but its size is {upright.size}; replace the file.")
     return _rgb(upright)
 
 
@@ -58,7 +59,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _stretched(image: Image.Image) -> Image.Image:
     """A grey image of many bits, its own range laid over 0 to 255."""
-    grey = image.convert("F")
-    low, high = grey.getextrema()
+    grey = np.asarray(image, dtype=np.float64)
+    low, high = float(grey.min()), float(grey.max())
     scale = 255.0 / (high - low) if high > low else 0.0
-    return grey.point(lambda value: value * scale + (-low * scale)).convert("L")
+    return Image.fromarray(((grey - low) * scale).round().astype(np.uint8))

@@ -113,7 +113,8 @@ class JSONL(Dataset[Sample]):
         try:
             data = json.loads(line)
         except json.JSONDecodeError as error:
-            raise BadSampleError(f"{where}: broken JSON ({error.msg} at column {error.colno}); mend the line.") from None
+            problem = f"{error.msg} at column {error.colno}"
+            raise BadSampleError(f"{where}: broken JSON ({problem}); mend the line.") from None
         if not isinstance(data, dict):
             raise BadSampleError(f"{where}: expected a JSON object, but got {type(data).__name__}.")
         if unknown := sorted(set(data) - set(KEYS)):

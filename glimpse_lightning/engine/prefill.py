@@ -136,7 +136,8 @@ class Trunk:
 
     def compact(self, keep: Tensor, reduced: Tensor | None) -> None:
         """Drop the visual tokens that ``keep [V]`` (over all of them) does not keep; ``reduced [kept, D]`` replaces
-        the states of the kept ones."""
+        the states of the kept ones.
+        """
         kept_columns = self.mask & torch.cat([keep, keep.new_ones(1)])[self.slot]  # slot -1 = text: always kept
         plan = Compaction.plan(kept_columns)
         self.hidden = plan.rows(self.hidden)
@@ -262,7 +263,7 @@ def new_stage_runs(pruner: Pruner | None, trunk: Trunk) -> list[StageRun]:
     """One run per stage; none where there is no visual token to prune."""
     if pruner is None or len(trunk.alive) == 0:
         return []
-    return [StageRun(stage, trunk) for stage in pruner.stages]  # type: ignore[arg-type]
+    return [StageRun(stage, trunk) for stage in pruner.stages]
 
 
 def run_layer_with_stages(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from glimpse_lightning.objectives.base import Objective, StepResult
 from glimpse_lightning.objectives.losses import weighted_mean
@@ -59,7 +59,7 @@ class KL(Objective):
         self.anneal = anneal
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
-        """One step; logs ``kl``, ``budget``, ``retention`` (soft), ``hard_retention``, ``soft_hard_gap``, ``target``."""
+        """One step; logs ``kl``, ``budget``, ``retention`` (soft), ``hard_retention``, ``soft_hard_gap`` and more."""
         done = 1.0 if self.anneal <= 0 else min(1.0, self.progress / self.anneal)
         share = 0.5 * (1 + math.cos(math.pi * done))  # 1 -> 0
         start, end = self.temperature

@@ -113,6 +113,15 @@ def test_minus_infinity_and_nan(policy: Policy) -> None:
     assert not Threshold().select(torch.full((5,), torch.nan), tokens).any()
 
 
+def test_nan_ranks_last() -> None:
+    tokens = visual_tokens([[(1, 1, 3)]])
+    assert TopK(2).select(torch.tensor([torch.nan, 1.0, 0.0]), tokens).tolist() == [False, True, True]
+
+
+def test_top_p_stops_once_p_is_reached() -> None:
+    assert TopP(0.5).select(torch.zeros(4), visual_tokens([[(1, 2, 2)]])).tolist() == [True, True, False, False]
+
+
 def test_keep_all() -> None:
     tokens = visual_tokens([[(1, 3, 3)], [(1, 2, 2), (1, 1, 3)]])
     scores = scores_for(tokens, False, 0)

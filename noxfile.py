@@ -1,0 +1,79 @@
+"""Sessions: ``nox`` runs lint, types, docs and tests; ``nox -l`` lists all."""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.sessions = ["lint", "types", "docs", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.default_venv_backend = "virtualenv"
+
+CONSTRAINTS = "constraints.txt"
+# The lower ends of the ranges in setup.cfg, as far as they matter.
+LOWEST = ("torch==2.10.0", "transformers==5.15.0", "lightning==2.6.0", "torchmetrics==1.4.0")
+
+
+def install(session: nox.Session, *extras: str) -> None:
+    session.install("-c", CONSTRAINTS, "-e", f".[{','.join(extras)}]")
+    session.env.setdefault("OMP_NUM_THREADS", "1")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Everything but the slow tests; extra arguments go to pytest."""
+    install(session, "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The tests that take minutes."""
+    install(session, "test")
+    session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The tests on the oldest torch and transformers that setup.cfg admits."""
+    session.install("-e", ".[test]", *LOWEST)
+    session.env.setdefault("OMP_NUM_THREADS", "1")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff."""
+    session.install("-c", CONSTRAINTS, "ruff")
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy."""
+    install(session, "dev")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Links in the documentation lead somewhere, and its commands parse."""
+    install(session, "test")
+    session.run("pytest", "tests/test_docs.py", *session.posargs)
+
+
+@nox.session(name="main-job")
+def main_job(session: nox.Session) -> None:
+    """Train VIP by KL and test it, as in the README."""
+    install(session)
+    session.run("glimpse-lightning", "fit", "--config", "vip_kl", *session.posargs)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, install it elsewhere, and use it without a checkout."""
+    folder = session.create_tmp()
+    session.run("pip", "wheel", "--no-deps", "--wheel-dir", folder, ".")
+    session.install("-c", CONSTRAINTS, "--find-links", folder, "glimpse-lightning")
+    session.chdir(folder)
+    session.run("glimpse-lightning", "recipes", "list")
+    session.run("glimpse-lightning", "fit", "--config", "vip_kl", "--print_config", silent=True)
