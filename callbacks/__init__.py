@@ -9,6 +9,7 @@ if __name__ != "glimpse_lightning.callbacks":
 from glimpse_lightning.callbacks.results_writer import ResultsWriter
 from glimpse_lightning.callbacks.retention_histogram import RetentionHistogram
 from glimpse_lightning.callbacks.run_checkpoints import RunCheckpoints
+from glimpse_lightning.callbacks.run_progress import RunProgress
 from glimpse_lightning.callbacks.token_overlay import TokenOverlay
 
-__all__ = ["ResultsWriter", "RetentionHistogram", "RunCheckpoints", "TokenOverlay"]
+__all__ = ["ResultsWriter", "RetentionHistogram", "RunCheckpoints", "RunProgress", "TokenOverlay"]

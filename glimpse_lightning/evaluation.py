@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning import scorers
+from glimpse_lightning.backbones.base import Prompt
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.engine.prefill import PrefillOutput
 from glimpse_lightning.evidence import evidence_mask
@@ -27,9 +28,19 @@ TEACHER_TOKENS = 1024
 """Tokens of the full model's distribution that are remembered one by one; the rest is one remainder."""
 
 
-def prefill(model: PrunedVLM, batch: Batch) -> PrefillOutput:
-    """The batch's prompts through ``model``."""
-    return model.prefill(**batch.inputs, keys=batch.key, questions=[sample.question for sample in batch.samples])
+def embed(models: Iterable[PrunedVLM], batch: Batch) -> Prompt:
+    """The batch's prompts, embedded once for all of ``models``, which are over one backbone."""
+    models = list(models)
+    layers = dict.fromkeys(layer for model in models for layer in model.vision_layers)
+    with torch.no_grad():
+        return models[0].backbone.embed(batch.inputs, tuple(layers))
+
+
+def prefill(model: PrunedVLM, batch: Batch, prompt: Prompt | None = None) -> PrefillOutput:
+    """The batch's prompts through ``model``; ``prompt`` where they are embedded already."""
+    questions = [sample.question for sample in batch.samples]
+    inputs: dict[str, Any] = batch.inputs
+    return model.prefill(prompt=prompt, keys=batch.key, questions=questions, **inputs)
 
 
 def final_keep(out: PrefillOutput) -> Tensor:
@@ -100,11 +111,11 @@ class Evaluator:
         return model.backbone.decode(ids)
 
     @torch.no_grad()
-    def full_answers(self, batch: Batch) -> list[FullAnswer]:
+    def full_answers(self, batch: Batch, prompt: Prompt | None = None) -> list[FullAnswer]:
         """The full model's answers; computed once per sample and remembered."""
         names = [(sample.id, sample.key) for sample in batch.samples]
         if not all(name in self.cache for name in names):
-            out = prefill(self.full, batch)
+            out = prefill(self.full, batch, prompt)
             logs = answer_log_probs(self.full, out, batch)
             top = logs.topk(min(TEACHER_TOKENS, logs.shape[-1]), dim=-1)
             lengths = batch.answer_mask.sum(1).tolist()
@@ -115,16 +126,21 @@ class Evaluator:
         return [self.cache[name] for name in names]
 
     @torch.no_grad()
-    def predict(self, model: PrunedVLM, batch: Batch) -> tuple[list[str], PrefillOutput]:
+    def predict(
+        self, model: PrunedVLM, batch: Batch, prompt: Prompt | None = None
+    ) -> tuple[list[str], PrefillOutput]:
         """Answers, and the prefill they come from."""
-        out = prefill(model, batch)
+        out = prefill(model, batch, prompt)
         return self.answers(model, out), out
 
     @torch.no_grad()
-    def evaluate(self, model: PrunedVLM, batch: Batch, with_kl: bool = True) -> tuple[list[Record], PrefillOutput]:
+    def evaluate(
+        self, model: PrunedVLM, batch: Batch, with_kl: bool = True, prompt: Prompt | None = None
+    ) -> tuple[list[Record], PrefillOutput]:
         """A record for every sample that counts, and the prefill they come from."""
-        fulls = self.full_answers(batch)
-        texts, out = self.predict(model, batch)
+        prompt = embed([model], batch) if prompt is None else prompt
+        fulls = self.full_answers(batch, prompt)
+        texts, out = self.predict(model, batch, prompt)
         logs = answer_log_probs(model, out, batch) if with_kl else None
         keep = final_keep(out)
         evidence = evidence_mask(out.tokens, [sample.boxes for sample in batch.samples])

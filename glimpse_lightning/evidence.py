@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.data.sample import Box
+from glimpse_lightning.errors import GlimpseError
 
 
 class TokenPlaces(Protocol):
@@ -33,10 +34,22 @@ def evidence_mask(tokens: TokenPlaces, boxes: Sequence[Sequence[Sequence[Box]] |
     Args:
         tokens: of the batch.
         boxes: for each sample, a list of boxes for each of its images; ``None`` = no annotation, no token touched.
+
+    Raises:
+        GlimpseError: where the backbone cuts one image into several items (tiles, crops): which part of the image each
+            shows is not known here, so its boxes cannot be placed.
     """
     touched = torch.zeros_like(tokens.item, dtype=torch.bool)
     seen: dict[int, int] = {}
-    for item, sample in enumerate(tokens.item_sample.tolist()):
+    owners = tokens.item_sample.tolist()
+    for sample, groups in enumerate(boxes):
+        if groups is not None and owners.count(sample) > len(groups):
+            raise GlimpseError(
+                f"Expected one visual item per annotated image, but a sample with {len(groups)} has "
+                f"{owners.count(sample)} items: this backbone cuts images into tiles, and evidence boxes cannot be "
+                "placed on tiles yet. Leave `boxes` out, or choose a backbone with one grid per image."
+            )
+    for item, sample in enumerate(owners):
         place = seen[sample] = seen.get(sample, -1) + 1
         groups = boxes[sample]
         if groups is None or place >= len(groups) or not groups[place]:

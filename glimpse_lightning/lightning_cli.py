@@ -19,6 +19,7 @@ import torch
 import transformers
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
@@ -203,6 +204,9 @@ class RunCLI(LightningCLI):
         for new in (callbacks.RunCheckpoints(), callbacks.TokenOverlay(), callbacks.RetentionHistogram()):
             if not any(type(callback) is type(new) for callback in kwargs["callbacks"]):
                 kwargs["callbacks"].append(new)
+        bars = [callback for callback in kwargs["callbacks"] if isinstance(callback, ProgressBar)]
+        if config.trainer.enable_progress_bar is not False and not bars:
+            kwargs["callbacks"].append(callbacks.RunProgress())
         self.writer = callbacks.ResultsWriter(self.recipe)
         self.writer.command = self.subcommand
         kwargs["callbacks"].append(self.writer)
@@ -362,6 +366,11 @@ def _checkpoint_model(path: Path) -> dict[str, Any] | None:
     return checkpoint.get("hyper_parameters", {}).get("model")
 
 
+def _is_news(line: logging.LogRecord) -> bool:
+    """False for Lightning's advertisement, and for what it says about a default that is right."""
+    return not any(word in str(line.msg) for word in ("litlogger", "`weights_only` was not set"))
+
+
 def _as_text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
@@ -373,9 +382,11 @@ def _quieten() -> None:
         ".*eval mode at the start of training.*",  # the frozen backbone is meant to be
         ".*dataloader is not resumable.*",  # its order follows from the number of batches done: data/order.py
         ".*LeafSpec.*is deprecated.*",  # inside Lightning
+        r"(?s).*(instantiate_classes.. was deprecated|JsonargparseDeprecationWarning).*",  # inside Lightning
         ".*You have overridden .* in `LightningModule` but.*",  # the module owns the processor
-        ".*Checkpoint directory.*exists and is not empty.*",
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # figures are of all ranks already
     ):
         warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda line: "litlogger" not in str(line.msg))
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_is_news)
     transformers.utils.logging.disable_progress_bar()

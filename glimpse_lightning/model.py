@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.backbones.base import Backbone, Prompt
 from glimpse_lightning.engine.prefill import PrefillOutput, run_prefill
 from glimpse_lightning.engine.training import DistillOutput, StageOutput, distill, glimpse_forward
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.pruner import Pruner, PruneStage
+from glimpse_lightning.visual_tokens import VisionTap
 
 _PROMPT_INPUTS = frozenset(
     "input_ids attention_mask pixel_values image_grid_thw pixel_values_videos video_grid_thw second_per_grid_ts "
-    "mm_token_type_ids image_sizes pixel_attention_mask".split()
+    "mm_token_type_ids image_sizes pixel_attention_mask batch_num_images".split()
 )
 
 
@@ -68,25 +69,35 @@ class PrunedVLM(nn.Module, GenerationMixin):
         return self.model.dtype
 
     @property
-    def vision_layers(self) -> tuple[int, ...]:
-        """Vision blocks whose states some scorer asks for."""
+    def vision_layers(self) -> tuple[VisionTap, ...]:
+        """What some stage asks of the vision tower."""
         stages: list[PruneStage] = [] if self.pruner is None else self.pruner.stages
-        return tuple(dict.fromkeys(layer for stage in stages for layer in stage.scorer.requires.vision_layers))
+        return tuple(dict.fromkeys(layer for stage in stages for layer in stage.requires.vision_layers))
 
     # -- prefill ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def prefill(self, *, keys: Tensor | None = None, questions: Sequence[str] = (), **inputs: Any) -> PrefillOutput:
+    def prefill(
+        self,
+        *,
+        prompt: Prompt | None = None,
+        keys: Tensor | None = None,
+        questions: Sequence[str] = (),
+        **inputs: Any,
+    ) -> PrefillOutput:
         """Run a batch of prompts, pruning on the way.
 
         Args:
+            prompt: the same inputs already embedded by ``backbone.embed`` with all ``vision_layers`` of this model, so
+                that models compared on one batch share the vision tower's work.
             keys: ``[B]`` stable integer per sample, the seed of random scorers; by default drawn from its token ids.
             questions: raw questions, for scorers that read them.
             **inputs: what the processor made: ``input_ids [B, N]``, ``attention_mask``, ``pixel_values``, ... Padding
                 on either side.
         """
         inputs = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-        prompt = self.backbone.embed(inputs, self.vision_layers)
+        if prompt is None:
+            prompt = self.backbone.embed(inputs, self.vision_layers)
         return run_prefill(self.backbone, self.pruner, prompt, self._keys(keys, inputs), questions)
 
     def _keys(self, keys: Tensor | None, inputs: dict[str, Any]) -> Tensor:

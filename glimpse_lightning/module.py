@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -23,7 +24,7 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import RawBatch
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.evaluation import Evaluator, baseline_models, kept_by_item, training_free_scorers
+from glimpse_lightning.evaluation import Evaluator, baseline_models, embed, kept_by_item, training_free_scorers
 from glimpse_lightning.metrics import AnswerMetric, ExactMatch
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.objectives.base import Objective
@@ -105,7 +106,8 @@ class PruningModule(LightningModule):
         self.backbone_options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
         self.backbone: str | Backbone = backbone
         self.allow_empty = allow_empty
-        self.pruner_source = self._pruner_source(after_layer, scorer, policy, reducer, stages, pruner)
+        # In a tuple, or it would be registered a second time beside `vlm.pruner`.
+        self._source = (self._pruner_source(after_layer, scorer, policy, reducer, stages, pruner),)
         self.objective = objective
         self.optimizer_options = optimizer
         self.metric = metric
@@ -157,7 +159,7 @@ class PruningModule(LightningModule):
         backbone = self.backbone
         if isinstance(backbone, str):
             backbone = load_backbone(backbone, **self.backbone_options)
-        source = self.pruner_source
+        (source,) = self._source
         pruner = load_pruner(source) if isinstance(source, str) else source
         if isinstance(source, Pruner) and not self.allow_empty:
             _check_recipe(source, len(backbone.layers))
@@ -173,7 +175,7 @@ class PruningModule(LightningModule):
         """Whether the pruner has weights that have to be trained, and that no saved pruner brings."""
         self.configure_model()
         pruner = self.model.pruner
-        return isinstance(self.pruner_source, Pruner) and next(pruner.parameters(), None) is not None  # type: ignore
+        return isinstance(self._source[0], Pruner) and next(pruner.parameters(), None) is not None  # type: ignore
 
     @property
     def model(self) -> PrunedVLM:
@@ -216,7 +218,10 @@ class PruningModule(LightningModule):
         raw = batch if isinstance(batch, RawBatch) else RawBatch(list(batch), [1.0] * len(batch))
         if raw.error is not None:
             raise GlimpseError(raw.error)
-        self.skipped += [message for message in raw.skipped if message not in self.skipped]
+        for message in raw.skipped:
+            if message not in self.skipped:
+                self.skipped.append(message)
+                rank_zero_warn(f"Skipped a bad sample ({len(self.skipped)} so far): {message}")
         collated = self.model.backbone.collate(raw.samples)
         collated.weight = torch.tensor(raw.weight)
         return collated
@@ -249,7 +254,7 @@ class PruningModule(LightningModule):
         self.objective.progress = self.global_step / max(1, self._total_steps)
         result = self.objective.step(self.model, batch)
         for name, value in {"loss": result.loss, **result.logs}.items():
-            shown = name in ("loss", "kl", "retention", "hard_retention")
+            shown = name in ("loss", "kl", "mask", "hard_retention")
             self.log(f"train/{name}", value.detach(), prog_bar=shown, batch_size=len(batch.samples))
         return result.loss
 
@@ -321,8 +326,9 @@ class PruningModule(LightningModule):
             return self._evaluate(batch)
         if self._rivals is None:
             self._rivals = self._find_rivals()
+        prompt = embed(self._rivals.values(), batch) if self._rivals else None
         for name, rival in self._rivals.items():
-            records, _ = self.evaluator.evaluate(rival, batch, with_kl=False)
+            records, _ = self.evaluator.evaluate(rival, batch, with_kl=False, prompt=prompt)
             self._baseline_records.setdefault(name, []).extend(records)
         return None
 

@@ -75,6 +75,7 @@ def _class_names(message: str, key: str) -> dict[str, str]:
 
 def _subclasses(base: type) -> set[type]:
     found: set[type] = {base}
-    for child in base.__subclasses__():
+    children: list[type] = base.__subclasses__()
+    for child in children:
         found |= _subclasses(child)
     return found

@@ -10,7 +10,7 @@ from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.reducers.drop import Drop
-from glimpse_lightning.scorers.base import Scorer
+from glimpse_lightning.scorers.base import Requires, Scorer
 from glimpse_lightning.visual_tokens import ModelFacts
 
 
@@ -33,6 +33,11 @@ class PruneStage(nn.Module):
         self.scorer = scorer
         self.policy = policy
         self.reducer = Drop() if reducer is None else reducer
+
+    @property
+    def requires(self) -> Requires:
+        """Everything that the stage's parts want computed; valid once the scorer is built."""
+        return self.scorer.requires | self.policy.requires | self.reducer.requires
 
 
 class Pruner(nn.Module):

@@ -139,10 +139,14 @@ def damage(path: Path) -> str | None:
         torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # A whole file can hold things that only `weights_only=False` reads; a truncated one is no zip file.
-        return None if zipfile.is_zipfile(path) else str(error).splitlines()[0]
+        return None if zipfile.is_zipfile(path) else _first_line(error)
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        return str(error).splitlines()[0]
+        return _first_line(error)
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _numbered(recipe_folder: Path, command: str) -> list[tuple[int, Path]]:

@@ -61,6 +61,13 @@ def cumsum_before(values: Tensor, group: Tensor, num_groups: int, rank: Tensor) 
     return before - (total.cumsum(0) - total)[group]
 
 
+def index_in_item(tokens: VisualTokens) -> Tensor:
+    """Index of each token among the tokens that its item had before any pruning, in raster order: int64 ``[V]``."""
+    height, width = tokens.grid[tokens.item, 1], tokens.grid[tokens.item, 2]
+    t, row, column = tokens.position.unbind(-1)
+    return (t * height + row) * width + column
+
+
 def index_in_sample(tokens: VisualTokens) -> Tensor:
     """Index of each token among the tokens that its sample had before any pruning: int64 ``[V]``.
 
@@ -71,9 +78,7 @@ def index_in_sample(tokens: VisualTokens) -> Tensor:
     _, per_sample = tokens.groups("sample")
     sample_start = per_sample.cumsum(0) - per_sample
     item_start = ends - size - sample_start[tokens.item_sample]
-    height, width = tokens.grid[tokens.item, 1], tokens.grid[tokens.item, 2]
-    t, row, column = tokens.position.unbind(-1)
-    return item_start[tokens.item] + (t * height + row) * width + column
+    return item_start[tokens.item] + index_in_item(tokens)
 
 
 class Padding:

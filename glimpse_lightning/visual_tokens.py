@@ -56,6 +56,39 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class VisionAttention:
+    """Attention that each token gets in a block of the vision tower: ``tokens.vision[self]`` is ``[V, 1]``, fp32.
+
+    With a class token: the weight that the class token gives it. Without: the sum of the weights that all patches of
+    its segment (image, or window) give it, so that the average is 1. A token of several merged patches has their mean.
+
+    Attributes:
+        layer: block, counted from 0, or from -1 = the last.
+        heads: ``"mean"``: weights averaged over heads; ``"joint"``: all heads as one (``softmax(q.k / sqrt(width))``).
+    """
+
+    layer: int
+    heads: Literal["mean", "joint"] = "mean"
+
+
+@dataclass(frozen=True)
+class VisionKeys:
+    """Keys of a block of the vision tower, heads side by side, after any rotation: ``tokens.vision[self]`` ``[V, Dk]``.
+
+    A token of several merged patches has their mean.
+
+    Attributes:
+        layer: block, counted from 0, or from -1 = the last.
+    """
+
+    layer: int
+
+
+VisionTap = int | VisionAttention | VisionKeys
+"""What can be asked of a vision tower; a number is the output of that block, counted from 0."""
+
+
+@dataclass(frozen=True)
 class VisualTokens:
     """Visual tokens of a batch as one prune stage sees them (those that earlier stages dropped are absent).
 
@@ -68,13 +101,17 @@ class VisualTokens:
         item_sample: ``[I]`` the sample that an item belongs to.
         position: ``[V, 3]`` (t, row, column) of each token in its item's grid.
         probes: attention captured for the scorer, by the name it asked under: ``[V, layers * heads]``, layer-major.
-        vision: states of the vision blocks that the scorer asked for, by block index: ``[V, Dv]``.
+        vision: states, keys or attention of vision blocks that were asked for, by tap: ``[V, Dv]``.
         text: ``[T, D]`` question-token states at the stage, packed; ``None`` unless asked for.
         text_sample: ``[T]`` the sample of each text token.
         questions: raw question of each sample; empty strings where unknown.
         key: ``[S]`` a stable integer per sample, the seed of anything random.
         facts: of the model.
         state: what earlier stages left for later ones.
+        keys: ``[V, Hk * head_dim]`` decoder keys of the last layer before the stage, where asked for.
+        text_keys: ``[T, Hk * head_dim]`` the same of the text tokens.
+        scores: ``[V]`` the stage's scores; for reducers.
+        targets: ``[V]`` kept tokens that dropped ones may be merged into (``Policy.merge_targets``); for reducers.
     """
 
     embeds: Tensor
@@ -87,11 +124,15 @@ class VisualTokens:
     key: Tensor
     facts: ModelFacts
     probes: Mapping[str, Tensor] = field(default_factory=dict)
-    vision: Mapping[int, Tensor] = field(default_factory=dict)
+    vision: Mapping[VisionTap, Tensor] = field(default_factory=dict)
     text: Tensor | None = None
     text_sample: Tensor | None = None
     questions: tuple[str, ...] = ()
     state: dict[str, Any] = field(default_factory=dict)
+    keys: Tensor | None = None
+    text_keys: Tensor | None = None
+    scores: Tensor | None = None
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         return self.item.shape[0]
@@ -130,4 +171,7 @@ class VisualTokens:
             position=self.position[keep],
             probes={name: value[keep] for name, value in self.probes.items()},
             vision={layer: value[keep] for layer, value in self.vision.items()},
+            keys=None if self.keys is None else self.keys[keep],
+            scores=None if self.scores is None else self.scores[keep],
+            targets=None if self.targets is None else self.targets[keep],
         )

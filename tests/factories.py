@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.scorers import Requires
-from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
+from glimpse_lightning.visual_tokens import ModelFacts, VisionAttention, VisionTap, VisualTokens
 
 FACTS = ModelFacts(
     num_layers=6,
@@ -24,6 +24,9 @@ FACTS = ModelFacts(
     model_type="qwen2_5_vl",
 )
 """Shape of the reference's golden Qwen model."""
+
+TEXT_LENGTH = 4
+"""Fewest text tokens of a sample."""
 
 Grid = tuple[int, int, int]
 
@@ -49,12 +52,24 @@ def visual_tokens(
     sizes = torch.tensor([t * h * w for t, h, w in grid], dtype=torch.int64)
     item = torch.arange(len(grid)).repeat_interleave(sizes)
 
-    def draw(name: str, width: int) -> Tensor:
+    def draw(name: str, width: int, rows: int | None = None) -> Tensor:
         parts = [torch.zeros(0, width)]
         for key, sample in zip(keys, samples, strict=True):
             generator = torch.Generator().manual_seed(key + 1000 * sum(map(ord, name)))
-            parts.append(torch.randn(sum(t * h * w for t, h, w in sample), width, generator=generator))
+            count = sum(t * h * w for t, h, w in sample) if rows is None else rows + key % 3
+            parts.append(torch.randn(count, width, generator=generator))
         return torch.cat(parts).to(dtype)
+
+    def draw_vision(tap: VisionTap) -> Tensor:
+        if isinstance(tap, VisionAttention):
+            return draw(str(tap), 1).exp()
+        return draw(f"vision{tap}", facts.vision_hidden_size)
+
+    width, text, text_sample = facts.num_kv_heads * facts.head_dim, None, None
+    if requires.text:
+        text = draw("text", facts.hidden_size, TEXT_LENGTH)
+        counts = torch.tensor([TEXT_LENGTH + key % 3 for key in keys], dtype=torch.int64)
+        text_sample = torch.arange(len(keys)).repeat_interleave(counts)
 
     return VisualTokens(
         embeds=draw("embeds", facts.hidden_size),
@@ -69,7 +84,11 @@ def visual_tokens(
         probes={
             name: draw(name, len(probe.layers) * facts.num_heads).sub(3) for name, probe in requires.probes.items()
         },
-        vision={layer: draw(f"vision{layer}", facts.vision_hidden_size) for layer in requires.vision_layers},
+        vision={tap: draw_vision(tap) for tap in requires.vision_layers},
+        text=text,
+        text_sample=text_sample,
+        keys=draw("keys", width) if requires.keys else None,
+        text_keys=draw("text keys", width, TEXT_LENGTH) if requires.keys and requires.text else None,
         questions=tuple(f"question {key}?" for key in keys),
     )
 

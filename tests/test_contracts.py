@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from glimpse_lightning.policies import Policy
 from glimpse_lightning.pruner import Pruner, PruneStage
 from glimpse_lightning.reducers import Reducer
 from glimpse_lightning.scorers import Scorer
+from glimpse_lightning.visual_tokens import VisualTokens
 
 # Arguments of classes that cannot do without; all others are built with their defaults.
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -24,6 +26,19 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "TopK": {"count": 3},
     "KeepRatio": {"ratio": 0.3},
     "TopP": {"p": 0.5},
+    "MaxMin": {"ratio": 0.3},
+    "MMR": {"ratio": 0.3},
+    "Coverage": {"ratio": 0.3},
+    "DPP": {"ratio": 0.3},
+    "DominantContextual": {"ratio": 0.6},
+    "VisPruner": {"ratio": 0.4, "step": 2},
+    "BipartiteMatching": {"ratio": 0.3},
+    "HiPrune": {"ratio": 0.5, "anchors": 0.8, "object_layer": 1},
+    "CropRatio": {"ratio": 0.4, "crops": 3},
+    "DART": {"ratio": 0.6},
+    "LocalGlobal": {"ratio": 0.5, "window": 2, "shallow_layer": 0},
+    "Recycled": {"ratio": 0.3, "per_cluster": 2},
+    "LogisticRatio": {"stage": 1, "after_layers": [0, 3], "retention": 0.5},
 }
 BATCHES: dict[str, list[list[Grid]]] = {
     "empty": [],
@@ -116,7 +131,8 @@ def test_scorer_ignores_batch_mates_and_their_order(kind: type) -> None:
 @pytest.mark.parametrize("kind", POLICIES)
 @pytest.mark.parametrize("name", BATCHES)
 def test_policy(kind: type, name: str) -> None:
-    policy, tokens = make(kind), visual_tokens(BATCHES[name])
+    policy = make(kind)
+    tokens = visual_tokens(BATCHES[name], policy.requires)
     scores = torch.randn(len(tokens), generator=torch.Generator().manual_seed(0))
     before = scores.clone()
     keep = policy.select(scores, tokens)
@@ -133,11 +149,11 @@ def test_policy(kind: type, name: str) -> None:
 @pytest.mark.parametrize("kind", POLICIES)
 def test_policy_ignores_batch_mates(kind: type) -> None:
     policy, batch = make(kind), BATCHES["several"]
-    tokens = visual_tokens(batch)
+    tokens = visual_tokens(batch, policy.requires)
     scores = torch.randn(len(tokens), generator=torch.Generator().manual_seed(0))
     alone = [
-        policy.select(part, visual_tokens([sample]))
-        for part, sample in zip(by_sample(scores, batch), batch, strict=True)
+        policy.select(part, visual_tokens([sample], policy.requires, keys=[100 + index]))
+        for index, (part, sample) in enumerate(zip(by_sample(scores, batch), batch, strict=True))
     ]
     assert torch.equal(policy.select(scores, tokens), torch.cat(alone))
 
@@ -145,9 +161,54 @@ def test_policy_ignores_batch_mates(kind: type) -> None:
 @pytest.mark.parametrize("kind", REDUCERS)
 @pytest.mark.parametrize("name", BATCHES)
 def test_reducer(kind: type, name: str) -> None:
-    tokens = visual_tokens(BATCHES[name])
+    reducer = make(kind)
+    tokens = visual_tokens(BATCHES[name], reducer.requires)
     keep = torch.arange(len(tokens)) % 3 == 0
-    assert make(kind).reduce(tokens.hidden, keep, tokens).shape == (int(keep.sum()), FACTS.hidden_size)
+    for mask in (keep, ~keep, torch.zeros_like(keep), torch.ones_like(keep)):
+        tokens = merging(tokens, mask)
+        before = tokens.hidden.clone()
+        out = reducer.reduce(tokens.hidden, mask, tokens)
+        assert out.shape == (int(mask.sum()), FACTS.hidden_size)
+        assert not out.isnan().any()
+        assert torch.equal(tokens.hidden, before)
+        assert torch.equal(out, reducer.reduce(tokens.hidden, mask, tokens))
+        half = replace(tokens, hidden=tokens.hidden.bfloat16())
+        assert reducer.reduce(half.hidden, mask, half).dtype == torch.bfloat16
+
+
+def merging(tokens: VisualTokens, keep: Tensor) -> VisualTokens:
+    """As the engine hands tokens to a reducer."""
+    scores = torch.randn(len(tokens), generator=torch.Generator().manual_seed(0))
+    return replace(tokens, scores=scores, targets=keep)
+
+
+@pytest.mark.parametrize("kind", REDUCERS)
+def test_reducer_ignores_batch_mates(kind: type) -> None:
+    reducer, batch = make(kind), BATCHES["several"]
+    tokens = visual_tokens(batch, reducer.requires)
+    tokens = merging(tokens, torch.arange(len(tokens)) % 3 == 0)
+    assert tokens.targets is not None
+    together = reducer.reduce(tokens.hidden, tokens.targets, tokens)
+    alone = []
+    for index, sample in enumerate(batch):
+        mine = tokens.sample == index
+        single = visual_tokens([sample], reducer.requires, keys=[100 + index])
+        assert tokens.scores is not None
+        single = replace(single, scores=tokens.scores[mine], targets=tokens.targets[mine])
+        alone.append(reducer.reduce(single.hidden, tokens.targets[mine], single))
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_merge_targets_are_kept(kind: type) -> None:
+    policy = make(kind)
+    for batch in BATCHES.values():
+        tokens = visual_tokens(batch, policy.requires)
+        scores = torch.randn(len(tokens), generator=torch.Generator().manual_seed(0))
+        keep = policy.select(scores, tokens)
+        targets = policy.merge_targets(scores, keep, tokens)
+        assert targets.dtype == torch.bool
+        assert not (targets & ~keep).any()
 
 
 def rebuild(scorer: Any = None, policy: Any = None, reducer: Any = None) -> Pruner:
@@ -173,5 +234,5 @@ def test_saved_and_loaded(role: str, kind: type, tmp_path: Path) -> None:
     assert init_args(copy) == init_args(part)
     scorer: Callable[..., Tensor] = loaded.stages[0].scorer  # type: ignore[assignment]
     original: Callable[..., Tensor] = saved.stages[0].scorer  # type: ignore[assignment]
-    tokens = visual_tokens(BATCHES["several"], saved.stages[0].scorer.requires)  # type: ignore[union-attr, arg-type]
+    tokens = visual_tokens(BATCHES["several"], saved.stages[0].requires)  # type: ignore[union-attr, arg-type]
     assert torch.equal(scorer(tokens), original(tokens))

@@ -19,7 +19,7 @@ from glimpse_lightning.engine import taps
 from glimpse_lightning.engine.compaction import Compaction, pad_left
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.visual_tokens import ModelFacts
+from glimpse_lightning.visual_tokens import ModelFacts, VisionTap
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Prompt:
         position_ids: ``[..., B, N]`` as the model's rotary embedding takes them.
         visual: ``[B, N]`` true at visual tokens; read row by row they are the packed order of ``VisualTokens``.
         grid: ``[I, 3]`` (t, h, w) of each item after merging, in that order.
-        vision: states of the vision blocks that were asked for, ``[V, Dv]``.
+        vision: what was asked of the vision tower, by tap: ``[V, Dv]``.
         left_padding: how the columns were moved from the caller's layout; ``None`` where they were not.
         layer_features: by decoder layer, ``[V, D]`` that are added to the visual tokens' states after that layer.
     """
@@ -42,7 +42,7 @@ class Prompt:
     position_ids: Tensor
     visual: Tensor
     grid: Tensor
-    vision: dict[int, Tensor] = field(default_factory=dict)
+    vision: dict[VisionTap, Tensor] = field(default_factory=dict)
     left_padding: Compaction | None = None
     layer_features: dict[int, Tensor] = field(default_factory=dict)
 
@@ -69,7 +69,8 @@ class Backbone(ABC):
     Args:
         model: the Hugging Face model.
         processor: its processor; ``None`` where ready tensor batches are fed.
-        prune_video: whether tokens of videos are items that a pruner sees; else they are kept, as text is.
+        prune_video: whether tokens of videos are items that a pruner sees; else they are kept, as text is. Families
+            that feed frames as images (InternVL, SmolVLM) cannot tell them apart and prune both.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
@@ -95,7 +96,7 @@ class Backbone(ABC):
         """Sizes that pruners are built for."""
 
     @abstractmethod
-    def embed_prompt(self, inputs: Mapping[str, Any], vision_layers: Sequence[int]) -> Prompt:
+    def embed_prompt(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap]) -> Prompt:
         """Embed processor outputs ``inputs``, in the caller's layout; ``inputs["attention_mask"]`` is always there."""
 
     @abstractmethod
@@ -131,7 +132,7 @@ class Backbone(ABC):
         """Class names of the units that sharding must keep whole."""
         return tuple(self.model._no_split_modules or ())
 
-    def embed(self, inputs: Mapping[str, Any], vision_layers: Sequence[int] = ()) -> Prompt:
+    def embed(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap] = ()) -> Prompt:
         """Embed processor outputs; whatever the padding side, the prompt comes back padded on the left.
 
         Raises:

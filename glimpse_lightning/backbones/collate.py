@@ -22,8 +22,11 @@ def collate_samples(samples: Sequence[Sample], processor: Any, tokenizer: Any, e
         content = [{"type": "image"} for _ in sample.images] + [{"type": "text", "text": sample.question}]
         messages = [{"role": "user", "content": content}]
         prompts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    images = [image for sample in samples for image in sample.images]
-    inputs = processor(text=prompts, images=images or None, padding=True, padding_side="left", return_tensors="pt")
+    # One list per sample: several processors would take a flat list for the images of a single sample.
+    images = [list(sample.images) for sample in samples]
+    inputs = processor(
+        text=prompts, images=images if any(images) else None, padding=True, padding_side="left", return_tensors="pt"
+    )
     answer_ids, answer_mask = _answers(samples, tokenizer, end_token_id)
     return Batch(
         inputs=dict(inputs),

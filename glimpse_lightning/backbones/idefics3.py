@@ -16,8 +16,9 @@ class Idefics3Backbone(SquareGridBackbone):
 
     Every crop of an image, the whole image behind them, and every frame of a video is an item with a square grid. Row
     and column markers, ``<global-img>`` and ``<fake_token_around_image>`` are structure and kept as text is. Batches
-    are padded with black images, which the model itself leaves out; padding within an image is masked by
-    ``pixel_attention_mask``. The state of a visual token is the mean over the patches that pixel shuffling puts into it.
+    are padded with images of zeros, which the model itself leaves out; padding within an image is masked by
+    ``pixel_attention_mask``. The state of a visual token is the mean over the patches that pixel shuffling puts into
+    it.
     """
 
     architectures = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")

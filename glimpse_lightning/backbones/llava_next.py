@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from glimpse_lightning.backbones.llava import LlavaBackbone

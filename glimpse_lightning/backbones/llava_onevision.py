@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glimpse_lightning.backbones.llava_next import LlavaNextBackbone
 from glimpse_lightning.backbones.placeholders import Visuals
-from glimpse_lightning.backbones.vision_taps import capture_blocks
+from glimpse_lightning.visual_tokens import VisionTap
 
 
 class LlavaOnevisionBackbone(LlavaNextBackbone):
@@ -44,17 +44,17 @@ class LlavaOnevisionBackbone(LlavaNextBackbone):
             vision_aspect_ratio=self.model.config.vision_aspect_ratio,
         )[0]
 
-    def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[int]) -> list[Visuals]:
+    def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap]) -> list[Visuals]:
         parts = super().visuals(inputs, vision_layers)
         if inputs.get("pixel_values_videos") is not None:
             video = self._video(inputs["pixel_values_videos"], vision_layers)
             parts.append(video if self.prune_video else video.all_kept())
         return parts
 
-    def _video(self, pixels: Tensor, vision_layers: Sequence[int]) -> Visuals:
+    def _video(self, pixels: Tensor, vision_layers: Sequence[VisionTap]) -> Visuals:
         """Videos ``[videos, frames, channels, height, width]``."""
         core, side = self.model.model, -(-self.tokens_per_side // 2)
-        with capture_blocks(self.vision_blocks, vision_layers) as captured:
+        with self.capture(vision_layers) as captured:
             features = core.get_video_features(pixels).pooler_output
         prunable = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         prunable[:, -1] = False

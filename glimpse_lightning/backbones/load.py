@@ -42,22 +42,23 @@ def load_backbone(
     Raises:
         GlimpseError: where there is no such model, or no adapter for its architecture.
     """
-    if quantization is not None:
-        kwargs["quantization_config"] = _quantization_config(quantization, dtype)
     if name.startswith(PREFIX):
-        if kwargs:
-            raise GlimpseError(
-                f"Expected no {sorted(kwargs)} with random weights, but got them for {name!r}; leave them out."
-            )
+        options = sorted([*kwargs, "quantization"] if quantization else kwargs)
+        if options:
+            raise GlimpseError(f"Expected no {', '.join(options)} with the random weights of {name!r}; leave them out.")
         backbone = wrap_backbone(random_model(name, dtype, attn_implementation, device_map), prune_video=prune_video)
         backbone.name = name
         return backbone
+    if quantization is not None:
+        kwargs["quantization_config"] = _quantization_config(quantization, dtype)
     source = str(Path(__file__).parent / "glimpse_tiny") if name == TINY else name
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype, attn_implementation=attn_implementation, device_map=device_map, **kwargs
         )
         processor = load_processor(source)
+    except GlimpseError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         raise GlimpseError(
             f"Could not load backbone {name!r}: {str(error).strip().splitlines()[0]} Expected {TINY!r}, a hub id, a "
@@ -80,7 +81,11 @@ def wrap_backbone(model: PreTrainedModel, processor: Any | None = None, prune_vi
     Raises:
         GlimpseError: where no adapter knows the model's class.
     """
-    families = {name: family for family in _families(Backbone) for name in family.architectures}
+    families = {
+        name: family
+        for family in _families(Backbone)  # type: ignore[type-abstract]
+        for name in family.architectures
+    }
     architecture = type(model).__name__
     if architecture not in families:
         raise GlimpseError(
@@ -96,9 +101,13 @@ def _families(base: type[Backbone]) -> list[type[Backbone]]:
 
 def _quantization_config(name: str, dtype: str | torch.dtype) -> BitsAndBytesConfig:
     if name not in QUANTIZATIONS:
-        raise GlimpseError(f"Expected `quantization` to be one of {', '.join(QUANTIZATIONS)} or None, but got {name!r}.")
+        raise GlimpseError(
+            f"Expected `quantization` to be one of {', '.join(QUANTIZATIONS)} or None, but got {name!r}."
+        )
     if find_spec("bitsandbytes") is None:
-        raise GlimpseError(f"`quantization={name!r}` needs bitsandbytes, which is not installed: `pip install bitsandbytes`.")
+        raise GlimpseError(
+            f"`quantization={name!r}` needs bitsandbytes, which is not installed: `pip install bitsandbytes`."
+        )
     if name == "bnb-8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     compute = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from glimpse_lightning.backbones.base import Backbone, Prompt, pad_rows, text_position_ids
+from glimpse_lightning.backbones.vision_taps import capture_blocks
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.visual_tokens import ModelFacts
+from glimpse_lightning.visual_tokens import ModelFacts, VisionAttention, VisionTap
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Visuals:
     features: Tensor
     grid: Tensor
     prunable: Tensor
-    states: dict[int, Tensor] = field(default_factory=dict)
+    states: dict[VisionTap, Tensor] = field(default_factory=dict)
     layer_features: dict[int, Tensor] = field(default_factory=dict)
 
     def all_kept(self) -> Visuals:
@@ -56,7 +58,7 @@ class PlaceholderBackbone(Backbone):
         """Blocks of the vision tower; ``vision_layers`` count them from 0."""
 
     @abstractmethod
-    def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[int]) -> list[Visuals]:
+    def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap]) -> list[Visuals]:
         """The visual inputs of a batch, one entry per kind of placeholder."""
 
     @abstractmethod
@@ -64,6 +66,16 @@ class PlaceholderBackbone(Backbone):
         """Prompt tokens and random pixel inputs of one image of about ``height x width`` visual tokens."""
 
     # -- what most families share -------------------------------------------------------------------------------
+
+    def capture(self, vision_layers: Sequence[VisionTap]) -> AbstractContextManager[dict[VisionTap, Tensor]]:
+        """While the context is open, what ``vision_layers`` ask of the vision tower is stored under each of them."""
+        class_token = any(isinstance(tap, VisionAttention) for tap in vision_layers) and self.has_class_token
+        return capture_blocks(self.vision_blocks, vision_layers, class_token)
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the vision tower's sequences start with a class token."""
+        return any(name.endswith(("class_embedding", "cls_token")) for name, _ in self.model.named_parameters())
 
     @property
     def decoder(self) -> nn.Module:
@@ -94,7 +106,7 @@ class PlaceholderBackbone(Backbone):
         """Positions ``[..., B, N]`` of the prompt's tokens, as the rotary embedding takes them."""
         return text_position_ids(inputs["attention_mask"])
 
-    def embed_prompt(self, inputs: Mapping[str, Any], vision_layers: Sequence[int]) -> Prompt:
+    def embed_prompt(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap]) -> Prompt:
         ids = inputs["input_ids"]
         embeds = self.model.get_input_embeddings()(ids)
         visual = torch.zeros_like(ids, dtype=torch.bool)
@@ -116,7 +128,7 @@ class PlaceholderBackbone(Backbone):
     def example_inputs(
         self, sizes: Sequence[Sequence[tuple[int, int]]], padding_side: str = "left", first_sample: int = 0
     ) -> dict[str, Any]:
-        special = {v for k, v in self.model.config.to_dict().items() if k.endswith(("token_id", "token_index"))}
+        special = [v for k, v in self.model.config.to_dict().items() if k.endswith(("token_id", "token_index"))]
         words = torch.tensor([i for i in range(10, self.text_config.vocab_size) if i not in special])
         rows, images = [], []
         for index, wanted in enumerate(sizes, start=first_sample):
@@ -124,7 +136,9 @@ class PlaceholderBackbone(Backbone):
             made = [self.example_image(height, width, generator) for height, width in wanted]
             before = words[torch.randint(len(words), (2,), generator=generator)]
             after = words[torch.randint(len(words), (3 + index % 3,), generator=generator)]
-            rows.append(torch.cat([before, *(tokens for tokens, _ in made), after]))
+            between = words[torch.randint(len(words), (len(made), 1), generator=generator)]
+            turns = [part for (tokens, _), word in zip(made, between, strict=True) for part in (tokens, word)]
+            rows.append(torch.cat([before, *turns, after]))
             images.append([pixels for _, pixels in made])
         inputs = pad_rows(rows, padding_side, 0)
         if any(images):
@@ -155,7 +169,7 @@ def _merge(prompt: Prompt, parts: Sequence[Visuals], places: Sequence[Tensor]) -
     prompt.grid = torch.cat([part.grid for part in parts])[torch.cat(starts).argsort()]
     order = torch.cat(list(places)).argsort()
 
-    def ordered(rows: list[dict[int, Tensor]]) -> dict[int, Tensor]:
+    def ordered(rows: list[dict[Any, Tensor]]) -> dict[Any, Tensor]:
         return {layer: torch.cat([row[layer].to(order.device) for row in rows])[order] for layer in rows[0]}
 
     prompt.vision = ordered([part.states for part in parts])

@@ -34,7 +34,10 @@ def _qwen25_vision(out: int, intermediate: int = 3420) -> dict[str, Any]:
     return {"hidden_size": 1280, "intermediate_size": intermediate, "out_hidden_size": out}
 
 
-_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}}
+_MROPE = {
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+}
 _INTERLEAVED = {
     "head_dim": 128, "max_position_embeddings": 262144,
     "rope_parameters": {
@@ -101,7 +104,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         ),
     },
     "llava-onevision-7b": {
-        "model_type": "llava_onevision", "text_config": _text(3584, 18944, 28, 28, 4, 152128, **_QWEN2),
+        "model_type": "llava_onevision", "text_config": _text(3584, 18944, 28, 28, 4, 152064, **_QWEN2),
         "vision_config": _tower("siglip_vision_model", 1152, 4304, 26, 16, 384, 14, vision_use_head=False),
     },
     "internvl3-8b": {
@@ -135,8 +138,8 @@ def preset_config(name: str) -> PretrainedConfig:
     preset = PRESETS.get(name.removeprefix(PREFIX))
     if preset is None:
         raise GlimpseError(
-            f"Expected {PREFIX}<preset> with one of {', '.join(sorted(PRESETS))}, but got {name!r}; choose one of them, "
-            "or give a hub id or a folder for a model with weights."
+            f"Expected {PREFIX}<preset> with one of {', '.join(sorted(PRESETS))}, but got {name!r}; choose one of "
+            "them, or give a hub id or a folder for a model with weights."
         )
     return AutoConfig.for_model(**preset)
 

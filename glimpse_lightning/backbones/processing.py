@@ -43,11 +43,11 @@ class ImageOnlyProcessor:
     def __call__(
         self,
         text: str | Sequence[str],
-        images: Image.Image | Sequence[Image.Image] | None = None,
+        images: Image.Image | Sequence[Image.Image | Sequence[Image.Image]] | None = None,
         videos: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Token ids and pixel values of prompts whose image placeholders match ``images``, in order.
+        """Token ids and pixel values of prompts whose image placeholders match ``images`` (flat or nested), in order.
 
         Raises:
             GlimpseError: for videos, or where placeholders and images differ in number.
@@ -55,7 +55,8 @@ class ImageOnlyProcessor:
         if videos is not None:
             raise GlimpseError("Video needs torchvision: `pip install glimpse_lightning[video]`.")
         prompts = [text] if isinstance(text, str) else list(text)
-        pictures = [images] if isinstance(images, Image.Image) else list(images or [])
+        nested = [images] if isinstance(images, Image.Image) else list(images or [])
+        pictures = [one for some in nested for one in ([some] if isinstance(some, Image.Image) else some)]
         features: dict[str, Any] = {}
         sizes: list[int] = []
         if pictures:
@@ -72,10 +73,20 @@ class ImageOnlyProcessor:
 
 
 def load_processor(name: str, **kwargs: Any) -> Any:
-    """Stock ``AutoProcessor``; where torchvision is missing and the model is a Qwen-VL, the image-only stand-in."""
+    """Stock ``AutoProcessor``; where torchvision is missing and the model is a Qwen-VL, the image-only stand-in.
+
+    Raises:
+        GlimpseError: where the stock processor cannot do without torchvision.
+    """
     model_type = AutoConfig.from_pretrained(name, **kwargs).model_type
-    if is_torchvision_available() or model_type not in ("qwen2_vl", "qwen2_5_vl"):
-        return AutoProcessor.from_pretrained(name, **kwargs)
+    if is_torchvision_available() or model_type not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        try:
+            return AutoProcessor.from_pretrained(name, **kwargs)
+        except ImportError as error:
+            raise GlimpseError(
+                f"The processor of {name!r} ({model_type}) needs a package that is missing: "
+                f"{str(error).strip().splitlines()[0]} For video processors: `pip install glimpse_lightning[video]`."
+            ) from error
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)

@@ -8,22 +8,23 @@ from typing import Any
 from glimpse_lightning.backbones.placeholders import Visuals
 from glimpse_lightning.backbones.qwen_vl import QwenVLBackbone
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.visual_tokens import VisionTap
 
 
 class Qwen3VLBackbone(QwenVLBackbone):
     """Adapter for ``Qwen3VLForConditionalGeneration``.
 
     Its deepstack features, taken from inside the vision tower, are added to the visual tokens after each of the first
-    decoder layers (``Prompt.layer_features``). The frames of a video are divided by time stamps, which are text; a video
-    is one item all the same.
+    decoder layers (``Prompt.layer_features``). The frames of a video are divided by time stamps, which are text; a
+    video is one item all the same.
     """
 
     architectures = ("Qwen3VLForConditionalGeneration",)
 
-    def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[int]) -> list[Visuals]:
+    def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap]) -> list[Visuals]:
         if not self.prune_video and inputs.get("pixel_values_videos") is not None:
             raise GlimpseError(
-                "Expected `prune_video=True` for Qwen3-VL, whose deepstack features follow the tokens a pruner sees, but "
-                "got False and a video. To keep a whole video, run it with `pruner=None`."
+                "Expected `prune_video=True` for Qwen3-VL, whose deepstack features follow the tokens a pruner sees, "
+                "but got False and a video. To keep a whole video, run it with `pruner=None`."
             )
         return super().visuals(inputs, vision_layers)

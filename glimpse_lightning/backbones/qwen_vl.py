@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glimpse_lightning.backbones.base import text_position_ids
 from glimpse_lightning.backbones.placeholders import PlaceholderBackbone, Visuals
-from glimpse_lightning.backbones.vision_taps import capture_blocks
+from glimpse_lightning.visual_tokens import VisionTap
 
 
 class QwenVLBackbone(PlaceholderBackbone):
@@ -26,7 +26,7 @@ class QwenVLBackbone(PlaceholderBackbone):
     def vision_blocks(self) -> nn.ModuleList:
         return self.model.model.visual.blocks
 
-    def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[int]) -> list[Visuals]:
+    def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap]) -> list[Visuals]:
         parts = []
         if inputs.get("pixel_values") is not None:
             parts.append(self._visuals("image", inputs["pixel_values"], inputs["image_grid_thw"], vision_layers))
@@ -35,10 +35,10 @@ class QwenVLBackbone(PlaceholderBackbone):
             parts.append(video if self.prune_video else video.all_kept())
         return parts
 
-    def _visuals(self, kind: str, pixels: Tensor, grid_thw: Tensor, vision_layers: Sequence[int]) -> Visuals:
+    def _visuals(self, kind: str, pixels: Tensor, grid_thw: Tensor, vision_layers: Sequence[VisionTap]) -> Visuals:
         core, config = self.model.model, self.model.config
         encode = core.get_image_features if kind == "image" else core.get_video_features
-        with capture_blocks(self.vision_blocks, vision_layers) as captured:
+        with self.capture(vision_layers) as captured:
             output = encode(pixels, grid_thw)
         merge = config.vision_config.spatial_merge_size
         features = torch.cat(list(output.pooler_output))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.backbones.placeholders import PlaceholderBackbone, Visuals
-from glimpse_lightning.backbones.vision_taps import capture_blocks
+from glimpse_lightning.visual_tokens import VisionTap
 
 
 class SquareGridBackbone(PlaceholderBackbone):
@@ -35,10 +35,10 @@ class SquareGridBackbone(PlaceholderBackbone):
         """The model's own image features, ``[..., D]`` each, in order."""
         return self.model.model.get_image_features(inputs["pixel_values"]).pooler_output
 
-    def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[int]) -> list[Visuals]:
+    def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap]) -> list[Visuals]:
         if inputs.get("pixel_values") is None:
             return []
-        with capture_blocks(self.vision_blocks, vision_layers) as captured:
+        with self.capture(vision_layers) as captured:
             features = torch.cat([image.flatten(0, -2) for image in self.image_features(inputs)])
         grid, prunable = self.image_layout(inputs, len(features))
         states = {layer: self.merge_states(inputs, captured[layer]) for layer in vision_layers}

@@ -1,4 +1,4 @@
-"""States of chosen vision blocks, taken as they pass by."""
+"""States, keys and attention of chosen vision blocks, taken as they pass by."""
 
 from __future__ import annotations
 
@@ -8,27 +8,55 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from glimpse_lightning.backbones.vision_attention import AttentionReader, attention_of
+from glimpse_lightning.engine import taps
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.visual_tokens import VisionTap
 
 
 @contextmanager
-def capture_blocks(blocks: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """While the context is open, the outputs of ``blocks[layer]`` are stored under ``layer``.
+def capture_blocks(
+    blocks: nn.ModuleList, layers: Sequence[VisionTap], class_token: bool = False
+) -> Iterator[dict[VisionTap, Tensor]]:
+    """While the context is open, what each tap asks for is stored under the tap, laid out as the block's output is.
+
+    Args:
+        blocks: of the vision tower.
+        layers: a number = the output of that block; see ``VisionTap`` for others.
+        class_token: whether the tower's sequences start with a class token.
 
     Raises:
         GlimpseError: where a layer does not exist.
     """
-    states: dict[int, Tensor] = {}
+    states: dict[VisionTap, Tensor] = {}
     with ExitStack() as stack:
-        for layer in layers:
-            if not 0 <= layer < len(blocks):
-                raise GlimpseError(
-                    f"Expected vision layers between 0 and {len(blocks) - 1} (the vision tower has {len(blocks)} "
-                    f"blocks), but the scorer asks for {layer}; change its `vision_layers`."
-                )
+        for tap in layers:
+            block = _block(blocks, tap)
+            reader = None
+            if not isinstance(tap, int):
+                reader = AttentionReader(tap, class_token)
+                stack.enter_context(taps.observe(attention_of(block), reader))
 
-            def keep(_module: nn.Module, _args: Any, output: Any, layer: int = layer) -> None:
-                states[layer] = output[0] if isinstance(output, tuple) else output
+            def keep(
+                _module: nn.Module,
+                _args: Any,
+                output: Any,
+                tap: VisionTap = tap,
+                reader: AttentionReader | None = reader,
+            ) -> None:
+                hidden = output[0] if isinstance(output, tuple) else output
+                states[tap] = hidden if reader is None else reader.result(hidden)
 
-            stack.callback(blocks[layer].register_forward_hook(keep).remove)
+            stack.callback(block.register_forward_hook(keep).remove)
         yield states
+
+
+def _block(blocks: nn.ModuleList, tap: VisionTap) -> nn.Module:
+    layer = tap if isinstance(tap, int) else tap.layer
+    lowest = 0 if isinstance(tap, int) else -len(blocks)
+    if not lowest <= layer < len(blocks):
+        raise GlimpseError(
+            f"Expected vision layers between {lowest} and {len(blocks) - 1} (the vision tower has {len(blocks)} "
+            f"blocks), but the scorer asks for {layer}; change its `vision_layers`."
+        )
+    return blocks[layer]

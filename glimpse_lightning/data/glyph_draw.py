@@ -9,7 +9,8 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from glimpse_lightning.data.glyph_layout import Layout, PixelBox
+from glimpse_lightning.data.glyph_layout import GlyphRow, Layout, PixelBox
+from glimpse_lightning.data.glyph_words import LABELS
 
 # Light enough for a black glyph on every colour.
 RGB = {
@@ -142,24 +143,33 @@ def _scribble(rng: Random, image: Image.Image) -> None:
         pen.ellipse((x, y, x + size, y + size), fill=RGB[rng.choice(names)])
 
 
+def _draw_row(canvas: np.ndarray, row: GlyphRow, rng: Random) -> None:
+    """A form field: label and cells on paper of the label's own tint, each cell with as many dots as its place says."""
+    right = row.glyph_boxes[-1][2] + 3
+    top, bottom = row.glyph_boxes[0][1] - 2, row.glyph_boxes[0][3] + 2
+    tint = tuple(125 + channel // 2 for channel in list(RGB.values())[LABELS.index(row.label)])
+    start = row.label_box[0] - 1
+    paper, line = np.ones((round(bottom - top), round(right - start)), np.float32), (120, 120, 120)
+    _blend(canvas, paper * 0.85, round(start), round(top), tint)
+    for y in (top, bottom - 1):
+        _blend(canvas, paper[:1], round(start), round(y), line)
+    for x in [start, *(box[0] - 3 for box in row.glyph_boxes), right - 1]:
+        _blend(canvas, paper[:, :1], round(x), round(top), line)
+    ink = (rng.randint(0, 50),) * 3
+    _blend_middle(canvas, _text_mask(row.label, 19), row.label_box, ink)
+    for place, (glyph, box) in enumerate(zip(row.glyphs, row.glyph_boxes, strict=True), start=1):
+        _blend_middle(canvas, _text_mask(glyph, 19), box, ink, -2)
+        for dot in range(place):
+            _blend(canvas, np.ones((3, 3), np.float32), round(box[0]) + 1 + 4 * dot, round(bottom) - 5, ink)
+
+
 def draw(layout: Layout, rng: Random) -> Image.Image:
     """The RGB image of a layout; ``rng`` decides on everything that no question asks about."""
     paper = Image.fromarray(_background(rng, layout.width, layout.height))
     _scribble(rng, paper)
     canvas = np.array(paper)
     for row in layout.rows:
-        left, right = row.glyph_boxes[0][0] - 3, row.glyph_boxes[-1][2] + 3
-        top, bottom = row.glyph_boxes[0][1] - 2, row.glyph_boxes[0][3] + 2
-        cells, line = np.ones((round(bottom - top), round(right - left)), np.float32), (150, 150, 150)
-        _blend(canvas, cells * 0.7, round(left), round(top), (250, 250, 250))
-        for y in (top, bottom - 1):
-            _blend(canvas, cells[:1], round(left), round(y), line)
-        for x in [box[0] - 3 for box in row.glyph_boxes] + [right - 1]:
-            _blend(canvas, cells[:, :1], round(x), round(top), line)
-        ink = (rng.randint(0, 50),) * 3
-        _blend_middle(canvas, _text_mask(row.label, 19), row.label_box, ink)
-        for glyph, box in zip(row.glyphs, row.glyph_boxes, strict=True):
-            _blend_middle(canvas, _text_mask(glyph, 21), box, ink)
+        _draw_row(canvas, row, rng)
     for item in layout.objects:
         size = round(item.box[2] - item.box[0])
         colour = tuple(min(255, max(0, channel + rng.randint(-10, 10))) for channel in RGB[item.colour])

@@ -8,7 +8,6 @@ Shapes: B images, L positions, N visual tokens an image (the same for all), P pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -23,7 +22,7 @@ from glimpse_lightning.data.glyph_words import (
     BOS,
     EOS,
     IMAGE_PAD,
-    SIDES,
+    PLACES,
     VISION_END,
     VISION_START,
     VISUAL_WORDS,
@@ -31,23 +30,25 @@ from glimpse_lightning.data.glyph_words import (
 )
 
 _IDS = {token: number for number, token in enumerate(vocabulary())}
-VISUAL_WORD_IDS = [_IDS[word] for word in VISUAL_WORDS]
-_COLUMN = {word: column for column, word in enumerate(VISUAL_WORDS)}
+SHOWN_WORDS = VISUAL_WORDS + PLACES
+VISUAL_WORD_IDS = [_IDS[word] for word in SHOWN_WORDS]
+_COLUMN = {word: column for column, word in enumerate(SHOWN_WORDS)}
 TOKEN = 28  # pixels on a side of a merged visual token
 PATCH = 14
 IGNORE = -100
+CHOICES = 5  # at most so many next tokens are right where an answer may come in any order
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32) * 255
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32) * 255
 
 
 @dataclass
 class PackedBatch:
-    """``visual_words`` holds 1 (shown), 0 (not shown) or -1 (shown in part); ``targets`` the next token or IGNORE."""
+    """``visual_words``: 1 shown, 0 not shown, -1 shown in part; ``targets``: all that may come next, filled by IGNORE."""
 
     input_ids: Tensor  # [B, L]
     position_ids: Tensor  # [3, B, L]
     mask: Tensor  # bool [B, 1, L, L], True where a position is seen
-    targets: Tensor  # [B, L]
+    targets: Tensor  # [B, L, CHOICES]
     question: Tensor  # [B, L], number of the question within the batch, -1 elsewhere
     families: list[str]  # [Q], by number of the question
     visual_words: Tensor  # int8 [B, N, W]
@@ -80,11 +81,12 @@ def words_by_token(layout: Layout, middle_only: bool = False) -> np.ndarray:
     With ``middle_only`` each thing is shown by the one token that holds its middle.
     """
     lines, columns = layout.height // TOKEN, layout.width // TOKEN
-    words = np.zeros((lines, columns, len(VISUAL_WORDS)), np.int8)
+    words = np.zeros((lines, columns, len(SHOWN_WORDS)), np.int8)
     pieces = [(item.box, (item.colour, item.shape, item.glyph)) for item in layout.objects]
     for row in layout.rows:
         pieces.append((row.label_box, (row.label,)))
-        pieces.extend((box, (glyph,)) for box, glyph in zip(row.glyph_boxes, row.glyphs, strict=True))
+        cells = zip(row.glyph_boxes, row.glyphs, PLACES, strict=False)
+        pieces.extend((box, (row.label, glyph, place)) for box, glyph, place in cells)
     for box, names in pieces:
         if middle_only:
             box = (*(((box[k] + box[k + 2]) / 2 - 0.5) for k in (0, 1)), *(((box[k] + box[k + 2]) / 2) for k in (0, 1)))
@@ -96,14 +98,25 @@ def words_by_token(layout: Layout, middle_only: bool = False) -> np.ndarray:
     return words.reshape(lines * columns, -1)
 
 
-def _question_tokens(
-    layout: Layout, family: str, rng: Random, suffix: float, sides: Sequence[str]
-) -> tuple[list[int], int]:
-    """Token ids of question, suffix, answer and end, and how many of them come before the answer."""
-    question = ask(layout, family, rng, sides)
+@dataclass
+class _Text:
+    """Token ids of a question with its answer and end; for each token of the answer, all that would be right there."""
+
+    tokens: list[int]
+    prompt: int
+    right: list[list[int]]
+
+
+def _text(layout: Layout, family: str, rng: Random, suffix: float) -> _Text:
+    """A question in tokens; whatever may come in any order comes in a random one."""
+    question = ask(layout, family, rng)
     # Without the suffix the key of the question is the last token of the prompt: much easier to learn first.
     prompt = question.text.split() + ([ASSISTANT] if rng.random() < suffix else [])
-    return [_IDS[token] for token in (*prompt, *question.answer.split(), EOS)], len(prompt)
+    answer, (start, end) = question.answer.split(), question.free
+    answer[start:end] = rng.sample(answer[start:end], end - start)
+    right = [answer[k:end] if start <= k < end else [word] for k, word in enumerate(answer)] + [[EOS]]
+    ids = [_IDS[token] for token in (*prompt, *answer, EOS)]
+    return _Text(ids, len(prompt), [[_IDS[word] for word in words] for words in right])
 
 
 def pack(
@@ -117,7 +130,6 @@ def pack(
     crowded: bool = False,
     on_grid: float = 0.5,
     middle_only: bool = False,
-    sides: Sequence[str] = SIDES,
 ) -> PackedBatch:
     """A batch of ``images`` fresh images with ``questions`` questions each.
 
@@ -131,7 +143,6 @@ def pack(
         pixels: draw the images; without, the batch only serves oracle visual tokens.
         crowded: more objects than the benchmark has, so that there is more to see per image.
         on_grid: share of objects that lie on the grid of visual tokens.
-        sides: what the neighbour family asks about.
         middle_only: each object is shown by one visual token; see `words_by_token`.
     """
     weights = families or dict.fromkeys(FAMILIES, 1.0)
@@ -145,25 +156,26 @@ def pack(
     for _ in range(images):
         layout = make_layout(rng, image_size, image_size, crowded, on_grid)
         picked = rng.choices(list(weights), list(weights.values()), k=questions)
-        texts.append([_question_tokens(layout, family, rng, suffix, sides) for family in picked])
+        texts.append([_text(layout, family, rng, suffix) for family in picked])
         asked.extend(picked)
         words.append(words_by_token(layout, middle_only))
         if pixels:
             drawings.append(patches(np.asarray(draw(layout, rng))))
-    length = len(prefix) + max(sum(len(tokens) for tokens, _ in text) for text in texts)
+    length = len(prefix) + max(sum(len(part.tokens) for part in text) for text in texts)
     input_ids = np.zeros((images, length), np.int64)
     positions = np.zeros((3, images, length), np.int64)
-    targets, number = np.full((images, length), IGNORE), np.full((images, length), -1)
+    targets, number = np.full((images, length, CHOICES), IGNORE), np.full((images, length), -1)
     segment = np.full((images, length), -2)  # -2: padding, -1: image, else the question
     for b, text in enumerate(texts):
         at = len(prefix)
         input_ids[b, :at], positions[:, b, :at], segment[b, :at] = prefix, prefix_positions, -1
-        for q, (tokens, prompt) in enumerate(text):
-            end = at + len(tokens)
-            input_ids[b, at:end], segment[b, at:end] = tokens, q
-            positions[:, b, at:end] = 3 + side + np.arange(len(tokens))
-            targets[b, at + prompt - 1 : end - 1] = tokens[prompt:]
-            number[b, at + prompt - 1 : end - 1] = b * questions + q
+        for q, part in enumerate(text):
+            end, answer = at + len(part.tokens), at + part.prompt - 1
+            input_ids[b, at:end], segment[b, at:end] = part.tokens, q
+            positions[:, b, at:end] = 3 + side + np.arange(len(part.tokens))
+            for k, right in enumerate(part.right):
+                targets[b, answer + k, : len(right)] = right
+            number[b, answer : end - 1] = b * questions + q
             at = end
     seg = torch.from_numpy(segment)
     seen = (seg[:, None, :] == -1) | (seg[:, None, :] == seg[:, :, None])

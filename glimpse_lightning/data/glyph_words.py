@@ -9,8 +9,10 @@ SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "heart", "
 # No two glyphs that a small, blurred rendering confuses (O/0/D/Q, I/1/J, Z/2, G/6, V/U, W/M/N, 5/S, 8/B).
 GLYPHS = tuple("234679ABCEFHKLMPRSTUXY")
 LABELS = ("TEL", "DAY", "SUM", "BOX", "FAX", "AGE", "KEY", "LOT")
-SIDES = ("left", "right")
+SIDES = ("left", "right", "above", "below")
 COUNTS = tuple("123456789")
+PLACES = ("##1", "##2", "##3", "##4", "##5")
+"""Tokens that stand for the place of a glyph in its row; questions and answers do not use them."""
 VISUAL_WORDS = COLOURS + SHAPES + GLYPHS + LABELS
 """Every word that a piece of the image can show; a visual token is trained to show the words it stands for."""
 
@@ -48,7 +50,7 @@ CHAT_TEMPLATE = """\
 def vocabulary() -> list[str]:
     """All tokens in the order of their ids: special tokens, words, then every ASCII character at and after a start."""
     characters = string.ascii_letters + string.digits + string.punctuation
-    words = VISUAL_WORDS + SIDES + ("above", "below") + COUNTS + tuple(_OTHER_WORDS.split()) + tuple(characters)
+    words = VISUAL_WORDS + SIDES + COUNTS + tuple(_OTHER_WORDS.split()) + tuple(characters)
     return list(dict.fromkeys(SPECIALS + words + tuple("##" + character for character in characters)))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -64,6 +65,8 @@ class JSONL(Dataset[Sample]):
         self.max_pixels = max_pixels
         self.skipped: list[str] = []
         self.rows = list(self._read())
+        if self.skipped:
+            rank_zero_warn(f"{path}: skipped {len(self.skipped)} bad lines; the first: {self.skipped[0]}")
         if not self.rows:
             raise GlimpseError(f"{path}: expected at least one usable line, but got {self._found()}.")
 

@@ -170,7 +170,7 @@ class StageRun:
     def __init__(self, stage: PruneStage, trunk: Trunk) -> None:
         self.stage = stage
         self.scorer = stage.scorer
-        self.requires = stage.scorer.requires
+        self.requires = stage.requires
         self.captured: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self.stream = self._glimpse_stream(trunk) if self.scorer.glimpse is not None else None
         if stage.after_layer < 0 and (self.requires.probes or self.stream):
@@ -228,6 +228,7 @@ class StageRun:
         """The visual tokens still there, as the scorer sees them."""
         alive, layout, prompt = trunk.alive, trunk.layout, trunk.prompt
         text = trunk.mask & (trunk.slot < 0) if self.requires.text else None
+        keys = self._decoder_keys(trunk) if self.requires.keys else None
         return VisualTokens(
             embeds=prompt.embeds[prompt.visual][alive],
             hidden=trunk.visual(trunk.hidden),
@@ -244,7 +245,18 @@ class StageRun:
             key=key,
             facts=trunk.backbone.facts,
             state=state,
+            keys=None if keys is None else trunk.visual(keys),
+            text_keys=None if keys is None or text is None else keys[text],
         )
+
+    def _decoder_keys(self, trunk: Trunk) -> Tensor:
+        """``[B, M, Hk * d]`` keys of the last layer that has run."""
+        if not trunk.cache.layers:
+            raise GlimpseError(
+                f"{type(self.stage.policy).__name__} reads decoder keys, and none exist before layer 0; set the stage's "
+                "`after_layer` to 0 or more."
+            )
+        return trunk.cache.layers[-1].keys.transpose(1, 2).flatten(2)
 
     def _probe(self, name: str, probe: AttentionProbe, alive: Tensor) -> Tensor:
         rows = []
@@ -322,6 +334,9 @@ def _prune(run: StageRun, trunk: Trunk, tokens: VisualTokens) -> tuple[Tensor, T
     total = len(trunk.layout.item)
     all_scores = scores.new_full((total,), -torch.inf).index_copy(0, trunk.alive, scores)
     all_keep = keep.new_zeros(total).index_copy(0, trunk.alive, keep)
-    reducer = run.stage.reducer
-    trunk.compact(all_keep, None if isinstance(reducer, Drop) else reducer.reduce(tokens.hidden, keep, tokens))
+    reducer, reduced = run.stage.reducer, None
+    if not isinstance(reducer, Drop):
+        targets = run.stage.policy.merge_targets(scores, keep, tokens)
+        reduced = reducer.reduce(tokens.hidden, keep, replace(tokens, scores=scores, targets=targets))
+    trunk.compact(all_keep, reduced)
     return all_scores, all_keep

@@ -12,7 +12,8 @@ calls the module's own function.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 TAPPED_EAGER = "glimpse_eager"
+Observer = Callable[[Tensor, Tensor, Any, Mapping[str, Any]], None]
+"""Called with query, key ``[B, H, N, d]``, attention mask and options of an attention call, before it attends."""
+_observers: dict[int, list[Observer]] = {}  # by id of the attention module
 _HEAD_DIM_MULTIPLE = 8  # FlashAttention kernels want head dimensions that are multiples of 8
 
 
@@ -66,6 +70,26 @@ def uninstall(config: PretrainedConfig) -> None:
         AttentionInterface.register(name, ALL_ATTENTION_FUNCTIONS[name].untapped)
 
 
+@contextmanager
+def observe(module: nn.Module, observer: Observer) -> Iterator[None]:
+    """While the context is open, ``observer`` sees every call that the attention ``module`` makes of its kernel."""
+    config: Any = module.config
+    name = config._attn_implementation
+    tapped_before = hasattr(ALL_ATTENTION_FUNCTIONS.get(name or "eager", None), "untapped")
+    install(config)
+    observers = _observers.setdefault(id(module), [])
+    observers.append(observer)
+    try:
+        yield
+    finally:
+        observers.remove(observer)
+        if not observers:
+            del _observers[id(module)]
+        if not tapped_before and not observers:
+            uninstall(config)
+        config._attn_implementation = name
+
+
 def _module_eager(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
 
@@ -81,6 +105,8 @@ def _wrap(attend: Callable[..., Any]) -> Callable[..., Any]:
         glimpse_tap: AttentionTap | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
+        for observer in _observers.get(id(module), ()):
+            observer(query, key, attention_mask, kwargs)
         if glimpse_tap is None:
             return attend(module, query, key, value, attention_mask, *args, **kwargs)
         scaling = kwargs.pop("scaling", None)

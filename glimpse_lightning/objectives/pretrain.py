@@ -28,7 +28,6 @@ from typing_extensions import override
 
 from glimpse_lightning.data.glyph_layout import FAMILIES
 from glimpse_lightning.data.glyph_packing import IGNORE, VISUAL_WORD_IDS, PackedBatch, pack
-from glimpse_lightning.data.glyph_words import SIDES
 
 KINDS = ("vision", "oracle", "joint")
 _SHARPNESS = 12.0  # logit = 12 (h . e - 1/2): a visual token that equals the sum of its words' embeddings scores +-6
@@ -51,8 +50,8 @@ class Stage:
         suffix: share of prompts that end as in the chat template, at the first and at the last step.
         families: weights of the question families; default: all alike.
         vision_weight: weight of the vision loss beside the answer loss in a ``joint`` stage.
+        see: whether a ``joint`` stage trains the vision tower too.
         crowded: images hold more objects than those of the benchmark.
-        sides: what the neighbour family asks about.
         on_grid: share of objects that lie on the grid of the visual tokens.
         middle_only: in an ``oracle`` stage, each object is shown by one visual token only.
     """
@@ -69,8 +68,8 @@ class Stage:
     suffix: list[float] = field(default_factory=lambda: [1.0, 1.0])
     families: dict[str, float] | None = None
     vision_weight: float = 0.0
+    see: bool = True
     crowded: bool = False
-    sides: list[str] = field(default_factory=lambda: list(SIDES))
     on_grid: float = 0.5
     middle_only: bool = False
 
@@ -83,15 +82,15 @@ class Stage:
         warm = min(1.0, (step + 1) / max(1, self.warmup))
         fall = 0.5 * (1 + math.cos(math.pi * step / max(1, self.steps)))
         lr = warm * (self.final_lr + (self.lr - self.final_lr) * fall)
-        return {"name": self.name, "kind": self.kind, "lr": lr, "vision_weight": self.vision_weight}
+        part = "decoder" if self.kind == "joint" and not self.see else self.kind
+        return {"name": self.name, "kind": self.kind, "part": part, "lr": lr, "vision_weight": self.vision_weight}
 
     def batch(self, rng: Random, step: int) -> PackedBatch:
         """A fresh batch for ``step`` of this stage."""
         share = self.suffix[0] + (self.suffix[1] - self.suffix[0]) * step / max(1, self.steps)
         drawn = self.kind != "oracle"
         questions = self.questions if self.kind != "vision" else 1
-        options = {"pixels": drawn, "crowded": self.crowded, "on_grid": self.on_grid, "sides": self.sides}
-        options["middle_only"] = self.middle_only
+        options = {"pixels": drawn, "crowded": self.crowded, "on_grid": self.on_grid, "middle_only": self.middle_only}
         batch = pack(rng, self.images, questions, self.image_size, share, self.families, **options)
         batch.settings = self.settings(step)
         return batch
@@ -145,7 +144,7 @@ def answer_loss(model: nn.Module, features_VD: Tensor, batch: PackedBatch) -> tu
     """Cross-entropy on the answers of all packed questions, and which questions were answered exactly.
 
     Returns:
-        The loss, and bool [Q]: every token of the answer had the highest logit, which is what greedy decoding needs.
+        The loss, and bool [Q]: every token with the highest logit was right, as greedy decoding needs.
     """
     embeds = model.get_input_embeddings()(batch.input_ids)
     places = (batch.input_ids == model.config.image_token_id)[:, :, None]
@@ -156,11 +155,14 @@ def answer_loss(model: nn.Module, features_VD: Tensor, batch: PackedBatch) -> tu
     out = model.model.language_model(
         inputs_embeds=embeds, attention_mask=mask, position_ids=batch.position_ids, use_cache=False
     )
-    asked = batch.targets != IGNORE
+    asked = batch.question >= 0
     logits, targets = model.lm_head(out.last_hidden_state[asked]).float(), batch.targets[asked]
-    loss = nn.functional.cross_entropy(logits, targets)
+    # Where an answer may come in any order, all that is left of it is right: the probability of any of it counts.
+    chosen = logits.log_softmax(-1).gather(1, targets.clamp(min=0)).masked_fill(targets == IGNORE, -torch.inf)
+    loss = -chosen.logsumexp(1).mean()
     exact = torch.ones(len(batch.families), dtype=torch.bool, device=logits.device)
-    exact[batch.question[asked][logits.argmax(-1) != targets]] = False
+    right = (logits.argmax(-1, keepdim=True) == targets).any(1)
+    exact[batch.question[asked][~right]] = False
     return loss, exact
 
 
@@ -242,18 +244,19 @@ class PretrainModule(lightning.LightningModule):
             trained = Qwen2_5_VLForConditionalGeneration.from_pretrained(init, dtype=torch.float32)
             self.model.load_state_dict(trained.state_dict())
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        self._kind = ""
+        self._part = ""
         self._seen: dict[str, list[float]] = {}
 
-    def _select_trained(self, kind: str) -> None:
+    def _select_trained(self, part: str) -> None:
         """Vision and oracle stages share the token embeddings, so those stay fixed until both are done."""
-        if kind == self._kind:
+        if part == self._part:
             return
-        self._kind = kind
+        self._part = part
         for name, parameter in self.model.named_parameters():
             visual = name.startswith("model.visual.")
             embedding = name.startswith("model.language_model.embed_tokens")
-            on = {"vision": visual, "oracle": not visual and not embedding, "joint": True}[kind]
+            decoder = not visual and not embedding
+            on = {"vision": visual, "oracle": decoder, "decoder": decoder, "joint": True}[part]
             parameter.requires_grad_(on)
             parameter.grad = None
 
@@ -279,7 +282,7 @@ class PretrainModule(lightning.LightningModule):
 
     @override
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        self._select_trained(batch.settings["kind"])
+        self._select_trained(batch.settings["part"])
         for group in self.optimizers().param_groups:
             group["lr"] = batch.settings["lr"]
         loss, figures = self.losses(batch)

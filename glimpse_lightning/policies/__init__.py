@@ -1,9 +1,28 @@
 """Policies: what turns scores into a keep mask. One file and one import line each."""
 
 from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.policies.bipartite_matching import BipartiteMatching
+from glimpse_lightning.policies.coverage import Coverage
+from glimpse_lightning.policies.crop_ratio import CropRatio
+from glimpse_lightning.policies.dart import DART
+from glimpse_lightning.policies.dominant_contextual import DominantContextual
+from glimpse_lightning.policies.dpp import DPP
+from glimpse_lightning.policies.grid_cells import GridCells
+from glimpse_lightning.policies.hi_prune import HiPrune
 from glimpse_lightning.policies.keep_ratio import KeepRatio
+from glimpse_lightning.policies.local_global import LocalGlobal
+from glimpse_lightning.policies.logistic_ratio import LogisticRatio
+from glimpse_lightning.policies.max_min import MaxMin
+from glimpse_lightning.policies.mmr import MMR
+from glimpse_lightning.policies.outliers import Outliers
+from glimpse_lightning.policies.recycled import Recycled
 from glimpse_lightning.policies.threshold import Threshold
 from glimpse_lightning.policies.top_k import TopK
 from glimpse_lightning.policies.top_p import TopP
+from glimpse_lightning.policies.vis_pruner import VisPruner
 
-__all__ = ["KeepRatio", "Policy", "Threshold", "TopK", "TopP"]
+__all__ = [
+    "DART", "DPP", "MMR", "BipartiteMatching", "Coverage", "CropRatio", "DominantContextual", "GridCells", "HiPrune",
+    "KeepRatio", "LocalGlobal", "LogisticRatio", "MaxMin", "Outliers", "Policy", "Recycled", "Threshold", "TopK",
+    "TopP", "VisPruner",
+]  # fmt: skip

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from glimpse_lightning.scorers.base import Requires
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
@@ -19,6 +20,18 @@ class Policy(ABC):
     def may_keep_nothing(self) -> bool:
         """Whether a group of tokens can lose all of them; our recipes refuse that, imported pruners may do it."""
         return False
+
+    @property
+    def requires(self) -> Requires:
+        """What the policy reads of the tokens beyond what every stage has."""
+        return Requires()
+
+    def merge_targets(self, scores: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:
+        """Boolean mask ``[V]`` of those kept tokens that a merging reducer may merge dropped ones into: all of them.
+
+        Some methods keep tokens for this purpose only; arguments are those of :meth:`select` and its result.
+        """
+        return keep
 
     @abstractmethod
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:

@@ -2,5 +2,8 @@
 
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.reducers.drop import Drop
+from glimpse_lightning.reducers.merge_nearest import MergeNearest
+from glimpse_lightning.reducers.merge_neighbours import MergeNeighbours
+from glimpse_lightning.reducers.pool_cells import PoolCells
 
-__all__ = ["Drop", "Reducer"]
+__all__ = ["Drop", "MergeNearest", "MergeNeighbours", "PoolCells", "Reducer"]

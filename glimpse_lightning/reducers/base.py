@@ -6,12 +6,21 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from glimpse_lightning.scorers.base import Requires
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class Reducer(ABC):
     """Decides what becomes of the dropped tokens: gone, or merged into kept ones."""
 
+    @property
+    def requires(self) -> Requires:
+        """What the reducer reads of the tokens beyond what every stage has."""
+        return Requires()
+
     @abstractmethod
     def reduce(self, hidden: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:
-        """States of the kept tokens ``[keep.sum(), D]``, in order, from ``hidden [V, D]`` and ``keep [V]``."""
+        """States of the kept tokens ``[keep.sum(), D]``, in order, from ``hidden [V, D]`` and ``keep [V]``.
+
+        ``tokens.scores`` and ``tokens.targets`` are there.
+        """

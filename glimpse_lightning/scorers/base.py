@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
-from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
+from glimpse_lightning.visual_tokens import ModelFacts, VisionTap, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,30 @@ class AttentionProbe:
 
 @dataclass(frozen=True)
 class Requires:
-    """Everything a scorer wants computed; what nobody requires is never computed.
+    """Everything a scorer, policy or reducer wants computed; what nobody requires is never computed.
 
     Attributes:
         probes: attention rows by name; delivered as ``tokens.probes[name]`` ``[V, layers * heads]``.
-        vision_layers: vision blocks whose outputs are delivered as ``tokens.vision[layer]`` ``[V, Dv]``.
+        vision_layers: what to take from the vision tower: outputs of blocks by number, ``VisionAttention``,
+            ``VisionKeys``; delivered as ``tokens.vision[tap]`` ``[V, Dv]``.
         text: whether ``tokens.text`` (states of the unpadded, non-visual prompt tokens) is delivered.
+        keys: whether ``tokens.keys`` (decoder keys of the last layer before the stage) is delivered; with ``text``, also
+            ``tokens.text_keys``.
     """
 
     probes: Mapping[str, AttentionProbe] = field(default_factory=dict)
-    vision_layers: tuple[int, ...] = ()
+    vision_layers: tuple[VisionTap, ...] = ()
     text: bool = False
+    keys: bool = False
+
+    def __or__(self, other: Requires) -> Requires:
+        """Everything that either wants."""
+        return Requires(
+            probes={**self.probes, **other.probes},
+            vision_layers=tuple(dict.fromkeys((*self.vision_layers, *other.vision_layers))),
+            text=self.text or other.text,
+            keys=self.keys or other.keys,
+        )
 
 
 class Scorer(nn.Module, ABC):

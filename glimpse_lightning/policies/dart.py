@@ -1,0 +1,100 @@
+"""DART's keep rule: few pivots, and what is least like them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.checks import check_count
+from glimpse_lightning.policies.greedy import Rows
+from glimpse_lightning.scorers.base import Requires
+from glimpse_lightning.segments import rank_in_group
+from glimpse_lightning.visual_tokens import VisualTokens
+
+
+class DART(Budget, Policy):
+    """Duplication-aware reduction (DART, arXiv 2502.11494): scores are not looked at, except that -inf is never kept.
+
+    Pivots are the image tokens and the text tokens with the largest L1 norm of decoder keys (of the stage's last layer,
+    heads side by side, after RoPE). Image pivots are kept; then each pivot in turn, image pivots first, keeps its equal
+    share of the rest of the budget: the tokens left whose states at the stage have the least cosine with the pivot's.
+
+    Departures: shares are rounded so that they sum up to the budget; a sample with fewer pivots shares among those.
+
+    Args:
+        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`; text pivots are the
+            sample's.
+        image_pivots, text_pivots: how many of each.
+    """
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        count: int | None = None,
+        image_pivots: int = 4,
+        text_pivots: int = 4,
+        per: Literal["sample", "item"] = "sample",
+        min_tokens: int = 1,
+    ) -> None:
+        super().__init__(ratio, count, per, min_tokens)
+        check_count("image_pivots", image_pivots)
+        check_count("text_pivots", text_pivots)
+        if not image_pivots + text_pivots:
+            raise ValueError("Expected at least one of `image_pivots` and `text_pivots`, but got 0 and 0.")
+        self.image_pivots = image_pivots
+        self.text_pivots = text_pivots
+
+    @property
+    def requires(self) -> Requires:
+        return Requires(text=True, keys=True)
+
+    def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
+        assert tokens.keys is not None
+        group, budget = self.budget(tokens)
+        rows = Rows.of(scores, tokens, group, budget)
+        groups, length = rows.open.shape
+        if not groups:
+            return torch.zeros_like(scores, dtype=torch.bool)
+        norm = rows.padding.pad(tokens.keys.float().abs().sum(-1)).masked_fill(~rows.open, -torch.inf)
+        best = norm.argsort(dim=1, descending=True, stable=True)[:, : self.image_pivots]
+        each = torch.arange(groups, device=best.device)[:, None]
+        is_pivot = rows.open[each, best] & (torch.arange(best.shape[1], device=best.device) < rows.budget[:, None])
+        chosen = torch.zeros_like(rows.open)
+        chosen[each, best] = is_pivot
+        text, is_text = self._text_pivots(tokens, rows.padding.pad(tokens.sample)[:, 0])
+        pivots = torch.cat([rows.features[each, best], text], 1)
+        active = torch.cat([is_pivot, is_text], 1)
+        return rows.padding.unpad(_share_out(rows, chosen, pivots, active))
+
+    def _text_pivots(self, tokens: VisualTokens, sample_G: Tensor) -> tuple[Tensor, Tensor]:
+        """``([G, text_pivots, D], [G, text_pivots])`` unit states of each group's text pivots, and which exist."""
+        assert tokens.text is not None and tokens.text_sample is not None and tokens.text_keys is not None
+        norm = tokens.text_keys.float().abs().sum(-1)
+        rank = rank_in_group(norm, tokens.text_sample, tokens.num_samples)
+        mine = rank < self.text_pivots
+        unit = F.normalize(tokens.text.float(), dim=-1)
+        table = unit.new_zeros(tokens.num_samples, self.text_pivots, unit.shape[-1])
+        there = torch.zeros(table.shape[:2], dtype=torch.bool, device=unit.device)
+        where = tokens.text_sample[mine], rank[mine]
+        table[where], there[where] = unit[mine], True
+        return table[sample_G], there[sample_G]
+
+
+def _share_out(rows: Rows, chosen: Tensor, pivots_GPD: Tensor, active_GP: Tensor) -> Tensor:
+    """Each active pivot in turn adds its share of the budget to ``chosen [G, L]``."""
+    budget = (rows.budget - chosen.sum(1)).clamp(min=0)
+    count = active_GP.sum(1).clamp(min=1)
+    before = active_GP.cumsum(1) - active_GP.long()
+    for number in range(pivots_GPD.shape[1]):
+        first, behind = before[:, number], before[:, number] + active_GP[:, number].long()
+        share = budget * behind // count - budget * first // count
+        cosine = (rows.features @ pivots_GPD[:, number, :, None])[..., 0]
+        cosine = cosine.masked_fill(~rows.open | chosen, torch.inf)
+        place = cosine.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+        chosen = chosen | ((place < share[:, None]) & (cosine < torch.inf))
+    return chosen

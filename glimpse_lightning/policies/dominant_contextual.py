@@ -1,0 +1,57 @@
+"""VisionZip's keep rule: the dominant tokens, and evenly spread ones that collect the rest."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.checks import check_fraction
+from glimpse_lightning.segments import rank_in_group, segment_count
+from glimpse_lightning.visual_tokens import VisualTokens
+
+
+class DominantContextual(Budget, Policy):
+    """Most of the budget to the best tokens, the others to *targets* at a uniform stride over the rest (VisionZip).
+
+    arXiv 2412.04467: of a budget ``B``, ``C = floor(contextual * B)`` tokens are contextual (30 of 192, 20 of 128, 10 of
+    64) and ``B - C`` dominant. Of the ``R`` tokens left, in order, numbers ``0, s, 2s, ...`` are kept as targets, ``s =
+    max(1, R // C)``, at most ``C``. Use it with the reducer ``MergeNearest``, which merges the others into the targets.
+
+    Args:
+        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`; VisionZip is ``per: item``.
+        contextual: share of the budget.
+    """
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        count: int | None = None,
+        contextual: float = 0.15625,
+        per: Literal["sample", "item"] = "item",
+        min_tokens: int = 1,
+    ) -> None:
+        super().__init__(ratio, count, per, min_tokens)
+        check_fraction("contextual", contextual)
+        self.contextual = contextual
+
+    def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
+        dominant, target = self._parts(scores, tokens)
+        return dominant | target
+
+    def merge_targets(self, scores: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:
+        return self._parts(scores, tokens)[1]
+
+    def _parts(self, scores: Tensor, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
+        group, budget = self.budget(tokens)
+        groups = len(budget)
+        contextual = (self.contextual * budget.double() + 1e-9).floor().long()
+        present = scores > -torch.inf
+        dominant = present & (rank_in_group(scores, group, groups) < (budget - contextual)[group])
+        rest = present & ~dominant
+        stride = (segment_count(group, groups, rest) // contextual.clamp(min=1)).clamp(min=1)[group]
+        place = rank_in_group(rest.long(), group, groups)  # among the rest, which comes first
+        return dominant, rest & (place % stride == 0) & (place // stride < contextual[group])

@@ -1,0 +1,80 @@
+"""HiPrune's keep rule: anchors of a middle vision block with their neighbours, then registers of the last."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.checks import check_fraction
+from glimpse_lightning.scorers.base import Requires
+from glimpse_lightning.segments import index_in_item, rank_in_group
+from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
+
+
+class HiPrune(Budget, Policy):
+    """Anchors, buffers and registers (HiPrune, arXiv 2508.00553).
+
+    Of a budget ``B``, the ``floor(anchors * B / 5)`` tokens with most attention in the middle block ``object_layer`` are
+    anchors; their four neighbours, of index ``i - 1, i + 1, i - w, i + w`` in raster order, are buffers; the rest of the
+    budget goes to the best-scoring tokens (registers; the scorer reads the last block).
+
+    As in the method's code neighbours are indices, not places: they are clamped to the image but wrap around at the ends
+    of rows. ``wrap: false`` leaves out those that are no neighbours on the grid (a departure).
+
+    Args:
+        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`; HiPrune is ``per: item``.
+        anchors: share of the budget for anchors and buffers (the paper's alpha).
+        object_layer: block of the vision tower, from 0, or from -1 = the last.
+        wrap: whether neighbours wrap at row ends.
+    """
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        count: int | None = None,
+        anchors: float = 0.1,
+        object_layer: int = 9,
+        wrap: bool = True,
+        per: Literal["sample", "item"] = "item",
+        min_tokens: int = 1,
+    ) -> None:
+        super().__init__(ratio, count, per, min_tokens)
+        check_fraction("anchors", anchors)
+        self.anchors = anchors
+        self.object_layer = object_layer
+        self.wrap = wrap
+
+    @property
+    def requires(self) -> Requires:
+        return Requires(vision_layers=(VisionAttention(self.object_layer),))
+
+    def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
+        group, budget = self.budget(tokens)
+        present = scores > -torch.inf
+        attention = tokens.vision[VisionAttention(self.object_layer)][:, 0].float()
+        attention = torch.where(present, attention, -torch.inf)
+        count = (self.anchors * budget.double() / 5 + 1e-9).floor().long()
+        anchor = present & (rank_in_group(attention, group, len(budget)) < count[group])
+        first = present & self._with_neighbours(anchor, tokens)
+        # First the anchors and buffers, in a class of their own above all scores, then the registers.
+        rank = rank_in_group(scores, group, len(budget))
+        rank = rank_in_group(torch.where(first, 1, 0) * 2**40 - rank, group, len(budget))
+        return present & (rank < budget[group])
+
+    def _with_neighbours(self, anchor: Tensor, tokens: VisualTokens) -> Tensor:
+        size = tokens.grid.prod(-1)
+        start, last = (size.cumsum(0) - size)[tokens.item], (size - 1)[tokens.item]
+        index, width = index_in_item(tokens), tokens.grid[tokens.item, 2]
+        marked = torch.zeros(int(size.sum()), dtype=torch.bool, device=anchor.device)
+        marked[(start + index)[anchor]] = True
+        _, row, column = tokens.position.unbind(-1)
+        height = tokens.grid[tokens.item, 1]
+        steps = ((-1, column > 0), (1, column < width - 1), (-width, row > 0), (width, row < height - 1))
+        for step, inside in steps:
+            neighbour = start + torch.minimum((index + step).clamp(min=0), last)
+            marked[neighbour[anchor if self.wrap else anchor & inside]] = True
+        return marked[start + index]

@@ -1,0 +1,73 @@
+"""VScan's first keep rule: half by window, half by image."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.checks import check_count, check_fraction
+from glimpse_lightning.scorers.base import Requires
+from glimpse_lightning.segments import rank_in_group
+from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
+
+
+class LocalGlobal(Budget, Policy):
+    """A share of the budget evenly to windows of the image, the other one to the best tokens left (VScan, stage 1).
+
+    arXiv 2505.22654: the local share goes to the tokens with most attention in a shallow vision block within each
+    ``window x window`` window, the global share to the best scores (the scorer reads a deep block). The reducer
+    ``MergeNearest(mode: mean)`` merges the others into the nearest kept ones.
+
+    Departures: where the local share is no multiple of the number of windows, the windows whose next token has most
+    attention get one more; one set per sample unless ``per: item``.
+
+    Args:
+        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        local: share of the budget that goes to windows.
+        window: side of a window, in tokens.
+        shallow_layer: block of the vision tower, from 0, or from -1 = the last.
+    """
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        count: int | None = None,
+        local: float = 0.5,
+        window: int = 6,
+        shallow_layer: int = 6,
+        per: Literal["sample", "item"] = "sample",
+        min_tokens: int = 1,
+    ) -> None:
+        super().__init__(ratio, count, per, min_tokens)
+        check_fraction("local", local)
+        check_count("window", window)
+        if window == 0:
+            raise ValueError("Expected argument `window` to be at least 1 token, but got 0.")
+        self.local = local
+        self.window = window
+        self.shallow_layer = shallow_layer
+
+    @property
+    def requires(self) -> Requires:
+        return Requires(vision_layers=(VisionAttention(self.shallow_layer),))
+
+    def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
+        group, budget = self.budget(tokens)
+        present = scores > -torch.inf
+        attention = tokens.vision[VisionAttention(self.shallow_layer)][:, 0].float()
+        attention = torch.where(present, attention, -torch.inf)
+        t, row, column = tokens.position.unbind(-1)
+        label = ((tokens.item * 2**16 + t) * 2**12 + row // self.window) * 2**12 + column // self.window
+        windows, window = label.unique(return_inverse=True)
+        in_window = rank_in_group(attention, window, len(windows))
+        # The best of every window come before all second-best ones, and so on.
+        turn = -(in_window * 2**32) - rank_in_group(attention, group, len(budget))
+        first = (self.local * budget.double() + 1e-9).floor().long()
+        local = present & (rank_in_group(turn, group, len(budget)) < first[group])
+        rest = torch.where(local, -torch.inf, scores.float())
+        best = rank_in_group(rest, group, len(budget)) < (budget - first)[group]
+        return local | (present & best & (rest > -torch.inf))

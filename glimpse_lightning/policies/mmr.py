@@ -1,0 +1,60 @@
+"""Maximal marginal relevance: importance against redundancy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.checks import check_choice, check_fraction
+from glimpse_lightning.policies.greedy import Rows, greedy
+from glimpse_lightning.policies.scale import min_max, weights
+from glimpse_lightning.visual_tokens import VisualTokens
+
+
+class MMR(Budget, Policy):
+    """Greedy maximal marginal relevance (IDPruner, AngelSlim; Carbonell and Goldstein 1998).
+
+    Again and again ``argmax_i trade_off * importance_i - (1 - trade_off) * max_(j in chosen) cos(x_i, x_j)`` over the
+    states at the stage; the first choice is the most important token.
+
+    Departures: the importance is the score brought to [0, 1] within the group, since any scorer may be used (IDPruner's
+    is a trained one); one set per sample unless ``per: item``.
+
+    Args:
+        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        trade_off: weight of the importance, in [0, 1].
+        scale: ``"log"``: scores are logarithms, and what they are logarithms of is meant; ``"raw"``: as they are.
+    """
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        count: int | None = None,
+        trade_off: float = 0.5,
+        scale: Literal["log", "raw"] = "raw",
+        per: Literal["sample", "item"] = "sample",
+        min_tokens: int = 1,
+    ) -> None:
+        super().__init__(ratio, count, per, min_tokens)
+        check_fraction("trade_off", trade_off)
+        check_choice("scale", scale, ("log", "raw"))
+        self.trade_off = trade_off
+        self.scale = scale
+
+    def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
+        group, budget = self.budget(tokens)
+        importance = min_max(weights(scores, self.scale, group, len(budget)), group, len(budget))
+        rows = Rows.of(scores, tokens, group, budget)
+        gain = self.trade_off * rows.padding.pad(importance)
+        nearest = torch.full_like(gain, -torch.inf)
+
+        def update(pick: Tensor, step: int) -> Tensor:
+            nonlocal nearest
+            nearest = torch.maximum(nearest, rows.similarity(pick))
+            return gain - (1 - self.trade_off) * nearest
+
+        return rows.padding.unpad(greedy(rows, gain, update))

@@ -1,0 +1,57 @@
+"""VisPruner's keep rule: important tokens, and diverse ones among the rest."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.checks import check_count, check_fraction
+from glimpse_lightning.policies.greedy import Rows
+from glimpse_lightning.policies.thinning import thin
+from glimpse_lightning.segments import rank_in_group
+from glimpse_lightning.visual_tokens import VisualTokens
+
+
+class VisPruner(Budget, Policy):
+    """A share of the budget to the best tokens; the rest is thinned out until it fits the other share (VisPruner).
+
+    arXiv 2412.01818 v3, as in AngelSlim: the rest, best first, is parted into tokens at even and at odd places; the
+    ``step`` even ones most similar (cosine of the states at the stage) to an odd one are dropped; and again.
+
+    Departures: what is left keeps its order from round to round; one set per sample unless ``per: item``.
+
+    Args:
+        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        important: share of the budget that goes to the best tokens.
+        step: tokens dropped per round.
+    """
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        count: int | None = None,
+        important: float = 0.5,
+        step: int = 8,
+        per: Literal["sample", "item"] = "sample",
+        min_tokens: int = 1,
+    ) -> None:
+        super().__init__(ratio, count, per, min_tokens)
+        check_fraction("important", important)
+        check_count("step", step)
+        if step == 0:
+            raise ValueError("Expected argument `step` to be at least 1 token per round, but got 0.")
+        self.important = important
+        self.step = step
+
+    def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
+        group, budget = self.budget(tokens)
+        rows = Rows.of(scores, tokens, group, budget)
+        rank = rows.padding.pad(rank_in_group(scores, group, len(budget)))
+        best = (self.important * rows.budget.double() + 1e-9).floor().long()
+        important = rows.open & (rank < best[:, None])
+        diverse = rows.budget - best
+        left = thin(rows, rows.open & ~important, diverse, rank, self.step)
+        return rows.padding.unpad(important | (left & (diverse > 0)[:, None]))

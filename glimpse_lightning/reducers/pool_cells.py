@@ -1,0 +1,32 @@
+"""Average pooling over cells of the grid."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.policies.checks import check_count
+from glimpse_lightning.policies.grid_cells import cell_label
+from glimpse_lightning.reducers.base import Reducer
+from glimpse_lightning.segments import segment_count
+from glimpse_lightning.visual_tokens import VisualTokens
+
+
+class PoolCells(Reducer):
+    """Every kept token becomes the mean over its ``size x size`` cell: with ``GridCells``, spatial average pooling.
+
+    Args:
+        size: side of a cell, in tokens.
+    """
+
+    def __init__(self, size: int = 2) -> None:
+        check_count("size", size)
+        if size == 0:
+            raise ValueError("Expected argument `size` to be at least 1 token, but got 0.")
+        self.size = size
+
+    def reduce(self, hidden: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:
+        cells, cell = cell_label(tokens, self.size).unique(return_inverse=True)
+        total = torch.zeros(len(cells), hidden.shape[-1], device=hidden.device).index_add(0, cell, hidden.float())
+        mean = total / segment_count(cell, len(cells))[:, None]
+        return mean.to(hidden.dtype)[cell[keep]]

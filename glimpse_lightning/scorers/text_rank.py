@@ -1,0 +1,79 @@
+"""SparseVLM's score: how much those text tokens look at a visual token that have to do with the image."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
+from glimpse_lightning.segments import Padding, segment_mean
+from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
+
+
+class TextRank(Scorer):
+    """**Log-probabilities**: log of the attention that the raters give a token, averaged over raters and heads.
+
+    ``s_i = log mean_(t in R) mean_h A_h[t, i]`` (SparseVLM, arXiv 2410.04417). The raters ``R`` are chosen once, before
+    layer 0, among the text tokens behind the first visual token: those with ``m_t > mean m``, where ``m_t = mean_i
+    softmax_t(x_i . t)`` over the visual tokens ``i``.
+
+    Departure: all heads count (v2 of the method's code takes the half with most attention on the image).
+
+    Args:
+        layer: decoder layer whose attention is read; ``None``: the stage's ``after_layer``.
+        select: ``false``: all text tokens behind the first visual token are raters.
+    """
+
+    def __init__(self, layer: int | None = None, select: bool = True) -> None:
+        super().__init__()
+        self.layer = layer
+        self.select = select
+        self._read = -1
+
+    def build(self, facts: ModelFacts, after_layer: int) -> None:
+        last = min(after_layer, facts.num_layers - 1)
+        self._read = last if self.layer is None else self.layer
+        if not 0 <= self._read <= last:
+            raise GlimpseError(
+                f"Expected TextRank to read a layer between 0 and the stage's last layer {last}, but got layer "
+                f"{self._read}: raise `after_layer`, or lower `layer`."
+            )
+
+    @property
+    def requires(self) -> Requires:
+        return Requires(probes={"text": AttentionProbe(layers=(self._read,), query="text", scale="log_softmax")})
+
+    def raters(self, tokens: VisualTokens) -> Tensor:
+        """Boolean ``[T]``: text tokens that the image's tokens resemble more than the average one."""
+        assert tokens.text is not None and tokens.text_sample is not None
+        if not self.select or not len(tokens) or not len(tokens.text):
+            return super().raters(tokens)
+        samples = tokens.num_samples
+        text, visual = Padding(_with_all(tokens.text_sample, samples)), Padding(_with_all(tokens.sample, samples))
+        # One dummy row per sample keeps both paddings aligned; it is masked out.
+        text_STD = text.pad(_and_zeros(tokens.text.float(), samples))
+        visual_SVD = visual.pad(_and_zeros(tokens.hidden.float(), samples))
+        asks = text.pad(_and_zeros(torch.ones_like(tokens.text_sample), samples)).bool()
+        seen = visual.pad(_and_zeros(torch.ones_like(tokens.sample), samples)).float()
+        likeness = (visual_SVD @ text_STD.transpose(1, 2)).masked_fill(~asks[:, None], -1e30).softmax(-1)
+        mean = (likeness * seen[..., None]).sum(1) / seen.sum(1, keepdim=True).clamp(min=1)
+        relevance = text.unpad(mean)[: len(tokens.text)]
+        average = segment_mean(relevance, tokens.text_sample, samples)
+        # A lone token is its own average; the mean of several is below the largest, but for rounding.
+        return relevance >= average[tokens.text_sample] * (1 + 1e-6) if len(relevance) else relevance.bool()
+
+    def forward(self, tokens: VisualTokens) -> Tensor:
+        """Log-probabilities ``[V]``."""
+        weights_VH = tokens.probes["text"].float()
+        return weights_VH.logsumexp(-1) - math.log(weights_VH.shape[-1])
+
+
+def _with_all(label: Tensor, groups: int) -> Tensor:
+    return torch.cat([label, torch.arange(groups, device=label.device)])
+
+
+def _and_zeros(values: Tensor, groups: int) -> Tensor:
+    return torch.cat([values, values.new_zeros(groups, *values.shape[1:])])

@@ -1,0 +1,41 @@
+"""FasterVLM's and VisionZip's score: how much attention a token gets inside the vision tower."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.scorers.base import Requires, Scorer
+from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
+
+
+class VisionRank(Scorer):
+    """**Log-weights**: log of the attention that a token gets in a block of the vision tower, whatever the question.
+
+    With a class token ``log mean_h softmax(q_cls K / sqrt(d))_i`` (FasterVLM, arXiv 2412.01818; VisionZip's dominant
+    tokens, arXiv 2412.04467). Without one ``log sum_j mean_h softmax(q_j K / sqrt(d))_i`` over the patches ``j`` of the
+    token's segment; a token of several merged patches has their mean.
+
+    Departures: VisionZip sums over heads, which gives the same order; in windowed towers (Qwen2.5-VL) a block without
+    full attention knows a patch's window alone, so choose one with full attention there.
+
+    Args:
+        layer: block of the vision tower, from 0, or from -1 = the last.
+        heads: ``"joint"``: all heads as one, as PruMerge has it.
+    """
+
+    def __init__(self, layer: int = -2, heads: Literal["mean", "joint"] = "mean") -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads = heads
+
+    @property
+    def requires(self) -> Requires:
+        return Requires(vision_layers=(VisionAttention(self.layer, self.heads),))
+
+    def forward(self, tokens: VisualTokens) -> Tensor:
+        """Log-weights ``[V]``."""
+        weight = tokens.vision[VisionAttention(self.layer, self.heads)][:, 0].float()
+        return weight.clamp(min=torch.finfo(torch.float32).tiny).log()

@@ -1,0 +1,109 @@
+"""Loading: presets of published sizes, quantization, and messages that say what to do."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from tiny_models import FAMILIES
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import glimpse_lightning as gl
+from glimpse_lightning.backbones import load, processing
+from glimpse_lightning.backbones.presets import PRESETS
+
+# Parameters of the published checkpoints (tied ones once).
+PUBLISHED = {
+    "qwen2.5-vl-3b": 3_754_622_976,
+    "qwen2.5-vl-7b": 8_292_166_656,
+    "qwen2.5-vl-32b": 33_452_718_336,
+    "qwen2.5-vl-72b": 73_410_777_344,
+    "qwen2-vl-2b": 2_208_985_600,
+    "qwen2-vl-7b": 8_291_375_616,
+    "qwen3-vl-4b": 4_437_815_808,
+    "qwen3-vl-8b": 8_767_123_696,
+    "llava-1.5-7b": 7_063_427_072,
+    "llava-1.5-13b": 13_350_839_296,
+    "llava-next-7b": 7_566_747_648,
+    "llava-onevision-7b": 8_030_348_832,
+    "internvl3-8b": 7_944_373_760,
+    "smolvlm-256m": 256_484_928,
+    "smolvlm-500m": 507_482_304,
+    "smolvlm-2b": 2_246_272_880,
+}
+
+
+def test_every_preset_is_checked():
+    assert set(PUBLISHED) == set(PRESETS)
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_preset_has_the_published_size(preset):
+    backbone = gl.load_backbone(f"random:{preset}", dtype="bfloat16", device_map="meta")
+    assert sum(p.numel() for p in backbone.model.parameters()) == pytest.approx(PUBLISHED[preset], rel=0.02)
+    assert {p.dtype for p in backbone.model.parameters()} == {torch.bfloat16}
+    assert backbone.model.device.type == "meta"
+    assert backbone.facts.num_layers == len(backbone.layers)
+    assert backbone.facts.vision_layers > 0
+
+
+def test_unknown_preset_lists_presets():
+    with pytest.raises(gl.GlimpseError, match=r"llava-1\.5-7b, .*qwen2\.5-vl-7b.*'random:gpt-9'"):
+        gl.load_backbone("random:gpt-9")
+
+
+def test_random_weights_take_no_quantization():
+    with pytest.raises(gl.GlimpseError, match="quantization"):
+        gl.load_backbone("random:smolvlm-256m", quantization="bnb-4bit")
+
+
+@pytest.mark.parametrize(("quantization", "attribute"), [("bnb-4bit", "load_in_4bit"), ("bnb-8bit", "load_in_8bit")])
+def test_quantization_reaches_from_pretrained(monkeypatch, quantization, attribute):
+    seen = {}
+
+    def from_pretrained(source, **kwargs):
+        seen.update(kwargs)
+        return FAMILIES["qwen2_5_vl"]()
+
+    monkeypatch.setattr(load, "find_spec", lambda _: object())
+    monkeypatch.setattr(load.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(load, "load_processor", lambda _: None)
+    gl.load_backbone("some/model", dtype="bfloat16", quantization=quantization)
+    assert getattr(seen["quantization_config"], attribute)
+
+
+def test_quantization_without_bitsandbytes(monkeypatch):
+    monkeypatch.setattr(load, "find_spec", lambda _: None)
+    with pytest.raises(gl.GlimpseError, match="pip install bitsandbytes"):
+        gl.load_backbone("some/model", quantization="bnb-4bit")
+
+
+def test_unknown_quantization():
+    with pytest.raises(gl.GlimpseError, match="bnb-4bit, bnb-8bit or None, but got 'int3'"):
+        gl.load_backbone("some/model", quantization="int3")
+
+
+def test_processor_without_its_package_says_what_to_install(monkeypatch, tmp_path):
+    def no_torchvision(name, **_):
+        raise ImportError("InternVLVideoProcessor requires the Torchvision library.\nMore.")
+
+    model = FAMILIES["internvl"]()
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(processing, "is_torchvision_available", lambda: False)
+    monkeypatch.setattr(processing.AutoProcessor, "from_pretrained", no_torchvision)
+    with pytest.raises(gl.GlimpseError, match=r"requires the Torchvision library\. .*glimpse_lightning\[video\]"):
+        gl.load_backbone(str(tmp_path))
+
+
+def test_missing_model_names_what_can_be_loaded(tmp_path):
+    with pytest.raises(gl.GlimpseError, match=re.escape("glimpse-tiny")):
+        gl.load_backbone(str(tmp_path))
+
+
+def test_unsupported_architecture_lists_supported_ones():
+    model = LlamaForCausalLM(
+        LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    with pytest.raises(gl.GlimpseError, match=r"LlamaForCausalLM.*Qwen3VLForConditionalGeneration"):
+        gl.wrap_backbone(model)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import Dataset
+
+from glimpse_lightning.data.datamodule import RawBatch, VQAData
+from glimpse_lightning.data.order import EvalOrder, TrainOrder
+from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.errors import BadSampleError, GlimpseError
+
+
+class Numbers(Dataset):
+    """Samples 0 to size - 1; those in ``bad`` cannot be read."""
+
+    def __init__(self, size: int, bad: tuple[int, ...] = (), on_error: str = "raise") -> None:
+        self.size, self.bad, self.on_error = size, bad, on_error
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self.bad:
+            raise BadSampleError(f"sample {index} is bad")
+        return Sample(str(index), index, "q", ["a"], [Image.new("RGB", (2, 2))])
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 3), st.integers(0, 30))
+def test_training_order_resumes_where_it_stopped(size: int, batch: int, ranks: int, done: int) -> None:
+    def walk(start: int, batches: int) -> list[list[int]]:
+        """What each rank sees in so many batches from ``start`` on."""
+        seen = []
+        for rank in range(ranks):
+            order: list[int] = []
+            while len(order) < batches * batch:
+                at = start + len(order) // batch
+                order += TrainOrder(Numbers(size), batch, 0, ranks, rank, lambda at=at: at)
+            seen.append(order[: batches * batch])
+        return seen
+
+    whole, rest = walk(0, done + 10), walk(done, 10)
+    assert [order[done * batch :] for order in whole] == rest
+
+
+def test_training_visits_every_sample_equally_often() -> None:
+    ranks = [list(TrainOrder(Numbers(12), 3, 7, 2, rank)) for rank in range(2)]
+    assert Counter(ranks[0] + ranks[1]) == Counter(range(12))
+    assert ranks[0] != sorted(ranks[0])
+    other = list(TrainOrder(Numbers(12), 3, 8, 2, 0))
+    assert other != ranks[0]
+
+
+@given(st.integers(1, 30), st.integers(1, 5), st.one_of(st.none(), st.integers(1, 40)))
+def test_evaluation_sees_every_sample_once_in_equal_steps(size: int, ranks: int, limit: int | None) -> None:
+    orders = [list(EvalOrder(Numbers(size), ranks, rank, limit)) for rank in range(ranks)]
+    assert len({len(order) for order in orders}) == 1
+    assert sorted(i for order in orders for i in order if i >= 0) == list(range(min(size, limit or size)))
+
+
+def _batches(data: VQAData) -> list[RawBatch]:
+    return list(data.val_dataloader())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_sample_is_reported_with_its_own_words(workers: int) -> None:
+    batches = _batches(VQAData(val=Numbers(4, bad=(2,)), eval_batch_size=2, num_workers=workers))
+    assert [batch.error for batch in batches] == [None, "sample 2 is bad"]
+
+
+def test_skipping_in_evaluation_gives_the_stand_in_no_weight() -> None:
+    (batch,) = _batches(VQAData(val=Numbers(4, bad=(1, 2), on_error="skip"), num_workers=0))
+    assert [sample.id for sample in batch.samples] == ["0", "3", "3", "3"]
+    assert batch.weight == [1.0, 0.0, 0.0, 1.0]
+    assert set(batch.skipped) == {"sample 1 is bad", "sample 2 is bad"}
+
+
+def test_skipping_in_training_lets_the_stand_in_count() -> None:
+    data = VQAData(train=Numbers(4, bad=(1,), on_error="skip"), batch_size=4, num_workers=0)
+    (batch,) = data.train_dataloader()
+    assert sorted(sample.id for sample in batch.samples) == ["0", "2", "2", "3"]
+    assert batch.weight == [1.0] * 4
+
+
+def test_nothing_but_bad_samples_is_an_error() -> None:
+    (batch,) = _batches(VQAData(val=Numbers(2, bad=(0, 1), on_error="skip"), num_workers=0))
+    assert batch.error is not None
+    assert "all 2 are bad" in batch.error
+
+
+def test_missing_dataset_is_named() -> None:
+    with pytest.raises(GlimpseError, match=r"`data\.train`"):
+        VQAData().train_dataloader()

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glimpse_lightning.data.images import load_image
+from glimpse_lightning.errors import BadSampleError
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F"])
+def test_any_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    image = Image.new(mode, (5, 7))
+    path = tmp_path / ("x.tiff" if mode in ("CMYK", "YCbCr", "F", "I", "PA") else "x.png")
+    if mode == "PA":
+        path, image = tmp_path / "x.png", image.convert("RGBA")
+    image.save(path)
+    loaded = load_image(path)
+    assert (loaded.mode, loaded.size) == ("RGB", (5, 7))
+
+
+def test_sixteen_bits_are_not_clipped_to_white(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 30000, 60000]], dtype=np.uint16)).save(tmp_path / "x.png")
+    assert np.asarray(load_image(tmp_path / "x.png"))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "x.png")
+    assert load_image(tmp_path / "x.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 9))
+    exif = image.getexif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    image.save(tmp_path / "x.jpg", exif=exif)
+    assert load_image(tmp_path / "x.jpg").size == (9, 4)
+
+
+def _truncated(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def _zero_size(path: Path) -> None:
+    path.write_bytes(b"P6\n0 0\n255\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no such image"),
+        (lambda path: path.write_bytes(b""), "not a readable image"),
+        (lambda path: path.write_text("hello"), "not a readable image"),
+        (lambda path: path.mkdir(), "not a readable image"),
+        (_truncated, "truncated or damaged"),
+        (_zero_size, "x.png"),
+    ],
+)
+def test_bad_images_are_named(tmp_path: Path, make, message: str) -> None:
+    path = tmp_path / "x.png"
+    make(path)
+    with pytest.raises(BadSampleError, match=message) as error:
+        load_image(path)
+    assert str(path) in str(error.value)
+
+
+def test_decompression_bombs_are_refused_before_decoding(tmp_path: Path) -> None:
+    Image.new("1", (2000, 2000)).save(tmp_path / "x.png")
+    with pytest.raises(BadSampleError, match="expected at most 1000 pixels"):
+        load_image(tmp_path / "x.png", max_pixels=1000)

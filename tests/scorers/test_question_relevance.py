@@ -1,0 +1,95 @@
+"""QuestionRelevance and VisionRank."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factories import FACTS, visual_tokens
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.scorers import QuestionRelevance, Requires, VisionRank
+from glimpse_lightning.visual_tokens import VisionAttention
+
+BATCH = [[(1, 3, 4)], [], [(1, 2, 2), (1, 2, 3)]]
+
+
+def test_fallback_is_the_negated_mean_cosine_with_text() -> None:
+    scorer = QuestionRelevance()
+    tokens = visual_tokens(BATCH, scorer.requires)
+    assert tokens.text is not None and tokens.text_sample is not None
+    scores = scorer(tokens)
+    for i in range(len(tokens)):
+        text = tokens.text[tokens.text_sample == tokens.sample[i]]
+        cosines = [F.cosine_similarity(tokens.hidden[i], t, dim=0).item() for t in text]
+        assert scores[i].item() == pytest.approx(-sum(cosines) / len(cosines), abs=1e-5)
+
+
+def test_trap_relevance_is_negated() -> None:
+    """CDPruner uses the negated similarity: what is unlike the question is relevant."""
+    tokens = visual_tokens([[(1, 1, 2)]], Requires(text=True))
+    assert tokens.text is not None
+    like = replace(tokens, hidden=torch.stack([tokens.text.mean(0), -tokens.text.mean(0)]))
+    assert QuestionRelevance()(like).argmax() == 1
+    assert QuestionRelevance(negate=False)(like).argmax() == 0
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> str:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = {word: i for i, word in enumerate(["<pad>", "<end>", "question", "?", *map(str, range(100, 104))])}
+    backend = Tokenizer(WordLevel(words, unk_token="<end>"))
+    backend.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<end>", model_max_length=8
+    ).save_pretrained(tmp_path)
+    shape = {"hidden_size": 48, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    text = shape | {"hidden_size": 32, "vocab_size": 8, "max_position_embeddings": 8, "eos_token_id": 1}
+    vision = shape | {"image_size": 8, "patch_size": 4}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    CLIPModel(config).save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_clip(clip: str) -> None:
+    scorer = QuestionRelevance(clip)
+    scorer.build(FACTS, -1)
+    assert scorer.requires == Requires(vision_layers=(FACTS.vision_layers - 1,))
+    assert not list(scorer.parameters())
+    assert not scorer.state_dict()
+    tokens = visual_tokens(BATCH, scorer.requires)
+    scores = scorer(tokens)
+    model = CLIPModel.from_pretrained(clip)
+    ids = {100: [2, 4, 3], 102: [2, 6, 3]}
+    for i in range(len(tokens)):
+        key = int(tokens.key[tokens.sample[i]])
+        text: Any = model.get_text_features(input_ids=torch.tensor([ids[key]]))
+        text = getattr(text, "pooler_output", text)
+        state = tokens.vision[FACTS.vision_layers - 1][i]
+        image = model.visual_projection(model.vision_model.post_layernorm(state))
+        assert scores[i].item() == pytest.approx(-F.cosine_similarity(image, text[0], dim=0).item(), abs=1e-4)
+
+
+def test_clip_messages(clip: str, tmp_path: Path) -> None:
+    with pytest.raises(GlimpseError, match="Could not load CLIP"):
+        QuestionRelevance(str(tmp_path / "nothing")).build(FACTS, -1)
+    with pytest.raises(GlimpseError, match="width 40"):
+        QuestionRelevance(clip).build(replace(FACTS, vision_hidden_size=40), -1)
+
+
+def test_vision_rank_is_the_log_of_the_attention() -> None:
+    scorer = VisionRank(-3, "joint")
+    (tap,) = scorer.requires.vision_layers
+    assert tap == VisionAttention(-3, "joint")
+    tokens = visual_tokens(BATCH, scorer.requires)
+    torch.testing.assert_close(scorer(tokens).exp(), tokens.vision[tap][:, 0])
+    assert not scorer(replace(tokens, vision={tap: torch.zeros(len(tokens), 1)})).isinf().any()

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from runs import SMALL, run, write_recipe
+
+import glimpse_lightning
+from glimpse_lightning import packaged_recipes
+from glimpse_lightning.cli import main
+from glimpse_lightning.lightning_cli import recipe_name, with_recipes
+
+
+def _error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The last thing printed on stderr, which must be one paragraph."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    return lines[-1]
+
+
+def test_help_is_friendly_and_does_not_wait_for_torch() -> None:
+    started = time.monotonic()
+    command = [sys.executable, "-X", "importtime", "-m", "glimpse_lightning", "--help"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert time.monotonic() - started < 5
+    for word in ("fit", "test", "predict", "recipes", "--config vip_kl", "more help"):
+        assert word in out.stdout
+    assert " torch\n" not in out.stderr
+
+
+def test_no_arguments_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "usage" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == glimpse_lightning.__version__
+
+
+def test_help_of_a_command_explains_our_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    for option in ("--model.scorer", "--model.optimizer.lr", "--data.batch_size", "--vars"):
+        assert option in out
+    assert "peak learning rate" in out
+
+
+def test_help_of_a_component(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--model.scorer.help", "VIP"])
+    assert end.value.code == 0
+    assert "attention_dim" in capsys.readouterr().out
+
+
+def test_recipes_are_listed_shown_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "list"]) == 0
+    assert "vip_kl" in capsys.readouterr().out
+    assert main(["recipes", "show", "vip_kl"]) == 0
+    text = capsys.readouterr().out
+    assert text == packaged_recipes.find_recipe("vip_kl").read_text()
+    assert main(["recipes", "copy", "vip_kl", str(tmp_path / "mine")]) == 0
+    assert (tmp_path / "mine" / "vip_kl.yaml").read_text() == text
+    assert main(["recipes", "copy", "vip_kl", str(tmp_path / "mine")]) == 1
+    assert "exists already" in _error(capsys)
+
+
+def test_recipes_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # no checkout in sight
+    path = packaged_recipes.find_recipe("vip_kl")
+    for args in (["-c", "vip_kl"], ["--config", "recipes/vip_kl.yaml"]):
+        assert with_recipes(["fit", *args]) == (["fit", args[0], str(path)], [path])
+    assert with_recipes(["fit", "--config=vip_kl", "--x", "y"])[0] == ["fit", f"--config={path}", "--x", "y"]
+    write_recipe(tmp_path, name="vip_kl")
+    assert with_recipes(["fit", "--config", "vip_kl"])[1] == [Path("vip_kl")]  # a file comes first
+
+
+def test_runs_are_named_after_their_recipe(tmp_path: Path) -> None:
+    assert recipe_name([]) == "run"
+    assert recipe_name([Path("a.yaml"), Path("b/c.yaml")]) == "c"
+    assert recipe_name([tmp_path / "vip_kl" / "fit_3" / "config.yaml"]) == "vip_kl"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["trian"], ["fit", "test", "'trian'"]),
+        (["recipes", "burn"], ["recipes list"]),
+        (["recipes", "show", "vip_lk"], ["vip_lk", "Did you mean vip_kl"]),
+        (["fit", "--config", "vip_lk"], ["vip_lk", "Did you mean vip_kl"]),
+        (["test", "--ckpt_path", "none.ckpt"], ["none.ckpt", "checkpoint"]),
+    ],
+)
+def test_wrong_names_are_one_paragraph(args: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(args) == 1
+    error = _error(capsys)
+    for word in words:
+        assert word in error
+
+
+def _changed(path: str, value: Any) -> str:
+    """SMALL with the value at a dotted path replaced or added."""
+    config = yaml.safe_load(SMALL)
+    *parents, last = path.split(".")
+    node = config
+    for name in parents:
+        node = node.setdefault(name, {})
+    node[last] = value
+    return yaml.safe_dump(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("model.scorer", "VPI", ["`model.scorer`", "'VPI'", "Did you mean VIP", "AttentionRank", "Random"]),
+        ("model.policy", "Treshold", ["Did you mean Threshold", "KeepRatio", "TopK", "TopP"]),
+        ("model.objective", "KLL", ["Did you mean KL", "Mask"]),
+        ("data.train.class_path", "GlyphVQ", ["`data.train`", "Did you mean GlyphVQA", "JSONL"]),
+        ("model.stages", [{"after_layer": 1, "scorer": "Rnd", "policy": "TopK"}], ["Did you mean Random"]),
+        ("model.scoer", "VIP", ["model.scoer", "Did you mean model.scorer"]),
+        ("modell", {"backbone": "x"}, ["modell"]),
+        ("model.optimizer.lrr", 1, ["lrr", "model.optimizer.lr"]),
+        ("model.scorer.init_args.vison_layers", [1], ["`model.scorer`", "vision_layers"]),
+        ("model.objective.init_args.retention", "${vars.x}", ["model.objective.init_args.retention", "vars.x"]),
+        ("model.policy", "KeepRatio", ["`model.policy`", "ratio"]),
+        ("trainer.max_steps", "many", ["`trainer.max_steps`", "many"]),
+        ("data.train.init_args.split", "trian", ["split", "trian"]),
+        ("model.objective.init_args.retention", 3.0, ["retention", "3.0"]),
+        ("model.pruner", "somewhere", ["scorer", "pruner", "drop all but one"]),
+    ],
+)
+def test_mistakes_in_a_recipe_are_one_paragraph(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, value: Any, words: list[str]
+) -> None:
+    assert run("fit", write_recipe(tmp_path, _changed(path, value)), tmp_path / "runs") == 1
+    error = _error(capsys)
+    for word in words:
+        assert word in error
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model.scoer", "VIP"], ["--model.scoer", "--model.scorer"]),
+        (["--model.policy.threshhold", "1"], ["threshhold", "threshold"]),
+        (["--model.after_layer", "x"], ["`model.after_layer`", "x"]),
+        (["--model.after_layer", "8"], ["`after_layer` below 8", "allow_empty"]),
+        (["--model.policy.min_tokens", "0"], ["Threshold may keep no token", "allow_empty"]),
+        (["--model.backbone", "/nowhere"], ["/nowhere", "glimpse-tiny"]),
+        (["--model.objective", "null"], ["`model.objective`", "test"]),
+        (["--model.scorer", "Random", "--model.objective", "KL"], ["Nothing to train"]),
+    ],
+)
+def test_mistakes_in_flags_are_one_paragraph(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: list[str]
+) -> None:
+    assert run("fit", write_recipe(tmp_path), tmp_path / "runs", *flags) == 1
+    error = _error(capsys)
+    for word in words:
+        assert word in error
+    assert not list(tmp_path.glob("runs/small/*"))  # a run that never started leaves nothing
+
+
+def test_an_untrained_scorer_is_not_tested_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("test", write_recipe(tmp_path), tmp_path / "runs") == 1
+    assert "has to be trained first" in _error(capsys)
+
+
+def test_flags_beat_interpolated_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path)
+
+    def retention(*flags: str) -> float:
+        with pytest.raises(SystemExit) as end:
+            run("fit", recipe, tmp_path, *flags, "--print_config")
+        assert end.value.code == 0
+        config = yaml.safe_load(capsys.readouterr().out)
+        return config["model"]["objective"]["init_args"]["retention"]
+
+    assert retention() == 0.1
+    assert retention("--vars.retention", "0.3") == 0.3
+    assert retention("--model.objective.retention", "0.4") == 0.4
+
+
+def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(args: object) -> int:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr("glimpse_lightning.cli._dispatch", broken)
+    with pytest.raises(KeyError):
+        main(["fit"])

@@ -1,0 +1,59 @@
+"""The documentation's links lead somewhere, its commands parse, and its Python runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from glimpse_lightning.lightning_cli import RunCLI, run
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+COMMANDS = sorted(
+    {
+        match
+        for page in PAGES
+        for block in _blocks(page, "bash")
+        for match in re.findall(r"(?:-lightning|-m glimpse_lightning) ([^&\n]+)", block.replace("\\\n", " "))
+    }
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    args = shlex.split(command)
+    if args[0] not in ("fit", "test", "validate", "predict"):
+        return
+    monkeypatch.setattr(RunCLI, "_run_subcommand", lambda self, subcommand: None)
+    monkeypatch.setattr(RunCLI, "instantiate_classes", lambda self: None)  # their files are examples
+    monkeypatch.setattr("glimpse_lightning.lightning_cli.Path.is_file", lambda path: path.suffix == ".yaml")
+    monkeypatch.chdir(ROOT)
+    run(args)
+
+
+def test_the_python_in_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    space: dict[str, object] = {"__name__": "readme"}
+    for block in _blocks(ROOT / "README.md", "python"):
+        exec(compile(block, "README.md", "exec"), space)
+    assert capsys.readouterr().out
+
+
+def test_the_readmes_scorer_fits_in_15_lines() -> None:
+    (block,) = [block for block in _blocks(ROOT / "README.md", "python") if "class Centre" in block]
+    assert len([line for line in block.splitlines() if line.strip()]) <= 15

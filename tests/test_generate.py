@@ -1,0 +1,169 @@
+"""``generate``: every way of Hugging Face's to decode, unpruned equal to its own, pruned independent of batch mates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import FAMILIES
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import LogitsProcessorList, PreTrainedTokenizerFast, set_seed
+from transformers.generation import BaseStreamer, LogitsProcessor
+
+import glimpse_lightning as gl
+
+SIZES = [[(3, 4)], [(2, 3), (5, 2)], [], [(4, 4)]]
+
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "smolvlm"])
+def backbone(request) -> gl.Backbone:
+    return gl.wrap_backbone(FAMILIES[request.param]())
+
+
+def pruned(backbone: gl.Backbone, **policy: Any) -> gl.PrunedVLM:
+    stage = gl.PruneStage(1, gl.scorers.AttentionRank(), gl.policies.KeepRatio(0.4, **policy))
+    return gl.PrunedVLM(backbone, gl.Pruner([stage]))
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    # "abcdef" is what Hugging Face's stop strings probe a tokenizer with.
+    vocabulary = {"<pad>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, 119)} | {"abcdef": 119}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
+
+
+class Collected(BaseStreamer):
+    """Keeps what it is handed."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Tensor] = []
+        self.ended = False
+
+    def put(self, value: Tensor) -> None:
+        self.pieces.append(value.clone())
+
+    def end(self) -> None:
+        self.ended = True
+
+
+class SeenPrompts(LogitsProcessor):
+    """Counts how many prompt tokens a logits processor sees."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.lengths.append(input_ids.shape[1])
+        return scores
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "beams": {"num_beams": 3, "do_sample": False},
+    "beams returned": {"num_beams": 4, "num_return_sequences": 3, "do_sample": False, "length_penalty": 2.0},
+    "sampling": {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9},
+    "samples returned": {"do_sample": True, "num_return_sequences": 3},
+    "beam sampling": {"do_sample": True, "num_beams": 2},
+    "repetition penalty": {"do_sample": False, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+    "minimum length": {"do_sample": False, "min_new_tokens": 7},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_unpruned_equals_hugging_face(backbone, options):
+    inputs = backbone.example_inputs(SIZES)
+    set_seed(3)
+    expected = backbone.model.generate(**backbone.hf_inputs(inputs), max_new_tokens=7, **options)
+    set_seed(3)
+    ids = gl.PrunedVLM(backbone).generate(**inputs, max_new_tokens=7, **options)
+    assert torch.equal(ids, expected[:, inputs["input_ids"].shape[1] :])
+
+
+def test_stop_strings_and_streamer_equal_hugging_face(backbone):
+    inputs = backbone.example_inputs(SIZES[:1])
+    free = gl.PrunedVLM(backbone).generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    options = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "stop_strings": [f"w{int(free[0, 2])}"],
+        "tokenizer": tokenizer(),
+    }
+    mine, theirs = Collected(), Collected()
+    ids = gl.PrunedVLM(backbone).generate(**inputs, **options, streamer=mine)
+    backbone.model.generate(**backbone.hf_inputs(inputs), **options, streamer=theirs)
+    assert ids.shape[1] <= 3
+    assert mine.ended
+    assert [piece.tolist() for piece in mine.pieces] == [piece.tolist() for piece in theirs.pieces]
+
+
+@pytest.mark.parametrize("name", ["greedy", "beams", "beams returned", "repetition penalty"])
+def test_pruned_rows_equal_single_runs(backbone, name):
+    """Ragged retention: each row of a batch decodes as it does alone, beams included."""
+    model, options = pruned(backbone), OPTIONS[name]
+    returned = options.get("num_return_sequences", 1)
+    batch = model.generate(**backbone.example_inputs(SIZES), max_new_tokens=6, **options)
+    for index, sizes in enumerate(SIZES):
+        alone = model.generate(**backbone.example_inputs([sizes], first_sample=index), max_new_tokens=6, **options)
+        rows = batch[index * returned : (index + 1) * returned, : alone.shape[1]]
+        assert torch.equal(rows, alone), f"sample {index}"
+
+
+def test_one_prefill_serves_many_continuations(backbone):
+    model, inputs = pruned(backbone), backbone.example_inputs(SIZES)
+    out = model.prefill(**inputs)
+    before = [layer.keys.clone() for layer in out.cache.layers]
+    greedy = model.generate(prefill=out, max_new_tokens=5, do_sample=False)
+    assert torch.equal(greedy, model.generate(**inputs, max_new_tokens=5, do_sample=False))
+    samples = model.generate(prefill=out, max_new_tokens=5, do_sample=True, num_return_sequences=8)
+    assert samples.shape[0] == 8 * len(SIZES)
+    assert torch.equal(model.generate(prefill=out, max_new_tokens=5, do_sample=False), greedy)
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(out.cache.layers, before, strict=True))
+
+
+def test_first_token_of_samples_comes_from_the_prefill(backbone):
+    """With a temperature near zero every returned sample is the greedy answer."""
+    model, inputs = pruned(backbone), backbone.example_inputs(SIZES)
+    greedy = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    cold = model.generate(
+        **inputs, max_new_tokens=4, min_new_tokens=4, do_sample=True, temperature=1e-4, num_return_sequences=3
+    )
+    assert torch.equal(cold, greedy.repeat_interleave(3, 0))
+
+
+def test_dict_output_is_stripped_and_processors_see_the_prompt(backbone):
+    model, inputs, seen = pruned(backbone), backbone.example_inputs(SIZES), SeenPrompts()
+    out = model.generate(
+        **inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False, return_dict_in_generate=True,
+        output_scores=True, output_logits=True, logits_processor=LogitsProcessorList([seen]),
+    )  # fmt: skip
+    assert out.sequences.shape == (len(SIZES), 3)
+    assert len(out.logits) == len(out.scores) == 3
+    length = inputs["input_ids"].shape[1]
+    assert seen.lengths == [length, length + 1, length + 2]
+
+
+def test_budget_per_item(backbone):
+    """Per sample, images compete for one budget; per item, each has its own."""
+    inputs = backbone.example_inputs([[(2, 4), (4, 4)]])
+    out = pruned(backbone, per="item").prefill(**inputs)
+    sizes = out.tokens.grid.prod(-1)
+    kept = torch.zeros_like(sizes).index_add(0, out.tokens.item, out.keep[0].long())
+    assert (kept - 0.4 * sizes).abs().max() <= 1
+    by_sample = pruned(backbone).prefill(**inputs)
+    assert abs(int(by_sample.keep[0].sum()) - 0.4 * int(sizes.sum())) <= 1
+
+
+def test_text_only_prompts_pass_untouched(backbone):
+    inputs = backbone.example_inputs([[], []])
+    assert "pixel_values" not in inputs
+    model, plain = pruned(backbone), gl.PrunedVLM(backbone)
+    assert torch.equal(model.prefill(**inputs).logits, plain.prefill(**inputs).logits)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=4), plain.generate(**inputs, max_new_tokens=4))
+
+
+def test_unknown_argument_is_named(backbone):
+    with pytest.raises(gl.GlimpseError, match="max_tokens"):
+        gl.PrunedVLM(backbone).generate(**backbone.example_inputs([[]]), max_tokens=4)
