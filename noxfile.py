@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["lint", "types", "docs", "tests"]
@@ -72,8 +74,11 @@ def main_job(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """Build the wheel, install it elsewhere, and use it without a checkout."""
     folder = session.create_tmp()
+    for old in Path(folder).glob("*.whl"):
+        old.unlink()
     session.run("pip", "wheel", "--no-deps", "--wheel-dir", folder, ".")
-    session.install("-c", CONSTRAINTS, "--find-links", folder, "glimpse-lightning")
+    (built,) = Path(folder).glob("glimpse_lightning-*.whl")
+    session.install("-c", CONSTRAINTS, str(built))
     session.chdir(folder)
     session.run("glimpse-lightning", "recipes", "list")
     session.run("glimpse-lightning", "fit", "--config", "vip_kl", "--print_config", silent=True)

@@ -55,10 +55,13 @@ def save_pruner(pruner: Pruner, folder: str | Path, backbone: str = "") -> Path:
         | {"reducer": _describe(s.reducer)}
         for s in _stages(pruner)
     ]
-    config = {"format": FORMAT, "glimpse_lightning": __version__, "backbone": backbone}
-    text = json.dumps(config | {"facts": asdict(pruner.facts), "stages": stages}, indent=2) + "\n"
+    config: dict[str, Any] = {"format": FORMAT, "glimpse_lightning": __version__, "backbone": backbone}
+    config |= {"facts": asdict(pruner.facts), "stages": stages}
+    if pruner.origin is not None:
+        config["origin"] = pruner.origin
+    text = json.dumps(config, indent=2) + "\n"
     weights = save({name: value.detach().cpu().contiguous() for name, value in pruner.state_dict().items()})
-    with _whole_or_nothing(Path(folder)) as temporary:
+    with whole_or_nothing(Path(folder)) as temporary:
         _write(temporary / WEIGHTS, weights)
         _write(temporary / CONFIG, text.encode())
     return Path(folder)
@@ -69,6 +72,15 @@ def load_pruner(path_or_hub_id: str | Path) -> Pruner:
 
     The pruner comes built for the model that it was trained on, in fp32 and in evaluation mode; attaching it to a model
     of another shape fails with an error that names both.
+
+    Of the reference's pruners every variant runs that its configuration can express. Where ``use_ref_masks`` is set,
+    the predictor does not run and the caller gives the masks, one tensor (boolean or probability, any shape) per image
+    in the order of the prompts: ``PrunedVLM(backbone, pruner).prefill(..., reference_masks=[mask])``, the same with
+    ``generate``. ``use_zero_masks`` needs nothing: every token scores as dropped, and only floor and anchors keep any.
+    The switch can be set on any such pruner: ``pruner.stages[0].scorer.masks = "reference"``. Video tokens, which the
+    reference never prunes, are pruned unless the backbone was loaded with ``prune_video=False``. Earlier rows
+    of deep supervision come from ``scorer.forward_rows``; the row of ``ori_attn_supervision``, which nothing reads, is
+    not computed.
 
     Raises:
         GlimpseError: where there is no pruner, or not a whole one.
@@ -97,6 +109,7 @@ def load_pruner(path_or_hub_id: str | Path) -> Pruner:
             f"glimpse_lightning {config.get('glimpse_lightning')}: save the pruner anew, or install that version."
         ) from error
     pruner = Pruner(stages)
+    pruner.origin = config.get("origin")
     with torch.random.fork_rng(devices=[]):  # first values are drawn only to be replaced
         pruner.build(facts)
     try:
@@ -188,9 +201,13 @@ def _local_folder(path_or_hub_id: str | Path) -> Path:
 
 
 @contextmanager
-def _whole_or_nothing(folder: Path) -> Iterator[Path]:
+def whole_or_nothing(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of ``folder`` if all went well, and leaves no trace if not."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
+    if (
+        folder.is_dir()
+        and any(folder.iterdir())
+        and not any((folder / weights).is_file() for weights in (WEIGHTS, upstream.WEIGHTS))
+    ):
         raise GlimpseError(
             f"Expected {folder} to be new, empty, or to hold a saved pruner, but it holds something else, which saving "
             "would replace. Name another folder."

@@ -21,6 +21,7 @@ commands:
   validate  evaluate on the validation split            validate --config vip_kl
   test      the full table, baselines included          test --config vip_kl
   predict   answer questions, draw what was kept        predict --config vip_kl --image FILE --question TEXT
+  export    a saved pruner in another format            export --format upstream --pruner DIR --output DIR
   recipes   list, show or copy the packaged recipes     recipes list | show NAME | copy NAME DESTINATION
 
 A --config is a YAML file or the name of a packaged recipe. Flags beat the config, which beats a checkpoint:
@@ -38,7 +39,7 @@ usage: glimpse-lightning recipes list               every recipe and its purpose
        glimpse-lightning recipes show NAME          print one
        glimpse-lightning recipes copy NAME DEST     copy one to a file or into a folder
 """
-COMMANDS = ("fit", "validate", "test", "predict", "recipes")
+COMMANDS = ("fit", "validate", "test", "predict", "export", "recipes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +69,11 @@ def _dispatch(args: list[str]) -> int:
         raise GlimpseError(f"Expected a command out of {', '.join(COMMANDS)}, but got {command!r}; try --help.")
     if command == "recipes":
         return _recipes(args[1:])
+    if command == "export":
+        from glimpse_lightning import export
+
+        print(export.run(args[1:]))
+        return 0
     from glimpse_lightning.lightning_cli import run
 
     run(args)

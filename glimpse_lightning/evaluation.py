@@ -38,9 +38,9 @@ def embed(models: Iterable[PrunedVLM], batch: Batch) -> Prompt:
 
 def prefill(model: PrunedVLM, batch: Batch, prompt: Prompt | None = None) -> PrefillOutput:
     """The batch's prompts through ``model``; ``prompt`` where they are embedded already."""
-    questions = [sample.question for sample in batch.samples]
+    questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
     inputs: dict[str, Any] = batch.inputs
-    return model.prefill(prompt=prompt, keys=batch.key, questions=questions, **inputs)
+    return model.prefill(prompt=prompt, keys=batch.key, questions=questions, boxes=boxes, **inputs)
 
 
 def final_keep(out: PrefillOutput) -> Tensor:

@@ -387,6 +387,6 @@ def _quieten() -> None:
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # figures are of all ranks already
     ):
         warnings.filterwarnings("ignore", message)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.connectors.checkpoint_connector"):
         logging.getLogger(name).addFilter(_is_news)
     transformers.utils.logging.disable_progress_bar()

@@ -15,6 +15,7 @@ from glimpse_lightning.engine.prefill import PrefillOutput, run_prefill
 from glimpse_lightning.engine.training import DistillOutput, StageOutput, distill, glimpse_forward
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.pruner import Pruner, PruneStage
+from glimpse_lightning.scorers.vip import REFERENCE_MASKS
 from glimpse_lightning.visual_tokens import VisionTap
 
 _PROMPT_INPUTS = frozenset(
@@ -83,6 +84,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
         prompt: Prompt | None = None,
         keys: Tensor | None = None,
         questions: Sequence[str] = (),
+        boxes: Sequence[Any] = (),
+        reference_masks: Sequence[Tensor] | None = None,
         **inputs: Any,
     ) -> PrefillOutput:
         """Run a batch of prompts, pruning on the way.
@@ -92,13 +95,18 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 that models compared on one batch share the vision tower's work.
             keys: ``[B]`` stable integer per sample, the seed of random scorers; by default drawn from its token ids.
             questions: raw questions, for scorers that read them.
+            boxes: per sample, evidence boxes of each image or ``None``; for oracles only.
+            reference_masks: for scorers that take masks instead of predicting them (``VIP(masks="reference")``): a
+                boolean or a probability for each visual token, as one tensor of any shape per image, in the order of
+                the prompts.
             **inputs: what the processor made: ``input_ids [B, N]``, ``attention_mask``, ``pixel_values``, ... Padding
                 on either side.
         """
         inputs = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
         if prompt is None:
             prompt = self.backbone.embed(inputs, self.vision_layers)
-        return run_prefill(self.backbone, self.pruner, prompt, self._keys(keys, inputs), questions)
+        state = {} if reference_masks is None else {REFERENCE_MASKS: reference_masks}
+        return run_prefill(self.backbone, self.pruner, prompt, self._keys(keys, inputs), questions, boxes, state)
 
     def _keys(self, keys: Tensor | None, inputs: dict[str, Any]) -> Tensor:
         if keys is not None:
@@ -117,12 +125,14 @@ class PrunedVLM(nn.Module, GenerationMixin):
         *,
         keys: Tensor | None = None,
         questions: Sequence[str] = (),
+        reference_masks: Sequence[Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Answer a batch of prompts with Hugging Face's ``generate``, continuing on the compacted cache.
 
         Args:
             prefill: a prefill to continue from; it stays reusable.
+            keys, questions, reference_masks: as in :meth:`prefill`, which is called unless there is one.
             **kwargs: the processor's outputs (unless ``prefill`` is given) and any argument of ``generate``.
 
         Returns:
@@ -131,7 +141,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         """
         inputs = {name: kwargs.pop(name) for name in list(kwargs) if name in _PROMPT_INPUTS}
         if prefill is None:
-            prefill = self.prefill(keys=keys, questions=questions, **inputs)
+            prefill = self.prefill(keys=keys, questions=questions, reference_masks=reference_masks, **inputs)
         ids = inputs.get("input_ids")
         if ids is None:  # logits processors that look at the prompt then see padding only
             pad = self.generation_config.pad_token_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -45,6 +46,10 @@ class Pruner(nn.Module):
 
     Args:
         stages: in the order in which they run; ``after_layer`` must not decrease.
+
+    Attributes:
+        facts: of the model that it was built for; ``None`` before.
+        origin: the reference's ``config.json`` where the pruner was read from one, so that it can be written back.
     """
 
     def __init__(self, stages: Sequence[PruneStage]) -> None:
@@ -54,6 +59,7 @@ class Pruner(nn.Module):
             raise ValueError(f"Expected at least one stage, ordered by `after_layer`, but got layers {layers}.")
         self.stages: list[PruneStage] = nn.ModuleList(stages)  # type: ignore[assignment]
         self.facts: ModelFacts | None = None
+        self.origin: dict[str, Any] | None = None
 
     def build(self, facts: ModelFacts) -> None:
         """Create what depends on the model. Building twice for equal facts does nothing.

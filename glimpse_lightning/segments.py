@@ -81,6 +81,17 @@ def index_in_sample(tokens: VisualTokens) -> Tensor:
     return item_start[tokens.item] + index_in_item(tokens)
 
 
+def crop_label(tokens: VisualTokens, crops: int) -> Tensor:
+    """``[V]`` number of the crop that each token lies in: ``crops`` contiguous ranges of raster indices per item."""
+    return tokens.item * crops + index_in_item(tokens) * crops // tokens.grid.prod(-1)[tokens.item]
+
+
+def cell_label(tokens: VisualTokens, size: int) -> Tensor:
+    """``[V]`` a number for the cell of ``size x size`` tokens of one frame of one item that each token lies in."""
+    t, row, column = tokens.position.unbind(-1)
+    return ((tokens.item * 2**16 + t) * 2**12 + row // size) * 2**12 + column // size
+
+
 class Padding:
     """Packed tokens to ``[groups, longest, ...]`` and back.
 

@@ -108,8 +108,6 @@ def read_pruner(folder: Path) -> Pruner:
     field = DEFAULTS | config
     facts = _facts(config, weights)
     llava = config["model_type"] == "llava_llama_gp"
-    vision = config.get("vision_config", {})
-    side = vision.get("window_size", 112) // vision.get("spatial_merge_size", 2) // vision.get("patch_size", 14)
     scorer = VIP(
         # LLaVA's are indices into hidden_states, whose entry 0 is the embedding: entry i is the output of block i-1.
         vision_layers=[layer - 1 if llava else layer for layer in field["selected_visual_layers"]],
@@ -118,12 +116,13 @@ def read_pruner(folder: Path) -> Pruner:
         attention_dim=field["attn_fuse_size"],
         condition_dim=field["visual_cond_size"],
         heads=field["attn_fuse_num_heads"],
-        window=None if llava or field["attn_fuse_global"] else side,
+        window=None if llava or field["attn_fuse_global"] else window_side(config),
         deep_supervision=field["deep_supervision"],
         glimpse_length=field["le_length"],
         glimpse_layers=list(field["le_layers"]),
         glimpse_norm="rmsnorm" if llava else field["le_norm_type"],
         dropout=field["le_dropout_prob"],
+        masks="reference" if field["use_ref_masks"] else "zero" if field["use_zero_masks"] else "predicted",
     )
     policy = Threshold(
         threshold=field["reduce_threshold"],
@@ -141,7 +140,14 @@ def read_pruner(folder: Path) -> Pruner:
             f"{folder / WEIGHTS} does not hold the weights that config.json beside it describes: {error}. Copy both "
             "files of the same release."
         ) from error
+    pruner.origin = config
     return pruner.eval()
+
+
+def window_side(config: dict[str, Any]) -> int:
+    """Side of the vision tower's attention windows, in visual tokens (after merging)."""
+    vision = config.get("vision_config", {})
+    return vision.get("window_size", 112) // vision.get("spatial_merge_size", 2) // vision.get("patch_size", 14)
 
 
 def _check(config: dict[str, Any], folder: Path) -> None:
@@ -165,9 +171,13 @@ def _check(config: dict[str, Any], folder: Path) -> None:
                 f"Expected `{name}` in {folder / 'config.json'} to name at least one layer, but got none. Without it "
                 "the reference's predictor has no input."
             )
-    switched = [name for name in ("use_ref_masks", "use_zero_masks") if config.get(name)]
-    if switched:
-        warnings.warn(f"{', '.join(switched)} of {folder} are switches of its training script: ignored.", stacklevel=4)
+    first = 1 if config["model_type"] == "llava_llama_gp" else 0
+    if min(config.get("selected_visual_layers", DEFAULTS["selected_visual_layers"])) < first:
+        raise GlimpseError(
+            f"Expected `selected_visual_layers` in {folder / 'config.json'} to be outputs of vision blocks (from "
+            f"{first} for {config['model_type']}), but got {config['selected_visual_layers']}. Count them from the front; "
+            "the embedding before the first block (LLaVA's 0) cannot condition a predictor here."
+        )
     known = {*DEFAULTS, *SHAPES[config["model_type"]], *BASE_FIELDS.split()}
     unknown = sorted(name for name in config if name not in known and not name.startswith(("_", "mm_")))
     if unknown:

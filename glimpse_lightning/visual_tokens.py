@@ -105,6 +105,7 @@ class VisualTokens:
         text: ``[T, D]`` question-token states at the stage, packed; ``None`` unless asked for.
         text_sample: ``[T]`` the sample of each text token.
         questions: raw question of each sample; empty strings where unknown.
+        boxes: per sample, evidence boxes of each of its images, or ``None``; empty where unknown. For oracles only.
         key: ``[S]`` a stable integer per sample, the seed of anything random.
         facts: of the model.
         state: what earlier stages left for later ones.
@@ -128,6 +129,7 @@ class VisualTokens:
     text: Tensor | None = None
     text_sample: Tensor | None = None
     questions: tuple[str, ...] = ()
+    boxes: tuple[Any, ...] = ()
     state: dict[str, Any] = field(default_factory=dict)
     keys: Tensor | None = None
     text_keys: Tensor | None = None

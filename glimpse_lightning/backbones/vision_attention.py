@@ -108,6 +108,6 @@ def attention_of(block: nn.Module) -> nn.Module:
         if isinstance(found, nn.Module) and hasattr(found, "config"):
             return found
     raise GlimpseError(
-        f"Expected a vision block with self-attention called `self_attn`, `attn` or `attention`, but {type(block).__name__} "
-        "has none; a scorer that reads vision attention cannot run on this model."
+        "Expected a vision block with self-attention called `self_attn`, `attn` or `attention`, but "
+        f"{type(block).__name__} has none; a scorer that reads vision attention cannot run on this model."
     )

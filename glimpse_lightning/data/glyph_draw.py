@@ -61,7 +61,7 @@ def _shape_mask(shape: str, size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _font(size: int):
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     # Pillow carries this one inside; a font of the system would change the images from machine to machine.
     return ImageFont.load_default(size)
 
@@ -100,6 +100,7 @@ def _background(rng: Random, width: int, height: int) -> np.ndarray:
     noise = np.random.default_rng(rng.getrandbits(63))
     base = np.array([rng.uniform(196, 216) for _ in range(3)], np.float32)
     kind = rng.randrange(4)
+    pattern: np.ndarray
     if kind == 0:
         coarse = noise.integers(0, 256, (rng.randint(4, 14), rng.randint(4, 14)), np.uint8)
         pattern = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32)

@@ -82,9 +82,9 @@ def _place_rows(rng: Random, columns: int, lines: int, count: int, free: set[tup
     return rows
 
 
-def _single_box(rng: Random, x: int, y: int, on_grid: float) -> PixelBox:
-    """An object alone in its slot, whose corner is at (x, y)."""
-    if rng.random() < on_grid:  # one visual token holds the whole object
+def _object_box(rng: Random, x: int, y: int) -> PixelBox:
+    """An object in the slot whose corner is at (x, y)."""
+    if rng.random() < 0.5:  # on the 28-pixel grid: one visual token holds the whole object
         return _centred(x + 14, y + 14, 28)
     size = rng.randint(34, 46)  # across the corner of four visual tokens
     slack = min(7.0, (SLOT + 2 - size) / 2)
@@ -103,13 +103,10 @@ def _varied(rng: Random, names: tuple[str, ...], count: int) -> list[str]:
             return picked
 
 
-def make_layout(
-    rng: Random, width: int = 448, height: int = 448, crowded: bool = False, on_grid: float = 0.5
-) -> Layout:
+def make_layout(rng: Random, width: int = 448, height: int = 448, crowded: bool = False) -> Layout:
     """A random layout; smaller images hold fewer objects. Both sides must be at least 224 pixels.
 
-    ``crowded`` images (for training to see) hold twelve objects or more; ``on_grid`` is the share of objects that
-    lie on the 28-pixel grid of the visual tokens. Neither is changed in the benchmark.
+    ``crowded`` ones, for training to see, hold twelve.
     """
     columns, lines = width // SLOT, height // SLOT
     if columns < 4 or lines < 4:
@@ -119,7 +116,7 @@ def make_layout(
     rows = _place_rows(rng, columns, lines, 2 if large else 1, free)
     wanted = 12 if crowded else rng.randint(8, 11) if large else rng.randint(4, 7)
     slots = rng.sample(sorted(free), min(len(free), wanted))
-    boxes = [_single_box(rng, x * SLOT, y * SLOT, on_grid) for x, y in slots]
+    boxes = [_object_box(rng, x * SLOT, y * SLOT) for x, y in slots]
     glyphs = rng.sample(GLYPHS, len(GLYPHS))
     colours, shapes = _varied(rng, COLOURS, len(boxes)), _varied(rng, SHAPES, len(boxes))
     objects = [GlyphObject(*words) for words in zip(glyphs, colours, shapes, boxes, strict=False)]
@@ -173,7 +170,7 @@ def _neighbour(layout: Layout, rng: Random) -> Question:
 def _row(layout: Layout, rng: Random) -> Question:
     row = rng.choice(layout.rows)
     boxes = [row.label_box, *row.glyph_boxes]
-    return Question("row", f"read row {row.label}", " ".join(row.glyphs), boxes, (0, len(row.glyphs)))
+    return Question("row", f"list all in {row.label}", " ".join(row.glyphs), boxes, (0, len(row.glyphs)))
 
 
 def _group(layout: Layout, rng: Random, attribute: str) -> tuple[str, list[GlyphObject]]:

@@ -43,7 +43,7 @@ _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32) * 255
 
 @dataclass
 class PackedBatch:
-    """``visual_words``: 1 shown, 0 not shown, -1 shown in part; ``targets``: all that may come next, filled by IGNORE."""
+    """``visual_words``: 1 shown, 0 not shown, -1 shown in part; ``targets``: what may come next, then IGNORE."""
 
     input_ids: Tensor  # [B, L]
     position_ids: Tensor  # [3, B, L]
@@ -75,21 +75,18 @@ def _shown(box: PixelBox, lines: int, columns: int) -> tuple[np.ndarray, np.ndar
     return part >= 0.15, (part > 0.01) & (part < 0.15)
 
 
-def words_by_token(layout: Layout, middle_only: bool = False) -> np.ndarray:
-    """What each visual token shows: int8 [N, W] of 1, 0 and -1 (a sliver, counted neither way).
-
-    With ``middle_only`` each thing is shown by the one token that holds its middle.
-    """
+def words_by_token(layout: Layout) -> np.ndarray:
+    """What each visual token shows: int8 [N, W] of 1, 0 and -1 (a sliver, counted neither way)."""
     lines, columns = layout.height // TOKEN, layout.width // TOKEN
     words = np.zeros((lines, columns, len(SHOWN_WORDS)), np.int8)
-    pieces = [(item.box, (item.colour, item.shape, item.glyph)) for item in layout.objects]
+    pieces: list[tuple[PixelBox, tuple[str, ...]]] = [
+        (item.box, (item.colour, item.shape, item.glyph)) for item in layout.objects
+    ]
     for row in layout.rows:
         pieces.append((row.label_box, (row.label,)))
         cells = zip(row.glyph_boxes, row.glyphs, PLACES, strict=False)
         pieces.extend((box, (row.label, glyph, place)) for box, glyph, place in cells)
     for box, names in pieces:
-        if middle_only:
-            box = (*(((box[k] + box[k + 2]) / 2 - 0.5) for k in (0, 1)), *(((box[k] + box[k + 2]) / 2) for k in (0, 1)))
         shown, sliver = _shown(box, lines, columns)
         for name in names:
             plane = words[:, :, _COLUMN[name]]
@@ -119,6 +116,20 @@ def _text(layout: Layout, family: str, rng: Random, suffix: float) -> _Text:
     return _Text(ids, len(prompt), [[_IDS[word] for word in words] for words in right])
 
 
+def _hidden(rng: Random, words: list[np.ndarray], segment_BL: Tensor, questions: int, share: float) -> Tensor:
+    """bool [B, L, L], True where a question's row must not see a blank visual token."""
+    hidden = torch.zeros(*segment_BL.shape, segment_BL.shape[1], dtype=torch.bool)
+    for b, shown in enumerate(words):
+        blank = torch.from_numpy(~(shown != 0).any(1))
+        for q in range(questions):
+            if rng.random() < share:
+                missing = blank & (
+                    torch.from_numpy(np.random.default_rng(rng.getrandbits(32)).random(len(blank))) < rng.random()
+                )
+                hidden[b, segment_BL[b] == q, 2 : 2 + len(blank)] = missing
+    return hidden
+
+
 def pack(
     rng: Random,
     images: int,
@@ -128,8 +139,7 @@ def pack(
     families: dict[str, float] | None = None,
     pixels: bool = True,
     crowded: bool = False,
-    on_grid: float = 0.5,
-    middle_only: bool = False,
+    hide_blank: float = 0.0,
 ) -> PackedBatch:
     """A batch of ``images`` fresh images with ``questions`` questions each.
 
@@ -142,8 +152,8 @@ def pack(
         families: weight of each family in the mix; default: all alike.
         pixels: draw the images; without, the batch only serves oracle visual tokens.
         crowded: more objects than the benchmark has, so that there is more to see per image.
-        on_grid: share of objects that lie on the grid of visual tokens.
-        middle_only: each object is shown by one visual token; see `words_by_token`.
+        hide_blank: share of questions that miss a random share of the visual tokens that show nothing, so that the
+            model does not come to lean on how much background there is; images of other sizes have less of it too.
     """
     weights = families or dict.fromkeys(FAMILIES, 1.0)
     side = image_size // TOKEN
@@ -154,11 +164,11 @@ def pack(
     prefix_positions = np.concatenate([[[0, 1]] * 3, start, [[2 + side]] * 3], axis=1)
     texts, words, drawings, asked = [], [], [], []
     for _ in range(images):
-        layout = make_layout(rng, image_size, image_size, crowded, on_grid)
+        layout = make_layout(rng, image_size, image_size, crowded)
         picked = rng.choices(list(weights), list(weights.values()), k=questions)
         texts.append([_text(layout, family, rng, suffix) for family in picked])
         asked.extend(picked)
-        words.append(words_by_token(layout, middle_only))
+        words.append(words_by_token(layout))
         if pixels:
             drawings.append(patches(np.asarray(draw(layout, rng))))
     length = len(prefix) + max(sum(len(part.tokens) for part in text) for text in texts)
@@ -179,6 +189,8 @@ def pack(
             at = end
     seg = torch.from_numpy(segment)
     seen = (seg[:, None, :] == -1) | (seg[:, None, :] == seg[:, :, None])
+    if hide_blank:
+        seen &= ~_hidden(rng, words, seg, questions, hide_blank)
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids),

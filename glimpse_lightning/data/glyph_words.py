@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import string
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink")
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "heart", "hexagon")
@@ -54,7 +58,7 @@ def vocabulary() -> list[str]:
     return list(dict.fromkeys(SPECIALS + words + tuple("##" + character for character in characters)))
 
 
-def build_tokenizer():
+def build_tokenizer() -> PreTrainedTokenizerFast:
     """The fast tokenizer: words by longest match, unknown words by characters, decoded with one space between words."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

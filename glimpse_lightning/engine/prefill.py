@@ -172,7 +172,9 @@ class StageRun:
         self.scorer = stage.scorer
         self.requires = stage.requires
         self.captured: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
-        self.stream = self._glimpse_stream(trunk) if self.scorer.glimpse is not None else None
+        queries = {probe.query for probe in self.requires.probes.values()}
+        self.stream = self._glimpse_stream(trunk) if "glimpse" in queries else None
+        self.raters = self._raters(trunk) if "text" in queries else None
         if stage.after_layer < 0 and (self.requires.probes or self.stream):
             raise GlimpseError(
                 f"{type(self.scorer).__name__} reads attention of decoder layers, so it cannot score before layer 0; "
@@ -188,16 +190,29 @@ class StageRun:
         rows_mask = torch.ones(batch, glimpse.length, dtype=torch.bool, device=device)
         return SideStream(trunk.backbone, rows, rows_mask, trunk.mask, trunk.position_ids[..., -1:] + steps)
 
+    def _raters(self, trunk: Trunk) -> Tensor:
+        """``[B, N]`` the text tokens whose attention the scorer reads; chosen before layer 0."""
+        layout = trunk.layout
+        behind = trunk.prompt.visual.cumsum(1) > 0  # text in front of the first image cannot see any
+        text = trunk.mask & ~trunk.prompt.visual & behind
+        tokens = VisualTokens(
+            embeds=trunk.visual(trunk.hidden), hidden=trunk.visual(trunk.hidden), item=layout.item,
+            sample=layout.sample, grid=layout.grid, item_sample=layout.item_sample, position=layout.position,
+            key=layout.item.new_zeros(len(text)), facts=trunk.backbone.facts, text=trunk.hidden[text],
+            text_sample=text.nonzero()[:, 0],
+        )  # fmt: skip
+        return text.masked_scatter(text, self.scorer.raters(tokens))
+
     def probes(self, layer: int, query: str) -> list[tuple[str, AttentionProbe]]:
         return [(n, p) for n, p in self.requires.probes.items() if p.query == query and layer in p.layers]
 
-    def after_main_layer(
-        self, layer: int, trunk: Trunk, last_row: Tensor | None, key_bias: Tensor | None = None
-    ) -> None:
-        """Take the last token's attention row of ``layer`` and advance the glimpse stream through it."""
+    def after_main_layer(self, layer: int, trunk: Trunk, main: AttentionTap, key_bias: Tensor | None = None) -> None:
+        """Take the attention rows of ``layer`` that ``main`` captured and advance the glimpse stream through it."""
         for name, probe in self.probes(layer, "last"):
-            assert last_row is not None
-            self._capture(name, probe, layer, trunk, last_row, trunk.mask)
+            assert main.logits is not None
+            self._capture(name, probe, layer, trunk, main.logits, trunk.mask)
+        for name, _ in self.probes(layer, "text"):
+            self._capture_text(name, layer, trunk, main)
         if self.stream is None or self.scorer.glimpse is None:
             return
         vectors = self.scorer.glimpse(layer)
@@ -224,7 +239,21 @@ class StageRun:
         prompt_row = row_BHn[..., : trunk.mask.shape[1]].transpose(1, 2)
         self.captured[name, layer] = (trunk.alive, trunk.visual(prompt_row))
 
-    def tokens(self, trunk: Trunk, key: Tensor, questions: Sequence[str], state: dict[str, Any]) -> VisualTokens:
+    def _capture_text(self, name: str, layer: int, trunk: Trunk, main: AttentionTap) -> None:
+        """Log of the attention weights of the raters' rows, averaged over raters."""
+        assert main.rows is not None and main.rows_logits is not None and self.raters is not None
+        column = torch.arange(trunk.mask.shape[1], device=trunk.mask.device)
+        seen_BRn = trunk.mask[:, None] & (column <= main.rows[..., None])
+        weights_BHRn = main.rows_logits.float().masked_fill(~seen_BRn[:, None], -torch.inf).softmax(-1)
+        mine = (self.raters.gather(1, trunk.column) & trunk.mask).gather(1, main.rows).float()
+        share = mine / mine.sum(1, keepdim=True).clamp(min=1)
+        mean_BHn = (weights_BHRn.nan_to_num() * share[:, None, :, None]).sum(2)
+        row = mean_BHn.clamp(min=torch.finfo(torch.float32).tiny).log()
+        self.captured[name, layer] = (trunk.alive, trunk.visual(row.transpose(1, 2)))
+
+    def tokens(
+        self, trunk: Trunk, key: Tensor, questions: Sequence[str], state: dict[str, Any], boxes: Sequence[Any] = ()
+    ) -> VisualTokens:
         """The visual tokens still there, as the scorer sees them."""
         alive, layout, prompt = trunk.alive, trunk.layout, trunk.prompt
         text = trunk.mask & (trunk.slot < 0) if self.requires.text else None
@@ -242,6 +271,7 @@ class StageRun:
             text=None if text is None else trunk.hidden[text],
             text_sample=None if text is None else text.nonzero()[:, 0],
             questions=tuple(questions),
+            boxes=tuple(boxes),
             key=key,
             facts=trunk.backbone.facts,
             state=state,
@@ -253,8 +283,8 @@ class StageRun:
         """``[B, M, Hk * d]`` keys of the last layer that has run."""
         if not trunk.cache.layers:
             raise GlimpseError(
-                f"{type(self.stage.policy).__name__} reads decoder keys, and none exist before layer 0; set the stage's "
-                "`after_layer` to 0 or more."
+                f"{type(self.stage.policy).__name__} reads decoder keys, and none exist before layer 0; set the "
+                "stage's `after_layer` to 0 or more."
             )
         return trunk.cache.layers[-1].keys.transpose(1, 2).flatten(2)
 
@@ -288,27 +318,47 @@ def run_layer_with_stages(
         frozen: the main stream needs no gradient; the glimpse streams keep theirs.
     """
     probed = any(run.probes(layer, "last") for run in runs)
-    tap = AttentionTap(row=trunk.hidden.shape[1] - 1 if probed else None, key_bias=key_bias)
+    rows = _text_rows(trunk, [run.raters for run in runs if run.raters is not None and run.probes(layer, "text")])
+    tap = AttentionTap(row=trunk.hidden.shape[1] - 1 if probed else None, key_bias=key_bias, rows=rows)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-        trunk.run_layer(layer, tap if probed or key_bias is not None else None)
+        trunk.run_layer(layer, tap if probed or rows is not None or key_bias is not None else None)
     for run in runs:
-        run.after_main_layer(layer, trunk, tap.logits, key_bias)
+        run.after_main_layer(layer, trunk, tap, key_bias)
+
+
+def _text_rows(trunk: Trunk, raters: Sequence[Tensor]) -> Tensor | None:
+    """``[B, R]`` columns that hold any of the ``raters [B, N]`` (and, in samples with fewer, some that do not)."""
+    if not raters:
+        return None
+    wanted = torch.stack(list(raters)).any(0).gather(1, trunk.column) & trunk.mask
+    most = max(1, int(wanted.sum(1).max()))
+    return wanted.to(torch.uint8).argsort(dim=1, stable=True)[:, wanted.shape[1] - most :]
 
 
 def run_prefill(
-    backbone: Backbone, pruner: Pruner | None, prompt: Prompt, key: Tensor, questions: Sequence[str]
+    backbone: Backbone,
+    pruner: Pruner | None,
+    prompt: Prompt,
+    key: Tensor,
+    questions: Sequence[str],
+    boxes: Sequence[Any] = (),
+    state: dict[str, Any] | None = None,
 ) -> PrefillOutput:
-    """Run the prompt through the decoder; each stage drops its tokens from hidden states and all caches so far."""
+    """Run the prompt through the decoder; each stage drops its tokens from hidden states and all caches so far.
+
+    Args:
+        state: what the first stage finds in ``VisualTokens.state``.
+    """
     trunk = Trunk.start(backbone, prompt)
     waiting = new_stage_runs(pruner, trunk)
-    scores, keep, state = [], [], dict[str, Any]()
+    scores, keep, state = [], [], dict(state or {})
     num_layers = len(backbone.layers)
     for layer in range(-1, num_layers):
         if layer >= 0:
             run_layer_with_stages(layer, trunk, waiting)
         while waiting and (waiting[0].stage.after_layer == layer or layer == num_layers - 1):
             run = waiting.pop(0)
-            stage_scores, stage_keep = _prune(run, trunk, run.tokens(trunk, key, questions, state))
+            stage_scores, stage_keep = _prune(run, trunk, run.tokens(trunk, key, questions, state, boxes))
             scores.append(stage_scores)
             keep.append(stage_keep)
             for later in waiting:

@@ -40,11 +40,15 @@ class AttentionTap:
         key_bias: ``[B, n]`` added to the attention logits of the first ``n`` keys for every query and head (soft
             gates: the log of each key's gate); ``None`` adds nothing.
         logits: after the call, the captured row: ``[B, H, keys]``, ``q.k`` times the layer's scaling, unmasked.
+        rows: ``[B, R]`` indices of further query rows to capture, other ones in each sample; ``None`` for none.
+        rows_logits: after the call, those: ``[B, H, R, keys]``.
     """
 
     row: int | None = None
     key_bias: Tensor | None = None
     logits: Tensor | None = None
+    rows: Tensor | None = None
+    rows_logits: Tensor | None = None
 
 
 def install(config: PretrainedConfig) -> None:
@@ -112,7 +116,10 @@ def _wrap(attend: Callable[..., Any]) -> Callable[..., Any]:
         scaling = kwargs.pop("scaling", None)
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         if glimpse_tap.row is not None:
-            glimpse_tap.logits = _row_logits(query[:, :, glimpse_tap.row], key) * scaling
+            glimpse_tap.logits = _row_logits(query[:, :, glimpse_tap.row, None], key)[:, :, 0] * scaling
+        if glimpse_tap.rows is not None:
+            index = glimpse_tap.rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
+            glimpse_tap.rows_logits = _row_logits(query.gather(2, index), key) * scaling
         head_dim = value.shape[-1]
         if glimpse_tap.key_bias is not None:
             query, key, value = _fold_bias(query, key, value, glimpse_tap.key_bias / scaling)
@@ -123,11 +130,11 @@ def _wrap(attend: Callable[..., Any]) -> Callable[..., Any]:
     return tapped
 
 
-def _row_logits(query_BHd: Tensor, key_BGNd: Tensor) -> Tensor:
-    """``q.k`` of one query row with all keys ``[B, H, N]``; ``G`` key heads, each shared by ``H / G`` query heads."""
-    batch, heads, dim = query_BHd.shape
-    grouped = query_BHd.reshape(batch, key_BGNd.shape[1], -1, dim)
-    return (grouped @ key_BGNd.transpose(-1, -2)).reshape(batch, heads, -1)
+def _row_logits(query_BHRd: Tensor, key_BGNd: Tensor) -> Tensor:
+    """``q.k`` of ``R`` query rows with all keys: ``[B, H, R, N]``; a key head serves ``H / G`` query heads."""
+    batch, heads, rows, dim = query_BHRd.shape
+    grouped = query_BHRd.reshape(batch, key_BGNd.shape[1], -1, dim)
+    return (grouped @ key_BGNd.transpose(-1, -2)).reshape(batch, heads, rows, -1)
 
 
 def _fold_bias(query: Tensor, key: Tensor, value: Tensor, bias_Bn: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -72,12 +72,13 @@ def glimpse_forward(model: PrunedVLM, batch: Batch, answers: bool = False) -> li
         for run in runs:
             _append_answers(run, trunk, rows, batch.answer_mask[:, :-1].bool())
     outputs: dict[int, StageOutput] = {}
-    last = len(trunk.backbone.layers) - 1 if answers else max((run.stage.after_layer for run in runs), default=-1)
-    for layer in range(-1, min(last, len(trunk.backbone.layers) - 1) + 1):
+    final = len(trunk.backbone.layers) - 1
+    stage_layers = [min(run.stage.after_layer, final) for run in runs]
+    for layer in range(-1, (final if answers else max(stage_layers, default=-1)) + 1):
         if layer >= 0:
             run_layer_with_stages(layer, trunk, runs, frozen=True)
         for index, run in enumerate(runs):
-            if run.stage.after_layer == layer:
+            if stage_layers[index] == layer:
                 tokens = run.tokens(trunk, batch.key, _questions(batch), {})
                 outputs[index] = StageOutput(run.scorer(tokens), tokens)
     for index, run in enumerate(runs):

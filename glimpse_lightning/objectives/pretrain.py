@@ -23,12 +23,14 @@ import lightning
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig
+from transformers import Qwen2_5_VLForConditionalGeneration as Model
 from typing_extensions import override
 
 from glimpse_lightning.data.glyph_layout import FAMILIES
 from glimpse_lightning.data.glyph_packing import IGNORE, VISUAL_WORD_IDS, PackedBatch, pack
 
+EMBEDDED = Path(__file__).parents[1] / "backbones" / "glimpse_tiny"
 KINDS = ("vision", "oracle", "joint")
 _SHARPNESS = 12.0  # logit = 12 (h . e - 1/2): a visual token that equals the sum of its words' embeddings scores +-6
 
@@ -52,8 +54,7 @@ class Stage:
         vision_weight: weight of the vision loss beside the answer loss in a ``joint`` stage.
         see: whether a ``joint`` stage trains the vision tower too.
         crowded: images hold more objects than those of the benchmark.
-        on_grid: share of objects that lie on the grid of the visual tokens.
-        middle_only: in an ``oracle`` stage, each object is shown by one visual token only.
+        hide_blank: share of questions that miss a random share of the background; see `pack`.
     """
 
     name: str
@@ -70,8 +71,7 @@ class Stage:
     vision_weight: float = 0.0
     see: bool = True
     crowded: bool = False
-    on_grid: float = 0.5
-    middle_only: bool = False
+    hide_blank: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -90,23 +90,24 @@ class Stage:
         share = self.suffix[0] + (self.suffix[1] - self.suffix[0]) * step / max(1, self.steps)
         drawn = self.kind != "oracle"
         questions = self.questions if self.kind != "vision" else 1
-        options = {"pixels": drawn, "crowded": self.crowded, "on_grid": self.on_grid, "middle_only": self.middle_only}
-        batch = pack(rng, self.images, questions, self.image_size, share, self.families, **options)
+        batch = pack(
+            rng, self.images, questions, self.image_size, share, self.families, drawn, self.crowded, self.hide_blank
+        )
         batch.settings = self.settings(step)
         return batch
 
 
-def word_embeddings(model: nn.Module) -> Tensor:
+def word_embeddings(model: Model) -> Tensor:
     """Embeddings of the words that a visual token can show, and of the image placeholder: [W + 1, D]."""
     return model.get_input_embeddings().weight[[*VISUAL_WORD_IDS, model.config.image_token_id]]
 
 
-def visual_features(model: nn.Module, batch: PackedBatch) -> Tensor:
+def visual_features(model: Model, batch: PackedBatch) -> Tensor:
     """Merged visual tokens of the batch: [B * N, D]."""
     return model.model.visual(batch.pixel_values, grid_thw=batch.image_grid_thw).pooler_output
 
 
-def vision_loss(model: nn.Module, features_VD: Tensor, words_VW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def vision_loss(model: Model, features_VD: Tensor, words_VW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Every visual token shows its words and no others; all of them also show the image placeholder.
 
     The squared distance to the ideal token keeps out what no word stands for: without it visual tokens came out ten
@@ -132,7 +133,7 @@ def vision_loss(model: nn.Module, features_VD: Tensor, words_VW: Tensor) -> tupl
     return loss + distance, logs | {"distance": distance.detach()}
 
 
-def oracle_features(model: nn.Module, words_VW: Tensor, noise: float = 0.03) -> Tensor:
+def oracle_features(model: Model, words_VW: Tensor, noise: float = 0.03) -> Tensor:
     """Ideal visual tokens [V, D]: the sum of the words' embeddings, of the placeholder's, and noise."""
     table = word_embeddings(model).detach()
     sliver = (words_VW < 0) & (torch.rand(words_VW.shape, device=words_VW.device) < 0.5)
@@ -140,7 +141,7 @@ def oracle_features(model: nn.Module, words_VW: Tensor, noise: float = 0.03) -> 
     return shown @ table[:-1] + table[-1] + noise * torch.randn(len(shown), table.shape[1], device=table.device)
 
 
-def answer_loss(model: nn.Module, features_VD: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+def answer_loss(model: Model, features_VD: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """Cross-entropy on the answers of all packed questions, and which questions were answered exactly.
 
     Returns:
@@ -166,7 +167,7 @@ def answer_loss(model: nn.Module, features_VD: Tensor, batch: PackedBatch) -> tu
     return loss, exact
 
 
-def new_model(folder: str | Path, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
+def new_model(folder: str | Path, seed: int = 0) -> Model:
     """A model with random weights from the ``config.json`` in ``folder``.
 
     Token embeddings have length one (the head starts as their copy): with HF's small initialisation the words that a
@@ -176,7 +177,7 @@ def new_model(folder: str | Path, seed: int = 0) -> Qwen2_5_VLForConditionalGene
     torch.manual_seed(seed)
     # Eager attention trains 1.3 to 1.6 times faster than SDPA here: short sequences, heads of 32, bf16 on a CPU.
     config = AutoConfig.from_pretrained(folder, attn_implementation="eager")
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model = Model(config)
     table = model.get_input_embeddings().weight.data
     table.normal_(std=table.shape[1] ** -0.5)
     model.lm_head.weight.data.copy_(table)
@@ -192,7 +193,7 @@ def new_model(folder: str | Path, seed: int = 0) -> Qwen2_5_VLForConditionalGene
     return model
 
 
-def save_backbone(model: nn.Module, weights: dict[str, Tensor], source: str | Path, folder: str | Path) -> None:
+def save_backbone(model: Model, weights: dict[str, Tensor], source: str | Path, folder: str | Path) -> None:
     """Write ``weights`` in bf16, with the configuration and tokenizer files of ``source``, as a Hugging Face folder.
 
     The folder is complete at every moment: the weights are replaced in one step, after everything else.
@@ -214,7 +215,7 @@ class PretrainModule(lightning.LightningModule):
     """Trains glimpse-tiny on the batches of `PretrainData`, which say what each step is about.
 
     Args:
-        folder: folder with ``config.json`` and the tokenizer files; weights in it are not read.
+        folder: folder with ``config.json`` and the tokenizer files; its weights are not read. Default: glimpse-tiny's.
         init: folder of a model to start from; default: random weights.
         export: folder that receives the trained model; ``None``: only checkpoints.
         weight_decay: of AdamW, on matrices.
@@ -226,7 +227,7 @@ class PretrainModule(lightning.LightningModule):
 
     def __init__(
         self,
-        folder: str = "glimpse_lightning/backbones/glimpse_tiny",
+        folder: str = str(EMBEDDED),
         init: str | None = None,
         export: str | None = None,
         weight_decay: float = 0.02,
@@ -241,7 +242,7 @@ class PretrainModule(lightning.LightningModule):
         self.log_file, self.log_every = log_file, log_every
         self.model = new_model(folder, seed)
         if init:
-            trained = Qwen2_5_VLForConditionalGeneration.from_pretrained(init, dtype=torch.float32)
+            trained = Model.from_pretrained(init, dtype=torch.float32)
             self.model.load_state_dict(trained.state_dict())
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self._part = ""
@@ -262,7 +263,8 @@ class PretrainModule(lightning.LightningModule):
 
     def losses(self, batch: PackedBatch) -> tuple[Tensor, dict[str, list[float]]]:
         """The loss of the batch's stage, and figures to average: name -> values."""
-        settings, figures = batch.settings, {}
+        settings = batch.settings
+        figures: dict[str, list[float]] = {}
         words_VW = batch.visual_words.flatten(0, 1)
         kind, weight = settings["kind"], settings.get("vision_weight", 0.0)
         loss = torch.zeros(())
@@ -283,7 +285,7 @@ class PretrainModule(lightning.LightningModule):
     @override
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         self._select_trained(batch.settings["part"])
-        for group in self.optimizers().param_groups:
+        for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = batch.settings["lr"]
         loss, figures = self.losses(batch)
         for name, values in figures.items():
@@ -391,6 +393,7 @@ class PretrainData(lightning.LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader:
+        assert self.trainer is not None
         rank, first = self.trainer.global_rank, self.trainer.global_step
         return DataLoader(_Lessons(self.stages, f"pretrain/{self.seed}/{rank}", first), batch_size=None, num_workers=0)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.checks import check_count
 from glimpse_lightning.policies.greedy import Rows
 from glimpse_lightning.policies.thinning import thin
 from glimpse_lightning.visual_tokens import VisualTokens
@@ -16,16 +19,36 @@ class BipartiteMatching(Budget, Policy):
     """ToMe's bipartite soft matching as a keep rule (arXiv 2210.09461): of the most similar pairs, one token goes.
 
     Tokens are parted into even and odd places, in order; the even ones most similar (cosine of the states at the stage)
-    to an odd one are dropped, in as many rounds as the budget needs, since a round drops half at most. Scores are not
-    looked at, except that -inf is never kept. With the reducer ``MergeNearest`` dropped tokens are merged.
+    to an odd one are dropped: in ``rounds`` rounds of equal size, or more where that is above half of the tokens left.
+    Scores are not looked at, but -inf is never kept. With the reducer ``MergeNearest`` dropped tokens are merged.
 
     Departures: ToMe merges a few pairs in every block inside the vision tower, by keys; here it is done once, at the
-    stage, with states. Arguments: see :class:`~glimpse_lightning.policies.budget.Budget`.
+    stage, with states.
+
+    Args:
+        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        rounds: in how many rounds tokens go; ToMe has as many as the tower has blocks. With few, all tokens at even
+            places go at once, and what is left is little better than a uniform stride.
     """
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        count: int | None = None,
+        rounds: int = 24,
+        per: Literal["sample", "item"] = "sample",
+        min_tokens: int = 1,
+    ) -> None:
+        super().__init__(ratio, count, per, min_tokens)
+        check_count("rounds", rounds)
+        if rounds == 0:
+            raise ValueError("Expected argument `rounds` to be at least 1, but got 0.")
+        self.rounds = rounds
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, budget = self.budget(tokens)
         rows = Rows.of(scores, tokens, group, budget)
         order = torch.arange(rows.open.shape[1], device=group.device).expand_as(rows.open)
-        left = thin(rows, rows.open, rows.budget, order, None)
+        excess = (rows.open.sum(1) - rows.budget).clamp(min=1)
+        left = thin(rows, rows.open, rows.budget, order, (excess + self.rounds - 1) // self.rounds)
         return rows.padding.unpad(left & (rows.budget > 0)[:, None])

@@ -18,8 +18,8 @@ from glimpse_lightning.visual_tokens import VisualTokens
 class Coverage(Budget, Policy):
     """Greedy coverage weighted by saliency (SCOPE, as in AngelSlim).
 
-    Again and again ``argmax_j saliency_j^power * sum_i max(0, cos(x_i, x_j) - covered_i)`` over the states at the stage,
-    where ``covered_i = max(0, max_(k in chosen) cos(x_i, x_k))`` and ``i`` runs over all tokens of the group.
+    Again and again ``argmax_j saliency_j^power * sum_i max(0, cos(x_i, x_j) - covered_i)`` over the states at the
+    stage, where ``covered_i = max(0, max_(k in chosen) cos(x_i, x_k))`` and ``i`` runs over all tokens of the group.
 
     The gain of a candidate needs its similarity to every token, so here, and only here, all pairs of a group are in
     memory, a few groups at a time. Departure: one set per sample unless ``per: item``.

@@ -11,7 +11,7 @@ from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.checks import check_choice, check_count
 from glimpse_lightning.policies.scale import weights
-from glimpse_lightning.segments import index_in_item, rank_in_group, segment_mean
+from glimpse_lightning.segments import crop_label, rank_in_group, segment_mean
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
@@ -21,8 +21,8 @@ class CropRatio(Budget, Policy):
     arXiv 2510.02912. As in the method's code a crop is a *contiguous range of raster indices*, ``crops`` of them per
     image, not a rectangle.
 
-    Departures: parts are rounded to whole tokens by highest quotients ``mean / (rank + 1/2)`` (Sainte-Lague), so that the
-    budget is met and no crop gets more than it has; one budget per sample unless ``per: item``.
+    Departures: parts are rounded to whole tokens by highest quotients ``mean / (rank + 1/2)`` (Sainte-Lague), so that
+    the budget is met and no crop gets more than it has; one budget per sample unless ``per: item``.
 
     Args:
         ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`.
@@ -57,8 +57,3 @@ class CropRatio(Budget, Policy):
         rank = rank_in_group(scores, crop, total)
         quotient = torch.where(present, mean / (rank + 0.5), -torch.inf)
         return present & (rank_in_group(quotient, group, len(budget)) < budget[group])
-
-
-def crop_label(tokens: VisualTokens, crops: int) -> Tensor:
-    """``[V]`` number of the crop that each token lies in: ``crops`` contiguous ranges of raster indices per item."""
-    return tokens.item * crops + index_in_item(tokens) * crops // tokens.grid.prod(-1)[tokens.item]

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
@@ -57,7 +57,7 @@ class DART(Budget, Policy):
         assert tokens.keys is not None
         group, budget = self.budget(tokens)
         rows = Rows.of(scores, tokens, group, budget)
-        groups, length = rows.open.shape
+        groups = len(rows.open)
         if not groups:
             return torch.zeros_like(scores, dtype=torch.bool)
         norm = rows.padding.pad(tokens.keys.float().abs().sum(-1)).masked_fill(~rows.open, -torch.inf)

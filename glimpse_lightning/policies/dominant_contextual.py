@@ -17,12 +17,13 @@ from glimpse_lightning.visual_tokens import VisualTokens
 class DominantContextual(Budget, Policy):
     """Most of the budget to the best tokens, the others to *targets* at a uniform stride over the rest (VisionZip).
 
-    arXiv 2412.04467: of a budget ``B``, ``C = floor(contextual * B)`` tokens are contextual (30 of 192, 20 of 128, 10 of
-    64) and ``B - C`` dominant. Of the ``R`` tokens left, in order, numbers ``0, s, 2s, ...`` are kept as targets, ``s =
-    max(1, R // C)``, at most ``C``. Use it with the reducer ``MergeNearest``, which merges the others into the targets.
+    arXiv 2412.04467: of a budget ``B``, ``C = floor(contextual * B)`` tokens are contextual (30 of 192, 20 of 128, 10
+    of 64) and ``B - C`` dominant. Of the ``R`` tokens left, in order, numbers ``0, s, 2s, ...`` are kept as targets,
+    ``s = max(1, R // C)``, at most ``C``. Use it with the reducer ``MergeNearest``, which merges the others into the
+    targets.
 
     Args:
-        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`; VisionZip is ``per: item``.
+        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`; VisionZip: per item.
         contextual: share of the budget.
     """
 

@@ -23,9 +23,9 @@ class DPP(Budget, Policy):
     (max s - min s)``, the relevance ``s`` being the score. Again and again the token that raises ``log det L`` of the
     chosen ones most, by Cholesky updates; a row of ``L`` is computed when it is needed.
 
-    Departures: ``min`` and ``max`` are taken per item (the paper's code takes them over the whole batch, so that results
-    depend on batch mates and tiles); tokens that the chosen ones already span follow by position; one set per sample
-    unless ``per: item``. Arguments: see :class:`~glimpse_lightning.policies.budget.Budget`.
+    Departures: ``min`` and ``max`` are taken per item (the paper's code takes them over the whole batch, so that
+    results depend on batch mates and tiles); tokens that the chosen ones already span follow by position; one set per
+    sample unless ``per: item``. Arguments: see :class:`~glimpse_lightning.policies.budget.Budget`.
     """
 
     def __init__(

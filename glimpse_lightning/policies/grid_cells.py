@@ -7,14 +7,15 @@ from torch import Tensor
 
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.checks import check_count
-from glimpse_lightning.segments import rank_in_group
+from glimpse_lightning.segments import cell_label, rank_in_group
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class GridCells(Policy):
     """Keeps the first token of every ``size x size`` cell of an image; scores are not looked at, except -inf.
 
-    A baseline; with the reducer ``PoolCells`` it is average pooling. At the right and lower border cells may be smaller.
+    A baseline; with the reducer ``PoolCells`` it is average pooling. At the right and lower border cells may be
+    smaller.
 
     Args:
         size: side of a cell, in tokens.
@@ -30,9 +31,3 @@ class GridCells(Policy):
         cells, cell = cell_label(tokens, self.size).unique(return_inverse=True)
         present = scores > -torch.inf
         return (rank_in_group(present.long(), cell, len(cells)) == 0) & present
-
-
-def cell_label(tokens: VisualTokens, size: int) -> Tensor:
-    """``[V]`` a number for the cell of ``size x size`` tokens of one frame of one item that each token lies in."""
-    t, row, column = tokens.position.unbind(-1)
-    return ((tokens.item * 2**16 + t) * 2**12 + row // size) * 2**12 + column // size

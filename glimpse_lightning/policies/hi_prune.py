@@ -18,12 +18,12 @@ from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 class HiPrune(Budget, Policy):
     """Anchors, buffers and registers (HiPrune, arXiv 2508.00553).
 
-    Of a budget ``B``, the ``floor(anchors * B / 5)`` tokens with most attention in the middle block ``object_layer`` are
-    anchors; their four neighbours, of index ``i - 1, i + 1, i - w, i + w`` in raster order, are buffers; the rest of the
-    budget goes to the best-scoring tokens (registers; the scorer reads the last block).
+    Of a budget ``B``, the ``floor(anchors * B / 5)`` tokens with most attention in the middle block ``object_layer``
+    are anchors; their four neighbours, of index ``i - 1, i + 1, i - w, i + w`` in raster order, are buffers; the rest
+    of the budget goes to the best-scoring tokens (registers; the scorer reads the last block).
 
-    As in the method's code neighbours are indices, not places: they are clamped to the image but wrap around at the ends
-    of rows. ``wrap: false`` leaves out those that are no neighbours on the grid (a departure).
+    As in the method's code neighbours are indices, not places: they are clamped to the image but wrap around at the
+    ends of rows. ``wrap: false`` leaves out those that are no neighbours on the grid (a departure).
 
     Args:
         ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`; HiPrune is ``per: item``.

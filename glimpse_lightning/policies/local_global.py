@@ -11,7 +11,7 @@ from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.checks import check_count, check_fraction
 from glimpse_lightning.scorers.base import Requires
-from glimpse_lightning.segments import rank_in_group
+from glimpse_lightning.segments import cell_label, rank_in_group
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 
@@ -60,9 +60,7 @@ class LocalGlobal(Budget, Policy):
         present = scores > -torch.inf
         attention = tokens.vision[VisionAttention(self.shallow_layer)][:, 0].float()
         attention = torch.where(present, attention, -torch.inf)
-        t, row, column = tokens.position.unbind(-1)
-        label = ((tokens.item * 2**16 + t) * 2**12 + row // self.window) * 2**12 + column // self.window
-        windows, window = label.unique(return_inverse=True)
+        windows, window = cell_label(tokens, self.window).unique(return_inverse=True)
         in_window = rank_in_group(attention, window, len(windows))
         # The best of every window come before all second-best ones, and so on.
         turn = -(in_window * 2**32) - rank_in_group(attention, group, len(budget))

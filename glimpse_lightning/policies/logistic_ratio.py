@@ -22,8 +22,8 @@ class LogisticRatio(Policy):
     ``keep(l) = 0.75 / (1 + exp(k (l - midpoint)))``, ``k = max(0.4 - 0.2 * information, 0)``, times a factor that makes
     the tokens averaged over all layers ``retention`` (what FLOPs follow, but for the attention's quadratic part).
 
-    Departures: ``information``, the mutual information of question and image that makes the curve steeper or flatter for
-    each sample, is a constant here; the score is the scorer's. Ratios are never above 1.
+    Departures: ``information``, the mutual information of question and image that makes the curve steeper or flatter
+    for each sample, is a constant here; the score is the scorer's. Ratios are never above 1.
 
     Args:
         stage: which of ``after_layers`` this policy's stage prunes after, from 0.
@@ -78,17 +78,15 @@ class LogisticRatio(Policy):
             GlimpseError: where the layers before the first stage alone are more than ``retention``.
         """
         steepness = max(0.4 - 0.2 * self.information, 0.0)
-        curve = [
-            0.75 / (1 + math.exp(steepness * (layer - self.midpoint * num_layers))) for layer in self.after_layers
-        ]
+        curve = [0.75 / (1 + math.exp(steepness * (layer - self.midpoint * num_layers))) for layer in self.after_layers]
         ends = [*self.after_layers[1:], num_layers - 1]
         spans = [end - layer for layer, end in zip(self.after_layers, ends, strict=True)]
         budget = self.retention * num_layers - (self.after_layers[0] + 1)
         if budget < 0:
+            least = self.after_layers[0] + 1
             raise GlimpseError(
-                f"Expected `retention` to be at least {(self.after_layers[0] + 1) / num_layers:.3f}, the share of the "
-                f"{self.after_layers[0] + 1} unpruned layers before the first stage, but got {self.retention}. Raise it, "
-                "or prune earlier."
+                f"Expected `retention` to be at least {least / num_layers:.3f}, the share of the {least} unpruned "
+                f"layers before the first stage, but got {self.retention}. Raise it, or prune earlier."
             )
         low, high = 0.0, 1 / min(curve)
         for _ in range(60):  # the layer average rises with the factor

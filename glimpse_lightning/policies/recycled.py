@@ -24,8 +24,9 @@ class Recycled(Budget, Policy):
     tokens whose product of the two is largest are centres. The reducer ``MergeNearest(mode: mean, by: distance,
     share: 0.3)`` then merges the recycled ones into them.
 
-    Mind that the budget does not count the centres (SparseVLM's lists do not either: 204 tokens, not 191): the retention
-    that is logged does. Departure: the reference adds noise to densities, here of equal tokens the earlier comes first.
+    Mind that the budget does not count the centres (SparseVLM's lists do not either: 204 tokens, not 191): the
+    retention that is logged does. Departure: the reference adds noise to densities, here of equal tokens the earlier
+    comes first.
 
     Args:
         ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`.
@@ -79,7 +80,7 @@ class Recycled(Budget, Policy):
 
     def _peaks(self, rows: Rows) -> Tensor:
         """``[G, L]`` true at each group's ``budget`` cluster centres."""
-        groups, length = rows.open.shape
+        length = rows.open.shape[1]
         distance = torch.cdist(rows.features, rows.features, compute_mode="donot_use_mm_for_euclid_dist")
         gap = ~rows.open[:, None]
         near = distance.masked_fill(gap, torch.inf).topk(min(self.neighbours, length), -1, largest=False).values

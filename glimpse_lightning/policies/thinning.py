@@ -8,29 +8,26 @@ from torch import Tensor
 from glimpse_lightning.policies.greedy import Rows
 
 
-def thin(rows: Rows, free: Tensor, target: Tensor, order: Tensor, step: int | None) -> Tensor:
+def thin(rows: Rows, free: Tensor, target: Tensor, order: Tensor, step: Tensor) -> Tensor:
     """Drop tokens until each group has ``target [G]`` of its ``free [G, L]`` ones left.
 
     Free tokens stand in the order of ``order [G, L]`` (small first). In each round those at even places whose cosine
-    with a token at an odd place is largest are dropped: at most ``step``, or all that may go. Of equal ones the earlier.
+    with a token at an odd place is largest are dropped: at most ``step [G]``. Of equal ones the
+    earlier.
 
     Returns:
         ``[G, L]`` the tokens left.
     """
-    left = [_thin(part, *rest, step) for part, *rest in _parts(rows, free, target, order)]
+    left: list[Tensor] = []
+    start = 0
+    for part in rows.parts():
+        here = slice(start, start + len(part.open))
+        left.append(_thin(part, free[here], target[here], order[here], step[here]))
+        start = here.stop
     return torch.cat(left) if left else free
 
 
-def _parts(rows: Rows, *more: Tensor) -> list[tuple[Rows, Tensor, Tensor, Tensor]]:
-    parts, start = [], 0
-    for part in rows.parts():
-        here = slice(start, start + len(part.open))
-        parts.append((part, *(values[here] for values in more)))
-        start = here.stop
-    return parts  # type: ignore[return-value]
-
-
-def _thin(rows: Rows, free: Tensor, target: Tensor, order: Tensor, step: int | None) -> Tensor:
+def _thin(rows: Rows, free: Tensor, target: Tensor, order: Tensor, step: Tensor) -> Tensor:
     cosine = rows.features @ rows.features.transpose(1, 2)
     free = free.clone()
     each = torch.arange(len(free), device=free.device)[:, None]
@@ -41,7 +38,7 @@ def _thin(rows: Rows, free: Tensor, target: Tensor, order: Tensor, step: int | N
         there = free[each, even][..., None] & free[each, odd][:, None]
         similar = cosine[each[..., None], even[..., None], odd[:, None]].masked_fill(~there, -torch.inf).amax(-1)
         place = similar.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
-        most = excess if step is None else excess.clamp(max=step)
+        most = excess.minimum(step)
         drop = (place < most[:, None]) & (similar > -torch.inf)
         free[each, even] &= ~drop
     return free

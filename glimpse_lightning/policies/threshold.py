@@ -11,7 +11,7 @@ from torch import Tensor
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.checks import check_choice, check_count, check_fraction
-from glimpse_lightning.segments import rank_in_group
+from glimpse_lightning.segments import rank_in_group, segment_count
 from glimpse_lightning.visual_tokens import VisualTokens
 
 Anchor = Literal["tl", "tr", "bl", "br"]
@@ -70,7 +70,10 @@ class Threshold(Policy):
         # always the best of its group, so cap and floor are conditions on the rank alone.
         rank = rank_in_group(scores, group, len(total))
         if self.max_ratio is not None:
-            keep = keep & (rank < (self.max_ratio * total.double()).floor()[group])
+            # The reference divides to ask whether the cap applies, and multiplies to apply it: at 29 of 100 and a cap
+            # of 0.29 these differ by rounding.
+            capped = segment_count(group, len(total), keep) / total.double() > self.max_ratio
+            keep = keep & ((rank < (self.max_ratio * total.double()).floor()[group]) | ~capped[group])
         keep = keep | (rank < self.min_tokens)
         if self.anchors:
             keep = keep | self._corners(tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from glimpse_lightning.policies.base import Policy
@@ -53,5 +54,5 @@ class VisPruner(Budget, Policy):
         best = (self.important * rows.budget.double() + 1e-9).floor().long()
         important = rows.open & (rank < best[:, None])
         diverse = rows.budget - best
-        left = thin(rows, rows.open & ~important, diverse, rank, self.step)
+        left = thin(rows, rows.open & ~important, diverse, rank, torch.full_like(best, self.step))
         return rows.padding.unpad(important | (left & (diverse > 0)[:, None]))

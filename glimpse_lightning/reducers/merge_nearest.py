@@ -23,9 +23,9 @@ class MergeNearest(Reducer):
     * ``mode="mean"``: mean over the target and what came (VScan, arXiv 2505.22654; ToMe, arXiv 2210.09461; with
       ``by="distance"`` and ``share=0.3`` SparseVLM's recycling, arXiv 2410.04417).
 
-    Merge targets are the policy's (``Policy.merge_targets``): all kept tokens, or those kept for this purpose. A dropped
-    token whose item has no target is gone. Departure: the states that are merged are the stage's, so before layer 0
-    those behind the projector, where VisionZip and ToMe merge in front of it.
+    Merge targets are the policy's (``Policy.merge_targets``): all kept tokens, or those kept for this purpose. A
+    dropped token whose item has no target is gone. Departure: the states that are merged are the stage's, so before
+    layer 0 those behind the projector, where VisionZip and ToMe merge in front of it.
 
     Args:
         mode: see above.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from glimpse_lightning.policies.checks import check_count
 from glimpse_lightning.policies.scale import weights
@@ -18,12 +18,12 @@ from glimpse_lightning.visual_tokens import VisionKeys, VisualTokens
 class MergeNeighbours(Reducer):
     """``x_i + sum_j a_j x_j`` over the ``neighbours`` tokens ``j`` of the item whose keys are most like key ``i``.
 
-    LLaVA-PruMerge (arXiv 2403.15388): neighbours may be kept or dropped tokens; ``a`` is the attention that the score is
-    the logarithm of. Tokens that the policy keeps as merge targets only (``Outliers(extra: true)``) become ``sum_j a_j
-    x_j`` over all tokens that are not kept otherwise.
+    LLaVA-PruMerge (arXiv 2403.15388): neighbours may be kept or dropped tokens; ``a`` is the attention that the score
+    is the logarithm of. Tokens that the policy keeps as merge targets only (``Outliers(extra: true)``) become ``sum_j
+    a_j x_j`` over all tokens that are not kept otherwise.
 
-    Departures: ``a`` sums to 1 over the tokens of an item (PruMerge's sums to 1 with the class token, which is no visual
-    token); the states are those at the stage, PruMerge's in front of the projector.
+    Departures: ``a`` sums to 1 over the tokens of an item (PruMerge's sums to 1 with the class token, which is no
+    visual token); the states are those at the stage, PruMerge's in front of the projector.
 
     Args:
         neighbours: how many.

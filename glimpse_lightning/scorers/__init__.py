@@ -4,12 +4,15 @@ from glimpse_lightning.scorers.attention_rank import AttentionRank
 from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
 from glimpse_lightning.scorers.fixed_ratio import FixedRatio
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
+from glimpse_lightning.scorers.holistic import Holistic
+from glimpse_lightning.scorers.oracle import Oracle
 from glimpse_lightning.scorers.question_relevance import QuestionRelevance
 from glimpse_lightning.scorers.random import Random
+from glimpse_lightning.scorers.text_rank import TextRank
 from glimpse_lightning.scorers.vip import VIP
 from glimpse_lightning.scorers.vision_rank import VisionRank
 
 __all__ = [
-    "VIP", "AttentionProbe", "AttentionRank", "FixedRatio", "GlimpseTokens", "QuestionRelevance", "Random", "Requires",
-    "Scorer", "VisionRank",
+    "VIP", "AttentionProbe", "AttentionRank", "FixedRatio", "GlimpseTokens", "Holistic", "Oracle", "QuestionRelevance",
+    "Random", "Requires", "Scorer", "TextRank", "VisionRank",
 ]  # fmt: skip

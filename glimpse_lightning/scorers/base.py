@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
@@ -19,14 +20,20 @@ class AttentionProbe:
 
     Attributes:
         layers: 0-based decoder layers, each at most the stage's ``after_layer``; captured in this order.
-        query: the asking row: ``"last"`` = the last prompt token, ``"glimpse"`` = the scorer's last glimpse token.
+        query: the asking row: ``"last"`` = the last prompt token, ``"glimpse"`` = the scorer's last glimpse token,
+            ``"text"`` = the mean weights of the text tokens behind the first visual token that ``Scorer.raters``
+            chooses; ``log_softmax`` only.
         scale: ``"logits"`` = ``q.k / sqrt(head_dim)``; ``"log_softmax"`` = natural log of the attention weights over
             all (unpadded) keys the row can see, text included.
     """
 
     layers: tuple[int, ...]
-    query: Literal["last", "glimpse"] = "last"
+    query: Literal["last", "glimpse", "text"] = "last"
     scale: Literal["logits", "log_softmax"] = "logits"
+
+    def __post_init__(self) -> None:
+        if self.query == "text" and self.scale != "log_softmax":
+            raise ValueError(f"Expected scale 'log_softmax' of a probe of text rows, but got {self.scale!r}.")
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,8 @@ class Requires:
         vision_layers: what to take from the vision tower: outputs of blocks by number, ``VisionAttention``,
             ``VisionKeys``; delivered as ``tokens.vision[tap]`` ``[V, Dv]``.
         text: whether ``tokens.text`` (states of the unpadded, non-visual prompt tokens) is delivered.
-        keys: whether ``tokens.keys`` (decoder keys of the last layer before the stage) is delivered; with ``text``, also
-            ``tokens.text_keys``.
+        keys: whether ``tokens.keys`` (decoder keys of the last layer before the stage) is delivered; with ``text``,
+            also ``tokens.text_keys``.
     """
 
     probes: Mapping[str, AttentionProbe] = field(default_factory=dict)
@@ -87,6 +94,15 @@ class Scorer(nn.Module, ABC):
     def requires(self) -> Requires:
         """Valid after :meth:`build`."""
         return Requires()
+
+    def raters(self, tokens: VisualTokens) -> Tensor:
+        """Boolean ``[T]``: the text tokens whose attention a probe with ``query="text"`` reads; all by default.
+
+        Args:
+            tokens: before layer 0; ``text`` holds the text tokens behind the first visual token of each sample.
+        """
+        assert tokens.text_sample is not None
+        return torch.ones_like(tokens.text_sample, dtype=torch.bool)
 
     @abstractmethod
     def forward(self, tokens: VisualTokens) -> Tensor:

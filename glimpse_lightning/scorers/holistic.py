@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
-from glimpse_lightning.policies.crop_ratio import crop_label
 from glimpse_lightning.scorers.base import Requires, Scorer
-from glimpse_lightning.segments import Padding, segment_mean
+from glimpse_lightning.segments import Padding, crop_label, segment_mean
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.scorers.base import Requires, Scorer
@@ -24,7 +24,8 @@ class QuestionRelevance(Scorer):
     cut short). This needs a backbone whose vision tower *is* that CLIP model's (LLaVA-1.5: CLIP-L/336).
 
     Departure, the fallback where no ``clip`` is given: cosines of the visual tokens' states at the stage with those of
-    all text tokens of the prompt, the chat template's included; before layer 0 these are embeddings.
+    all text tokens of the prompt, the chat template's included; before layer 0 these are embeddings. The minus was made
+    for CLIP; with the fallback ``negate: false`` may well be the better choice: try both.
 
     Args:
         clip: hub id or folder of a CLIP model.
@@ -46,8 +47,9 @@ class QuestionRelevance(Scorer):
         width = self._model[0].config.vision_config.hidden_size
         if width != facts.vision_hidden_size:
             raise GlimpseError(
-                f"Expected `clip` to be the CLIP model of the backbone's vision tower (width {facts.vision_hidden_size}), "
-                f"but {self.clip} has width {width}. Name the right one, or leave `clip` out: embeddings are compared then."
+                "Expected `clip` to be the CLIP model of the backbone's vision tower (width "
+                f"{facts.vision_hidden_size}), but {self.clip} has width {width}. Name the right one, or leave `clip` "
+                "out: embeddings are compared then."
             )
 
     @property

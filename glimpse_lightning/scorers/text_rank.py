@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
-from glimpse_lightning.segments import Padding, segment_mean
+from glimpse_lightning.segments import Padding, segment_count, segment_mean
 from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
 
 
@@ -62,8 +62,9 @@ class TextRank(Scorer):
         mean = (likeness * seen[..., None]).sum(1) / seen.sum(1, keepdim=True).clamp(min=1)
         relevance = text.unpad(mean)[: len(tokens.text)]
         average = segment_mean(relevance, tokens.text_sample, samples)
-        # A lone token is its own average; the mean of several is below the largest, but for rounding.
-        return relevance >= average[tokens.text_sample] * (1 + 1e-6) if len(relevance) else relevance.bool()
+        chosen = relevance > average[tokens.text_sample]
+        nobody = segment_count(tokens.text_sample, samples, chosen) == 0  # a lone token, or all alike: all ask
+        return chosen | nobody[tokens.text_sample]
 
     def forward(self, tokens: VisualTokens) -> Tensor:
         """Log-probabilities ``[V]``."""

@@ -12,8 +12,14 @@ from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 from glimpse_lightning.scorers.vip_network import VIPNetwork, rotary_2d
-from glimpse_lightning.segments import Padding
+from glimpse_lightning.segments import Padding, index_in_item
 from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
+
+CERTAIN = 1e4
+"""Logit whose sigmoid is exactly 1."""
+
+REFERENCE_MASKS = "reference_masks"
+"""Where ``VisualTokens.state`` holds the masks that ``prefill`` was given."""
 
 
 class VIP(Scorer):
@@ -37,6 +43,9 @@ class VIP(Scorer):
         glimpse_layers: decoder layers that feed the glimpse a vector; ``None``: all.
         glimpse_norm: norm of these vectors.
         dropout: of these vectors, in training.
+        masks: ``"predicted"``, by the network; ``"reference"``: scores are the logits of the masks that ``prefill`` was
+            given as ``reference_masks``; ``"zero"``: every token scores as one outside such masks. With the latter two
+            neither glimpse nor network runs (the reference's ``use_ref_masks`` and ``use_zero_masks``).
     """
 
     network: VIPNetwork
@@ -55,8 +64,11 @@ class VIP(Scorer):
         glimpse_layers: Sequence[int] | None = None,
         glimpse_norm: Literal["rmsnorm", "layernorm"] = "rmsnorm",
         dropout: float = 0.1,
+        masks: Literal["predicted", "reference", "zero"] = "predicted",
     ) -> None:
         super().__init__()
+        if masks not in ("predicted", "reference", "zero"):
+            raise ValueError(f"Expected `masks` to be 'predicted', 'reference' or 'zero', but got {masks!r}.")
         if attention_dim % heads or (attention_dim + condition_dim) % (4 * heads):
             raise ValueError(
                 f"Expected `attention_dim` to be divisible by `heads` = {heads}, and `attention_dim + condition_dim` "
@@ -76,17 +88,18 @@ class VIP(Scorer):
         self.glimpse_layers = glimpse_layers
         self.glimpse_norm = glimpse_norm
         self.dropout = dropout
-        self._attended: tuple[int, ...] = ()
-        self._conditions: tuple[int, ...] = ()
+        self.masks = masks
+        self.attended: tuple[int, ...] = ()
+        self.conditions: tuple[int, ...] = ()
 
     def build(self, facts: ModelFacts, after_layer: int) -> None:
         last = min(after_layer, facts.num_layers - 1)
-        self._attended = _checked_layers(self.attention_layers or (last,), last)
-        self._conditions = _vision_layers(self.vision_layers, facts)
+        self.attended = _checked_layers(self.attention_layers or (last,), last)
+        self.conditions = _vision_layers(self.vision_layers, facts)
         self.network = VIPNetwork(
-            features=len(self._attended) * facts.num_heads,
+            features=len(self.attended) * facts.num_heads,
             vision_dim=facts.vision_hidden_size,
-            conditions=len(self._conditions),
+            conditions=len(self.conditions),
             dim=self.attention_dim,
             condition_dim=self.condition_dim,
             heads=self.heads,
@@ -103,8 +116,10 @@ class VIP(Scorer):
 
     @property
     def requires(self) -> Requires:
-        probe = AttentionProbe(layers=self._attended, query="glimpse", scale=self.attention)
-        return Requires(probes={"glimpse": probe}, vision_layers=self._conditions)
+        if self.masks != "predicted":
+            return Requires()
+        probe = AttentionProbe(layers=self.attended, query="glimpse", scale=self.attention)
+        return Requires(probes={"glimpse": probe}, vision_layers=self.conditions)
 
     def forward(self, tokens: VisualTokens) -> Tensor:
         """Logits ``[V]``."""
@@ -112,14 +127,32 @@ class VIP(Scorer):
 
     def forward_rows(self, tokens: VisualTokens) -> Tensor:
         """Logits of every output head ``[rows, V]``: one, or one per layer with deep supervision; the last counts."""
+        if self.masks != "predicted":
+            return self._given(tokens)[None]
         dtype = self.network.attn_in_proj.weight.dtype
         rows = self.network(
             tokens.probes["glimpse"].to(dtype),
-            [tokens.vision[layer].to(dtype) for layer in self._conditions],
+            [tokens.vision[layer].to(dtype) for layer in self.conditions],
             self._angles(tokens),
             Padding(self._scope(tokens)),
         )
         return torch.stack(rows)
+
+    def _given(self, tokens: VisualTokens) -> Tensor:
+        """Logits ``[V]`` of the caller's masks; finite, so that a policy's floor can still keep a token."""
+        if self.masks == "zero":
+            return tokens.hidden.new_full((len(tokens),), -CERTAIN, dtype=torch.float32)
+        given = tokens.state.get(REFERENCE_MASKS)
+        sizes = tokens.grid.prod(-1)
+        flat = torch.cat([mask.float().flatten() for mask in given]) if given is not None else None
+        if flat is None or len(flat) != int(sizes.sum()):
+            raise GlimpseError(
+                f"Expected `reference_masks` with a value for each of the {int(sizes.sum())} visual tokens, image by "
+                f"image in the order of the prompt, but got {'none' if flat is None else len(flat)}. Pass them to "
+                "`prefill` or `generate`, or set the scorer's `masks` to 'predicted'."
+            )
+        index = (sizes.cumsum(0) - sizes)[tokens.item] + index_in_item(tokens)
+        return flat.to(index.device)[index].logit().clamp(-CERTAIN, CERTAIN)
 
     def _angles(self, tokens: VisualTokens) -> Tensor:
         dim = (self.attention_dim + self.condition_dim) // self.heads

@@ -1,0 +1,27 @@
+"""The upper reference: what a scorer that knows the evidence would say."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from glimpse_lightning.evidence import evidence_mask
+from glimpse_lightning.scorers.base import Scorer
+from glimpse_lightning.scorers.fixed_ratio import FixedRatio
+from glimpse_lightning.visual_tokens import VisualTokens
+
+
+class Oracle(Scorer):
+    """**Order only**: first the tokens that an evidence box of the sample touches, then the others.
+
+    Both parts in the order of ``FixedRatio``, evenly spread; so that is what remains for samples without boxes. It
+    looks at the answer's place, so it is no method: it tells how good pruning at a budget could be.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._spread = FixedRatio()
+
+    def forward(self, tokens: VisualTokens) -> Tensor:
+        """Scores ``[V]``: in (0, 1] at evidence, in (-1, 0] elsewhere."""
+        spread = self._spread(tokens)
+        return spread + evidence_mask(tokens, tokens.boxes).float() if tokens.boxes else spread

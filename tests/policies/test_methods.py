@@ -1,0 +1,397 @@
+"""Keep rules of published methods against plain Python, one group at a time, and the traps of methods.md."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import FACTS, visual_tokens
+from torch import Tensor
+from torch.nn import functional as F
+
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.policies import (
+    DART,
+    BipartiteMatching,
+    CropRatio,
+    DominantContextual,
+    GridCells,
+    HiPrune,
+    LocalGlobal,
+    LogisticRatio,
+    Outliers,
+    Policy,
+    Recycled,
+    VisPruner,
+)
+from glimpse_lightning.policies import greedy as greedy_module
+from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
+
+BATCH = [[(1, 5, 6)], [], [(1, 2, 2), (2, 4, 3)], [(1, 9, 1)], [(1, 1, 1)]]
+
+
+def drawn(policy: Policy, batch: Any = BATCH) -> tuple[VisualTokens, Tensor]:
+    tokens = visual_tokens(batch, policy.requires)
+    return tokens, torch.randn(len(tokens), generator=torch.Generator().manual_seed(3))
+
+
+def best_first(values: list[float], among: Any) -> list[int]:
+    return sorted(among, key=lambda i: (-values[i], i))
+
+
+def check(policy: Any, rule: Any, group: str = "item") -> None:
+    """``rule(tokens, scores, mine)`` names the kept of the packed indices ``mine`` of one group."""
+    tokens, scores = drawn(policy)
+    keep = policy.select(scores, tokens)
+    labels = getattr(tokens, group)
+    for label in labels.unique().tolist():
+        mine = (labels == label).nonzero().flatten().tolist()
+        assert [i for i in mine if keep[i]] == sorted(rule(tokens, scores.tolist(), mine)), (group, label)
+
+
+def floor(share: float, total: int) -> int:
+    return int(share * total + 1e-9)
+
+
+# -- VisionZip ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 0.9])
+def test_dominant_and_contextual(ratio: float) -> None:
+    policy = DominantContextual(ratio=ratio, contextual=0.3)
+
+    def rule(tokens: VisualTokens, scores: list[float], mine: list[int]) -> list[int]:
+        budget = max(1, floor(ratio, len(mine)))
+        contextual = floor(0.3, budget)
+        dominant = best_first(scores, mine)[: budget - contextual]
+        rest = [i for i in mine if i not in dominant]
+        step = max(1, len(rest) // max(contextual, 1))
+        return dominant + rest[::step][:contextual]
+
+    check(policy, rule)
+    tokens, scores = drawn(policy)
+    keep = policy.select(scores, tokens)
+    targets = policy.merge_targets(scores, keep, tokens)
+    for item in range(tokens.num_items):
+        size = int((tokens.item == item).sum())
+        assert targets[tokens.item == item].sum() == floor(0.3, max(1, floor(ratio, size)))
+
+
+def test_visionzip_published_counts() -> None:
+    for count, contextual in ((192, 30), (128, 20), (64, 10)):
+        tokens, scores = drawn(policy := DominantContextual(count=count), [[(1, 24, 24)]])
+        keep = policy.select(scores, tokens)
+        assert keep.sum() == count
+        assert policy.merge_targets(scores, keep, tokens).sum() == contextual
+
+
+# -- PruMerge ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stride", [False, True])
+@pytest.mark.parametrize("extra", [False, True])
+def test_outliers(stride: bool, extra: bool) -> None:
+    policy = Outliers(factor=0.5, stride=stride, extra=extra, min_tokens=1)
+
+    def rule(tokens: VisualTokens, scores: list[float], mine: list[int]) -> list[int]:
+        weight = np.exp(np.array([scores[i] for i in mine], dtype=np.float32))
+        first, third = np.percentile(weight, 25), np.percentile(weight, 75)
+        keep = [i for i, w in zip(mine, weight, strict=True) if w > third + 0.5 * (third - first)]
+        keep = keep or best_first(scores, mine)[:1]
+        if stride:
+            step = max(1, int(int(len(mine) / len(keep)) / 3))
+            keep = sorted({*keep, *mine[::step]})
+        rest = best_first(scores, [i for i in mine if i not in keep])
+        return keep + (rest[:1] if extra else [])
+
+    check(policy, rule)
+
+
+def test_outliers_are_adaptive() -> None:
+    tokens = visual_tokens([[(1, 10, 10)], [(1, 10, 10)]])
+    scores = torch.zeros(200)
+    scores[:7] = 5.0
+    scores[100:130] = 5.0
+    keep = Outliers(extra=False).select(scores, tokens)
+    assert keep[:100].sum() == 7
+    assert keep[100:].sum() == 1  # 30 of 100 reach the third quartile: nothing stands out, but the floor
+
+
+# -- VisPruner and ToMe ------------------------------------------------------------------------------------------
+
+
+def thinned(x: Tensor, queue: list[int], target: int, step: int) -> list[int]:
+    unit = F.normalize(x, dim=-1)
+    while len(queue) > max(target, 1):
+        even, odd = queue[::2], queue[1::2]
+        likeness = {i: max(float(unit[i] @ unit[j]) for j in odd) for i in even}
+        drop = min(len(queue) - max(target, 1), len(even), step)
+        gone = sorted(even, key=lambda i: (-likeness[i], even.index(i)))[:drop]
+        queue = [i for i in queue if i not in gone]
+    return queue if target else []
+
+
+@pytest.mark.parametrize("pairs", [2**24, 1])
+@pytest.mark.parametrize("ratio", [0.1, 0.4, 0.9])
+def test_vis_pruner(ratio: float, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(greedy_module, "PAIRS", pairs)
+
+    def rule(tokens: VisualTokens, scores: list[float], mine: list[int]) -> list[int]:
+        budget = max(1, floor(ratio, len(mine)))
+        order = best_first(scores, mine)
+        important = order[: floor(0.5, budget)]
+        return important + thinned(tokens.hidden, order[len(important) :], budget - len(important), 3)
+
+    check(VisPruner(ratio=ratio, step=3), rule, "sample")
+
+
+@pytest.mark.parametrize("rounds", [1, 5])
+@pytest.mark.parametrize("ratio", [0.1, 0.4, 0.9])
+def test_bipartite_matching(ratio: float, rounds: int) -> None:
+    def rule(tokens: VisualTokens, scores: list[float], mine: list[int]) -> list[int]:
+        budget = max(1, floor(ratio, len(mine)))
+        return thinned(tokens.hidden, mine, budget, -(-max(len(mine) - budget, 1) // rounds))
+
+    check(BipartiteMatching(ratio=ratio, rounds=rounds), rule, "sample")
+
+
+def test_thinning_ends_with_equal_or_broken_states() -> None:
+    tokens = visual_tokens([[(1, 3, 3)]])
+    for value in (0.0, 1.0, math.nan):
+        same = replace(tokens, hidden=torch.full_like(tokens.hidden, value))
+        assert VisPruner(count=4, step=1).select(torch.zeros(9), same).sum() == 4
+        assert BipartiteMatching(count=2).select(torch.zeros(9), same).sum() == 2
+
+
+# -- HiPrune -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+def test_hi_prune(wrap: bool) -> None:
+    policy = HiPrune(ratio=0.6, anchors=0.7, object_layer=1, wrap=wrap)
+
+    def rule(tokens: VisualTokens, scores: list[float], mine: list[int]) -> list[int]:
+        budget = max(1, floor(0.6, len(mine)))
+        attention = tokens.vision[VisionAttention(1)][:, 0].tolist()
+        anchors = best_first(attention, mine)[: int(0.7 * budget / 5 + 1e-9)]
+        _, h, w = tokens.grid[tokens.item[mine[0]]].tolist()
+        first = set(anchors)
+        for i in anchors:
+            flat = i - mine[0]
+            _, row, column = tokens.position[i].tolist()
+            steps = [(-1, column > 0), (1, column < w - 1), (-w, row > 0), (w, row < h - 1)]
+            first |= {mine[min(max(flat + s, 0), len(mine) - 1)] for s, inside in steps if wrap or inside}
+        rest = [i for i in mine if i not in first]
+        return [*best_first(scores, first), *best_first(scores, rest)][:budget]
+
+    check(policy, rule)
+
+
+def test_trap_neighbours_wrap_at_row_ends() -> None:
+    """HiPrune's code takes i - 1 and i + 1, whatever the row; clamped to the image."""
+    policy = HiPrune(count=5, anchors=1.0, object_layer=0)
+    tokens, _ = drawn(policy, [[(1, 4, 4)]])
+
+    def kept(anchor: int, **changed: Any) -> list[int]:
+        attention = torch.zeros(16, 1)
+        attention[anchor] = 1
+        picture = replace(tokens, vision={VisionAttention(0): attention})
+        rule = HiPrune(count=5, anchors=1.0, object_layer=0, **changed)
+        return rule.select(-torch.arange(16.0), picture).nonzero().flatten().tolist()
+
+    assert kept(7) == [3, 6, 7, 8, 11]  # 8 lies at the other end of the next row
+    assert kept(7, wrap=False) == [0, 3, 6, 7, 11]  # one more register in its place
+    assert kept(0)[:3] == [0, 1, 2] and 4 in kept(0)  # -1 and -4 clamp to 0
+
+
+# -- HoloV -------------------------------------------------------------------------------------------------------
+
+
+def test_crop_ratio_is_proportional_and_meets_the_budget() -> None:
+    tokens = visual_tokens([[(1, 16, 16)]])
+    scores = torch.rand(256, generator=torch.Generator().manual_seed(0)) * 0.01
+    crop = torch.arange(256) // 16
+    scores += torch.tensor([1.0, 2.0, 3.0, 2.0] * 4)[crop]
+    keep = CropRatio(count=64).select(scores, tokens)
+    counts = torch.bincount(crop[keep], minlength=16).tolist()
+    assert counts == [2, 4, 6, 4] * 4
+    for c in range(16):
+        mine = (crop == c).nonzero().flatten().tolist()
+        assert [i for i in mine if keep[i]] == sorted(best_first(scores.tolist(), mine)[: counts[c]])
+    one_crop = torch.where(crop == 3, 1.0, 0.0)
+    assert torch.bincount(crop[CropRatio(count=20).select(one_crop, tokens)], minlength=16)[3] == 16
+
+
+def test_trap_crops_are_ranges_of_indices() -> None:
+    """HoloV's "spatial crops" are flat index ranges: with 2 crops of a 4 x 4 image, the upper and the lower half."""
+    tokens = visual_tokens([[(1, 4, 4)]])
+    scores = torch.zeros(16)
+    scores[8:] = 1.0
+    assert CropRatio(count=8, crops=2).select(scores, tokens).nonzero().flatten().tolist() == list(range(8, 16))
+    keep = CropRatio(count=4, crops=2).select(scores + 1, tokens)  # means 1 and 2
+    assert [int(keep[:8].sum()), int(keep[8:].sum())] == [1, 3]
+
+
+# -- DART --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
+def test_dart(ratio: float) -> None:
+    policy = DART(ratio=ratio, image_pivots=2, text_pivots=3)
+
+    def rule(tokens: VisualTokens, scores: list[float], mine: list[int]) -> list[int]:
+        assert tokens.keys is not None and tokens.text is not None
+        assert tokens.text_keys is not None and tokens.text_sample is not None
+        budget = max(1, floor(ratio, len(mine)))
+        norm = tokens.keys.abs().sum(-1).tolist()
+        pivots = best_first(norm, mine)[: min(2, budget)]
+        words = (tokens.text_sample == tokens.sample[mine[0]]).nonzero().flatten().tolist()
+        text = best_first(tokens.text_keys.abs().sum(-1).tolist(), words)[:3]
+        states = [*(tokens.hidden[i] for i in pivots), *(tokens.text[i] for i in text)]
+        kept, left = list(pivots), budget - len(pivots)
+        for number, state in enumerate(states):
+            share = left * (number + 1) // len(states) - left * number // len(states)
+            cosine = {i: float(F.cosine_similarity(tokens.hidden[i], state, dim=0)) for i in mine}
+            kept += sorted((i for i in mine if i not in kept), key=lambda i: (cosine[i], i))[:share]
+        assert len(kept) == budget
+        return kept
+
+    check(policy, rule, "sample")
+
+
+# -- VScan -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.7])
+def test_local_and_global(ratio: float) -> None:
+    policy = LocalGlobal(ratio=ratio, window=2, shallow_layer=0)
+
+    def rule(tokens: VisualTokens, scores: list[float], mine: list[int]) -> list[int]:
+        budget = max(1, floor(ratio, len(mine)))
+        shallow = tokens.vision[VisionAttention(0)][:, 0].tolist()
+        windows: dict[Any, list[int]] = {}
+        for i in best_first(shallow, mine):
+            t, row, column = tokens.position[i].tolist()
+            windows.setdefault((int(tokens.item[i]), t, row // 2, column // 2), []).append(i)
+        turns = sorted((place, -shallow[i], i) for window in windows.values() for place, i in enumerate(window))
+        local = [i for *_, i in turns[: floor(0.5, budget)]]
+        return local + best_first(scores, [i for i in mine if i not in local])[: budget - len(local)]
+
+    check(policy, rule, "sample")
+
+
+def test_every_window_gets_its_share() -> None:
+    tokens, scores = drawn(policy := LocalGlobal(count=32, local=1.0), [[(1, 24, 24)]])
+    keep = policy.select(scores, tokens)
+    window = tokens.position[:, 1] // 6 * 4 + tokens.position[:, 2] // 6
+    assert torch.bincount(window[keep], minlength=16).tolist() == [2] * 16
+
+
+# -- SparseVLM ---------------------------------------------------------------------------------------------------
+
+
+def peaks(x: Tensor, members: list[int], count: int, k: int) -> list[int]:
+    scale = x.shape[1] ** 0.5
+    d = {(i, j): float((x[i] - x[j]).norm()) / scale for i in members for j in members}
+    density = {}
+    for i in members:
+        near = sorted(d[i, j] for j in members)[: min(k, len(members))]
+        density[i] = math.exp(-sum(v * v for v in near) / len(near))
+    value = {}
+    for i in members:
+        denser = [d[i, j] for j in members if density[j] > density[i]]
+        value[i] = (min(denser) if denser else max(d.values())) * density[i]
+    return sorted(members, key=lambda i: (-value[i], i))[:count]
+
+
+@pytest.mark.parametrize("pairs", [2**24, 1])
+@pytest.mark.parametrize("ratio", [0.1, 0.3])
+def test_recycled(ratio: float, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(greedy_module, "PAIRS", pairs)
+    policy = Recycled(ratio=ratio, recycle=0.5, per_cluster=3, neighbours=3)
+
+    def rule(tokens: VisualTokens, scores: list[float], mine: list[int]) -> list[int]:
+        budget = max(1, floor(ratio, len(mine)))
+        order = best_first(scores, mine)
+        count = floor(0.5, len(mine) - budget)
+        members = order[budget : budget + count]
+        return order[:budget] + (peaks(tokens.hidden, sorted(members), count // 3 + 1, 3) if members else [])
+
+    check(policy, rule, "sample")
+
+
+def test_trap_recycled_tokens_are_on_top_of_the_budget() -> None:
+    """SparseVLM's token lists exclude the cluster tokens: of 576, 300 + (82 // 10 + 1) are really kept."""
+    tokens, scores = drawn(policy := Recycled(count=300), [[(1, 24, 24)]])
+    keep = policy.select(scores, tokens)
+    assert keep.sum() == 300 + floor(0.3, 276) // 10 + 1
+    assert policy.merge_targets(scores, keep, tokens).sum() == 9
+
+
+# -- AutoPrune ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("retention", [0.2, 0.35, 0.6])
+def test_logistic_schedule_meets_its_budget(retention: float) -> None:
+    after, layers = [1, 7, 15, 23], 32
+    ratios = LogisticRatio(0, after, retention).ratios(layers)
+    assert ratios == sorted(ratios, reverse=True)
+    kept = [1.0] * layers
+    for layer, ratio in zip(after, ratios, strict=True):
+        kept[layer + 1 :] = [ratio] * (layers - layer - 1)
+    assert sum(kept) / layers == pytest.approx(retention, abs=1e-6)
+    if max(ratios) < 1:
+        curve = [0.75 / (1 + math.exp(0.3 * (layer - 0.3 * layers))) for layer in after]
+        assert [r / ratios[0] for r in ratios] == pytest.approx([c / curve[0] for c in curve])
+
+
+def test_logistic_schedule_selects_and_complains() -> None:
+    policy = LogisticRatio(1, [0, 3], 0.5)
+    tokens, scores = drawn(policy, [[(1, 10, 10)]])
+    assert policy.select(scores, tokens).sum() == int(policy.ratios(FACTS.num_layers)[1] * 100)
+    flat = LogisticRatio(0, [0, 3], 0.5, information=2.0).ratios(6)  # k = 0
+    assert flat[0] == pytest.approx(flat[1])
+    with pytest.raises(GlimpseError, match=r"at least 0\.500"):
+        LogisticRatio(0, [2, 3], 0.3).ratios(6)
+    with pytest.raises(ValueError, match="to rise"):
+        LogisticRatio(0, [3, 2], 0.3)
+    with pytest.raises(ValueError, match="index into it"):
+        LogisticRatio(2, [2, 3], 0.3)
+
+
+# -- pooling -----------------------------------------------------------------------------------------------------
+
+
+def test_grid_cells() -> None:
+    tokens = visual_tokens([[(1, 3, 5)], [(2, 2, 2)]])
+    keep = GridCells(2).select(torch.zeros(len(tokens)), tokens)
+    corners = [
+        [t, r, c]
+        for n, h, w in ((1, 3, 5), (2, 2, 2))
+        for t in range(n)
+        for r in range(0, h, 2)
+        for c in range(0, w, 2)
+    ]
+    assert tokens.position[keep].tolist() == corners
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VisPruner(ratio=0.1, step=0), "`step` to be at least 1"),
+        (lambda: BipartiteMatching(ratio=0.1, rounds=0), "`rounds` to be at least 1"),
+        (lambda: CropRatio(ratio=0.1, crops=0), "`crops` to be at least 1"),
+        (lambda: DART(ratio=0.1, image_pivots=0, text_pivots=0), "at least one of"),
+        (lambda: LocalGlobal(ratio=0.1, window=0), "`window` to be at least 1"),
+        (lambda: Recycled(ratio=0.1, neighbours=0), "`neighbours` to be at least 1"),
+        (lambda: GridCells(0), "`size` to be at least 1"),
+        (lambda: HiPrune(ratio=0.1, anchors=2), "`anchors` to be a fraction"),
+    ],
+)
+def test_bad_arguments(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

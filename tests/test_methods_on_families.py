@@ -1,0 +1,96 @@
+"""Training-free methods on a tiny model of each family: they run batched, and a sample does not feel its batch mates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import FAMILIES
+
+import glimpse_lightning as gl
+from glimpse_lightning import policies as p
+from glimpse_lightning import reducers as r
+from glimpse_lightning import scorers as s
+from glimpse_lightning.testing import SIZES, recompute_logits
+
+METHODS: dict[str, Any] = {
+    "visionzip": lambda: [
+        gl.PruneStage(-1, s.VisionRank(-1), p.DominantContextual(ratio=0.5), r.MergeNearest("add", key_layer=-1))
+    ],
+    "prumerge": lambda: [gl.PruneStage(-1, s.VisionRank(-1, "joint"), p.Outliers(0.5), r.MergeNeighbours(4))],
+    "hiprune": lambda: [gl.PruneStage(-1, s.VisionRank(-1), p.HiPrune(ratio=0.6, anchors=0.9, object_layer=1))],
+    "sparsevlm": lambda: [
+        gl.PruneStage(layer, s.TextRank(), p.Recycled(ratio=ratio, per_cluster=2), r.MergeNearest("mean", "distance"))
+        for layer, ratio in ((0, 0.6), (2, 0.3))
+    ],
+    "dart": lambda: [gl.PruneStage(1, s.FixedRatio(), p.DART(ratio=0.6))],
+    "cdpruner": lambda: [gl.PruneStage(-1, s.QuestionRelevance(), p.DPP(ratio=0.4))],
+    "holov": lambda: [gl.PruneStage(-1, s.Holistic(-1, crops=2), p.CropRatio(ratio=0.4, crops=2))],
+    "pooling": lambda: [gl.PruneStage(-1, s.FixedRatio(), p.GridCells(2), r.PoolCells(2))],
+    "vtw": lambda: [gl.PruneStage(1, s.FixedRatio(), p.TopK(0))],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batched_and_independent(family: str, method: str) -> None:
+    backbone = gl.wrap_backbone(FAMILIES[family]())
+    model = gl.PrunedVLM(backbone, gl.Pruner(METHODS[method]()))
+    inputs = backbone.example_inputs(SIZES)
+    together = model.prefill(**inputs)
+    assert not together.logits.isnan().any()
+    assert 0 < torch.stack(together.keep).all(0).float().mean() < 1 or method == "vtw"
+    for index, sizes in enumerate(SIZES):
+        alone = model.prefill(**backbone.example_inputs([sizes], first_sample=index))
+        torch.testing.assert_close(together.logits[index], alone.logits[0], atol=1e-4, rtol=1e-4)
+        for keep, single in zip(together.keep, alone.keep, strict=True):
+            assert torch.equal(keep[together.tokens.sample == index], single)
+    ids = model.generate(prefill=together, max_new_tokens=3, min_new_tokens=3)
+    assert ids.shape == (len(SIZES), 3)
+
+
+@pytest.mark.parametrize("method", ["dart", "hiprune", "vtw"])
+def test_decoding_equals_recomputation(method: str) -> None:
+    """VTW, too, which leaves no visual token at all."""
+    backbone = gl.wrap_backbone(FAMILIES["qwen2_5_vl"]())
+    pruner = gl.Pruner(METHODS[method]())
+    model = gl.PrunedVLM(backbone, pruner)
+    inputs = backbone.example_inputs(SIZES)
+    out = model.prefill(**inputs)
+    made = model.generate(
+        prefill=out, max_new_tokens=4, min_new_tokens=4, output_logits=True, return_dict_in_generate=True
+    )
+    expected = recompute_logits(backbone, pruner, inputs, out, made.sequences[:, :-1])
+    torch.testing.assert_close(torch.stack(list(made.logits), 1), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_trap_every_layer_runs_once_and_caches_once() -> None:
+    """FastV's cached variant runs layer K - 1 twice and appends its keys twice; its demo masks and drops nothing."""
+    backbone = gl.wrap_backbone(FAMILIES["qwen2_5_vl"]())
+    model = gl.PrunedVLM(backbone, gl.Pruner([gl.PruneStage(1, s.AttentionRank(), p.KeepRatio(0.3))]))
+    calls: list[tuple[int, int]] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _m, args, index=index: calls.append((index, args[0].shape[1])))
+        for index, layer in enumerate(backbone.layers)
+    ]
+    inputs = backbone.example_inputs(SIZES)
+    out = model.prefill(**inputs)
+    for hook in hooks:
+        hook.remove()
+    before, after = inputs["input_ids"].shape[1], int(out.attention_mask.sum(1).max())
+    assert calls == [(0, before), (1, before), (2, after), (3, after)]
+    assert after < before
+    assert {layer.keys.shape[2] for layer in out.cache.layers} == {after}
+
+
+def test_trap_positions_are_the_original_ones() -> None:
+    """Kept tokens are not renumbered, and decoding goes on behind the prompt's original end."""
+    backbone = gl.wrap_backbone(FAMILIES["llava"]())
+    model = gl.PrunedVLM(backbone, gl.Pruner([gl.PruneStage(-1, s.FixedRatio(), p.KeepRatio(0.3))]))
+    inputs = backbone.example_inputs([[(4, 4)]])
+    out = model.prefill(**inputs)
+    original = torch.arange(inputs["input_ids"].shape[1])[out.prompt_keep[0]]
+    assert torch.equal(out.position_ids[0], original)
+    assert not torch.equal(original, torch.arange(len(original)))
+    assert out.position_ids[0, -1] == inputs["input_ids"].shape[1] - 1

@@ -1,0 +1,201 @@
+"""Every variant of the reference's pruners, loaded from its own files, against a second implementation."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from plain_reference import PlainOutput, new_modules, plain_forward, vision_window
+from torch import Tensor
+
+import glimpse_lightning as gl
+from glimpse_lightning.errors import GlimpseError
+
+CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
+SIZES = [[(5, 6)], [(3, 4), (6, 2)], [(2, 3), (5, 5), (4, 3)]]  # ragged; 1, 2 and 3 images of (height, width)
+COMMON: dict[str, Any] = {
+    "attn_fuse_type": "AttnFuserV1", "attn_fuse_size": 16, "visual_cond_size": 16, "attn_fuse_num_heads": 4,
+    "attn_fuse_hidden_act": "silu", "ori_attn_supervision": False, "deep_supervision": False, "le_layers": [0, 1, 2, 3],
+    "le_length": 1, "le_dropout_prob": 0.1, "reduce_threshold": 0.5, "use_ref_masks": False, "use_zero_masks": False,
+    "reduce_layer": 2, "selected_layers": [2], "selected_visual_layers": [2, 1], "anchor_positions": [],
+    "min_remain_num": 1, "max_remain_ratio": None, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "hidden_size": 48, "intermediate_size": 64, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+QWEN = {
+    "model_type": "qwen2_5_vl_gp", "use_attention_logits": True, "attn_fuse_global": True, "le_norm_type": "rmsnorm",
+    "vision_config": {"depth": 3, "window_size": 56, "spatial_merge_size": 2, "patch_size": 14},
+}  # fmt: skip
+LLAVA = {"model_type": "llava_llama_gp", "use_attention_logits": False}
+FAMILIES = {"qwen": QWEN, "llava": LLAVA}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "log_softmax": {"use_attention_logits": False},
+    "raw_logits": {"use_attention_logits": True},
+    "windows": {"attn_fuse_global": False},
+    "deep_supervision": {"deep_supervision": True},
+    "original_attention": {"ori_attn_supervision": True},
+    "several_layers": {"selected_layers": [2, 0, 1]},
+    "several_glimpses": {"le_length": 3},
+    "several_glimpses_log_softmax": {"le_length": 2, "use_attention_logits": False, "selected_layers": [1, 2]},
+    "layernorm": {"le_norm_type": "layernorm"},
+    "some_layers": {"le_layers": [0, 2]},
+    "unordered_layers": {"le_layers": [1, 0, 3]},
+    "layer_below": {"selected_layers": [1]},
+    "at_the_last_layer": {"reduce_layer": 3, "selected_layers": [3]},
+    "beyond_the_last_layer": {"reduce_layer": 1000, "selected_layers": [3, 1]},
+    "after_the_first_layer": {"reduce_layer": 0, "selected_layers": [0]},
+    "one_vision_layer": {"selected_visual_layers": [1]},
+    "cap": {"reduce_threshold": 0.1, "max_remain_ratio": 0.111},
+    "cap_then_floor": {"reduce_threshold": 0.1, "max_remain_ratio": 0.05, "min_remain_num": 5},
+    "floor": {"reduce_threshold": 0.999, "min_remain_num": 7},
+    "nothing": {"reduce_threshold": 1.0, "min_remain_num": 0},
+    "no_floor": {"min_remain_num": 0},
+}
+NOT_LLAVA = ("windows", "layernorm")
+CASES = [(f, v) for f in FAMILIES for v in VARIANTS if f == "qwen" or v not in NOT_LLAVA]
+
+
+@cache
+def backbone(family: str) -> gl.Backbone:
+    model = tiny_models.qwen2_5_vl() if family == "qwen" else tiny_models.llava()
+    model.generation_config.eos_token_id = None
+    return gl.wrap_backbone(model)
+
+
+def pruner_files(folder: Path, family: str, **fields: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write a pruner as the reference does; returns its configuration and weights."""
+    config = COMMON | FAMILIES[family] | fields
+    saved = new_modules(config, backbone(family).facts.vision_hidden_size)
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.save(saved, folder / "new_modules_gp.pt")
+    return config, saved
+
+
+def samples(family: str, sizes: list[list[tuple[int, int]]] = SIZES) -> list[dict[str, Tensor]]:
+    return [backbone(family).example_inputs([size], first_sample=i) for i, size in enumerate(sizes)]
+
+
+def check_alone(expected: PlainOutput, out: Any) -> None:
+    torch.testing.assert_close(out.scores[0], expected.rows[-1], **CLOSE)
+    assert torch.equal(out.keep[0], expected.keep)
+    assert torch.equal(out.prompt_keep[0], expected.columns)
+    torch.testing.assert_close(out.logits[0], expected.logits, **CLOSE)
+    assert {layer.keys.shape[2] for layer in out.cache.layers} == {int(expected.columns.sum())}
+
+
+@pytest.mark.parametrize(("family", "variant"), CASES)
+def test_variant(tmp_path: Path, family: str, variant: str) -> None:
+    """Each sample alone is the plain implementation's; in a ragged batch, padded left or right, it is the same."""
+    config, saved = pruner_files(tmp_path, family, **VARIANTS[variant])
+    model = gl.PrunedVLM(backbone(family), gl.load_pruner(tmp_path))
+    alone = [plain_forward(backbone(family), config, saved, inputs) for inputs in samples(family)]
+    for expected, inputs in zip(alone, samples(family), strict=True):
+        check_alone(expected, model.prefill(**inputs))
+    for side in ("left", "right") if variant == "published" else ("left",):
+        out = model.prefill(**backbone(family).example_inputs(SIZES, padding_side=side))
+        torch.testing.assert_close(out.scores[0], torch.cat([one.rows[-1] for one in alone]), **CLOSE)
+        assert torch.equal(out.keep[0], torch.cat([one.keep for one in alone]))
+        torch.testing.assert_close(out.logits, torch.stack([one.logits for one in alone]), **CLOSE)
+    if variant == "nothing":
+        assert not out.keep[0].any()
+    if variant == "deep_supervision":
+        assert len(alone[0].rows) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoding_in_a_batch_is_that_of_single_samples(tmp_path: Path, family: str) -> None:
+    pruner_files(tmp_path, family)
+    model = gl.PrunedVLM(backbone(family), gl.load_pruner(tmp_path))
+    options: dict[str, Any] = {"max_new_tokens": 6, "output_logits": True, "return_dict_in_generate": True}
+    together = model.generate(**backbone(family).example_inputs(SIZES), **options)
+    for row, inputs in enumerate(samples(family)):
+        alone = model.generate(**inputs, **options)
+        assert torch.equal(together.sequences[row], alone.sequences[0])
+        for batched, single in zip(together.logits, alone.logits, strict=True):
+            torch.testing.assert_close(batched[row], single[0], **CLOSE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("anchors", [["tl"], ["tr", "bl"], ["tl", "tr", "bl", "br"]])
+def test_anchors(tmp_path: Path, family: str, anchors: list[str]) -> None:
+    config, saved = pruner_files(tmp_path, family, anchor_positions=anchors, max_remain_ratio=0.1)
+    model = gl.PrunedVLM(backbone(family), gl.load_pruner(tmp_path))
+    single = [[(5, 6)], [(3, 4)]]
+    for inputs in samples(family, single):
+        check_alone(plain_forward(backbone(family), config, saved, inputs), model.prefill(**inputs))
+    with pytest.raises(GlimpseError, match="one image per sample"):
+        model.prefill(**backbone(family).example_inputs(SIZES))
+
+
+def test_windows_are_runs_of_their_own(tmp_path: Path) -> None:
+    """Windows of 2 x 2 tokens on a 5 x 6 grid, cut at the border: each scores as if there were no others."""
+    config, _ = pruner_files(tmp_path, "qwen", attn_fuse_global=False)
+    side = vision_window(config)
+    assert side == 2
+    scorer = gl.load_pruner(tmp_path).stages[0].scorer
+    model = gl.PrunedVLM(backbone("qwen"), gl.load_pruner(tmp_path))
+    seen = []
+    model.pruner.stages[0].scorer.register_forward_hook(lambda _m, args, _o: seen.append(args[0]))
+    scores = model.prefill(**samples("qwen")[0]).scores[0]
+    (tokens,) = seen
+    row, column = tokens.position[:, 1], tokens.position[:, 2]
+    for top in range(0, 5, side):
+        for left in range(0, 6, side):
+            inside = (row // side == top // side) & (column // side == left // side)
+            torch.testing.assert_close(scorer(tokens.subset(inside)), scores[inside], **CLOSE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reference_masks(tmp_path: Path, family: str) -> None:
+    """No glimpse, no predictor: what the masks say is kept, and the rest is as if the predictor had said it."""
+    pruner_files(tmp_path, family, use_ref_masks=True)
+    model = gl.PrunedVLM(backbone(family), gl.load_pruner(tmp_path))
+    assert model.vision_layers == ()
+    batch = backbone(family).example_inputs(SIZES)
+    grid = model.prefill(**batch, reference_masks=[torch.ones(count(family, batch))]).tokens.grid
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.rand(*item[1:].tolist(), generator=generator) > 0.6 for item in grid]
+    out = model.prefill(**batch, reference_masks=masks)
+    assert torch.equal(out.keep[0], torch.cat([mask.flatten() for mask in masks]))
+    soft = model.prefill(**batch, reference_masks=[0.3 + 0.4 * mask for mask in masks])
+    torch.testing.assert_close(soft.logits, out.logits)
+    told = gl.PrunedVLM(backbone(family), gl.Pruner([gl.PruneStage(2, Told(out.keep[0]), gl.policies.Threshold())]))
+    torch.testing.assert_close(told.prefill(**batch).logits, out.logits, **CLOSE)
+    answers = model.generate(**batch, reference_masks=masks, max_new_tokens=4)
+    assert torch.equal(answers, told.generate(**batch, max_new_tokens=4))
+    with pytest.raises(GlimpseError, match=r"Expected `reference_masks` with a value for each of the .* but got none"):
+        model.prefill(**batch)
+
+
+def count(family: str, batch: dict[str, Tensor]) -> int:
+    return int((batch["input_ids"] == backbone(family).model.config.image_token_id).sum())
+
+
+class Told(gl.scorers.Scorer):
+    """Says what it was told."""
+
+    def __init__(self, keep: Tensor) -> None:
+        super().__init__()
+        self.keep = keep
+
+    def forward(self, tokens: gl.VisualTokens) -> Tensor:
+        return self.keep.float() - 0.5
+
+
+@pytest.mark.parametrize(("least", "kept"), [(0, 0), (1, 3), (2, 6)])
+def test_zero_masks(tmp_path: Path, least: int, kept: int) -> None:
+    pruner_files(tmp_path, "qwen", use_zero_masks=True, min_remain_num=least)
+    out = gl.PrunedVLM(backbone("qwen"), gl.load_pruner(tmp_path)).prefill(**backbone("qwen").example_inputs(SIZES))
+    assert int(out.keep[0].sum()) == kept
+    assert not out.scores[0].sigmoid().any()
+
+
+def test_vision_states_are_counted_as_the_reference_does(tmp_path: Path) -> None:
+    pruner_files(tmp_path, "llava", selected_visual_layers=[0])
+    with pytest.raises(GlimpseError, match=r"from 1 for llava_llama_gp.*\[0\]"):
+        gl.load_pruner(tmp_path)
