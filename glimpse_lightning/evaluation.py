@@ -126,9 +126,7 @@ class Evaluator:
         return [self.cache[name] for name in names]
 
     @torch.no_grad()
-    def predict(
-        self, model: PrunedVLM, batch: Batch, prompt: Prompt | None = None
-    ) -> tuple[list[str], PrefillOutput]:
+    def predict(self, model: PrunedVLM, batch: Batch, prompt: Prompt | None = None) -> tuple[list[str], PrefillOutput]:
         """Answers, and the prefill they come from."""
         out = prefill(model, batch, prompt)
         return self.answers(model, out), out

@@ -195,9 +195,7 @@ class RunCLI(LightningCLI):
         # So that a checkpoint alone says how its model is built. (Not what `--model.pruner` of another run said.)
         self.model.save_hyperparameters({"model": dump.get("model"), "seed": dump.get("seed_everything")})
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(
-                str(self.run.path), name="", version="", default_hp_metric=False
-            )
+            kwargs["logger"] = TensorBoardLogger(str(self.run.path), name="", version="", default_hp_metric=False)
         kwargs["default_root_dir"] = str(self.run.path)
         given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
         kwargs["callbacks"] = [*(given if isinstance(given, list) else [given])]

@@ -175,8 +175,8 @@ def _check(config: dict[str, Any], folder: Path) -> None:
     if min(config.get("selected_visual_layers", DEFAULTS["selected_visual_layers"])) < first:
         raise GlimpseError(
             f"Expected `selected_visual_layers` in {folder / 'config.json'} to be outputs of vision blocks (from "
-            f"{first} for {config['model_type']}), but got {config['selected_visual_layers']}. Count them from the front; "
-            "the embedding before the first block (LLaVA's 0) cannot condition a predictor here."
+            f"{first} for {config['model_type']}), but got {config['selected_visual_layers']}. Count them from the "
+            "front; the embedding before the first block (LLaVA's 0) cannot condition a predictor here."
         )
     known = {*DEFAULTS, *SHAPES[config["model_type"]], *BASE_FIELDS.split()}
     unknown = sorted(name for name in config if name not in known and not name.startswith(("_", "mm_")))

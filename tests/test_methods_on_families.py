@@ -1,4 +1,4 @@
-"""Training-free methods on a tiny model of each family: they run batched, and a sample does not feel its batch mates."""
+"""Training-free methods on a tiny model of each family: they run batched, and no sample feels its batch mates."""
 
 from __future__ import annotations
 

@@ -177,8 +177,10 @@ class JSONL(Dataset[Sample]):
         return [[self._box(box, where) for box in _as_list(group, where)] for group in per_image]
 
     def _box(self, box: Any, where: str) -> Box:
-        numbers = isinstance(box, list) and len(box) == 4 and all(
-            isinstance(value, (int, float)) and not isinstance(value, bool) for value in box
+        numbers = (
+            isinstance(box, list)
+            and len(box) == 4
+            and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in box)
         )
         if not numbers:
             raise BadSampleError(f"{where}: expected each box to be four numbers [x1, y1, x2, y2], but got {box!r}.")
