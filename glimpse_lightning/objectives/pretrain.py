@@ -341,6 +341,7 @@ class PretrainModule(lightning.LightningModule):
         if known:
             line["accuracy"] = round(sum(known) / len(known), 4)
         if self.log_file and self.trainer.is_global_zero:
+            Path(self.log_file).parent.mkdir(parents=True, exist_ok=True)
             with open(self.log_file, "a") as file:
                 file.write(json.dumps(line) + "\n")
 
