@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from glimpse_lightning.metrics.token_kl import token_kl
 from glimpse_lightning.objectives.base import Objective, StepResult
 from glimpse_lightning.objectives.losses import weighted_mean
 from glimpse_lightning.segments import segment_sum
@@ -67,7 +68,7 @@ class KL(Objective):
         target = self.retention + (1 - self.retention) * share
 
         out = model.distill(batch, lambda scores, _: log_gates(scores, temperature))
-        kl = token_kl(out.teacher_logits, out.student_logits, batch.answer_mask, batch.weight)
+        kl = weighted_mean(token_kl(out.teacher_logits, out.student_logits, batch.answer_mask), batch.weight)
         last = out.stages[-1]
         soft = mean_retention(last.scores.float().sigmoid(), last.tokens)
         hard = mean_retention((last.scores > 0).float(), last.tokens)
@@ -91,15 +92,3 @@ def mean_retention(keep: Tensor, tokens: VisualTokens) -> Tensor:
     group, total = tokens.groups()
     share = segment_sum(keep, group, len(total)) / total.clamp(min=1)
     return share.sum() / (total > 0).sum().clamp(min=1)
-
-
-def token_kl(teacher: Tensor, student: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-    """``KL(teacher || student)`` in nats from logits ``[B, A, vocab]``: mean over a sample's tokens, then over samples.
-
-    Args:
-        mask: ``[B, A]`` 1 at answer tokens.
-        weight: ``[B]`` weight of each sample.
-    """
-    teacher_log, student_log = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
-    kl = F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(-1)
-    return weighted_mean((kl * mask).sum(1) / mask.sum(1).clamp(min=1), weight)
