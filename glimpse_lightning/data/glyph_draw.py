@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from glimpse_lightning.data.glyph_layout import GlyphRow, Layout, PixelBox
+from glimpse_lightning.data.glyph_layout import GlyphObject, GlyphRow, Layout, PixelBox
 from glimpse_lightning.data.glyph_words import LABELS
 
 # Light enough for a black glyph on every colour.
@@ -164,6 +164,17 @@ def _draw_row(canvas: np.ndarray, row: GlyphRow, rng: Random) -> None:
             _blend(canvas, np.ones((3, 3), np.float32), round(box[0]) + 1 + 4 * dot, round(bottom) - 5, ink)
 
 
+def _draw_dots(canvas: np.ndarray, item: GlyphObject, size: int) -> None:
+    """The number of an object: dots on pale tags in two opposite corners, as on a playing card."""
+    dot = 3 if size < 34 else 4
+    wide, high = (dot + 1) * item.number + 1, dot + 2
+    left, top = round(item.box[0]), round(item.box[1])
+    for x, y in ((left, top), (left + size - wide, top + size - high)):
+        _blend(canvas, np.ones((high, wide), np.float32), x, y, (250,) * 3)
+        for place in range(item.number):
+            _blend(canvas, np.ones((dot, dot), np.float32), x + 1 + (dot + 1) * place, y + 1, (0,) * 3)
+
+
 def draw(layout: Layout, rng: Random) -> Image.Image:
     """The RGB image of a layout; ``rng`` decides on everything that no question asks about."""
     paper = Image.fromarray(_background(rng, layout.width, layout.height))
@@ -179,4 +190,5 @@ def draw(layout: Layout, rng: Random) -> Image.Image:
         small = item.shape in ("triangle", "star", "diamond", "heart")
         mask = _text_mask(item.glyph, round(size * (0.52 if small else 0.6)))
         _blend_middle(canvas, mask, item.box, (rng.randint(0, 25),) * 3, down)
+        _draw_dots(canvas, item, size)
     return Image.fromarray(canvas)

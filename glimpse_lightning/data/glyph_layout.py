@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import permutations
 from random import Random
 
 from glimpse_lightning.data.glyph_words import COLOURS, GLYPHS, LABELS, SHAPES
@@ -15,17 +14,21 @@ FAMILIES = ("read", "name", "compare", "neighbour", "row", "list", "count")
 
 @dataclass
 class GlyphObject:
-    """A coloured shape holding a glyph; ``box`` in pixels."""
+    """A coloured shape holding a glyph, with as many dots as its number within its colour; ``box`` in pixels."""
 
     glyph: str
     colour: str
     shape: str
     box: PixelBox
+    number: int = 1
 
 
 @dataclass
 class GlyphRow:
-    """A form-like line: a label, then three or four glyphs in cells of 28 pixels; boxes in pixels."""
+    """A form-like line: a label, then three or four glyphs in cells of 28 pixels; boxes in pixels.
+
+    The cell of the n-th glyph shows n dots.
+    """
 
     label: str
     glyphs: list[str]
@@ -45,22 +48,12 @@ class Layout:
 
 @dataclass
 class Question:
-    """A question, its answer and the pixel boxes of what one must see to answer it.
-
-    The words of the answer from ``free[0]`` up to ``free[1]`` are a set: they may come in any order.
-    """
+    """A question, its only right answer and the pixel boxes of what one must see to answer it."""
 
     family: str
     text: str
     answer: str
     boxes: list[PixelBox]
-    free: tuple[int, int] = (0, 0)
-
-    def answers(self) -> list[str]:
-        """All right answers, ``answer`` first."""
-        words, (start, end) = self.answer.split(), self.free
-        orders = permutations(words[start:end])
-        return [" ".join([*words[:start], *order, *words[end:]]) for order in orders]
 
 
 def _centred(x: float, y: float, size: float) -> PixelBox:
@@ -121,6 +114,8 @@ def make_layout(rng: Random, width: int = 448, height: int = 448, crowded: bool 
     colours, shapes = _varied(rng, COLOURS, len(boxes)), _varied(rng, SHAPES, len(boxes))
     objects = [GlyphObject(*words) for words in zip(glyphs, colours, shapes, boxes, strict=False)]
     rest = glyphs[len(objects) :]
+    for item in objects:
+        item.number = 1 + sum(other.colour == item.colour for other in objects[: objects.index(item)])
     for number, row in enumerate(rows):  # every glyph occurs once in an image: each question has one answer
         length = min(len(row.glyph_boxes), len(rest) - 3 * (len(rows) - 1 - number))
         row.glyphs, row.glyph_boxes, rest = rest[:length], row.glyph_boxes[:length], rest[length:]
@@ -162,36 +157,34 @@ def _compare(layout: Layout, rng: Random) -> Question:
 def _neighbour(layout: Layout, rng: Random) -> Question:
     row = rng.choice(layout.rows)
     key = rng.choice(row.glyphs)
-    others = [glyph for glyph in row.glyphs if glyph != key]
     boxes = [row.label_box, *row.glyph_boxes]
-    return Question("neighbour", f"what is by {key}", f"{row.label} {' '.join(others)}", boxes, (1, len(row.glyphs)))
+    return Question("neighbour", f"what is by {key}", f"{row.label} {' '.join(row.glyphs)}", boxes)
 
 
 def _row(layout: Layout, rng: Random) -> Question:
     row = rng.choice(layout.rows)
     boxes = [row.label_box, *row.glyph_boxes]
-    return Question("row", f"list all in {row.label}", " ".join(row.glyphs), boxes, (0, len(row.glyphs)))
+    return Question("row", f"list all in {row.label}", " ".join(row.glyphs), boxes)
 
 
-def _group(layout: Layout, rng: Random, attribute: str) -> tuple[str, list[GlyphObject]]:
-    """A value that two or three objects share, and those objects in the order of their glyphs (digits first)."""
-    values = [getattr(item, attribute) for item in layout.objects]
-    value = rng.choice(sorted({value for value in values if 2 <= values.count(value) <= 3}))
-    group = [item for item in layout.objects if getattr(item, attribute) == value]
-    return value, sorted(group, key=lambda item: item.glyph)
+def _group(layout: Layout, rng: Random) -> list[GlyphObject]:
+    """The two or three objects of a colour, in the order of their numbers."""
+    colours = [item.colour for item in layout.objects]
+    colour = rng.choice(sorted({colour for colour in colours if 2 <= colours.count(colour) <= 3}))
+    return sorted((item for item in layout.objects if item.colour == colour), key=lambda item: item.number)
 
 
 def _list(layout: Layout, rng: Random) -> Question:
-    colour, group = _group(layout, rng, "colour")
+    group = _group(layout, rng)
     glyphs = " ".join(item.glyph for item in group)
-    return Question("list", f"list all in {colour}", glyphs, [item.box for item in group], (0, len(group)))
+    return Question("list", f"list all in {group[0].colour}", glyphs, [item.box for item in group])
 
 
 def _count(layout: Layout, rng: Random) -> Question:
-    shape, group = _group(layout, rng, "shape")
-    glyphs = " ".join(item.glyph for item in group)
-    boxes = [item.box for item in group]
-    return Question("count", f"name and count each {shape}", f"{glyphs} {len(group)}", boxes, (0, len(group)))
+    group = _group(layout, rng)
+    shapes = " ".join(item.shape for item in group)
+    text = f"name and count all in {group[0].colour}"
+    return Question("count", text, f"{shapes} {len(group)}", [item.box for item in group])
 
 
 _ASK = dict(zip(FAMILIES, (_read, _name, _compare, _neighbour, _row, _list, _count), strict=True))

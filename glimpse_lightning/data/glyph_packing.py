@@ -36,19 +36,18 @@ _COLUMN = {word: column for column, word in enumerate(SHOWN_WORDS)}
 TOKEN = 28  # pixels on a side of a merged visual token
 PATCH = 14
 IGNORE = -100
-CHOICES = 5  # at most so many next tokens are right where an answer may come in any order
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32) * 255
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32) * 255
 
 
 @dataclass
 class PackedBatch:
-    """``visual_words``: 1 shown, 0 not shown, -1 shown in part; ``targets``: what may come next, then IGNORE."""
+    """``visual_words``: 1 shown, 0 not shown, -1 shown in part; ``targets``: what comes next, or IGNORE."""
 
     input_ids: Tensor  # [B, L]
     position_ids: Tensor  # [3, B, L]
     mask: Tensor  # bool [B, 1, L, L], True where a position is seen
-    targets: Tensor  # [B, L, CHOICES]
+    targets: Tensor  # [B, L]
     question: Tensor  # [B, L], number of the question within the batch, -1 elsewhere
     families: list[str]  # [Q], by number of the question
     visual_words: Tensor  # int8 [B, N, W]
@@ -80,11 +79,11 @@ def words_by_token(layout: Layout) -> np.ndarray:
     lines, columns = layout.height // TOKEN, layout.width // TOKEN
     words = np.zeros((lines, columns, len(SHOWN_WORDS)), np.int8)
     pieces: list[tuple[PixelBox, tuple[str, ...]]] = [
-        (item.box, (item.colour, item.shape, item.glyph)) for item in layout.objects
+        (item.box, (item.colour, item.shape, item.glyph, PLACES[item.number])) for item in layout.objects
     ]
     for row in layout.rows:
-        pieces.append((row.label_box, (row.label,)))
-        cells = zip(row.glyph_boxes, row.glyphs, PLACES, strict=False)
+        pieces.append((row.label_box, (row.label, PLACES[0])))
+        cells = zip(row.glyph_boxes, row.glyphs, PLACES[1:], strict=False)
         pieces.extend((box, (row.label, glyph, place)) for box, glyph, place in cells)
     for box, names in pieces:
         shown, sliver = _shown(box, lines, columns)
@@ -97,36 +96,33 @@ def words_by_token(layout: Layout) -> np.ndarray:
 
 @dataclass
 class _Text:
-    """Token ids of a question with its answer and end; for each token of the answer, all that would be right there."""
+    """Token ids of a question with its answer and end; how many belong to the prompt; which image tokens matter."""
 
     tokens: list[int]
     prompt: int
-    right: list[list[int]]
+    evidence: np.ndarray  # bool [N]
 
 
 def _text(layout: Layout, family: str, rng: Random, suffix: float) -> _Text:
-    """A question in tokens; whatever may come in any order comes in a random one."""
     question = ask(layout, family, rng)
     # Without the suffix the key of the question is the last token of the prompt: much easier to learn first.
     prompt = question.text.split() + ([ASSISTANT] if rng.random() < suffix else [])
-    answer, (start, end) = question.answer.split(), question.free
-    answer[start:end] = rng.sample(answer[start:end], end - start)
-    right = [answer[k:end] if start <= k < end else [word] for k, word in enumerate(answer)] + [[EOS]]
-    ids = [_IDS[token] for token in (*prompt, *answer, EOS)]
-    return _Text(ids, len(prompt), [[_IDS[word] for word in words] for words in right])
+    evidence = np.zeros((layout.height // TOKEN, layout.width // TOKEN), bool)
+    for box in question.boxes:
+        evidence |= np.logical_or(*_shown(box, *evidence.shape))
+    ids = [_IDS[token] for token in (*prompt, *question.answer.split(), EOS)]
+    return _Text(ids, len(prompt), evidence.reshape(-1))
 
 
-def _hidden(rng: Random, words: list[np.ndarray], segment_BL: Tensor, questions: int, share: float) -> Tensor:
-    """bool [B, L, L], True where a question's row must not see a blank visual token."""
+def _hidden(rng: Random, texts: list[list[_Text]], segment_BL: Tensor, share: float) -> Tensor:
+    """bool [B, L, L], True where a question's row must not see a visual token that it does not need."""
     hidden = torch.zeros(*segment_BL.shape, segment_BL.shape[1], dtype=torch.bool)
-    for b, shown in enumerate(words):
-        blank = torch.from_numpy(~(shown != 0).any(1))
-        for q in range(questions):
+    for b, text in enumerate(texts):
+        for q, part in enumerate(text):
             if rng.random() < share:
-                missing = blank & (
-                    torch.from_numpy(np.random.default_rng(rng.getrandbits(32)).random(len(blank))) < rng.random()
-                )
-                hidden[b, segment_BL[b] == q, 2 : 2 + len(blank)] = missing
+                chance = np.random.default_rng(rng.getrandbits(32)).random(len(part.evidence))
+                missing = ~part.evidence & (chance < rng.random() ** 0.5)
+                hidden[b, segment_BL[b] == q, 2 : 2 + len(missing)] = torch.from_numpy(missing)
     return hidden
 
 
@@ -139,7 +135,7 @@ def pack(
     families: dict[str, float] | None = None,
     pixels: bool = True,
     crowded: bool = False,
-    hide_blank: float = 0.0,
+    hide: float = 0.0,
 ) -> PackedBatch:
     """A batch of ``images`` fresh images with ``questions`` questions each.
 
@@ -152,8 +148,8 @@ def pack(
         families: weight of each family in the mix; default: all alike.
         pixels: draw the images; without, the batch only serves oracle visual tokens.
         crowded: more objects than the benchmark has, so that there is more to see per image.
-        hide_blank: share of questions that miss a random share of the visual tokens that show nothing, so that the
-            model does not come to lean on how much background there is; images of other sizes have less of it too.
+        hide: share of questions that miss a random share of the visual tokens outside of their evidence, so that the
+            model does not come to lean on how much background there is.
     """
     weights = families or dict.fromkeys(FAMILIES, 1.0)
     side = image_size // TOKEN
@@ -174,7 +170,7 @@ def pack(
     length = len(prefix) + max(sum(len(part.tokens) for part in text) for text in texts)
     input_ids = np.zeros((images, length), np.int64)
     positions = np.zeros((3, images, length), np.int64)
-    targets, number = np.full((images, length, CHOICES), IGNORE), np.full((images, length), -1)
+    targets, number = np.full((images, length), IGNORE), np.full((images, length), -1)
     segment = np.full((images, length), -2)  # -2: padding, -1: image, else the question
     for b, text in enumerate(texts):
         at = len(prefix)
@@ -183,14 +179,13 @@ def pack(
             end, answer = at + len(part.tokens), at + part.prompt - 1
             input_ids[b, at:end], segment[b, at:end] = part.tokens, q
             positions[:, b, at:end] = 3 + side + np.arange(len(part.tokens))
-            for k, right in enumerate(part.right):
-                targets[b, answer + k, : len(right)] = right
+            targets[b, answer : end - 1] = part.tokens[part.prompt :]
             number[b, answer : end - 1] = b * questions + q
             at = end
     seg = torch.from_numpy(segment)
     seen = (seg[:, None, :] == -1) | (seg[:, None, :] == seg[:, :, None])
-    if hide_blank:
-        seen &= ~_hidden(rng, words, seg, questions, hide_blank)
+    if hide:
+        seen &= ~_hidden(rng, texts, seg, hide)
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids),

@@ -73,7 +73,7 @@ class GlyphVQA(Dataset[Sample]):
             id=name,
             key=int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1,
             question=question.text,
-            answers=question.answers(),
+            answers=[question.answer],
             images=[draw(layout, rng)],
             boxes=[_normalised(question.boxes, layout)],
             family=question.family,

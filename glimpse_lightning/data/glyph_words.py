@@ -15,8 +15,8 @@ GLYPHS = tuple("234679ABCEFHKLMPRSTUXY")
 LABELS = ("TEL", "DAY", "SUM", "BOX", "FAX", "AGE", "KEY", "LOT")
 SIDES = ("left", "right", "above", "below")
 COUNTS = tuple("123456789")
-PLACES = ("##1", "##2", "##3", "##4", "##5")
-"""Tokens that stand for the place of a glyph in its row; questions and answers do not use them."""
+PLACES = ("##0", "##1", "##2", "##3", "##4")
+"""Tokens that stand for a number of dots (0: a label's); questions and answers do not use them."""
 VISUAL_WORDS = COLOURS + SHAPES + GLYPHS + LABELS
 """Every word that a piece of the image can show; a visual token is trained to show the words it stands for."""
 

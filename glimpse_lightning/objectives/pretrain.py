@@ -28,7 +28,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration as Model
 from typing_extensions import override
 
 from glimpse_lightning.data.glyph_layout import FAMILIES
-from glimpse_lightning.data.glyph_packing import IGNORE, VISUAL_WORD_IDS, PackedBatch, pack
+from glimpse_lightning.data.glyph_packing import VISUAL_WORD_IDS, PackedBatch, pack
 
 EMBEDDED = Path(__file__).parents[1] / "backbones" / "glimpse_tiny"
 KINDS = ("vision", "oracle", "joint")
@@ -54,7 +54,7 @@ class Stage:
         vision_weight: weight of the vision loss beside the answer loss in a ``joint`` stage.
         see: whether a ``joint`` stage trains the vision tower too.
         crowded: images hold more objects than those of the benchmark.
-        hide_blank: share of questions that miss a random share of the background; see `pack`.
+        hide: share of questions that miss a random share of what they need not see; see `pack`.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Stage:
     vision_weight: float = 0.0
     see: bool = True
     crowded: bool = False
-    hide_blank: float = 0.0
+    hide: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -91,7 +91,7 @@ class Stage:
         drawn = self.kind != "oracle"
         questions = self.questions if self.kind != "vision" else 1
         batch = pack(
-            rng, self.images, questions, self.image_size, share, self.families, drawn, self.crowded, self.hide_blank
+            rng, self.images, questions, self.image_size, share, self.families, drawn, self.crowded, self.hide
         )
         batch.settings = self.settings(step)
         return batch
@@ -158,12 +158,9 @@ def answer_loss(model: Model, features_VD: Tensor, batch: PackedBatch) -> tuple[
     )
     asked = batch.question >= 0
     logits, targets = model.lm_head(out.last_hidden_state[asked]).float(), batch.targets[asked]
-    # Where an answer may come in any order, all that is left of it is right: the probability of any of it counts.
-    chosen = logits.log_softmax(-1).gather(1, targets.clamp(min=0)).masked_fill(targets == IGNORE, -torch.inf)
-    loss = -chosen.logsumexp(1).mean()
+    loss = nn.functional.cross_entropy(logits, targets)
     exact = torch.ones(len(batch.families), dtype=torch.bool, device=logits.device)
-    right = (logits.argmax(-1, keepdim=True) == targets).any(1)
-    exact[batch.question[asked][~right]] = False
+    exact[batch.question[asked][logits.argmax(-1) != targets]] = False
     return loss, exact
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from glimpse_lightning.data.glyph_layout import FAMILIES, ask, make_layout
-from glimpse_lightning.data.glyph_packing import IGNORE, VISUAL_WORDS, pack, words_by_token
+from glimpse_lightning.data.glyph_packing import IGNORE, PLACES, SHOWN_WORDS, VISUAL_WORD_IDS, pack, words_by_token
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 
 
@@ -78,20 +78,17 @@ def test_answers_are_true_and_unambiguous(size):
         read = ask(layout, "read", rng)
         key, answer = read.text.split()[-1], read.answer.split()
         assert [i.glyph for i in layout.objects if key in (i.colour, i.shape)] == [answer[1]]
-        listed = ask(layout, "list", rng)
-        colour = listed.text.split()[-1]
-        assert listed.answer.split() == sorted(i.glyph for i in layout.objects if i.colour == colour)
-        count = ask(layout, "count", rng)
-        shape, answer = count.text.split()[-1], count.answer.split()
-        assert answer[:-1] == sorted(i.glyph for i in layout.objects if i.shape == shape)
-        assert int(answer[-1]) == len(answer) - 1 == len(count.boxes)
+        for family, attribute in (("list", "glyph"), ("count", "shape")):
+            question = ask(layout, family, rng)
+            colour, words = question.text.split()[-1], question.answer.split()
+            group = sorted((i for i in layout.objects if i.colour == colour), key=lambda i: i.number)
+            assert [i.number for i in group] == list(range(1, len(question.boxes) + 1))
+            assert words == [getattr(i, attribute) for i in group] + [str(len(group))] * (family == "count")
         for family in ("row", "neighbour"):
             question = ask(layout, family, rng)
             key, words = question.text.split()[-1], question.answer.split()
-            rows = [row for row in layout.rows if key == row.label or key in row.glyphs]
-            assert len(rows) == 1 and {key, *words} == {rows[0].label, *rows[0].glyphs}
-            assert len(question.answers()) == len(set(question.answers())) >= 2
-            assert question.answers()[0] == question.answer
+            (row,) = [row for row in layout.rows if key == row.label or key in row.glyphs]
+            assert words == [row.label] * (family == "neighbour") + row.glyphs
         both = ask(layout, "compare", rng).answer.split()
         assert both[2] == ("same" if both[0] == both[1] else "different")
 
@@ -117,8 +114,8 @@ def test_words_by_token_marks_what_boxes_hold():
     for item in layout.objects:
         x, y = (item.box[0] + item.box[2]) / 2 - 1, (item.box[1] + item.box[3]) / 2 - 1
         token = int(y // 28) * 16 + int(x // 28)
-        shown = {VISUAL_WORDS[column] for column in np.flatnonzero(words[token] == 1)}
-        assert shown == {item.colour, item.shape, item.glyph}
+        shown = {SHOWN_WORDS[column] for column in np.flatnonzero(words[token] == 1)}
+        assert shown == {item.colour, item.shape, item.glyph, PLACES[item.number]}
 
 
 def test_packed_questions_see_the_image_and_themselves_only():
@@ -131,9 +128,23 @@ def test_packed_questions_see_the_image_and_themselves_only():
             alone = int(seen[b, i, prefix:].sum())
             at = int(batch.position_ids[0, b, i])
             assert batch.input_ids[b, i] == 0 or alone == at - (3 + 8) + 1
-    asked = (batch.targets != IGNORE).any(-1)
+    asked = batch.targets != IGNORE
     assert set(batch.question[asked].tolist()) == set(range(10))
     assert (batch.question[~asked] == -1).all()
+
+
+def test_hidden_tokens_are_never_evidence():
+    whole, part = (pack(Random(5), 2, 6, image_size=224, pixels=False, hide=hide) for hide in (0.0, 1.0))
+    image = slice(2, 2 + 64)
+    for b in range(2):
+        layout_words = part.visual_words[b]
+        for q in range(6):
+            row = int((part.question[b] == b * 6 + q).nonzero()[0])
+            hidden = ~part.mask[b, 0, row, image]
+            assert hidden.any()
+            key = int(part.input_ids[b, row - 1])  # the last word before the assistant's token
+            assert not hidden[layout_words[:, VISUAL_WORD_IDS.index(key)] == 1].any()
+    assert whole.mask[:, 0, 67:, image].all()
 
 
 @pytest.mark.parametrize(
