@@ -90,9 +90,7 @@ class Stage:
         share = self.suffix[0] + (self.suffix[1] - self.suffix[0]) * step / max(1, self.steps)
         drawn = self.kind != "oracle"
         questions = self.questions if self.kind != "vision" else 1
-        batch = pack(
-            rng, self.images, questions, self.image_size, share, self.families, drawn, self.crowded, self.hide
-        )
+        batch = pack(rng, self.images, questions, self.image_size, share, self.families, drawn, self.crowded, self.hide)
         batch.settings = self.settings(step)
         return batch
 
