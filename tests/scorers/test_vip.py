@@ -114,6 +114,13 @@ def test_initial_values() -> None:
     assert scorer.glimpse.embeddings.std().item() == pytest.approx(0.02, rel=0.2)
 
 
+def test_scale_of_the_glimpse() -> None:
+    for scale in (1.0, 0.07):
+        vector = vip(glimpse_scale=scale).glimpse(0)
+        assert vector is not None
+        assert vector.square().mean().sqrt().item() == pytest.approx(scale, rel=1e-2)
+
+
 def test_dropout_is_of_the_glimpse_in_training_only() -> None:
     glimpse = vip(dropout=0.5).glimpse
     assert glimpse is not None
