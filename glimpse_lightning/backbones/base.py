@@ -19,7 +19,7 @@ from glimpse_lightning.engine import taps
 from glimpse_lightning.engine.compaction import Compaction, pad_left
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.visual_tokens import ModelFacts, VisionTap
+from glimpse_lightning.visual_tokens import ModelFacts, Views, VisionTap
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Prompt:
         vision: what was asked of the vision tower, by tap: ``[V, Dv]``.
         left_padding: how the columns were moved from the caller's layout; ``None`` where they were not.
         layer_features: by decoder layer, ``[V, D]`` that are added to the visual tokens' states after that layer.
+        views: what each item shows; ``None`` = a whole image each.
     """
 
     embeds: Tensor
@@ -45,6 +46,7 @@ class Prompt:
     vision: dict[VisionTap, Tensor] = field(default_factory=dict)
     left_padding: Compaction | None = None
     layer_features: dict[int, Tensor] = field(default_factory=dict)
+    views: Views | None = None
 
     def moved_left(self, plan: Compaction) -> Prompt:
         """The same prompt with its padding moved to the left by ``plan``."""
@@ -57,6 +59,7 @@ class Prompt:
             vision=self.vision,
             left_padding=plan,
             layer_features=self.layer_features,
+            views=self.views,
         )
 
 

@@ -19,7 +19,7 @@ from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.reducers.drop import Drop
 from glimpse_lightning.scorers.base import AttentionProbe
-from glimpse_lightning.visual_tokens import VisualTokens
+from glimpse_lightning.visual_tokens import Views, VisualTokens
 
 if TYPE_CHECKING:
     from glimpse_lightning.backbones.base import Backbone, Prompt
@@ -35,9 +35,10 @@ class TokenLayout:
     position: Tensor
     grid: Tensor
     item_sample: Tensor
+    views: Views | None = None
 
     @classmethod
-    def of(cls, visual: Tensor, grid: Tensor) -> TokenLayout:
+    def of(cls, visual: Tensor, grid: Tensor, views: Views | None = None) -> TokenLayout:
         """From ``visual [B, N]`` and ``grid [I, 3]``."""
         sample = visual.nonzero()[:, 0]
         sizes = grid.prod(-1)
@@ -47,7 +48,7 @@ class TokenLayout:
         _, height, width = grid[item].unbind(-1)
         plane = height * width
         position = torch.stack([offset // plane, offset % plane // width, offset % width], -1)
-        return cls(item, sample, position, grid, sample[ends - sizes])
+        return cls(item, sample, position, grid, sample[ends - sizes], views)
 
 
 @dataclass
@@ -114,7 +115,7 @@ class Trunk:
     def start(cls, backbone: Backbone, prompt: Prompt) -> Trunk:
         visual = prompt.visual
         slot = torch.where(visual, visual.flatten().cumsum(0).view_as(visual) - 1, -1)
-        layout = TokenLayout.of(visual, prompt.grid)
+        layout = TokenLayout.of(visual, prompt.grid, prompt.views)
         column = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
         alive = torch.arange(len(layout.item), device=visual.device)
         return cls(
@@ -277,6 +278,7 @@ class StageRun:
             state=state,
             keys=None if keys is None else trunk.visual(keys),
             text_keys=None if keys is None or text is None else keys[text],
+            views=layout.views,
         )
 
     def _decoder_keys(self, trunk: Trunk) -> Tensor:
