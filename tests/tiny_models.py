@@ -129,7 +129,7 @@ def idefics3(attn_implementation: str = "sdpa") -> PreTrainedModel:
     torch.manual_seed(0)
     config = Idefics3Config(
         text_config=LlamaConfig(**TEXT), vision_config=CLIP, image_token_id=5, scale_factor=2,
-        attn_implementation=attn_implementation,
+        pad_token_id=0, attn_implementation=attn_implementation,
     )  # fmt: skip
     return Idefics3ForConditionalGeneration(config).eval()
 
@@ -138,7 +138,7 @@ def smolvlm(attn_implementation: str = "sdpa") -> PreTrainedModel:
     torch.manual_seed(0)
     config = SmolVLMConfig(
         text_config=LlamaConfig(**TEXT), vision_config=CLIP, image_token_id=5, scale_factor=2,
-        attn_implementation=attn_implementation,
+        pad_token_id=0, attn_implementation=attn_implementation,
     )  # fmt: skip
     return SmolVLMForConditionalGeneration(config).eval()
 

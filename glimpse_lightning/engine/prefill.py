@@ -65,6 +65,8 @@ class PrefillOutput:
         attention_mask: ``[B, M]`` long, 0 at padding (on the left).
         cache: keys and values, ``M`` columns in every layer.
         tokens: where the visual tokens belong.
+        prompt_ids, prompt_mask: ``[B, N]`` the unpruned prompt, padded on the left, for what looks at it while
+            decoding (repetition penalties); ``None`` where only an embedded prompt is known.
     """
 
     scores: list[Tensor]
@@ -75,6 +77,8 @@ class PrefillOutput:
     attention_mask: Tensor
     cache: Cache
     tokens: TokenLayout
+    prompt_ids: Tensor | None = None
+    prompt_mask: Tensor | None = None
 
     def fork(self, repeats: int = 1) -> PrefillOutput:
         """A copy that decoding may grow, each sample repeated ``repeats`` times; this one stays reusable."""
