@@ -47,10 +47,11 @@ class PrunedVLM(nn.Module, GenerationMixin):
         self.config = self.model.config
         self.generation_config: GenerationConfig = self.model.generation_config
         if pruner is not None:
-            if pruner.facts is None:
-                pruner.eval()  # as Hugging Face models start; otherwise a fresh pruner would score with dropout
+            fresh = pruner.facts is None
             pruner.build(backbone.facts)
             pruner.to(self.device)
+            if fresh:
+                pruner.eval()  # as Hugging Face models start; after building, which makes modules that would drop out
 
     def __getattr__(self, name: str) -> Any:
         """What ``generate`` asks of a Hugging Face model beyond the mixin is answered by the model itself."""
