@@ -10,7 +10,7 @@ from tiny_models import FAMILIES
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessorList, PreTrainedTokenizerFast, set_seed
-from transformers.generation import BaseStreamer, LogitsProcessor
+from transformers.generation import BaseStreamer, LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 import glimpse_lightning as gl
 
@@ -35,6 +35,15 @@ def expandable(backbone: gl.Backbone) -> list[list[tuple[int, int]]]:
     packed = backbone.facts.model_type not in ("idefics3", "smolvlm")
     knows = own or not packed or hasattr(GenerationMixin, "_expand_multimodal_outputs")
     return SIZES if knows else [[(3, 4)], [(4, 4)]]
+
+
+def penalties_ignore_padding() -> bool:
+    """Older versions of Hugging Face penalise the padding token in a padded row, and only there."""
+    try:
+        RepetitionPenaltyLogitsProcessor(1.5, prompt_ignore_length=torch.zeros(1, dtype=torch.long))
+    except ValueError:
+        return False
+    return True
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -113,6 +122,8 @@ def test_stop_strings_and_streamer_equal_hugging_face(backbone):
 @pytest.mark.parametrize("name", ["greedy", "beams", "beams returned", "repetition penalty"])
 def test_pruned_rows_equal_single_runs(backbone, name):
     """Ragged retention: each row of a batch decodes as it does alone, beams included."""
+    if name == "repetition penalty" and not penalties_ignore_padding():
+        pytest.skip("this version of transformers penalises padding")
     model, options = pruned(backbone), OPTIONS[name]
     returned = options.get("num_return_sequences", 1)
     batch = model.generate(**backbone.example_inputs(SIZES), max_new_tokens=6, **options)

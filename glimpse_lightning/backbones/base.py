@@ -78,6 +78,8 @@ class Backbone(ABC):
 
     architectures: ClassVar[tuple[str, ...]] = ()
     """Class names of the Hugging Face models this adapter understands."""
+    bidirectional_images: ClassVar[bool] = False
+    """Whether the tokens of one image see each other in both directions inside the decoder."""
 
     def __init__(self, model: PreTrainedModel, processor: Any | None = None, prune_video: bool = True) -> None:
         self.model: Any = model
@@ -157,8 +159,15 @@ class Backbone(ABC):
             return types[layer]
         return "sliding_attention" if getattr(self.text_config, "sliding_window", None) else "full_attention"
 
-    def attention_mask(self, layer: int, hidden: Tensor, mask: Tensor, cache: Cache | None) -> Any:
-        """Mask for ``layer`` as its kernel wants it, from the 2-D ``mask [B, past + queries]``."""
+    def attention_mask(
+        self, layer: int, hidden: Tensor, mask: Tensor, cache: Cache | None, image: Tensor | None = None
+    ) -> Any:
+        """Mask for ``layer`` as its kernel wants it, from the 2-D ``mask [B, past + queries]``.
+
+        Args:
+            image: ``[B, queries]`` the visual item of each column, -1 elsewhere; given for a prompt, and heeded where
+                ``bidirectional_images``.
+        """
         sliding = self.layer_type(layer) == "sliding_attention"
         create = create_sliding_window_causal_mask if sliding else create_causal_mask
         return create(config=self.text_config, inputs_embeds=hidden, attention_mask=mask, past_key_values=cache)

@@ -16,6 +16,10 @@ from glimpse_lightning.errors import GlimpseError
 
 TINY = "glimpse-tiny"
 QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
+UNFIT = {
+    "MllamaForConditionalGeneration": "it reads images through cross-attention, so its prompt has no visual tokens",
+    "PaliGemmaForConditionalGeneration": "its whole prompt attends in both directions, which the engine does not do",
+}
 SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -93,6 +97,8 @@ def wrap_backbone(model: PreTrainedModel, processor: Any | None = None, prune_vi
         for name in family.architectures
     }
     architecture = type(model).__name__
+    if architecture in UNFIT:
+        raise GlimpseError(f"Unsupported architecture {architecture}: {UNFIT[architecture]}. Choose another model.")
     if architecture not in families:
         raise GlimpseError(
             f"No backbone adapter for {architecture}. Supported: {', '.join(sorted(families))}. "

@@ -85,12 +85,18 @@ class Trunk:
             self.positions = self.backbone.position_embeddings(self.hidden, self.position_ids)
         kind = self.backbone.layer_type(layer)
         if kind not in self.masks:
-            self.masks[kind] = self.backbone.attention_mask(layer, self.hidden, self.mask, None)
+            self.masks[kind] = self.backbone.attention_mask(layer, self.hidden, self.mask, None, self._image())
         self.hidden = self.backbone.run_layer(layer, self.hidden, self.masks[kind], self.positions, self.cache, tap)
         if layer in self.prompt.layer_features:
             visual = self.slot >= 0
             features = self.prompt.layer_features[layer][self.alive].to(self.hidden)
             self.hidden = self.hidden.masked_scatter(visual[..., None], self.hidden[visual] + features)
+
+    def _image(self) -> Tensor | None:
+        """``[B, M]`` the item of each column's visual token, -1 elsewhere; only where the model's masks want it."""
+        if not self.backbone.bidirectional_images:
+            return None
+        return torch.cat([self.layout.item, self.layout.item.new_full((1,), -1)])[self.slot]
 
     def compact(self, keep: Tensor, reduced: Tensor | None) -> None:
         """Drop the visual tokens that ``keep [V]`` (over all of them) does not keep; ``reduced [kept, D]`` replaces

@@ -160,3 +160,12 @@ def test_unsupported_architecture_lists_supported_ones():
     )
     with pytest.raises(gl.GlimpseError, match=r"LlamaForCausalLM.*Qwen3VLForConditionalGeneration"):
         gl.wrap_backbone(model)
+
+
+@pytest.mark.parametrize("architecture", load.UNFIT)
+def test_architectures_that_do_not_fit_say_why(architecture):
+    model = type(architecture, (LlamaForCausalLM,), {})(
+        LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    with pytest.raises(gl.GlimpseError, match=rf"Unsupported architecture {architecture}: its? "):
+        gl.wrap_backbone(model)

@@ -67,7 +67,7 @@ def test_conformance_without_masks(family: str, check: Any, stand_in: str) -> No
     check(gl.wrap_backbone(model))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gemma3"])  # needs a mask inside images
 def test_same_as_sdpa(family: str, stand_in: str) -> None:
     """Scores, kept tokens and decoded logits of a ragged batch, several stages with every kind of probe."""
     outputs = []
