@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glimpse_lightning import backbones, data, metrics, objectives, policies, reducers, scorers
+    from glimpse_lightning import backbones, data, metrics, objectives, policies, reducers, scorers, testing
     from glimpse_lightning.backbones import Backbone, load_backbone, wrap_backbone
     from glimpse_lightning.checkpoints import load_pruner, save_pruner
     from glimpse_lightning.data.batch import Batch
@@ -52,7 +52,7 @@ _HOMES = {
     "save_pruner": "checkpoints",
     "wrap_backbone": "backbones",
 }
-_MODULES = ("backbones", "callbacks", "data", "metrics", "objectives", "policies", "reducers", "scorers")
+_MODULES = ("backbones", "callbacks", "data", "metrics", "objectives", "policies", "reducers", "scorers", "testing")
 __all__ = sorted([*_HOMES, *_MODULES, "__version__"])
 
 

@@ -20,7 +20,7 @@ from glimpse_lightning.visual_tokens import VisionTap
 
 _PROMPT_INPUTS = frozenset(
     "input_ids attention_mask pixel_values image_grid_thw pixel_values_videos video_grid_thw second_per_grid_ts "
-    "mm_token_type_ids image_sizes pixel_attention_mask batch_num_images first_copies".split()
+    "mm_token_type_ids token_type_ids image_sizes pixel_attention_mask batch_num_images first_copies".split()
 )
 
 
@@ -47,10 +47,11 @@ class PrunedVLM(nn.Module, GenerationMixin):
         self.config = self.model.config
         self.generation_config: GenerationConfig = self.model.generation_config
         if pruner is not None:
-            if pruner.facts is None:
-                pruner.eval()  # as Hugging Face models start; otherwise a fresh pruner would score with dropout
+            fresh = pruner.facts is None
             pruner.build(backbone.facts)
             pruner.to(self.device)
+            if fresh:
+                pruner.eval()  # as Hugging Face models start; after building, which makes modules that would drop out
 
     def __getattr__(self, name: str) -> Any:
         """What ``generate`` asks of a Hugging Face model beyond the mixin is answered by the model itself."""
@@ -106,7 +107,17 @@ class PrunedVLM(nn.Module, GenerationMixin):
         if prompt is None:
             prompt = self.backbone.embed(inputs, self.vision_layers)
         state = {} if reference_masks is None else {REFERENCE_MASKS: reference_masks}
-        return run_prefill(self.backbone, self.pruner, prompt, self._keys(keys, inputs), questions, boxes, state)
+        out = run_prefill(self.backbone, self.pruner, prompt, self._keys(keys, inputs), questions, boxes, state)
+        if "input_ids" in inputs:
+            ids, plan = inputs["input_ids"], prompt.left_padding
+            out.prompt_ids = ids if plan is None else plan.columns(ids, self._pad_id)
+            out.prompt_mask = prompt.mask.long()
+        return out
+
+    @property
+    def _pad_id(self) -> int:
+        pad = self.generation_config.pad_token_id
+        return 0 if pad is None else pad
 
     def _keys(self, keys: Tensor | None, inputs: dict[str, Any]) -> Tensor:
         if keys is not None:
@@ -142,12 +153,11 @@ class PrunedVLM(nn.Module, GenerationMixin):
         inputs = {name: kwargs.pop(name) for name in list(kwargs) if name in _PROMPT_INPUTS}
         if prefill is None:
             prefill = self.prefill(keys=keys, questions=questions, reference_masks=reference_masks, **inputs)
-        ids = inputs.get("input_ids")
+        ids, mask = prefill.prompt_ids, prefill.prompt_mask
         if ids is None:  # logits processors that look at the prompt then see padding only
-            pad = self.generation_config.pad_token_id
-            ids = torch.full((len(prefill.logits), 1), 0 if pad is None else pad, device=self.device)
-        ids = ids.to(self.device)
-        out = super().generate(input_ids=ids, attention_mask=torch.ones_like(ids), prefill=prefill.fork(), **kwargs)
+            ids = torch.full((len(prefill.logits), 1), self._pad_id, device=self.device)
+            mask = torch.ones_like(ids)
+        out = super().generate(input_ids=ids, attention_mask=mask, prefill=prefill.fork(), **kwargs)
         if isinstance(out, Tensor):
             return out[:, ids.shape[1] :]
         out.sequences = out.sequences[:, ids.shape[1] :]

@@ -245,6 +245,13 @@ class PruningModule(LightningModule):
                 f"Nothing to train: no parameter matches {type(self.objective).__name__}'s {self.objective.trainable}. "
                 "Give a scorer that learns (VIP), or evaluate this recipe with `test`."
             )
+        if self.model.pruner is not None:  # pruners start in evaluation mode, and Lightning keeps each module's
+            self.model.pruner.train()
+
+    @override
+    def on_fit_end(self) -> None:
+        if self.model.pruner is not None:
+            self.model.pruner.eval()
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

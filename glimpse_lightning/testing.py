@@ -237,6 +237,10 @@ def recompute_logits(
     new = torch.arange(total, device=embeds.device) >= length
     hidden, positions = embeds, backbone.position_embeddings(embeds, position_ids)
     final = _visible(prompt, out.keep, total)
+    if backbone.bidirectional_images:
+        image = torch.full((batch, total), -1, device=embeds.device)
+        image[:, :length][prompt.visual] = out.tokens.item
+        causal = causal | (image[:, None] == image[..., None]) & (image >= 0)[:, None]
     for layer in range(len(backbone.layers)):
         gone = [keep for stage, keep in zip(pruner.stages, out.keep, strict=True) if stage.after_layer < layer]
         seen = torch.where(new[None, :, None], final[:, None], _visible(prompt, gone, total)[:, None])

@@ -89,6 +89,26 @@ VisionTap = int | VisionAttention | VisionKeys
 
 
 @dataclass(frozen=True)
+class Views:
+    """Which part of which image each item shows: an item's grid lies evenly over its region.
+
+    Attributes:
+        image: ``[I]`` number of the image (or video) that an item belongs to, ascending; tiles of one share it.
+        region: ``[I, 4]`` float64 (x1, y1, x2, y2) relative to the image's width and height; beyond [0, 1] where the
+            item shows padding; NaN where it is not known.
+    """
+
+    image: Tensor
+    region: Tensor
+
+    @classmethod
+    def whole(cls, images: int, device: torch.device | None = None) -> Views:
+        """Each of ``images`` is one item that shows all of it."""
+        region = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64, device=device).repeat(images, 1)
+        return cls(torch.arange(images, device=device), region)
+
+
+@dataclass(frozen=True)
 class VisualTokens:
     """Visual tokens of a batch as one prune stage sees them (those that earlier stages dropped are absent).
 
@@ -113,6 +133,7 @@ class VisualTokens:
         text_keys: ``[T, Hk * head_dim]`` the same of the text tokens.
         scores: ``[V]`` the stage's scores; for reducers.
         targets: ``[V]`` kept tokens that dropped ones may be merged into (``Policy.merge_targets``); for reducers.
+        views: what each item shows; ``None`` = a whole image each.
     """
 
     embeds: Tensor
@@ -135,6 +156,7 @@ class VisualTokens:
     text_keys: Tensor | None = None
     scores: Tensor | None = None
     targets: Tensor | None = None
+    views: Views | None = None
 
     def __len__(self) -> int:
         return self.item.shape[0]

@@ -68,6 +68,7 @@ class Places:
     item_sample = torch.tensor([0, 0, 1])
     grid = torch.tensor([[1, 2, 4], [1, 1, 2], [1, 1, 2]])
     position = torch.tensor([[0, r, c] for r in range(2) for c in range(4)] + [[0, 0, 0], [0, 0, 1]] * 2)
+    views = None
 
 
 def test_evidence_mask_touches_the_cells_of_the_reference() -> None:

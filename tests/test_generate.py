@@ -9,15 +9,15 @@ import torch
 from tiny_models import FAMILIES
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedTokenizerFast, set_seed
-from transformers.generation import BaseStreamer, LogitsProcessor
+from transformers import GenerationMixin, LogitsProcessorList, PreTrainedTokenizerFast, set_seed
+from transformers.generation import BaseStreamer, LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 import glimpse_lightning as gl
 
 SIZES = [[(3, 4)], [(2, 3), (5, 2)], [], [(4, 4)]]
 
 
-@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "smolvlm"])
+@pytest.fixture(scope="module", params=FAMILIES)
 def backbone(request) -> gl.Backbone:
     return gl.wrap_backbone(FAMILIES[request.param]())
 
@@ -25,6 +25,25 @@ def backbone(request) -> gl.Backbone:
 def pruned(backbone: gl.Backbone, **policy: Any) -> gl.PrunedVLM:
     stage = gl.PruneStage(1, gl.scorers.AttentionRank(), gl.policies.KeepRatio(0.4, **policy))
     return gl.PrunedVLM(backbone, gl.Pruner([stage]))
+
+
+def expandable(backbone: gl.Backbone) -> list[list[tuple[int, int]]]:
+    """Sizes that Hugging Face can repeat for beams: older versions repeat packed images row by row, so that a sample
+    with two of them, or none, would see its neighbours' ones.
+    """
+    own = type(backbone.model)._expand_inputs_for_generation is not GenerationMixin._expand_inputs_for_generation
+    packed = backbone.facts.model_type not in ("idefics3", "smolvlm")
+    knows = own or not packed or hasattr(GenerationMixin, "_expand_multimodal_outputs")
+    return SIZES if knows else [[(3, 4)], [(4, 4)]]
+
+
+def penalties_ignore_padding() -> bool:
+    """Older versions of Hugging Face penalise the padding token in a padded row, and only there."""
+    try:
+        RepetitionPenaltyLogitsProcessor(1.5, prompt_ignore_length=torch.zeros(1, dtype=torch.long))
+    except ValueError:
+        return False
+    return True
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -74,7 +93,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_unpruned_equals_hugging_face(backbone, options):
-    inputs = backbone.example_inputs(SIZES)
+    inputs = backbone.example_inputs(expandable(backbone))
     set_seed(3)
     expected = backbone.model.generate(**backbone.hf_inputs(inputs), max_new_tokens=7, **options)
     set_seed(3)
@@ -85,16 +104,17 @@ def test_unpruned_equals_hugging_face(backbone, options):
 def test_stop_strings_and_streamer_equal_hugging_face(backbone):
     inputs = backbone.example_inputs(SIZES[:1])
     free = gl.PrunedVLM(backbone).generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    stop = next(token for token in free[0, 1:].tolist() if token > 1)  # 0 and 1 are no words
     options = {
         "max_new_tokens": 6,
         "do_sample": False,
-        "stop_strings": [f"w{int(free[0, 2])}"],
+        "stop_strings": [f"w{stop}"],
         "tokenizer": tokenizer(),
     }
     mine, theirs = Collected(), Collected()
     ids = gl.PrunedVLM(backbone).generate(**inputs, **options, streamer=mine)
     backbone.model.generate(**backbone.hf_inputs(inputs), **options, streamer=theirs)
-    assert ids.shape[1] <= 3
+    assert ids.shape[1] < 6
     assert mine.ended
     assert [piece.tolist() for piece in mine.pieces] == [piece.tolist() for piece in theirs.pieces]
 
@@ -102,6 +122,8 @@ def test_stop_strings_and_streamer_equal_hugging_face(backbone):
 @pytest.mark.parametrize("name", ["greedy", "beams", "beams returned", "repetition penalty"])
 def test_pruned_rows_equal_single_runs(backbone, name):
     """Ragged retention: each row of a batch decodes as it does alone, beams included."""
+    if name == "repetition penalty" and not penalties_ignore_padding():
+        pytest.skip("this version of transformers penalises padding")
     model, options = pruned(backbone), OPTIONS[name]
     returned = options.get("num_return_sequences", 1)
     batch = model.generate(**backbone.example_inputs(SIZES), max_new_tokens=6, **options)
@@ -114,6 +136,11 @@ def test_pruned_rows_equal_single_runs(backbone, name):
 def test_one_prefill_serves_many_continuations(backbone):
     model, inputs = pruned(backbone), backbone.example_inputs(SIZES)
     out = model.prefill(**inputs)
+    penalty = OPTIONS["repetition penalty"]
+    whole = model.generate(**inputs, max_new_tokens=5, **penalty)
+    assert torch.equal(model.generate(prefill=out, max_new_tokens=5, **penalty), whole)
+    right = backbone.example_inputs(SIZES, padding_side="right")
+    assert torch.equal(model.generate(**right, max_new_tokens=5, keys=model._keys(None, inputs), **penalty), whole)
     before = [layer.keys.clone() for layer in out.cache.layers]
     greedy = model.generate(prefill=out, max_new_tokens=5, do_sample=False)
     assert torch.equal(greedy, model.generate(**inputs, max_new_tokens=5, do_sample=False))

@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import glimpse_lightning as gl
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.engine.prefill import StageRun
+from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.objectives.losses import answer_loss, mask_loss
 
 pytestmark = needs_golden

@@ -49,6 +49,21 @@ def test_only_the_pruner_trains_and_is_saved() -> None:
     assert module.vlm is first
 
 
+def test_dropout_only_while_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh pruner scores without it, although its modules are made when it is attached to a model."""
+    module, seen = vip(dropout=0.5), []
+    module.configure_model()
+    pruner = module.model.pruner
+    assert pruner is not None
+    assert not any(part.training for part in pruner.modules())
+    step = KL.step
+    monkeypatch.setattr(KL, "step", lambda *args: seen.append({m.training for m in pruner.modules()}) or step(*args))
+    data = VQAData(train=GlyphVQA("train", 8, image_size=224), batch_size=2, num_workers=0)
+    trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(module, datamodule=data)
+    assert seen == [{True}, {True}]
+    assert not any(part.training for part in pruner.modules())
+
+
 def test_training_changes_the_pruner_and_nothing_else(tmp_path: Path) -> None:
     module = vip()
     module.configure_model()

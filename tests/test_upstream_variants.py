@@ -172,6 +172,18 @@ def test_reference_masks(tmp_path: Path, family: str) -> None:
         model.prefill(**batch)
 
 
+@pytest.mark.parametrize(("per", "kept"), [("sample", [4, 0]), ("item", [1, 3])])
+def test_reference_masks_of_several_images_share_the_samples_budget(tmp_path: Path, per: str, kept: list[int]) -> None:
+    """As in the reference, ``int(0.3 * 16)`` of both images' tokens together, the surest first; by option, of each."""
+    pruner_files(tmp_path, "qwen", use_ref_masks=True, max_remain_ratio=0.3)
+    model = gl.PrunedVLM(backbone("qwen"), gl.load_pruner(tmp_path))
+    model.pruner.stages[0].policy.per = per
+    batch = backbone("qwen").example_inputs([[(2, 3), (5, 2)]])
+    masks = [torch.full((2, 3), 0.9), torch.full((5, 2), 0.8)]
+    out = model.prefill(**batch, reference_masks=masks)
+    assert [int(out.keep[0][out.tokens.item == item].sum()) for item in (0, 1)] == kept
+
+
 def count(family: str, batch: dict[str, Tensor]) -> int:
     return int((batch["input_ids"] == backbone(family).model.config.image_token_id).sum())
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import (
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     InternVLConfig,
@@ -129,7 +132,7 @@ def idefics3(attn_implementation: str = "sdpa") -> PreTrainedModel:
     torch.manual_seed(0)
     config = Idefics3Config(
         text_config=LlamaConfig(**TEXT), vision_config=CLIP, image_token_id=5, scale_factor=2,
-        attn_implementation=attn_implementation,
+        pad_token_id=0, attn_implementation=attn_implementation,
     )  # fmt: skip
     return Idefics3ForConditionalGeneration(config).eval()
 
@@ -138,14 +141,28 @@ def smolvlm(attn_implementation: str = "sdpa") -> PreTrainedModel:
     torch.manual_seed(0)
     config = SmolVLMConfig(
         text_config=LlamaConfig(**TEXT), vision_config=CLIP, image_token_id=5, scale_factor=2,
-        attn_implementation=attn_implementation,
+        pad_token_id=0, attn_implementation=attn_implementation,
     )  # fmt: skip
     return SmolVLMForConditionalGeneration(config).eval()
+
+
+def gemma3(attn_implementation: str = "sdpa") -> PreTrainedModel:
+    torch.manual_seed(0)
+    text = Gemma3TextConfig(
+        **TEXT, head_dim=16, query_pre_attn_scalar=16, sliding_window=64,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    )  # fmt: skip
+    config = Gemma3Config(
+        text_config=text, vision_config=SiglipVisionConfig(**CLIP, vision_use_head=False), mm_tokens_per_image=4,
+        image_token_index=5, boi_token_index=7, eoi_token_index=8, attn_implementation=attn_implementation,
+    )  # fmt: skip
+    return Gemma3ForConditionalGeneration(config).eval()
 
 
 FAMILIES = {
     build.__name__: build
     for build in (
         llava, llava_next, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl, idefics3, smolvlm,
+        gemma3,
     )
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """Adapters over unmodified Hugging Face models: one family, one file, one import."""
 
 from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.backbones.gemma3 import Gemma3Backbone
 from glimpse_lightning.backbones.idefics3 import Idefics3Backbone
 from glimpse_lightning.backbones.internvl import InternVLBackbone
 from glimpse_lightning.backbones.llava import LlavaBackbone
@@ -13,6 +14,7 @@ from glimpse_lightning.backbones.qwen3_vl import Qwen3VLBackbone
 
 __all__ = [
     "Backbone",
+    "Gemma3Backbone",
     "Idefics3Backbone",
     "InternVLBackbone",
     "LlavaBackbone",

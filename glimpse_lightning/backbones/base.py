@@ -19,7 +19,7 @@ from glimpse_lightning.engine import taps
 from glimpse_lightning.engine.compaction import Compaction, pad_left
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.visual_tokens import ModelFacts, VisionTap
+from glimpse_lightning.visual_tokens import ModelFacts, Views, VisionTap
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Prompt:
         vision: what was asked of the vision tower, by tap: ``[V, Dv]``.
         left_padding: how the columns were moved from the caller's layout; ``None`` where they were not.
         layer_features: by decoder layer, ``[V, D]`` that are added to the visual tokens' states after that layer.
+        views: what each item shows; ``None`` = a whole image each.
     """
 
     embeds: Tensor
@@ -45,6 +46,7 @@ class Prompt:
     vision: dict[VisionTap, Tensor] = field(default_factory=dict)
     left_padding: Compaction | None = None
     layer_features: dict[int, Tensor] = field(default_factory=dict)
+    views: Views | None = None
 
     def moved_left(self, plan: Compaction) -> Prompt:
         """The same prompt with its padding moved to the left by ``plan``."""
@@ -57,6 +59,7 @@ class Prompt:
             vision=self.vision,
             left_padding=plan,
             layer_features=self.layer_features,
+            views=self.views,
         )
 
 
@@ -75,6 +78,8 @@ class Backbone(ABC):
 
     architectures: ClassVar[tuple[str, ...]] = ()
     """Class names of the Hugging Face models this adapter understands."""
+    bidirectional_images: ClassVar[bool] = False
+    """Whether the tokens of one image see each other in both directions inside the decoder."""
 
     def __init__(self, model: PreTrainedModel, processor: Any | None = None, prune_video: bool = True) -> None:
         self.model: Any = model
@@ -154,8 +159,15 @@ class Backbone(ABC):
             return types[layer]
         return "sliding_attention" if getattr(self.text_config, "sliding_window", None) else "full_attention"
 
-    def attention_mask(self, layer: int, hidden: Tensor, mask: Tensor, cache: Cache | None) -> Any:
-        """Mask for ``layer`` as its kernel wants it, from the 2-D ``mask [B, past + queries]``."""
+    def attention_mask(
+        self, layer: int, hidden: Tensor, mask: Tensor, cache: Cache | None, image: Tensor | None = None
+    ) -> Any:
+        """Mask for ``layer`` as its kernel wants it, from the 2-D ``mask [B, past + queries]``.
+
+        Args:
+            image: ``[B, queries]`` the visual item of each column, -1 elsewhere; given for a prompt, and heeded where
+                ``bidirectional_images``.
+        """
         sliding = self.layer_type(layer) == "sliding_attention"
         create = create_sliding_window_causal_mask if sliding else create_causal_mask
         return create(config=self.text_config, inputs_embeds=hidden, attention_mask=mask, past_key_values=cache)

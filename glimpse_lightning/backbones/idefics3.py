@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from glimpse_lightning.backbones import regions
 from glimpse_lightning.backbones.square_grid import SquareGridBackbone
+from glimpse_lightning.visual_tokens import Views
 
 
 class Idefics3Backbone(SquareGridBackbone):
@@ -17,8 +22,8 @@ class Idefics3Backbone(SquareGridBackbone):
     Every crop of an image, the whole image behind them, and every frame of a video is an item with a square grid. Row
     and column markers, ``<global-img>`` and ``<fake_token_around_image>`` are structure and kept as text is. Batches
     are padded with images of zeros, which the model itself leaves out; padding within an image is masked by
-    ``pixel_attention_mask``. The state of a visual token is the mean over the patches that pixel shuffling puts into
-    it.
+    ``pixel_attention_mask``. Which tile a crop is, its marker in the prompt says. The state of a visual token is the
+    mean over the patches that pixel shuffling puts into it.
     """
 
     architectures = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
@@ -34,6 +39,30 @@ class Idefics3Backbone(SquareGridBackbone):
     def image_features(self, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")
         return self.model.model.get_image_features(pixels, mask).pooler_output
+
+    @cached_property
+    def tile_markers(self) -> dict[int, tuple[int, int]]:
+        """(row, column), counted from 1, by id of the token that stands in front of such a tile's tokens."""
+        if self.processor is None:
+            return {}
+        found = {id: re.fullmatch(r"<row_(\d+)_col_(\d+)>", token) for token, id in self.tokenizer.get_vocab().items()}
+        return {id: (int(match[1]), int(match[2])) for id, match in found.items() if match}
+
+    def views(self, inputs: Mapping[str, Any], grid: Tensor) -> Views | None:
+        ids = inputs["input_ids"]
+        starts = F.pad((ids == self.model.config.image_token_id).long(), (1, 0)).diff() == 1
+        in_front = ids.roll(1, 1)[starts].tolist()
+        if len(in_front) != len(grid):  # no markers between crops: made by hand
+            return None
+        shown: list[list[regions.Region]] = []
+        tiles: list[tuple[int, int]] = []
+        for token in in_front:
+            if token in self.tile_markers:
+                tiles.append(self.tile_markers[token])
+                continue
+            shown.append([*(regions.tiled(*tiles[-1]) if tiles else []), regions.WHOLE])
+            tiles = []
+        return regions.views(shown, grid.device)
 
     def example_image(self, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         tokens, pixels = super().example_image(height, width, generator)

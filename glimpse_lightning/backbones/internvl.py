@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+from typing import Any
 
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from glimpse_lightning.backbones import regions
 from glimpse_lightning.backbones.square_grid import SquareGridBackbone
+from glimpse_lightning.visual_tokens import Views
 
 
 class InternVLBackbone(SquareGridBackbone):
@@ -13,6 +19,7 @@ class InternVLBackbone(SquareGridBackbone):
     Every crop of an image, its thumbnail, and every frame of a video is an item with a square grid (16 x 16 for 448
     pixels). The ``<img>`` and ``</img>`` tokens around them are structure and kept as text is. The state of a visual
     token is the mean over the 2 x 2 patches that pixel shuffling puts into it.
+    Tiles of one image stand behind each other, its thumbnail last; how they are arranged follows from ``image_sizes``.
     """
 
     architectures = ("InternVLForConditionalGeneration",)
@@ -24,3 +31,24 @@ class InternVLBackbone(SquareGridBackbone):
     @property
     def tokens_per_side(self) -> int:
         return int(self.patches_per_side * self.model.config.downsample_ratio)
+
+    def views(self, inputs: Mapping[str, Any], grid: Tensor) -> Views:
+        sizes = inputs.get("image_sizes")
+        crops = self._crops_per_image(inputs["input_ids"])
+        if sizes is not None and len(sizes) == len(crops):
+            known = [_crops(count, *size) for count, size in zip(crops, sizes.tolist(), strict=True)]
+        else:
+            known = [[regions.WHOLE] if count == 1 else [regions.UNKNOWN] * count for count in crops]
+        return regions.views(known, grid.device)
+
+    def _crops_per_image(self, ids: Tensor) -> list[int]:
+        """How many crops each image has: between its markers, their tokens follow each other without a gap."""
+        here = F.pad((ids == self.model.config.image_token_id).long(), (1, 1))
+        starts, ends = ((here.diff() == step).nonzero()[:, 1] for step in (1, -1))
+        return ((ends - starts) // self.tokens_per_side**2).tolist()
+
+
+def _crops(count: int, height: int, width: int) -> list[regions.Region]:
+    if count == 1:
+        return [regions.WHOLE]
+    return [*regions.tiled(*regions.nearest_tiling(height, width, count - 1)), regions.WHOLE]

@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from glimpse_lightning.backbones import regions
 from glimpse_lightning.backbones.square_grid import SquareGridBackbone
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.visual_tokens import Views
 
 
 class LlavaBackbone(SquareGridBackbone):
@@ -17,6 +19,8 @@ class LlavaBackbone(SquareGridBackbone):
     Every image is one square grid (24 x 24 for LLaVA-1.5). ``vision_layers`` count the tower's blocks from 0, so the
     reference's ``selected_visual_layers``, which index CLIP's ``hidden_states``, are one higher. Where the features
     include the class token (``vision_feature_select_strategy: full`` over CLIP), it is kept as text is.
+    The stock processor crops an oblong image to the square in its middle; ``image_sizes`` and the processor tell which
+    part of the image that is.
     """
 
     architectures = ("LlavaForConditionalGeneration",)
@@ -38,3 +42,10 @@ class LlavaBackbone(SquareGridBackbone):
         grid, prunable = super().image_layout(inputs, placeholders)
         prunable.view(images, per_image)[:, : per_image - self.tokens_per_side**2] = False
         return grid[:images], prunable
+
+    def views(self, inputs: Mapping[str, Any], grid: Tensor) -> Views | None:
+        if inputs.get("image_sizes") is None or self.processor is None:
+            return None
+        settings = self.processor.image_processor
+        shown = [[regions.resized_and_cropped(h, w, settings)] for h, w in inputs["image_sizes"].tolist()]
+        return regions.views(shown, grid.device)

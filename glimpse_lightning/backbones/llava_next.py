@@ -8,9 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+from transformers.models.llava_next.modeling_llava_next import (
+    get_anyres_image_grid_shape,
+    image_size_to_num_patches,
+    unpad_image,
+)
 
+from glimpse_lightning.backbones import regions
 from glimpse_lightning.backbones.llava import LlavaBackbone
+from glimpse_lightning.visual_tokens import Views
 
 
 class LlavaNextBackbone(LlavaBackbone):
@@ -53,6 +59,29 @@ class LlavaNextBackbone(LlavaBackbone):
                 rows = int((~prunable).sum())
                 grid.append([1, rows, mosaic // rows])
         return torch.tensor(grid, device=device), torch.cat(images)
+
+    def hf_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(inputs)
+
+    def views(self, inputs: Mapping[str, Any], grid: Tensor) -> Views:
+        sizes = inputs["image_sizes"].tolist()
+        shown = [self._shown(h, w, crops) for (h, w), crops in zip(sizes, self.tiles(inputs), strict=True)]
+        return regions.views(shown, grid.device)
+
+    def _shown(self, height: int, width: int, crops: int) -> list[regions.Region]:
+        """What an image's items show: the base image all of it, the mosaic what the model leaves of its canvas."""
+        if crops == 1:  # one of several images of a sample (LLaVA-OneVision)
+            return [regions.padded_square(height, width)]
+        tile, side = self.model.config.vision_config.image_size, self.tokens_per_side
+        shape = get_anyres_image_grid_shape((height, width), self.model.config.image_grid_pinpoints, tile)
+        rows, columns = shape[0] * side, shape[1] * side
+        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(rows, columns, 2)
+        mosaic = unpad_image(places.permute(2, 0, 1), (height, width))  # numbered, so that we see what the model left
+        canvas = regions.fitted(height, width, shape[0] * tile, shape[1] * tile)
+        first_row, first_column = mosaic[:, 0, 0].tolist()
+        last_row, last_column = mosaic[:, -1, -1].tolist()
+        ends = (first_column / columns, first_row / rows, (last_column + 1) / columns, (last_row + 1) / rows)
+        return [regions.WHOLE, regions.within(canvas, ends)]
 
     def merge_states(self, inputs: Mapping[str, Any], states: Tensor) -> Tensor:
         return torch.cat(self.pack(inputs, states[:, -(self.tokens_per_side**2) :], None))

@@ -56,6 +56,9 @@ class LlavaOnevisionBackbone(LlavaNextBackbone):
         core, side = self.model.model, -(-self.tokens_per_side // 2)
         with self.capture(vision_layers) as captured:
             features = core.get_video_features(pixels).pooler_output
+        if features.shape[1] == pixels.shape[1] * side**2:  # older transformers add the newline later
+            newline = core.image_newline.to(features).expand(len(features), 1, -1)
+            features = torch.cat([features, newline], 1)
         prunable = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         prunable[:, -1] = False
         patches = self.tokens_per_side**2

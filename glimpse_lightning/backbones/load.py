@@ -16,6 +16,11 @@ from glimpse_lightning.errors import GlimpseError
 
 TINY = "glimpse-tiny"
 QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
+UNFIT = {
+    "MllamaForConditionalGeneration": "it reads images through cross-attention, so its prompt has no visual tokens",
+    "PaliGemmaForConditionalGeneration": "its whole prompt attends in both directions, which the engine does not do",
+}
+SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def load_backbone(
@@ -35,23 +40,30 @@ def load_backbone(
         dtype: weights' data type.
         attn_implementation: any of transformers' (``sdpa``, ``eager``, ``flash_attention_2``, ...), or a dict of one
             for each part of the model (``text_config``, ``vision_config``).
-        device_map: as in ``from_pretrained``; random weights are created directly on one device (``"cuda"``).
-        quantization: ``"bnb-4bit"`` or ``"bnb-8bit"`` (needs bitsandbytes); ``None`` for none.
+        device_map: as in ``from_pretrained``. A single device (``"cuda"``) needs no further package, anything else
+            accelerate. Random weights are created directly on a single device.
+        quantization: ``"bnb-4bit"`` or ``"bnb-8bit"`` (needs bitsandbytes and accelerate); ``None`` for none.
         prune_video: whether tokens of videos are items that a pruner sees; else they are kept, as the reference does.
         **kwargs: further arguments of ``from_pretrained``.
 
     Raises:
-        GlimpseError: where there is no such model, or no adapter for its architecture.
+        GlimpseError: where there is no such model, no adapter for its architecture, or a package that an argument needs
+            is missing.
     """
     if name.startswith(PREFIX):
         options = sorted([*kwargs, "quantization"] if quantization else kwargs)
         if options:
             raise GlimpseError(f"Expected no {', '.join(options)} with the random weights of {name!r}; leave them out.")
-        backbone = wrap_backbone(random_model(name, dtype, attn_implementation, device_map), prune_video=prune_video)
+        try:
+            model = random_model(name, dtype, attn_implementation, device_map)
+        except (ImportError, ValueError) as error:
+            raise _explained(name, error) from error
+        backbone = wrap_backbone(model, prune_video=prune_video)
         backbone.name = name
         return backbone
     if quantization is not None:
         kwargs["quantization_config"] = _quantization_config(quantization, dtype)
+    device_map, device = _placement(device_map, quantization)
     source = str(Path(__file__).parent / "glimpse_tiny") if name == TINY else name
     try:
         model = AutoModelForImageTextToText.from_pretrained(
@@ -61,11 +73,9 @@ def load_backbone(
     except GlimpseError:
         raise
     except (OSError, ValueError, ImportError) as error:
-        raise GlimpseError(
-            f"Could not load backbone {name!r}: {str(error).strip().splitlines()[0]} Expected {TINY!r}, a hub id, a "
-            f"folder that `from_pretrained` can read (without network, download the model first and give its folder), "
-            f"or {PREFIX}<preset>."
-        ) from error
+        raise _explained(name, error) from error
+    if device is not None:
+        model.to(device)
     backbone = wrap_backbone(model.eval(), processor, prune_video)
     backbone.name = name
     return backbone
@@ -88,6 +98,8 @@ def wrap_backbone(model: PreTrainedModel, processor: Any | None = None, prune_vi
         for name in family.architectures
     }
     architecture = type(model).__name__
+    if architecture in UNFIT:
+        raise GlimpseError(f"Unsupported architecture {architecture}: {UNFIT[architecture]}. Choose another model.")
     if architecture not in families:
         raise GlimpseError(
             f"No backbone adapter for {architecture}. Supported: {', '.join(sorted(families))}. "
@@ -98,6 +110,36 @@ def wrap_backbone(model: PreTrainedModel, processor: Any | None = None, prune_vi
 
 def _families(base: type[Backbone]) -> list[type[Backbone]]:
     return [family for child in base.__subclasses__() for family in [child, *_families(child)]]
+
+
+def _explained(name: str, error: Exception) -> GlimpseError:
+    """What to do about an ``error`` of ``from_pretrained`` or ``from_config``."""
+    if isinstance(error, GlimpseError):
+        return error
+    reason = str(error).strip().splitlines()[0].rstrip(".")
+    if isinstance(error, ImportError):
+        remedy = "Install what is missing, or choose another `attn_implementation` (sdpa needs nothing)."
+    elif "attn_implementation" in reason:
+        remedy = "Choose another `attn_implementation`, such as sdpa."
+    else:
+        remedy = (
+            f"Expected {TINY!r}, a hub id, a folder that `from_pretrained` can read (without network, download the "
+            f"model first and give its folder), or {PREFIX}<preset>."
+        )
+    return GlimpseError(f"Could not load backbone {name!r}: {reason}. {remedy}")
+
+
+def _placement(device_map: Any, quantization: str | None) -> tuple[Any, Any]:
+    """``(device map, device)``: the map for ``from_pretrained``, or the device to move the loaded model to."""
+    if (device_map is None and quantization is None) or find_spec("accelerate") is not None:
+        return device_map, None
+    if quantization is not None or isinstance(device_map, dict) or device_map in SPREADING:
+        what = f"quantization={quantization!r}" if quantization else f"device_map={device_map!r}"
+        raise GlimpseError(
+            f"`{what}` needs accelerate, which is not installed: `pip install accelerate`, or name one device, such as "
+            "`device_map='cuda'`, without quantization."
+        )
+    return None, device_map
 
 
 def _quantization_config(name: str, dtype: str | torch.dtype) -> BitsAndBytesConfig:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from glimpse_lightning.backbones.base import Backbone, Prompt, pad_rows, text_position_ids
 from glimpse_lightning.backbones.vision_taps import capture_blocks
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.visual_tokens import ModelFacts, VisionAttention, VisionTap
+from glimpse_lightning.visual_tokens import ModelFacts, Views, VisionAttention, VisionTap
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Visuals:
         prunable: ``[P]`` false at structure tokens (row ends), which are kept as text is.
         states: of vision blocks, ``[V, Dv]``.
         layer_features: added after a decoder layer, ``[V, D]``.
+        views: what each item shows; ``None`` = a whole image (or video) each.
     """
 
     token_id: int
@@ -36,6 +37,7 @@ class Visuals:
     prunable: Tensor
     states: dict[VisionTap, Tensor] = field(default_factory=dict)
     layer_features: dict[int, Tensor] = field(default_factory=dict)
+    views: Views | None = None
 
     def all_kept(self) -> Visuals:
         """The same tokens as ones that no pruner sees."""
@@ -43,7 +45,7 @@ class Visuals:
         return Visuals(self.token_id, self.features, self.grid[:0], torch.zeros_like(self.prunable), states)
 
     def taken(self, items: Tensor) -> Visuals:
-        """``items [I]`` of these, in that order and as often as they are named; no structure tokens."""
+        """``items [I]`` of these, in that order and as often as they are named; whole images without structure tokens."""
         sizes = self.grid.prod(-1)
         ends, counts = sizes.cumsum(0), sizes[items]
         within = torch.arange(int(counts.sum()), device=counts.device)
@@ -182,7 +184,9 @@ def _merge(prompt: Prompt, parts: Sequence[Visuals], places: Sequence[Tensor]) -
     for part, place in zip(parts, places, strict=True):
         sizes = part.grid.prod(-1)
         starts.append(place[sizes.cumsum(0) - sizes])
-    prompt.grid = torch.cat([part.grid for part in parts])[torch.cat(starts).argsort()]
+    items = torch.cat(starts).argsort()
+    prompt.grid = torch.cat([part.grid for part in parts])[items]
+    prompt.views = _joined(parts, items)
     order = torch.cat(list(places)).argsort()
 
     def ordered(rows: list[dict[Any, Tensor]]) -> dict[Any, Tensor]:
@@ -190,3 +194,14 @@ def _merge(prompt: Prompt, parts: Sequence[Visuals], places: Sequence[Tensor]) -
 
     prompt.vision = ordered([part.states for part in parts])
     prompt.layer_features = ordered([part.layer_features for part in parts])
+
+
+def _joined(parts: Sequence[Visuals], items: Tensor) -> Views:
+    """The views of all ``parts``, their ``items [I]`` in the order of the prompt and images numbered anew."""
+    views = [Views.whole(len(part.grid), items.device) if part.views is None else part.views for part in parts]
+    images, first = [], 0
+    for view in views:
+        images.append(view.image + first)
+        first += int(view.image.max()) + 1 if len(view.image) else 0
+    image = torch.cat(images)[items].unique_consecutive(return_inverse=True)[1]
+    return Views(image, torch.cat([view.region for view in views])[items])

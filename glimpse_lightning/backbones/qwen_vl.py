@@ -54,7 +54,9 @@ class QwenVLBackbone(PlaceholderBackbone):
             prunable=torch.ones(len(features), dtype=torch.bool, device=features.device),
             states={layer: self.merge_states(captured[layer], grid_thw) for layer in vision_layers},
             layer_features={
-                layer: torch.cat(list(added)) for layer, added in enumerate(getattr(output, "deepstack_features", []))
+                # One tensor per layer, or (later transformers) one per layer and image.
+                layer: added if isinstance(added, Tensor) else torch.cat(list(added))
+                for layer, added in enumerate(getattr(output, "deepstack_features", None) or [])
             },
         )
 

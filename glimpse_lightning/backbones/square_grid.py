@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.backbones.placeholders import PlaceholderBackbone, Visuals
-from glimpse_lightning.visual_tokens import VisionTap
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.visual_tokens import Views, VisionTap
 
 
 class SquareGridBackbone(PlaceholderBackbone):
@@ -42,7 +44,8 @@ class SquareGridBackbone(PlaceholderBackbone):
             features = torch.cat([image.flatten(0, -2) for image in self.image_features(inputs)])
         grid, prunable = self.image_layout(inputs, len(features))
         states = {layer: self.merge_states(inputs, captured[layer]) for layer in vision_layers}
-        return [Visuals(self.model.config.image_token_id, features, grid, prunable, states)]
+        views = self.views(inputs, grid)
+        return [Visuals(self.model.config.image_token_id, features, grid, prunable, states, views=views)]
 
     def image_layout(self, inputs: Mapping[str, Any], placeholders: int) -> tuple[Tensor, Tensor]:
         """``(grid [I, 3], prunable [P])`` of the ``P`` = ``placeholders`` features of all images."""
@@ -50,11 +53,27 @@ class SquareGridBackbone(PlaceholderBackbone):
         grid = torch.tensor([[1, side, side]], device=device).expand(placeholders // side**2, 3)
         return grid, torch.ones(placeholders, dtype=torch.bool, device=device)
 
+    def views(self, inputs: Mapping[str, Any], grid: Tensor) -> Views | None:
+        """What each of the items with ``grid [I, 3]`` shows; ``None`` = a whole image each."""
+        return None
+
     def merge_states(self, inputs: Mapping[str, Any], states: Tensor) -> Tensor:
         """A vision block's output ``[crops, patches, Dv]`` -> ``[V, Dv]``, in the order of the placeholders."""
         side, merge = self.tokens_per_side, self.patches_per_side // self.tokens_per_side
         patches = states[:, -(self.patches_per_side**2) :]  # a class token stands in front
         return patches.reshape(-1, side, merge, side, merge, states.shape[-1]).mean((2, 4)).flatten(0, 2)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """As every backbone's, with ``image_sizes`` ``[images, 2]`` (height, width) where the processor says none."""
+        batch = super().collate(samples)
+        sizes = [(image.height, image.width) for sample in samples for image in sample.images]
+        if sizes:
+            batch.inputs.setdefault("image_sizes", torch.tensor(sizes))
+        return batch
+
+    def hf_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # Sizes only tell us where evidence boxes lie; these models would hand them to a tower that takes none.
+        return {name: value for name, value in inputs.items() if name != "image_sizes"}
 
     def example_image(self, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.model.config

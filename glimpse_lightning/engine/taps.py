@@ -24,6 +24,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from glimpse_lightning.errors import GlimpseError
+
 TAPPED_EAGER = "glimpse_eager"
 Observer = Callable[[Tensor, Tensor, Any, Mapping[str, Any]], None]
 """Called with query, key ``[B, H, N, d]``, attention mask and options of an attention call, before it attends."""
@@ -52,7 +54,11 @@ class AttentionTap:
 
 
 def install(config: PretrainedConfig) -> None:
-    """Make the attention that ``config`` (of a text decoder) names accept taps. Idempotent."""
+    """Make the attention that ``config`` (of a text decoder) names accept taps. Idempotent.
+
+    Raises:
+        GlimpseError: where transformers has no such implementation.
+    """
     name = config._attn_implementation or "eager"
     if name == TAPPED_EAGER:
         return
@@ -61,6 +67,11 @@ def install(config: PretrainedConfig) -> None:
             AttentionInterface.register(TAPPED_EAGER, _wrap(_module_eager))
             AttentionMaskInterface.register(TAPPED_EAGER, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
         config._attn_implementation = TAPPED_EAGER
+    elif name not in ALL_ATTENTION_FUNCTIONS:
+        raise GlimpseError(
+            f"Expected an attention implementation that transformers has registered, but the model has {name!r}; load "
+            "it with `attn_implementation='sdpa'`."
+        )
     elif not hasattr(ALL_ATTENTION_FUNCTIONS[name], "untapped"):
         AttentionInterface.register(name, _wrap(ALL_ATTENTION_FUNCTIONS[name]))
 

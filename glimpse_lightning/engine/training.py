@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.engine.compaction import fork_cache
-from glimpse_lightning.engine.prefill import StageRun, Trunk, new_stage_runs, run_layer_with_stages
+from glimpse_lightning.engine.prefill import new_stage_runs, run_layer_with_stages
+from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.engine.streams import SideStream
 from glimpse_lightning.engine.taps import AttentionTap
+from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.visual_tokens import VisualTokens
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import FAMILIES
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import is_flash_attn_2_available
 
 import glimpse_lightning as gl
 from glimpse_lightning.backbones import load, processing
@@ -79,6 +80,58 @@ def test_quantization_without_bitsandbytes(monkeypatch):
         gl.load_backbone("some/model", quantization="bnb-4bit")
 
 
+def without(*packages):
+    return lambda name: None if name in packages else object()
+
+
+def test_quantization_without_accelerate(monkeypatch):
+    monkeypatch.setattr(load, "find_spec", without("accelerate"))
+    with pytest.raises(gl.GlimpseError, match=r"`quantization='bnb-8bit'` needs accelerate.*pip install accelerate"):
+        gl.load_backbone("some/model", quantization="bnb-8bit")
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
+def test_spreading_over_devices_without_accelerate(monkeypatch, device_map):
+    monkeypatch.setattr(load, "find_spec", without("accelerate"))
+    with pytest.raises(gl.GlimpseError, match=r"`device_map=.*needs accelerate.*device_map='cuda'"):
+        gl.load_backbone("glimpse-tiny", device_map=device_map)
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), "meta"])
+def test_a_single_device_needs_no_accelerate(monkeypatch, device):
+    monkeypatch.setattr(load, "find_spec", without("accelerate"))
+    backbone = gl.load_backbone("glimpse-tiny", device_map=device)
+    assert backbone.model.device == torch.device(device)
+
+
+def test_device_map_reaches_from_pretrained(monkeypatch):
+    seen = {}
+
+    def from_pretrained(source, **kwargs):
+        seen.update(kwargs)
+        return FAMILIES["qwen2_5_vl"]()
+
+    monkeypatch.setattr(load, "find_spec", without())
+    monkeypatch.setattr(load.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(load, "load_processor", lambda _: None)
+    gl.load_backbone("some/model", device_map="auto", max_memory={0: "10GiB"})
+    assert (seen["device_map"], seen["max_memory"]) == ("auto", {0: "10GiB"})
+
+
+@pytest.mark.parametrize("name", ["glimpse-tiny", "random:smolvlm-256m"])
+def test_flash_attention_without_its_package(name):
+    if is_flash_attn_2_available():
+        pytest.skip("flash_attn is installed")
+    with pytest.raises(gl.GlimpseError, match=r"FlashAttention2.*Install what is missing.*sdpa"):
+        gl.load_backbone(name, attn_implementation="flash_attention_2")
+
+
+@pytest.mark.parametrize("name", ["glimpse-tiny", "random:smolvlm-256m"])
+def test_unknown_attention(name):
+    with pytest.raises(gl.GlimpseError, match=r"'?nonsense.*Choose another `attn_implementation`"):
+        gl.load_backbone(name, attn_implementation="nonsense", device_map=None)
+
+
 def test_unknown_quantization():
     with pytest.raises(gl.GlimpseError, match="bnb-4bit, bnb-8bit or None, but got 'int3'"):
         gl.load_backbone("some/model", quantization="int3")
@@ -106,4 +159,13 @@ def test_unsupported_architecture_lists_supported_ones():
         LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     )
     with pytest.raises(gl.GlimpseError, match=r"LlamaForCausalLM.*Qwen3VLForConditionalGeneration"):
+        gl.wrap_backbone(model)
+
+
+@pytest.mark.parametrize("architecture", load.UNFIT)
+def test_architectures_that_do_not_fit_say_why(architecture):
+    model = type(architecture, (LlamaForCausalLM,), {})(
+        LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    with pytest.raises(gl.GlimpseError, match=rf"Unsupported architecture {architecture}: its? "):
         gl.wrap_backbone(model)

@@ -50,7 +50,10 @@ def test_no_map_of_the_prompt_is_made(backbone):
     for columns in (inputs["input_ids"].shape[1], out.attention_mask.shape[1]):
         assert any(columns in shape for shape in shapes.seen)
         # +1: a glimpse token beside the prompt reads one column more.
-        assert not {s for s in shapes.seen if sum(columns <= size <= columns + 1 for size in s) > 1}
+        maps = {s for s in shapes.seen if sum(columns <= size <= columns + 1 for size in s) > 1}
+        if backbone.bidirectional_images:  # their mask has to be made, once for all heads, as by Hugging Face
+            maps = {s for s in maps if len(s) == 4 and s[1] > 1}
+        assert not maps
 
 
 def test_logits_of_the_last_position_only(backbone):

@@ -129,3 +129,28 @@ def test_qwen3_vl_says_that_it_cannot_keep_videos():
     backbone = gl.wrap_backbone(FAMILIES["qwen3_vl"](), prune_video=False)
     with pytest.raises(gl.GlimpseError, match="pruner=None"):
         backbone.embed(qwen_inputs(backbone))
+
+
+def test_retention_of_each_frame(backbone):
+    out = gl.PrunedVLM(backbone, attention_rank()).prefill(**video_inputs(backbone))
+    frames = out.frame_retention()
+    assert [len(shares) for shares in frames] == out.tokens.grid[:, 0].tolist()
+    for item, shares in enumerate(frames):
+        for frame, share in enumerate(shares.tolist()):
+            here = (out.tokens.item == item) & (out.tokens.position[:, 0] == frame)
+            assert share == pytest.approx(out.keep[0][here].float().mean().item())
+
+
+def test_retention_of_frames_after_several_stages():
+    """Tokens count only where every stage kept them; an unpruned prompt keeps all of every frame."""
+    backbone = gl.wrap_backbone(FAMILIES["qwen2_5_vl"]())
+    stages = [
+        gl.PruneStage(layer, gl.scorers.FixedRatio(), gl.policies.KeepRatio(r)) for layer, r in ((0, 0.5), (1, 0.2))
+    ]
+    out = gl.PrunedVLM(backbone, gl.Pruner(stages)).prefill(**qwen_inputs(backbone))
+    kept = sum(
+        float((s * h * w).sum()) for s, (_, h, w) in zip(out.frame_retention(), out.tokens.grid.tolist(), strict=True)
+    )
+    assert round(kept) == int(out.kept().sum()) == int(out.keep[-1].sum())
+    plain = gl.PrunedVLM(backbone).prefill(**qwen_inputs(backbone))
+    assert all((shares == 1).all() for shares in plain.frame_retention())

@@ -1,0 +1,58 @@
+"""Gemma 3 with vision (4B, 12B, 27B)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
+
+from glimpse_lightning.backbones.square_grid import SquareGridBackbone
+from glimpse_lightning.engine.taps import AttentionTap
+
+
+class Gemma3Backbone(SquareGridBackbone):
+    """Adapter for ``Gemma3ForConditionalGeneration``.
+
+    Every image, and every crop of pan-and-scan, is an item with a square grid (16 x 16 tokens of 4 x 4 patches). The
+    tokens of an image see each other in both directions; after pruning, those that are left do. Layers with a sliding
+    window count kept tokens, as decoding does.
+    """
+
+    architectures = ("Gemma3ForConditionalGeneration",)
+    bidirectional_images = True
+
+    @property
+    def vision_blocks(self) -> nn.ModuleList:
+        tower = self.model.model.vision_tower
+        return getattr(tower, "vision_model", tower).encoder.layers
+
+    @property
+    def tokens_per_side(self) -> int:
+        return math.isqrt(self.model.config.mm_tokens_per_image)
+
+    def attention_mask(
+        self, layer: int, hidden: Tensor, mask: Tensor, cache: Cache | None, image: Tensor | None = None
+    ) -> Any:
+        if image is None:
+            return super().attention_mask(layer, hidden, mask, cache)
+        masks = create_masks_for_vision_model(self.text_config, hidden, mask, cache, None, image)
+        return masks[self.layer_type(layer)]
+
+    def position_embeddings(self, hidden: Tensor, position_ids: Tensor) -> dict[str, Any]:
+        """By kind of layer: those with a sliding window rotate by another base."""
+        rotary: Any = self.decoder.rotary_emb
+        return {kind: rotary(hidden, position_ids, kind) for kind in set(self.text_config.layer_types)}
+
+    def run_layer(
+        self, layer: int, hidden: Tensor, mask: Any, positions: Any, cache: Cache | None, tap: AttentionTap | None
+    ) -> Tensor:
+        return super().run_layer(layer, hidden, mask, positions[self.layer_type(layer)], cache, tap)
+
+    def hf_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # Without the token types Hugging Face attends causally inside images, too.
+        types = (inputs["input_ids"] == self.model.config.image_token_id).long()
+        return {**super().hf_inputs(inputs), "token_type_ids": types}

@@ -1,0 +1,128 @@
+"""The main stream: a prompt's columns on their way through the decoder, and where its visual tokens belong.
+
+Suffixes: ``B`` samples, ``N`` columns of the prompt, ``M`` columns left, ``V`` visual tokens, ``D`` width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+from glimpse_lightning.engine.compaction import Compaction
+from glimpse_lightning.engine.taps import AttentionTap
+from glimpse_lightning.visual_tokens import Views
+
+if TYPE_CHECKING:
+    from glimpse_lightning.backbones.base import Backbone, Prompt
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where the ``V`` visual tokens of a batch belong: see the fields of the same name of ``VisualTokens``."""
+
+    item: Tensor
+    sample: Tensor
+    position: Tensor
+    grid: Tensor
+    item_sample: Tensor
+    views: Views | None = None
+
+    @classmethod
+    def of(cls, visual: Tensor, grid: Tensor, views: Views | None = None) -> TokenLayout:
+        """From ``visual [B, N]`` and ``grid [I, 3]``."""
+        sample = visual.nonzero()[:, 0]
+        sizes = grid.prod(-1)
+        ends = sizes.cumsum(0)
+        item = torch.repeat_interleave(sizes, output_size=len(sample))
+        offset = torch.arange(len(sample), device=grid.device) - (ends - sizes)[item]
+        _, height, width = grid[item].unbind(-1)
+        plane = height * width
+        position = torch.stack([offset // plane, offset % plane // width, offset % width], -1)
+        return cls(item, sample, position, grid, sample[ends - sizes], views)
+
+
+@dataclass
+class Trunk:
+    """The main stream: hidden states of the columns still there, and what is known of each column.
+
+    Attributes:
+        slot: ``[B, M]`` packed index of the visual token at a column; -1 elsewhere.
+        column: ``[B, M]`` original column.
+        alive: ``[V']`` packed indices of the visual tokens still there, ascending.
+    """
+
+    backbone: Backbone
+    prompt: Prompt
+    layout: TokenLayout
+    hidden: Tensor
+    mask: Tensor
+    position_ids: Tensor
+    slot: Tensor
+    column: Tensor
+    alive: Tensor
+    cache: Cache
+    masks: dict[str, Any] = field(default_factory=dict)
+    positions: Any = None
+
+    @classmethod
+    def start(cls, backbone: Backbone, prompt: Prompt) -> Trunk:
+        visual = prompt.visual
+        slot = torch.where(visual, visual.flatten().cumsum(0).view_as(visual) - 1, -1)
+        layout = TokenLayout.of(visual, prompt.grid, prompt.views)
+        column = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
+        alive = torch.arange(len(layout.item), device=visual.device)
+        return cls(
+            backbone, prompt, layout, prompt.embeds, prompt.mask, prompt.position_ids, slot, column, alive,
+            cache=DynamicCache(),
+        )  # fmt: skip
+
+    def run_layer(self, layer: int, tap: AttentionTap | None = None) -> None:
+        if self.positions is None:
+            self.positions = self.backbone.position_embeddings(self.hidden, self.position_ids)
+        kind = self.backbone.layer_type(layer)
+        if kind not in self.masks:
+            self.masks[kind] = self.backbone.attention_mask(layer, self.hidden, self.mask, None, self._image())
+        self.hidden = self.backbone.run_layer(layer, self.hidden, self.masks[kind], self.positions, self.cache, tap)
+        if layer in self.prompt.layer_features:
+            visual = self.slot >= 0
+            features = self.prompt.layer_features[layer][self.alive].to(self.hidden)
+            self.hidden = self.hidden.masked_scatter(visual[..., None], self.hidden[visual] + features)
+
+    def _image(self) -> Tensor | None:
+        """``[B, M]`` the item of each column's visual token, -1 elsewhere; only where the model's masks want it."""
+        if not self.backbone.bidirectional_images:
+            return None
+        return torch.cat([self.layout.item, self.layout.item.new_full((1,), -1)])[self.slot]
+
+    def compact(self, keep: Tensor, reduced: Tensor | None) -> None:
+        """Drop the visual tokens that ``keep [V]`` (over all of them) does not keep; ``reduced [kept, D]`` replaces
+        the states of the kept ones.
+        """
+        kept_columns = self.mask & torch.cat([keep, keep.new_ones(1)])[self.slot]  # slot -1 = text: always kept
+        plan = Compaction.plan(kept_columns)
+        self.hidden = plan.rows(self.hidden)
+        self.position_ids = plan.columns(self.position_ids, 1)
+        self.slot = plan.columns(self.slot, -1)
+        self.column = plan.columns(self.column)
+        self.mask = plan.mask
+        self.alive = self.alive[keep[self.alive]]
+        plan.compact_cache(self.cache)
+        self.masks, self.positions = {}, None
+        if reduced is not None:
+            self.hidden[self.slot >= 0] = reduced
+
+    def visual(self, values: Tensor) -> Tensor:
+        """Rows of ``values [B, M, ...]`` at the visual tokens still there, packed: ``[V', ...]``."""
+        return values[self.slot >= 0]
+
+    def prompt_keep(self) -> Tensor:
+        """``[B, N]`` which columns of the caller's prompt are still there."""
+        keep = torch.zeros_like(self.prompt.mask).scatter(1, self.column, self.mask)
+        plan = self.prompt.left_padding
+        if plan is None:
+            return keep
+        return torch.zeros_like(keep).scatter(1, plan.index, keep)
