@@ -45,7 +45,7 @@ class Visuals:
         return Visuals(self.token_id, self.features, self.grid[:0], torch.zeros_like(self.prunable), states)
 
     def taken(self, items: Tensor) -> Visuals:
-        """``items [I]`` of these, in that order and as often as they are named; whole images without structure tokens."""
+        """``items [I]`` of these, in that order and as often as they are named; whole images, no structure tokens."""
         sizes = self.grid.prod(-1)
         ends, counts = sizes.cumsum(0), sizes[items]
         within = torch.arange(int(counts.sum()), device=counts.device)
