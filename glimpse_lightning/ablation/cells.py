@@ -24,7 +24,7 @@ SHORT = {"layer": "model.after_layer", "backbone": "model.backbone", "seed": "se
 """Axes that stand for one dotted key."""
 
 RETENTION = "vars.retention"
-METHOD_KEYS = ("name", "recipe", "set", "at", "pruner", "mode")
+METHOD_KEYS = ("name", "recipe", "set", "at", "pruner", "mode", "reference")
 BARE = {  # cells are compared with one another, so none measures baselines of its own
     "model.baselines": [],
     "model.fit_baselines": [],
@@ -42,6 +42,7 @@ class Cell:
         labels: its value on each axis, as tables show it; axes that its method does not have are absent.
         recipe: the whole recipe.
         at: retention -> overrides, for methods whose budget is not one number.
+        reference: whether it is something to compare with rather than a method; then no Pareto front counts it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Cell:
     labels: Mapping[str, Any]
     recipe: Tree
     at: Mapping[float, Mapping[str, Any]]
+    reference: bool = False
 
     def text(self) -> str:
         """The recipe as YAML."""
@@ -130,7 +132,7 @@ def _named(axis: str, value: Any) -> tuple[Any, Mapping[str, Any]]:
 
 
 def _grown(cell: Cell, axis: str, label: Any, part: str, overrides: Mapping[str, Any]) -> Cell:
-    part = re.sub(r"[^\w.=+]+", "_", part).strip("_.")
+    part = re.sub(r"([^\w.=+]|_)+", "_", part).strip("_.")
     name = f"{cell.name}-{part}" if cell.name else part
     plain = label if isinstance(label, (str, int, float, bool)) else str(label)
     return replace(cell, name=name, labels={**cell.labels, axis: plain}, recipe=changed(cell.recipe, overrides))
@@ -156,7 +158,7 @@ def _with_method(cell: Cell, value: Any, settings: Settings) -> Iterator[Cell]:
         if settings.pruner is None:
             return
         tree = changed(_pruned_as_in(tree, {}), {"model.pruner": settings.pruner})
-    cell = replace(cell, recipe=tree, mode=mode, at=method.get("at") or {})
+    cell = replace(cell, recipe=tree, mode=mode, at=method.get("at") or {}, reference=bool(method.get("reference")))
     yield _grown(cell, "methods", method["name"], method["name"], method.get("set") or {})
 
 
