@@ -70,7 +70,7 @@ def run(args: Sequence[str]) -> int:
     folders = CellFolders(settings.root)
     found = checked(folders, [*every.values()] if options.cells is None else chosen)
     waiting = {cell.name: cell for cell in chosen if folders.finished(cell) is None}
-    runner = CellRunner(folders, found, settings.memory_gb * 1e9)
+    runner = CellRunner(folders, list(waiting.values()), found, settings.memory_gb * 1e9)
     if options.cells is not None:
         runner.run(list(waiting.values()))
         return int(any(folders.finished(cell) is None for cell in chosen))
@@ -116,12 +116,14 @@ def _chosen(every: dict[str, Cell], names: Sequence[str] | None) -> list[Cell]:
 
 
 def _print_slurm(settings: Settings, planned: list[tuple[str, ...]]) -> None:
+    if settings.devices_per_cell > 1:
+        raise GlimpseError(
+            "Expected `devices_per_cell` = 1 with `--launcher slurm`, whose tasks are single processes; start cells on "
+            f"several GPUs yourself: `test --config {settings.root}/cells/NAME.yaml` under `srun`."
+        )
     if not planned:
         raise GlimpseError("Every cell is finished; run the command without `--launcher slurm` for the tables.")
-    print(
-        launch.slurm_script(planned, settings.name, settings.devices_per_cell, settings.root / SETTINGS, settings.root),
-        end="",
-    )
+    print(launch.slurm_script(planned, settings.name, settings.root / SETTINGS, settings.root), end="")
 
 
 def _report(settings: Settings, rows: list[Row]) -> int:

@@ -132,8 +132,8 @@ def run_on_ray(
             ray.shutdown()
 
 
-def slurm_script(jobs: Sequence[Job], name: str, devices_per_cell: int, settings: Path, log: Path) -> str:
-    """An array script for ``sbatch``, one task for each job; it writes no tables, which the same command does later."""
+def slurm_script(jobs: Sequence[Job], name: str, settings: Path, log: Path) -> str:
+    """An array script for ``sbatch``, one task with one GPU for each job; the tables are made later."""
     tasks = "\n".join(f"  {shlex.quote(' '.join(job))}" for job in jobs)
     python, config = shlex.quote(sys.executable), shlex.quote(str(settings.resolve()))
     return f"""\
@@ -141,7 +141,7 @@ def slurm_script(jobs: Sequence[Job], name: str, devices_per_cell: int, settings
 #SBATCH --job-name={name}
 #SBATCH --array=0-{len(jobs) - 1}
 #SBATCH --ntasks=1
-#SBATCH --gpus-per-task={devices_per_cell}
+#SBATCH --gpus-per-task=1
 #SBATCH --output={log.resolve()}/slurm_%A_%a.log
 # Submit with `sbatch`; when all tasks are done, make the tables:
 #   {python} -m glimpse_lightning ablate --config {config}

@@ -82,7 +82,13 @@ def checked(folders: CellFolders, cells: Sequence[Cell]) -> dict[str, Checked]:
     for mode in sorted({cell.mode for cell in cells}):
         mine = [cell for cell in cells if cell.mode == mode]
         results = check(mode, [folders.write_recipe(cell) for cell in mine])
-        found |= {cell.name: result for cell, result in zip(mine, results, strict=True)}
+        for cell, result in zip(mine, results, strict=True):
+            if mode == "fit" and isinstance(result.model, PruningModule) and result.model.objective is None:
+                raise GlimpseError(
+                    f"Cell {cell.name!r} has nothing to train: expected `model.objective`, but got none. Give its method "
+                    "`mode: test`, or choose a base that has one."
+                )
+            found[cell.name] = result
     return found
 
 
@@ -106,43 +112,45 @@ class CellRunner:
 
     Args:
         folders: of the cells.
-        checked: every cell's settings and model.
+        cells: those that it may be asked to run.
+        checked: their settings and models.
         memory: bytes that embedded questions may take.
     """
 
-    def __init__(self, folders: CellFolders, checked: Mapping[str, Checked], memory: float) -> None:
+    def __init__(
+        self, folders: CellFolders, cells: Sequence[Cell], checked: Mapping[str, Checked], memory: float
+    ) -> None:
         self.folders = folders
-        self.checked = checked
         self.memory = memory
+        self._keys = {
+            cell.name: (process_key(cell, checked[cell.name].config), questions_key(checked[cell.name].config))
+            for cell in cells
+        }
+        self._models = {name: found.model for name, found in checked.items()}
         self._backbone: tuple[str, Backbone] | None = None
         self._questions: tuple[str, SharedQuestions] | None = None
 
     def run(self, cells: Sequence[Cell], done: Callable[[Cell], None] = lambda cell: None) -> None:
         """Run ``cells``; a failed one is recorded and does not stop the others. ``done`` is called after each."""
-        order = sorted(cells, key=lambda cell: self._order(cell, cells))
+        keys = [self._keys[cell.name] for cell in cells]
+        processes = [process for process, _ in keys]
+        # Cells that share something behind each other, otherwise as they come.
+        order = sorted(
+            cells, key=lambda c: (processes.index(self._keys[c.name][0]), keys.index(self._keys[c.name]))
+        )  # fmt: skip
         for cell in order:
             self.folders.begin(cell)
             try:
                 with _quiet(self.folders.folder(cell) / LOG):
                     self._run(cell, order)
-            except (Exception, SystemExit) as error:
+            except Exception as error:
                 self.folders.fail(cell, _described(error))
             done(cell)
-
-    def _order(self, cell: Cell, cells: Sequence[Cell]) -> tuple[int, int]:
-        """Cells that share something behind each other, otherwise as they come."""
-        keys = [self._keys(other) for other in cells]
-        process, questions = self._keys(cell)
-        return [key[0] for key in keys].index(process), keys.index((process, questions))
-
-    def _keys(self, cell: Cell) -> tuple[str | None, str]:
-        config = self.checked[cell.name].config
-        return process_key(cell, config), questions_key(config)
 
     def _run(self, cell: Cell, cells: Sequence[Cell]) -> None:
         recipe, root = self.folders.recipe(cell), self.folders.root
         args = [cell.mode, "--config", str(recipe), "--trainer.default_root_dir", str(root)]
-        process, questions = self._keys(cell)
+        process, questions = self._keys[cell.name]
         if process is None:
             self._backbone = self._questions = None
             lightning_cli.run(args)
@@ -150,7 +158,9 @@ class CellRunner:
 
         def prepare(model: PruningModule, data: Any) -> None:
             model.backbone = self._loaded(process, model)
-            shared = self._shared(questions, [other for other in cells if self._keys(other) == (process, questions)])
+            shared = self._shared(
+                questions, [other for other in cells if self._keys[other.name] == (process, questions)]
+            )
             model.shared, model.skipped = shared, list(shared.skipped)
             data.ready = shared.batches if shared.complete else None
 
@@ -173,7 +183,7 @@ class CellRunner:
 
     def _taps(self, cell: Cell) -> tuple[Any, ...]:
         """What a cell asks of the vision tower; nothing where its model cannot be built, as its own run will say."""
-        model = self.checked[cell.name].model
+        model = self._models.pop(cell.name)  # or it would keep this backbone in memory
         assert isinstance(model, PruningModule) and self._backbone is not None
         model.backbone = self._backbone[1]
         try:

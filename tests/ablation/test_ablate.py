@@ -209,6 +209,11 @@ def test_fit_trains_and_tests(tmp_path: Path) -> None:
     assert (root / "no_glimpse" / "fit_0" / "pruner").is_dir()
 
 
+def test_training_needs_an_objective(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", "--config", str(write(tmp_path, axes={"methods": ["random"]}, mode="fit"))]) == 1
+    assert "Cell 'random' has nothing to train" in capsys.readouterr().err
+
+
 def test_slurm_prints_a_script_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(write(tmp_path, axes={"methods": ["random", "pooling"]}))
     assert main(["ablate", "--config", config, "--launcher", "slurm", "--tasks", "2"]) == 0
@@ -216,6 +221,8 @@ def test_slurm_prints_a_script_and_runs_nothing(tmp_path: Path, capsys: pytest.C
     assert out.startswith("#!/bin/bash")
     assert "--array=0-1" in out
     assert not list(tmp_path.rglob("test_*"))
+    assert main(["ablate", "--config", config, "--launcher", "slurm", "--devices_per_cell", "2"]) == 1
+    assert "`devices_per_cell` = 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -132,8 +132,8 @@ def test_each_process_sees_its_slot_and_the_dead_are_recorded(tmp_path: Path, mo
 
 
 def test_slurm_script() -> None:
-    script = launch.slurm_script([("a", "b"), ("c",)], "zoo", 2, Path("out/ablation.yaml"), Path("out"))
-    for line in ("#SBATCH --array=0-1", "#SBATCH --gpus-per-task=2", "#SBATCH --job-name=zoo", "  'a b'", "  c"):
+    script = launch.slurm_script([("a", "b"), ("c",)], "zoo", Path("out/ablation.yaml"), Path("out"))
+    for line in ("#SBATCH --array=0-1", "#SBATCH --gpus-per-task=1", "#SBATCH --job-name=zoo", "  'a b'", "  c"):
         assert line in script.splitlines()
     assert script.rstrip().endswith("--cells ${tasks[$SLURM_ARRAY_TASK_ID]}")
     assert os.getcwd() in script
