@@ -85,8 +85,8 @@ def checked(folders: CellFolders, cells: Sequence[Cell]) -> dict[str, Checked]:
         for cell, result in zip(mine, results, strict=True):
             if mode == "fit" and isinstance(result.model, PruningModule) and result.model.objective is None:
                 raise GlimpseError(
-                    f"Cell {cell.name!r} has nothing to train: expected `model.objective`, but got none. Give its method "
-                    "`mode: test`, or choose a base that has one."
+                    f"Cell {cell.name!r} has nothing to train: expected `model.objective`, but got none. Give its "
+                    "method `mode: test`, or choose a base that has one."
                 )
             found[cell.name] = result
     return found
@@ -188,7 +188,7 @@ class CellRunner:
         model.backbone = self._backbone[1]
         try:
             model.configure_model()
-        except ValueError:
+        except Exception:
             return ()
         return model.model.vision_layers
 
