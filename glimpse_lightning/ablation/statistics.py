@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -28,13 +29,18 @@ def bootstrap(values: Sequence[float], level: float = 0.95, resamples: int = RES
     Questions are drawn with replacement ``resamples`` times; the interval reaches from the ``(1 - level) / 2`` quantile
     of the resamples' means to the ``(1 + level) / 2`` quantile.
     """
-    data = np.asarray(values, dtype=np.float64)
-    if not len(data):
+    if not values:
         raise ValueError("Expected at least one value to bootstrap, but got none.")
+    return _bootstrap(tuple(values), level, resamples)
+
+
+@lru_cache(maxsize=4096)  # table, CSV and plots show the same estimates
+def _bootstrap(values: tuple[float, ...], level: float, resamples: int) -> Estimate:
+    data = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(SEED)
     rows = max(1, BLOCK // len(data))
     means = [
-        data[rng.integers(len(data), size=(min(rows, resamples - start), len(data)))].mean(1)
+        data[rng.integers(len(data), size=(min(rows, resamples - start), len(data)), dtype=np.int32)].mean(1)
         for start in range(0, resamples, rows)
     ]
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
