@@ -64,7 +64,8 @@ class PruningModule(LightningModule):
     Args:
         backbone: ``glimpse-tiny``, a hub id or a folder; in Python also a loaded backbone.
         dtype: of the backbone's weights.
-        attn_implementation: attention kernel of the backbone.
+        attn_implementation: attention kernel of the backbone; or one for each part of it, as ``{text_config: eager,
+            vision_config: sdpa}``.
         after_layer: 0-based index of the last decoder layer that runs on all tokens; -1 = prune before layer 0.
         scorer: scores each visual token.
         policy: turns scores into a keep mask.
@@ -86,7 +87,7 @@ class PruningModule(LightningModule):
         self,
         backbone: str = "glimpse-tiny",
         dtype: str = "float32",
-        attn_implementation: str = "sdpa",
+        attn_implementation: str | dict[str, str] = "sdpa",
         after_layer: int | None = None,
         scorer: Scorer | None = None,
         policy: Policy | None = None,

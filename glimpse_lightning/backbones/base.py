@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from glimpse_lightning.backbones.collate import collate_samples
+from glimpse_lightning.backbones.collate import collate_samples, first_copies
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.engine import taps
@@ -224,7 +224,18 @@ class Backbone(ABC):
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Samples through chat template and processor into a batch, padded on the left, with answer tokens."""
-        return collate_samples(samples, self.processor, self.tokenizer, self.end_token_id)
+        batch = collate_samples(samples, self.processor, self.tokenizer, self.end_token_id)
+        first = first_copies(samples)
+        if len(set(first)) < len(first):
+            batch.inputs = self.share_images(batch.inputs, first)
+        return batch
+
+    def share_images(self, inputs: dict[str, Any], first: Sequence[int]) -> dict[str, Any]:
+        """Processor outputs in which the vision tower meets equal images once; ``first[i]`` is the first like image i.
+
+        A family that cannot do so leaves them as they are, which costs time and changes nothing else.
+        """
+        return inputs
 
     def decode(self, ids: Tensor) -> list[str]:
         """Generated token ids ``[B, new]`` as stripped text."""

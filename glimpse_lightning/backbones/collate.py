@@ -38,6 +38,13 @@ def collate_samples(samples: Sequence[Sample], processor: Any, tokenizer: Any, e
     )
 
 
+def first_copies(samples: Sequence[Sample]) -> list[int]:
+    """For each image of the batch, the first one that is the very same object."""
+    first: dict[int, int] = {}
+    images = [image for sample in samples for image in sample.images]
+    return [first.setdefault(id(image), number) for number, image in enumerate(images)]
+
+
 def _answers(samples: Sequence[Sample], tokenizer: Any, end_token_id: int) -> tuple[Tensor, Tensor]:
     rows = []
     for sample in samples:

@@ -21,7 +21,7 @@ QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
 def load_backbone(
     name: str,
     dtype: str | torch.dtype = "float32",
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | dict[str, str] = "sdpa",
     device_map: str | dict[str, Any] | None = None,
     quantization: str | None = None,
     prune_video: bool = True,
@@ -33,7 +33,8 @@ def load_backbone(
         name: ``"glimpse-tiny"`` (embedded, no download), a hub id, a folder, or ``"random:<preset>"``: a published
             architecture with random weights and no processor, to measure speed without a download.
         dtype: weights' data type.
-        attn_implementation: any of transformers' (``sdpa``, ``eager``, ``flash_attention_2``, ...).
+        attn_implementation: any of transformers' (``sdpa``, ``eager``, ``flash_attention_2``, ...), or a dict of one
+            for each part of the model (``text_config``, ``vision_config``).
         device_map: as in ``from_pretrained``; random weights are created directly on one device (``"cuda"``).
         quantization: ``"bnb-4bit"`` or ``"bnb-8bit"`` (needs bitsandbytes); ``None`` for none.
         prune_video: whether tokens of videos are items that a pruner sees; else they are kept, as the reference does.

@@ -42,6 +42,22 @@ class Visuals:
         states = {layer: state[:0] for layer, state in self.states.items()}
         return Visuals(self.token_id, self.features, self.grid[:0], torch.zeros_like(self.prunable), states)
 
+    def taken(self, items: Tensor) -> Visuals:
+        """``items [I]`` of these, in that order and as often as they are named; no structure tokens."""
+        sizes = self.grid.prod(-1)
+        ends, counts = sizes.cumsum(0), sizes[items]
+        within = torch.arange(int(counts.sum()), device=counts.device)
+        within -= (counts.cumsum(0) - counts).repeat_interleave(counts)
+        tokens = (ends - sizes)[items].repeat_interleave(counts) + within
+        return Visuals(
+            self.token_id,
+            self.features[tokens],
+            self.grid[items],
+            self.prunable[tokens],
+            {layer: state[tokens] for layer, state in self.states.items()},
+            {layer: added[tokens] for layer, added in self.layer_features.items()},
+        )
+
 
 class PlaceholderBackbone(Backbone):
     """A family whose ``input_ids`` hold one placeholder per visual token.

@@ -145,7 +145,10 @@ def preset_config(name: str) -> PretrainedConfig:
 
 
 def random_model(
-    name: str, dtype: str | torch.dtype, attn_implementation: str, device: str | torch.device | dict[str, Any] | None
+    name: str,
+    dtype: str | torch.dtype,
+    attn_implementation: str | dict[str, str],
+    device: str | torch.device | dict[str, Any] | None,
 ) -> PreTrainedModel:
     """A model of preset ``name`` with random weights, created directly on ``device`` in ``dtype``."""
     if isinstance(device, dict):

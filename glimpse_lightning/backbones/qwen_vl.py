@@ -29,7 +29,12 @@ class QwenVLBackbone(PlaceholderBackbone):
     def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap]) -> list[Visuals]:
         parts = []
         if inputs.get("pixel_values") is not None:
-            parts.append(self._visuals("image", inputs["pixel_values"], inputs["image_grid_thw"], vision_layers))
+            grid, first = inputs["image_grid_thw"], inputs.get("first_copies")
+            if first is None:
+                parts.append(self._visuals("image", inputs["pixel_values"], grid, vision_layers))
+            else:
+                seen, which = first.unique(return_inverse=True)
+                parts.append(self._visuals("image", inputs["pixel_values"], grid[seen], vision_layers).taken(which))
         if inputs.get("pixel_values_videos") is not None:
             video = self._visuals("video", inputs["pixel_values_videos"], inputs["video_grid_thw"], vision_layers)
             parts.append(video if self.prune_video else video.all_kept())
@@ -52,6 +57,14 @@ class QwenVLBackbone(PlaceholderBackbone):
                 layer: torch.cat(list(added)) for layer, added in enumerate(getattr(output, "deepstack_features", []))
             },
         )
+
+    def share_images(self, inputs: dict[str, Any], first: Sequence[int]) -> dict[str, Any]:
+        rows = inputs["pixel_values"].split(inputs["image_grid_thw"].prod(-1).tolist())
+        return {
+            **inputs,
+            "pixel_values": torch.cat([rows[image] for image in sorted(set(first))]),
+            "first_copies": torch.tensor(first),
+        }
 
     def merge_states(self, states: Tensor, grid_thw: Tensor) -> Tensor:
         """Block output ``[patches, Dv]``, merge unit by merge unit -> ``[V, Dv]`` in raster order."""

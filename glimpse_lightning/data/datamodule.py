@@ -104,6 +104,8 @@ class VQAData(LightningDataModule):
         eval_batch_size: samples per step and rank elsewhere.
         num_workers: processes that render or read images.
         seed: of the order of the training samples.
+        group: so many training samples in a row stay together when they are shuffled: questions about one image, whose
+            work in the vision tower is then done once per batch.
         test_size: use only the first so many test samples; default: all.
         fit_test_size: how many of them the test at the end of `fit` uses.
         prompt: the wording around each question, `{question}` where it stands; for example
@@ -123,12 +125,14 @@ class VQAData(LightningDataModule):
         eval_batch_size: int = 50,
         num_workers: int = 1,
         seed: int = 0,
+        group: int = 1,
         test_size: int | None = None,
         fit_test_size: int | None = 500,
         prompt: str = QUESTION,
     ) -> None:
         super().__init__()
-        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "group": group}
+        for name, value in sizes.items():
             if value < 1:
                 raise GlimpseError(f"Expected `data.{name}` to be at least 1, but got {value}.")
         if QUESTION not in prompt:
@@ -138,6 +142,7 @@ class VQAData(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.group = group
         self.test_size = test_size
         self.fit_test_size = fit_test_size
         self.prompt = prompt
@@ -168,7 +173,9 @@ class VQAData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[_Item]:
         dataset = _Guarded(self._dataset("train"), 1.0, self.prompt)
-        order = TrainOrder(dataset, self.batch_size, self.seed, batches_done=self._batches_done, **self._ranks())
+        order = TrainOrder(
+            dataset, self.batch_size, self.seed, batches_done=self._batches_done, group=self.group, **self._ranks()
+        )
         return self._loader(dataset, sampler=order, batch_size=self.batch_size)
 
     def _eval_loader(self, name: str, size: int | None = None) -> DataLoader[_Item]:

@@ -168,10 +168,10 @@ def _row(layout: Layout, rng: Random) -> Question:
 
 
 def _group(layout: Layout, rng: Random) -> list[GlyphObject]:
-    """The two or three objects of a colour, in the order of their numbers."""
+    """The two or three objects of a colour, most dots first: the one with a single dot is the last."""
     colours = [item.colour for item in layout.objects]
     colour = rng.choice(sorted({colour for colour in colours if 2 <= colours.count(colour) <= 3}))
-    return sorted((item for item in layout.objects if item.colour == colour), key=lambda item: item.number)
+    return sorted((item for item in layout.objects if item.colour == colour), key=lambda item: -item.number)
 
 
 def _list(layout: Layout, rng: Random) -> Question:

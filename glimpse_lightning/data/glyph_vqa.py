@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from random import Random
 
+from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from glimpse_lightning.data.glyph_draw import draw
@@ -37,6 +38,8 @@ class GlyphVQA(Dataset[Sample]):
         image_size: width and height in pixels, at least 224.
         seed: another seed gives other images.
         families: the families asked about, in turn; default: all seven.
+        questions_per_image: so many questions in a row are about one image. In a batch they share the vision tower's
+            work where the backbone can.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class GlyphVQA(Dataset[Sample]):
         image_size: int = 448,
         seed: int = 0,
         families: list[str] | None = None,
+        questions_per_image: int = 1,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"Expected argument `split` to be one of {', '.join(SPLITS)}, but got {split!r}.")
@@ -53,11 +57,17 @@ class GlyphVQA(Dataset[Sample]):
             raise ValueError(f"Expected argument `size` to be at least 1, but got {size}.")
         if image_size < 224:
             raise ValueError(f"Expected argument `image_size` to be at least 224, but got {image_size}.")
+        if questions_per_image < 1:
+            raise ValueError(
+                f"Expected argument `questions_per_image` to be at least 1, but got {questions_per_image}."
+            )
         unknown = sorted(set(families or ()) - set(FAMILIES))
         if unknown or families == []:
             raise ValueError(f"Expected argument `families` to be out of {', '.join(FAMILIES)}, but got {families}.")
         self.split, self.size, self.image_size, self.seed = split, size, image_size, seed
         self.families = tuple(families or FAMILIES)
+        self.questions_per_image = questions_per_image
+        self._drawn: tuple[str, Layout, Image] | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -66,15 +76,22 @@ class GlyphVQA(Dataset[Sample]):
         if not 0 <= index < self.size:
             raise IndexError(f"Expected an index below {self.size}, but got {index}.")
         name = f"glyph_vqa/{self.split}/{self.seed}/{self.image_size}/{index}"
-        rng = Random(name)  # a string is hashed by SHA-512: alike on every platform, and split by split disjoint
-        layout = make_layout(rng, self.image_size, self.image_size)
-        question = ask(layout, self.families[index % len(self.families)], rng)
+        layout, image = self._image(index // self.questions_per_image)
+        question = ask(layout, self.families[index % len(self.families)], Random(name))
         return Sample(
             id=name,
             key=int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1,
             question=question.text,
             answers=[question.answer],
-            images=[draw(layout, rng)],
+            images=[image],
             boxes=[_normalised(question.boxes, layout)],
             family=question.family,
         )
+
+    def _image(self, number: int) -> tuple[Layout, Image]:
+        name = f"glyph_vqa/{self.split}/{self.seed}/{self.image_size}/image {number}"
+        if self._drawn is None or self._drawn[0] != name:
+            rng = Random(name)  # a string is hashed by SHA-512: alike on every platform, and split by split disjoint
+            layout = make_layout(rng, self.image_size, self.image_size)
+            self._drawn = (name, layout, draw(layout, rng))
+        return self._drawn[1:]

@@ -23,6 +23,7 @@ class TrainOrder(DistributedSampler[Any]):
         seed: of the permutations.
         num_replicas, rank: of the distributed run.
         batches_done: asked when an epoch starts: how many batches each rank has had so far.
+        group: so many samples in a row of the dataset stay together; the groups are shuffled.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class TrainOrder(DistributedSampler[Any]):
         num_replicas: int = 1,
         rank: int = 0,
         batches_done: Callable[[], int] = lambda: 0,
+        group: int = 1,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed)
         self.batch_size = batch_size
         self.batches_done = batches_done
+        self.group = group
         self.length = len(dataset)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -52,7 +55,9 @@ class TrainOrder(DistributedSampler[Any]):
                 if place // self.length != epoch:
                     epoch = place // self.length
                     generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-                    order = torch.randperm(self.length, generator=generator)
+                    groups = torch.randperm(-(-self.length // self.group), generator=generator)
+                    order = (groups[:, None] * self.group + torch.arange(self.group)).flatten()
+                    order = order[order < self.length]
                 yield int(order[place % self.length])
 
 

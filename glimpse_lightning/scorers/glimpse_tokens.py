@@ -21,6 +21,8 @@ class GlimpseTokens(nn.Module):
         length: number of glimpse tokens.
         norm: ``"rmsnorm"`` (epsilon ``eps``) or ``"layernorm"`` (epsilon 1e-5).
         dropout: probability, in training only.
+        scale: root mean square of a vector's entries at the start (the norm's initial weight; the reference's is 1).
+            Where token embeddings are much smaller, a glimpse of 1 drowns what it reads from the prompt.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class GlimpseTokens(nn.Module):
         norm: Literal["rmsnorm", "layernorm"] = "rmsnorm",
         eps: float = 1e-6,
         dropout: float = 0.0,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         if 0 not in layers:
@@ -46,6 +49,7 @@ class GlimpseTokens(nn.Module):
         nn.init.normal_(self.embeddings, std=0.02)
         nn.init.xavier_uniform_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
+        nn.init.constant_(self.norm.weight, scale)
 
     def forward(self, layer: int) -> Tensor | None:
         """Vectors ``[length, D]`` that enter ``layer``; ``None`` where that layer has none."""

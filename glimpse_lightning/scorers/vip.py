@@ -42,6 +42,7 @@ class VIP(Scorer):
         glimpse_length: number of glimpse tokens; the last one's attention is read.
         glimpse_layers: decoder layers that feed the glimpse a vector; ``None``: all.
         glimpse_norm: norm of these vectors.
+        glimpse_scale: their size at the start; see :class:`GlimpseTokens`.
         dropout: of these vectors, in training.
         masks: ``"predicted"``, by the network; ``"reference"``: scores are the logits of the masks that ``prefill`` was
             given as ``reference_masks``; ``"zero"``: every token scores as one outside such masks. With the latter two
@@ -67,6 +68,7 @@ class VIP(Scorer):
         glimpse_length: int = 1,
         glimpse_layers: Sequence[int] | None = None,
         glimpse_norm: Literal["rmsnorm", "layernorm"] = "rmsnorm",
+        glimpse_scale: float = 1.0,
         dropout: float = 0.1,
         masks: Literal["predicted", "reference", "zero"] = "predicted",
         query: Literal["glimpse", "last"] = "glimpse",
@@ -97,6 +99,7 @@ class VIP(Scorer):
         self.glimpse_length = glimpse_length
         self.glimpse_layers = glimpse_layers
         self.glimpse_norm = glimpse_norm
+        self.glimpse_scale = glimpse_scale
         self.dropout = dropout
         self.masks = masks
         self.query = query
@@ -129,6 +132,7 @@ class VIP(Scorer):
             norm=self.glimpse_norm,
             eps=facts.rms_norm_eps,
             dropout=self.dropout,
+            scale=self.glimpse_scale,
         )
 
     @property

@@ -67,6 +67,15 @@ def _batches(data: VQAData) -> list[RawBatch]:
     return list(data.val_dataloader())
 
 
+def test_training_keeps_groups_together_and_shuffles_them() -> None:
+    order = list(TrainOrder(Numbers(10), 2, 7, group=4))
+    assert sorted(order) == list(range(10))
+    for first, size in ((0, 4), (4, 4), (8, 2)):
+        at = order.index(first)
+        assert order[at : at + size] == list(range(first, first + size))
+    assert order != list(range(10))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_sample_is_reported_with_its_own_words(workers: int) -> None:
     batches = _batches(VQAData(val=Numbers(4, bad=(2,)), eval_batch_size=2, num_workers=workers))

@@ -26,6 +26,17 @@ def test_same_index_same_sample_whatever_the_size():
     assert [small[i].key for i in range(4)] == [large[i].key for i in range(4)]
 
 
+def test_questions_about_one_image_share_it():
+    data = GlyphVQA("train", size=9, image_size=224, questions_per_image=4)
+    samples = [data[i] for i in range(9)]
+    assert samples[0].images[0] is samples[3].images[0] and samples[3].images[0] is not samples[4].images[0]
+    assert len({(sample.question, sample.family) for sample in samples[:4]}) == 4
+    assert len({sample.key for sample in samples}) == 9
+    again = GlyphVQA("train", size=9, image_size=224, questions_per_image=4)[2]
+    assert again.question == samples[2].question
+    assert again.images[0].tobytes() == samples[2].images[0].tobytes()
+
+
 def test_another_split_or_seed_gives_other_samples():
     datasets = [GlyphVQA(split, size=7, seed=seed) for split in ("train", "val", "test") for seed in (0, 1)]
     samples = [dataset[i] for dataset in datasets for i in range(7)]
@@ -81,8 +92,8 @@ def test_answers_are_true_and_unambiguous(size):
         for family, attribute in (("list", "glyph"), ("count", "shape")):
             question = ask(layout, family, rng)
             colour, words = question.text.split()[-1], question.answer.split()
-            group = sorted((i for i in layout.objects if i.colour == colour), key=lambda i: i.number)
-            assert [i.number for i in group] == list(range(1, len(question.boxes) + 1))
+            group = sorted((i for i in layout.objects if i.colour == colour), key=lambda i: -i.number)
+            assert [i.number for i in group] == list(range(len(question.boxes), 0, -1))
             assert words == [getattr(i, attribute) for i in group] + [str(len(group))] * (family == "count")
         for family in ("row", "neighbour"):
             question = ask(layout, family, rng)
@@ -155,6 +166,7 @@ def test_hidden_tokens_are_never_evidence():
         ({"image_size": 100}, "image_size"),
         ({"families": ["colour"]}, "families"),
         ({"families": []}, "families"),
+        ({"questions_per_image": 0}, "questions_per_image"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
