@@ -23,17 +23,11 @@ from glimpse_lightning.policies import KeepRatio
 from glimpse_lightning.pruner import Pruner, PruneStage
 from glimpse_lightning.results import Record
 from glimpse_lightning.scorers.base import Scorer
+from glimpse_lightning.sharing import SharedQuestions
+from glimpse_lightning.token_counts import TokenCounts, count_tokens
 
 TEACHER_TOKENS = 1024
 """Tokens of the full model's distribution that are remembered one by one; the rest is one remainder."""
-
-
-def embed(models: Iterable[PrunedVLM], batch: Batch) -> Prompt:
-    """The batch's prompts, embedded once for all of ``models``, which are over one backbone."""
-    models = list(models)
-    layers = dict.fromkeys(layer for model in models for layer in model.vision_layers)
-    with torch.no_grad():
-        return models[0].backbone.embed(batch.inputs, tuple(layers))
 
 
 def prefill(model: PrunedVLM, batch: Batch, prompt: Prompt | None = None) -> PrefillOutput:
@@ -97,13 +91,29 @@ class Evaluator:
         full: the plain model.
         metric: scores an answer.
         max_new_tokens: of an answer.
+        shared: where other models of this process are asked the same questions.
     """
 
-    def __init__(self, full: PrunedVLM, metric: AnswerMetric, max_new_tokens: int) -> None:
+    def __init__(
+        self, full: PrunedVLM, metric: AnswerMetric, max_new_tokens: int, shared: SharedQuestions | None = None
+    ) -> None:
         self.full = full
         self.metric = metric
         self.max_new_tokens = max_new_tokens
-        self.cache: dict[tuple[str, int], FullAnswer] = {}
+        self.shared = shared
+        self.cache: dict[tuple[str, int], FullAnswer] = {} if shared is None else shared.answers
+
+    @torch.no_grad()
+    def embed(self, models: Iterable[PrunedVLM], batch: Batch) -> Prompt:
+        """The batch's prompts, embedded once for all of ``models``, which are over one backbone."""
+        if batch.prompt is not None:
+            return batch.prompt
+        taps = dict.fromkeys(tap for model in models for tap in model.vision_layers)
+        if self.shared is None:
+            return self.full.backbone.embed(batch.inputs, tuple(taps))
+        prompt = self.full.backbone.embed(batch.inputs, tuple({**taps, **dict.fromkeys(self.shared.taps)}))
+        self.shared.add(batch, prompt)
+        return prompt
 
     def answers(self, model: PrunedVLM, out: PrefillOutput) -> list[str]:
         """Greedy answers from a prefill."""
@@ -136,17 +146,18 @@ class Evaluator:
         self, model: PrunedVLM, batch: Batch, with_kl: bool = True, prompt: Prompt | None = None
     ) -> tuple[list[Record], PrefillOutput]:
         """A record for every sample that counts, and the prefill they come from."""
-        prompt = embed([model], batch) if prompt is None else prompt
+        prompt = self.embed([model], batch) if prompt is None else prompt
         fulls = self.full_answers(batch, prompt)
-        texts, out = self.predict(model, batch, prompt)
-        logs = answer_log_probs(model, out, batch) if with_kl else None
+        if model.pruner is None:  # it is the full model
+            texts, out, logs = [full.text for full in fulls], prefill(model, batch, prompt), None
+        else:
+            texts, out = self.predict(model, batch, prompt)
+            logs = answer_log_probs(model, out, batch) if with_kl else None
         keep = final_keep(out)
+        counts = token_counts(model, out, len(batch.samples))
         evidence = evidence_mask(out.tokens, [sample.boxes for sample in batch.samples])
         overlap, annotated = evidence_overlap(keep, evidence, out.tokens.sample, len(batch.samples))
-        kept, total, touched = (
-            torch.bincount(out.tokens.sample[mask], minlength=len(batch.samples)).tolist()
-            for mask in (keep, torch.ones_like(keep), evidence)
-        )
+        total, touched = (_per_sample(mask, out, len(batch.samples)) for mask in (torch.ones_like(keep), evidence))
         records = []
         for row, (sample, full) in enumerate(zip(batch.samples, fulls, strict=True)):
             if batch.weight[row] == 0:
@@ -162,9 +173,12 @@ class Evaluator:
                     full_prediction=full.text,
                     score=self.metric.score(texts[row], sample.answers),
                     full_score=self.metric.score(full.text, sample.answers),
-                    kept=kept[row],
+                    kept=counts[row].kv,
                     total=total[row],
-                    kl=None if logs is None else full.kl(logs[row]),
+                    entering=counts[row].entering,
+                    layer_mean=counts[row].layer_mean,
+                    flops=counts[row].flops,
+                    kl=full.kl(logs[row]) if logs is not None else 0.0 if model.pruner is None else None,
                     evidence=touched[row] if sample.boxes is not None else None,
                     evidence_recall=recall,
                     evidence_precision=precision,
@@ -172,6 +186,26 @@ class Evaluator:
                 )
             )
         return records, out
+
+
+def token_counts(model: PrunedVLM, out: PrefillOutput, samples: int) -> list[TokenCounts]:
+    """How many visual tokens each of ``samples`` questions kept."""
+    total = _per_sample(torch.ones_like(out.tokens.item, dtype=torch.bool), out, samples)
+    kv = _per_sample(final_keep(out), out, samples)
+    text = [columns - left for columns, left in zip(out.prompt_keep.sum(1).tolist(), kv, strict=True)]
+    alive, left_by_stage = torch.ones_like(out.tokens.item, dtype=torch.bool), []
+    for stage, keep in zip(model.pruner.stages if model.pruner is not None else [], out.keep, strict=True):
+        alive = alive & keep
+        left_by_stage.append((stage.after_layer, _per_sample(alive, out, samples)))
+    return [
+        count_tokens(total[i], text[i], [(layer, left[i]) for layer, left in left_by_stage], model.backbone.facts)
+        for i in range(samples)
+    ]
+
+
+def _per_sample(mask: Tensor, out: PrefillOutput, samples: int) -> list[int]:
+    """Visual tokens of each sample where ``mask [V]`` is true."""
+    return torch.bincount(out.tokens.sample[mask], minlength=samples).tolist()
 
 
 def training_free_scorers(pruner: Pruner) -> dict[str, Scorer]:

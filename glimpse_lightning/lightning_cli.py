@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -120,13 +120,17 @@ class RunCLI(LightningCLI):
     Args:
         args: command line without the program's name.
         config_files: the configuration files among them.
+        prepare: called with module and data module before the backbone is loaded.
     """
 
-    def __init__(self, args: list[str], config_files: Sequence[Path]) -> None:
+    def __init__(
+        self, args: list[str], config_files: Sequence[Path], prepare: Callable[[Any, Any], None] | None = None
+    ) -> None:
         self.config_files = list(config_files)
+        self.prepare = prepare
         self.recipe = recipe_name(self.config_files)
         self.run: RunFolder | None = None
-        free_model, free_data = (_names_class(key, args, self.config_files) for key in ("model", "data"))
+        free_model, free_data = (names_class(key, args, self.config_files) for key in ("model", "data"))
         super().__init__(
             model_class=LightningModule if free_model else PruningModule,
             datamodule_class=LightningDataModule if free_data else VQAData,
@@ -184,6 +188,8 @@ class RunCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         assert self.subcommand is not None
+        if self.prepare is not None:
+            self.prepare(self.model, self.datamodule)
         config = self.config[self.subcommand]
         root = Path(config.trainer.default_root_dir)
         text = self._parser(self.subcommand).dump(config, skip_link_targets=False)
@@ -265,16 +271,21 @@ class RunCLI(LightningCLI):
         self.trainer.test(model, datamodule=data, verbose=False)
 
 
-def run(args: list[str]) -> None:
-    """Run ``fit``, ``validate``, ``test`` or ``predict``."""
+def prepare_parsing() -> None:
+    """What has to happen once before a recipe is parsed."""
     _quieten()
     for plugin in entry_points(group=PLUGINS):
         plugin.load()
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+
+def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> None:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``; ``prepare`` as in :class:`RunCLI`."""
+    prepare_parsing()
     args, config_files = with_recipes(args)
     before = os.environ.get(RUN_FOLDER)
     try:
-        RunCLI(args, config_files)
+        RunCLI(args, config_files, prepare)
     except GlimpseError:
         if before is None and RUN_FOLDER in os.environ:
             RunFolder(Path(os.environ[RUN_FOLDER])).remove_if_not_started()
@@ -314,7 +325,7 @@ def _source(config_files: Sequence[Path]) -> str:
     return "---\n".join(f"# {path}\n{text}" for path, text in zip(config_files, texts, strict=True))
 
 
-def _names_class(key: str, args: Sequence[str], config_files: Sequence[Path]) -> bool:
+def names_class(key: str, args: Sequence[str], config_files: Sequence[Path]) -> bool:
     """Whether a flag or file names the class of the model or the data, instead of options of the default one."""
     if any(re.match(rf"--{key}(\.class_path)?(=|$)", arg) for arg in args):
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -24,7 +24,7 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import RawBatch
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.evaluation import Evaluator, baseline_models, embed, kept_by_item, training_free_scorers
+from glimpse_lightning.evaluation import Evaluator, baseline_models, kept_by_item, training_free_scorers
 from glimpse_lightning.metrics import AnswerMetric, ExactMatch
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.objectives.base import Objective
@@ -33,6 +33,7 @@ from glimpse_lightning.pruner import Pruner, PruneStage
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.results import Record, Summary, gathered, summarise
 from glimpse_lightning.scorers.base import Scorer
+from glimpse_lightning.sharing import SharedQuestions
 
 
 @dataclass
@@ -70,7 +71,7 @@ class PruningModule(LightningModule):
         policy: turns scores into a keep mask.
         reducer: what becomes of dropped tokens; default: gone.
         stages: several prune stages, in order.
-        pruner: folder of a saved pruner, with its own layers, scorers and policies.
+        pruner: folder of a saved pruner, with its own layers, scorers and policies; with ``policy``, under that one.
         objective: what training minimises; not needed for evaluation.
         optimizer: learning rate and its schedule.
         metric: how an answer is scored; default: ExactMatch.
@@ -108,7 +109,8 @@ class PruningModule(LightningModule):
         self.backbone: str | Backbone = backbone
         self.allow_empty = allow_empty
         # In a tuple, or it would be registered a second time beside `vlm.pruner`.
-        self._source = (self._pruner_source(after_layer, scorer, policy, reducer, stages, pruner),)
+        self._policy = policy if pruner else None
+        self._source = (self._pruner_source(after_layer, scorer, None if pruner else policy, reducer, stages, pruner),)
         self.objective = objective
         self.optimizer_options = optimizer
         self.metric = metric
@@ -120,6 +122,7 @@ class PruningModule(LightningModule):
         self.vlm: PrunedVLM | None = None
         self.summary: Summary | None = None
         self.skipped: list[str] = []
+        self.shared: SharedQuestions | None = None
         self._records: list[Record] = []
         self._baseline_records: dict[str, list[Record]] = {}
         self._rivals: dict[str, PrunedVLM] | None = None
@@ -161,7 +164,7 @@ class PruningModule(LightningModule):
         if isinstance(backbone, str):
             backbone = load_backbone(backbone, **self.backbone_options)
         (source,) = self._source
-        pruner = load_pruner(source) if isinstance(source, str) else source
+        pruner = self._load_pruner(source) if isinstance(source, str) else source
         if isinstance(source, Pruner) and not self.allow_empty:
             _check_recipe(source, len(backbone.layers))
         vlm = PrunedVLM(backbone, pruner)
@@ -169,7 +172,18 @@ class PruningModule(LightningModule):
         for name, parameter in vlm.named_parameters():
             parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in patterns))
         self.vlm = vlm
-        self.evaluator = Evaluator(PrunedVLM(backbone), self.metric or ExactMatch(), self.max_new_tokens)
+        self.evaluator = Evaluator(PrunedVLM(backbone), self.metric or ExactMatch(), self.max_new_tokens, self.shared)
+
+    def _load_pruner(self, source: str) -> Pruner:
+        pruner = load_pruner(source)
+        if self._policy is not None:
+            if len(pruner.stages) > 1:
+                raise GlimpseError(
+                    f"Expected a pruner of one stage where `model.policy` replaces its policy, but {source} has "
+                    f"{len(pruner.stages)}; leave `model.policy` out."
+                )
+            pruner.stages[0].policy = self._policy
+        return pruner
 
     @property
     def learns(self) -> bool:
@@ -229,10 +243,13 @@ class PruningModule(LightningModule):
 
     @override
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        for name in ("answer_ids", "answer_mask", "key", "weight"):
-            setattr(batch, name, getattr(batch, name).to(device))
-        batch.inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-        return batch
+        # A new batch: one that several models share stays where it is.
+        return replace(
+            batch,
+            inputs={name: value.to(device) for name, value in batch.inputs.items()},
+            prompt=None if batch.prompt is None else batch.prompt.to(device),
+            **{name: getattr(batch, name).to(device) for name in ("answer_ids", "answer_mask", "key", "weight")},
+        )
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -289,7 +306,8 @@ class PruningModule(LightningModule):
     @property
     def test_passes(self) -> int:
         """How often the test split is gone through: baselines need the pruned model's mean retention first."""
-        return 1 if self.vlm is not None and self.vlm.pruner is None else 2
+        chosen = self.fit_baselines if self.testing_after_fit else self.baselines
+        return 1 if chosen == [] or (self.vlm is not None and self.vlm.pruner is None) else 2
 
     def _evaluate(self, batch: Batch) -> dict[str, Any]:
         records, out = self.evaluator.evaluate(self.model, batch)
@@ -325,6 +343,8 @@ class PruningModule(LightningModule):
 
     @override
     def on_test_epoch_start(self) -> None:
+        if self.shared is not None:
+            self.shared.start()
         self._start_evaluation()
 
     @override
@@ -334,7 +354,7 @@ class PruningModule(LightningModule):
             return self._evaluate(batch)
         if self._rivals is None:
             self._rivals = self._find_rivals()
-        prompt = embed(self._rivals.values(), batch) if self._rivals else None
+        prompt = self.evaluator.embed(self._rivals.values(), batch) if self._rivals else None
         for name, rival in self._rivals.items():
             records, _ = self.evaluator.evaluate(rival, batch, with_kl=False, prompt=prompt)
             self._baseline_records.setdefault(name, []).extend(records)
@@ -355,6 +375,9 @@ class PruningModule(LightningModule):
 
     @override
     def on_test_epoch_end(self) -> None:
+        if self.shared is not None:
+            self.shared.skipped = list(self.skipped)
+            self.shared.finish()
         self._finish_evaluation("test")
 
     @override

@@ -29,11 +29,11 @@ def readable(message: str, options: Sequence[str] = ()) -> str:
         names = _class_names(message, key)
         ours = [name for name, module in names.items() if module.startswith("glimpse_lightning")] or list(names)
         choices = f" Choices: {', '.join(ours)}; or a dotted import path." if ours else ""
-        return _at(key, f"there is no class {missing[1]!r}.{_nearest(missing[1], list(names))}{choices}")
+        return _at(key, f"there is no class {missing[1]!r}.{nearest(missing[1], list(names))}{choices}")
     if unknown := re.search(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'", message):
         return _unknown_option(key, unknown[1] or unknown[2], options)
     if flag := re.match(r"unrecognized arguments: (--[\w.]+)", message):
-        return f"there is no option {flag[1]}.{_nearest(flag[1], options)} `fit --help` lists all options."
+        return f"there is no option {flag[1]}.{nearest(flag[1], options)} `fit --help` lists all options."
     given = re.search(r"Given value: (.{1,60})$", message)
     return _at(key, "; ".join(_reasons(message)) + (f", but got {given[1]}" if given else ""))
 
@@ -44,7 +44,7 @@ def _at(key: str, text: str) -> str:
 
 def _unknown_option(key: str, name: str, options: Sequence[str]) -> str:
     known = [option.removeprefix("--").removesuffix("+") for option in options if not option.endswith(".help")]
-    return _at(key, f"there is no option {name!r}.{_nearest(name, list(dict.fromkeys(known)))}")
+    return _at(key, f"there is no option {name!r}.{nearest(name, list(dict.fromkeys(known)))}")
 
 
 def _reasons(message: str) -> list[str]:
@@ -56,7 +56,8 @@ def _reasons(message: str) -> list[str]:
     return [part for part in parts if part and part != "Expected a <class 'NoneType'>"]
 
 
-def _nearest(name: str, choices: Sequence[str]) -> str:
+def nearest(name: str, choices: Sequence[str]) -> str:
+    """`` Did you mean ...?`` with up to three of ``choices``; nothing where none is like ``name``."""
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.6) or difflib.get_close_matches(name, choices, n=1)
     return f" Did you mean {' or '.join(near)}?" if near else ""
 

@@ -26,6 +26,7 @@ class Record:
         prediction, full_prediction: answers with pruned and with all tokens.
         score, full_score: of these answers against the references, by the accuracy metric, in [0, 1].
         kept, total: visual tokens that decoding sees, and visual tokens there are.
+        entering, layer_mean, flops: other counts of what is kept; see ``token_counts.TokenCounts``.
         kl: mean over the answer's tokens of KL(full || pruned) in nats.
         evidence: tokens touched by evidence boxes; ``None`` without annotation.
         evidence_recall, evidence_precision, evidence_iou: how the kept tokens overlap with those.
@@ -41,6 +42,9 @@ class Record:
     full_score: float
     kept: int
     total: int
+    entering: int | None = None
+    layer_mean: float | None = None
+    flops: float | None = None
     kl: float | None = None
     evidence: int | None = None
     evidence_recall: float | None = None
@@ -75,7 +79,9 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     """Figures over ``records``; ``None`` where one is not defined.
 
     ``relative_accuracy`` is the ratio of the accuracies. ``agreement`` is the share of answers equal to the full
-    model's, right or wrong. ``oracle_retention`` is the share of tokens touched by evidence boxes.
+    model's, right or wrong. ``oracle_retention`` is the share of tokens touched by evidence boxes. ``retention`` counts
+    the visual tokens that decoding sees; ``entering_retention``, ``layer_retention`` and ``flops_ratio`` are the other
+    counts of ``token_counts.TokenCounts``.
     """
     accuracy, full_accuracy = _mean(r.score for r in records), _mean(r.full_score for r in records)
     shares = [share for share in map(retention, records) if share is not None]
@@ -83,6 +89,9 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         "n": len(records),
         "retention": _mean(shares),
         "retention_quantiles": _quantiles(shares),
+        "entering_retention": _mean(_ratio(r.entering, r.total) for r in records),
+        "layer_retention": _mean(_ratio(r.layer_mean, r.total) for r in records),
+        "flops_ratio": _mean(r.flops for r in records),
         "accuracy": accuracy,
         "full_accuracy": full_accuracy,
         "relative_accuracy": _ratio(accuracy, full_accuracy),

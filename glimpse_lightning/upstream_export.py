@@ -88,6 +88,8 @@ def _expressible(pruner: Pruner) -> tuple[PruneStage, VIP, Threshold]:
         if type(part) is not wanted:
             raise _refuse(f"the {name} {wanted.__name__}", type(part).__name__)
     assert isinstance(scorer, VIP) and isinstance(policy, Threshold)
+    if scorer.query != "glimpse" or not (scorer.vision_condition and scorer.rotary and scorer.fusion):
+        raise _refuse("a whole VIP (query='glimpse', vision_condition, rotary, fusion)", "one that lacks a part")
     if policy.scale != "sigmoid" or policy.per != "sample":
         raise _refuse("a Threshold with scale='sigmoid' and per='sample'", f"{policy.scale!r} and {policy.per!r}")
     if pruner.facts.model_type not in MODEL_TYPES:

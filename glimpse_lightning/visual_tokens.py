@@ -43,16 +43,13 @@ class ModelFacts:
     def layer_flops(self, tokens: float) -> float:
         """FLOPs (two per multiply-add) of one decoder layer over ``tokens`` tokens.
 
-        ``C(n) = 4 n h^2 + 4 n h n_kv d + 4 n^2 h + 6 n h I`` (upstream's ``cal_flops.py``), attention not halved for
-        causality.
+        ``C(n) = 4 n h (H d) + 4 n h (H_kv d) + 4 n^2 (H d) + 6 n h I``: query and output projections, keys and values,
+        attention (not halved for causality), gated MLP. Source: upstream's ``cal_flops.py``, which writes ``h`` for
+        ``H d``; some models (Qwen3) have ``H d != h``.
         """
         n, h = tokens, self.hidden_size
-        return (
-            4 * n * h * h
-            + 4 * n * h * self.num_kv_heads * self.head_dim
-            + 4 * n * n * h
-            + (6 * n * h * self.intermediate_size)
-        )
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return 4 * n * h * queries + 4 * n * h * keys + 4 * n * n * queries + 6 * n * h * self.intermediate_size
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,19 @@ def test_training_changes_the_pruner_and_nothing_else(tmp_path: Path) -> None:
     assert all(name.startswith("pruner.") for name in changed)
 
 
+@pytest.mark.parametrize("part", [{"query": "last"}, {"vision_condition": False}, {"rotary": False}, {"fusion": False}])
+def test_vip_without_one_of_its_parts_trains(tmp_path: Path, part: dict[str, Any]) -> None:
+    module = vip(**part)
+    module.configure_model()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    data = VQAData(train=GlyphVQA("train", 2, image_size=224), batch_size=2, num_workers=0)
+    trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, datamodule=data)
+    still = {name for name, value in module.state_dict().items() if torch.equal(value, before[name])}
+    # Zeros in place of the vision states leave the projection's weight without a gradient, and softmax ignores biases.
+    allowed = {name for name in before if "cond_in_projs" in name} if "vision_condition" in part else set()
+    assert still <= allowed
+
+
 def test_a_checkpoint_of_another_shape_is_refused() -> None:
     module, other = vip(), vip(glimpse_length=2)
     module.configure_model()

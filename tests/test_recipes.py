@@ -20,7 +20,8 @@ from glimpse_lightning.module import PruningModule
 from glimpse_lightning.packaged_recipes import purpose, recipes
 from runs import run
 
-RECIPES = sorted(recipes().items())
+ALL = sorted(recipes().items())
+RECIPES = [(name, path) for name, path in ALL if not name.startswith("ablations/")]  # those: tests/ablation/
 STAND_INS = {  # recipe folder: the stand-in's family, the published model's preset, blocks of its vision tower
     "qwen2_5_vl_3b": (tiny_models.qwen2_5_vl, "qwen2.5-vl-3b", 32),
     "qwen2_5_vl_7b": (tiny_models.qwen2_5_vl, "qwen2.5-vl-7b", 32),
@@ -76,7 +77,7 @@ def test_recipe_parses_and_instantiates(name: str, path: Path, tmp_path: Path, m
     assert run("fit", resolved, tmp_path / "again") == 0  # what a run leaves can be run
 
 
-@pytest.mark.parametrize(("name", "path"), RECIPES, ids=[name for name, _ in RECIPES])
+@pytest.mark.parametrize(("name", "path"), ALL, ids=[name for name, _ in ALL])
 def test_recipe_says_what_it_is_for(name: str, path: Path) -> None:
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     assert purpose(path)

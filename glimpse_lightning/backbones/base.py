@@ -48,6 +48,26 @@ class Prompt:
     layer_features: dict[int, Tensor] = field(default_factory=dict)
     views: Views | None = None
 
+    def to(self, device: torch.device) -> Prompt:
+        """The same prompt on another device."""
+        plan = self.left_padding
+        return Prompt(
+            embeds=self.embeds.to(device),
+            mask=self.mask.to(device),
+            position_ids=self.position_ids.to(device),
+            visual=self.visual.to(device),
+            grid=self.grid.to(device),
+            vision={tap: value.to(device) for tap, value in self.vision.items()},
+            left_padding=None if plan is None else Compaction(plan.index.to(device), plan.mask.to(device)),
+            layer_features={layer: value.to(device) for layer, value in self.layer_features.items()},
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        features = (self.embeds, *self.vision.values(), *self.layer_features.values())
+        return sum(tensor.nbytes for tensor in features)  # beside these the rest is nothing
+
     def moved_left(self, plan: Compaction) -> Prompt:
         """The same prompt with its padding moved to the left by ``plan``."""
         return Prompt(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ class Batch:
         key: ``[B]`` int64, ``Sample.key`` of each sample.
         weight: ``[B]`` 1.0, or 0.0 for a sample that only pads an uneven split and counts nowhere.
         samples: where the tensors come from.
+        prompt: ``inputs`` as the backbone embedded them, where several models share that; then ``inputs`` may be empty.
     """
 
     inputs: dict[str, Tensor]
@@ -29,3 +31,4 @@ class Batch:
     key: Tensor
     weight: Tensor
     samples: list[Sample]
+    prompt: Any = None

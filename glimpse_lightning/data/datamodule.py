@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.order import EvalOrder, TrainOrder
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.errors import BadSampleError, GlimpseError
+
+QUESTION = "{question}"
+"""Where the question stands in ``VQAData``'s ``prompt``."""
 
 
 @dataclass
@@ -46,10 +51,12 @@ class _Guarded(Dataset[_Item]):
     Args:
         dataset: the samples.
         stand_in_weight: weight of the sample that stands in for a bad one.
+        prompt: what a question is put as.
     """
 
-    def __init__(self, dataset: Dataset[Sample], stand_in_weight: float) -> None:
+    def __init__(self, dataset: Dataset[Sample], stand_in_weight: float, prompt: str) -> None:
         self.dataset = dataset
+        self.prompt = prompt
         self.stand_in_weight = stand_in_weight
         self.length = len(dataset)  # type: ignore[arg-type]
 
@@ -62,6 +69,7 @@ class _Guarded(Dataset[_Item]):
         for offset in range(self.length):
             try:
                 sample = self.dataset[(start + offset) % self.length]
+                sample = replace(sample, question=self.prompt.replace(QUESTION, sample.question))
                 return _Item(sample, self.stand_in_weight * weight if skipped else weight, skipped)
             except BadSampleError as error:
                 if getattr(self.dataset, "on_error", "raise") != "skip":
@@ -69,6 +77,10 @@ class _Guarded(Dataset[_Item]):
                 if weight:
                     skipped.append(str(error))
         return _Item(None, error=f"Expected at least one usable sample, but all {self.length} are bad: {skipped[0]}")
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def _together(items: list[_Item]) -> RawBatch:
@@ -96,6 +108,11 @@ class VQAData(LightningDataModule):
             work in the vision tower is then done once per batch.
         test_size: use only the first so many test samples; default: all.
         fit_test_size: how many of them the test at the end of `fit` uses.
+        prompt: the wording around each question, `{question}` where it stands; for example
+            "{question} Answer with a single word."
+
+    Attributes:
+        ready: batches that the test goes through instead of making its own; for models compared on the same questions.
     """
 
     def __init__(
@@ -111,12 +128,15 @@ class VQAData(LightningDataModule):
         group: int = 1,
         test_size: int | None = None,
         fit_test_size: int | None = 500,
+        prompt: str = QUESTION,
     ) -> None:
         super().__init__()
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "group": group}
         for name, value in sizes.items():
             if value < 1:
                 raise GlimpseError(f"Expected `data.{name}` to be at least 1, but got {value}.")
+        if QUESTION not in prompt:
+            raise GlimpseError(f"Expected `data.prompt` to contain {QUESTION}, but got {prompt!r}.")
         self.train, self.val, self.test, self.predict = train, val, test, predict
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -125,6 +145,8 @@ class VQAData(LightningDataModule):
         self.group = group
         self.test_size = test_size
         self.fit_test_size = fit_test_size
+        self.prompt = prompt
+        self.ready: Sequence[Batch] | None = None
 
     def _dataset(self, name: str) -> Dataset[Sample]:
         dataset = getattr(self, name)
@@ -150,22 +172,24 @@ class VQAData(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[_Item]:
-        dataset = _Guarded(self._dataset("train"), stand_in_weight=1.0)
+        dataset = _Guarded(self._dataset("train"), 1.0, self.prompt)
         order = TrainOrder(
             dataset, self.batch_size, self.seed, batches_done=self._batches_done, group=self.group, **self._ranks()
         )
         return self._loader(dataset, sampler=order, batch_size=self.batch_size)
 
     def _eval_loader(self, name: str, size: int | None = None) -> DataLoader[_Item]:
-        dataset = _Guarded(self._dataset(name), stand_in_weight=0.0)
+        dataset = _Guarded(self._dataset(name), 0.0, self.prompt)
         order = EvalOrder(dataset, size=size, **self._ranks())
         return self._loader(dataset, sampler=order, batch_size=self.eval_batch_size)
 
     def val_dataloader(self) -> DataLoader[_Item]:
         return self._eval_loader("val")
 
-    def test_dataloader(self) -> list[DataLoader[_Item]]:
+    def test_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each pass that the module wants to make over the test split."""
+        if self.ready is not None:
+            return [DataLoader(self.ready, batch_size=None, collate_fn=_as_it_is)]  # type: ignore[arg-type]
         passes = getattr(getattr(self.trainer, "lightning_module", None), "test_passes", 1)
         return [self._eval_loader("test", self.test_size) for _ in range(passes)]
 

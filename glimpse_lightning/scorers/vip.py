@@ -47,6 +47,10 @@ class VIP(Scorer):
         masks: ``"predicted"``, by the network; ``"reference"``: scores are the logits of the masks that ``prefill`` was
             given as ``reference_masks``; ``"zero"``: every token scores as one outside such masks. With the latter two
             neither glimpse nor network runs (the reference's ``use_ref_masks`` and ``use_zero_masks``).
+        query: whose attention is read: the ``"glimpse"`` token's, or the ``"last"`` prompt token's (no glimpse token).
+        vision_condition: whether vision states condition the layers; if not, as many layers run without them.
+        rotary: whether the layers know where in the image a token lies.
+        fusion: whether the layers run at all; if not, a logit is linear in a token's attention, head by head.
     """
 
     network: VIPNetwork
@@ -67,8 +71,14 @@ class VIP(Scorer):
         glimpse_scale: float = 1.0,
         dropout: float = 0.1,
         masks: Literal["predicted", "reference", "zero"] = "predicted",
+        query: Literal["glimpse", "last"] = "glimpse",
+        vision_condition: bool = True,
+        rotary: bool = True,
+        fusion: bool = True,
     ) -> None:
         super().__init__()
+        if query not in ("glimpse", "last"):
+            raise ValueError(f"Expected `query` to be 'glimpse' or 'last', but got {query!r}.")
         if masks not in ("predicted", "reference", "zero"):
             raise ValueError(f"Expected `masks` to be 'predicted', 'reference' or 'zero', but got {masks!r}.")
         if attention_dim % heads or (attention_dim + condition_dim) % (4 * heads):
@@ -92,6 +102,10 @@ class VIP(Scorer):
         self.glimpse_scale = glimpse_scale
         self.dropout = dropout
         self.masks = masks
+        self.query = query
+        self.vision_condition = vision_condition
+        self.rotary = rotary
+        self.fusion = fusion
         self.attended: tuple[int, ...] = ()
         self.conditions: tuple[int, ...] = ()
 
@@ -107,7 +121,10 @@ class VIP(Scorer):
             condition_dim=self.condition_dim,
             heads=self.heads,
             deep_supervision=self.deep_supervision,
+            fusion=self.fusion,
         )
+        if self.query == "last":
+            return
         self.glimpse = GlimpseTokens(
             hidden_size=facts.hidden_size,
             layers=range(facts.num_layers) if self.glimpse_layers is None else self.glimpse_layers,
@@ -122,8 +139,9 @@ class VIP(Scorer):
     def requires(self) -> Requires:
         if self.masks != "predicted":
             return Requires()
-        probe = AttentionProbe(layers=self.attended, query="glimpse", scale=self.attention)
-        return Requires(probes={"glimpse": probe}, vision_layers=self.conditions)
+        probe = AttentionProbe(layers=self.attended, query=self.query, scale=self.attention)
+        conditioned = self.vision_condition and self.fusion
+        return Requires(probes={"glimpse": probe}, vision_layers=self.conditions if conditioned else ())
 
     def forward(self, tokens: VisualTokens) -> Tensor:
         """Logits ``[V]``."""
@@ -136,11 +154,18 @@ class VIP(Scorer):
         dtype = self.network.attn_in_proj.weight.dtype
         rows = self.network(
             tokens.probes["glimpse"].to(dtype),
-            [tokens.vision[layer].to(dtype) for layer in self.conditions],
+            self._conditions(tokens, dtype),
             self._angles(tokens),
             Padding(self._scope(tokens)),
         )
         return torch.stack(rows)
+
+    def _conditions(self, tokens: VisualTokens, dtype: torch.dtype) -> list[Tensor]:
+        """``[V, vision_dim]`` for each layer; zeros, which leave the projection's bias, where nothing conditions."""
+        if self.vision_condition and self.fusion:
+            return [tokens.vision[layer].to(dtype) for layer in self.conditions]
+        blank = tokens.hidden.new_zeros(len(tokens), tokens.facts.vision_hidden_size, dtype=dtype)
+        return [blank] * (len(self.conditions) if self.fusion else 0)
 
     def _given(self, tokens: VisualTokens) -> Tensor:
         """Logits ``[V]`` of the caller's masks; finite, so that a policy's floor can still keep a token."""
@@ -160,7 +185,8 @@ class VIP(Scorer):
 
     def _angles(self, tokens: VisualTokens) -> Tensor:
         dim = (self.attention_dim + self.condition_dim) // self.heads
-        return rotary_2d(tokens.position[:, 1], tokens.position[:, 2], dim)
+        _, row, column = tokens.position.unbind(-1)
+        return rotary_2d(row, column, dim) if self.rotary else row.new_zeros(len(row), dim, dtype=torch.float32)
 
     def _scope(self, tokens: VisualTokens) -> Tensor:
         """Label ``[V]`` of the set of tokens that see each other: an image's temporal slice, or a window of it."""

@@ -91,6 +91,7 @@ class VIPNetwork(nn.Module):
         conditions: number of vision states, hence of layers.
         dim, condition_dim, heads: widths of the layers.
         deep_supervision: whether every layer gets an output head, not only the last.
+        fusion: whether there are layers at all; without, an output head stands right behind the input projection.
     """
 
     def __init__(
@@ -102,9 +103,13 @@ class VIPNetwork(nn.Module):
         condition_dim: int,
         heads: int,
         deep_supervision: bool,
+        fusion: bool = True,
     ) -> None:
         super().__init__()
         self.attn_in_proj = nn.Linear(features, dim)
+        if not fusion:
+            conditions = 0
+            self.head = nn.Linear(dim, 1)
         self.cond_in_projs = nn.ModuleList(nn.Linear(vision_dim, condition_dim) for _ in range(conditions))
         self.layers = nn.ModuleList(VIPLayer(dim, condition_dim, heads) for _ in range(conditions))
         self.attn_out_projs = nn.ModuleList(
@@ -119,8 +124,17 @@ class VIPNetwork(nn.Module):
     def forward(
         self, features_VF: Tensor, conditions: Sequence[Tensor], angle_VE: Tensor, padding: Padding
     ) -> list[Tensor]:
-        """Logits ``[V]`` of every layer that has a head; the last layer's come last."""
+        """Logits ``[V]`` of every layer that has a head; the last layer's come last.
+
+        Args:
+            features_VF: attention features.
+            conditions: ``[V, vision_dim]`` for each layer.
+            angle_VE: rotation angles of queries and keys.
+            padding: of each image's tokens.
+        """
         x = self.attn_in_proj(features_VF)
+        if not self.layers:
+            return [self.head(x).squeeze(-1)]
         rows = []
         parts = zip(self.cond_in_projs, self.layers, self.attn_out_projs, conditions, strict=True)
         for project, layer, head, condition in parts:

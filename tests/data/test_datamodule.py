@@ -9,6 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from glimpse_lightning.data.datamodule import RawBatch, VQAData
+from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.order import EvalOrder, TrainOrder
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.errors import BadSampleError, GlimpseError
@@ -104,3 +105,14 @@ def test_nothing_but_bad_samples_is_an_error() -> None:
 def test_missing_dataset_is_named() -> None:
     with pytest.raises(GlimpseError, match=r"`data\.train`"):
         VQAData().train_dataloader()
+
+
+def test_the_wording_around_a_question() -> None:
+    data = VQAData(test=GlyphVQA("test", 2, image_size=224), num_workers=0, prompt="{question} In one word.")
+    (loader,) = data.test_dataloader()
+    (batch,) = loader
+    plain = GlyphVQA("test", 2, image_size=224)
+    assert [sample.question for sample in batch.samples] == [f"{plain[i].question} In one word." for i in range(2)]
+    assert [sample.id for sample in batch.samples] == [plain[i].id for i in range(2)]
+    with pytest.raises(GlimpseError, match="contain .question."):
+        VQAData(prompt="In one word.")

@@ -154,3 +154,27 @@ def test_bad_settings(make: Any, message: str) -> None:
 def test_bad_stage_is_an_error_for_users() -> None:
     with pytest.raises(GlimpseError):
         vip(-1)
+
+
+@pytest.mark.parametrize(
+    "part", [{"query": "last"}, {"vision_condition": False}, {"rotary": False}, {"fusion": False}], ids=str
+)
+def test_vip_without_one_of_its_parts(part: dict[str, Any]) -> None:
+    scorer = vip(vision_layers=[3, 1], **part)
+    requires = scorer.requires
+    assert (scorer.glimpse is None) == ("query" in part)
+    assert requires.probes["glimpse"].query == part.get("query", "glimpse")
+    assert requires.vision_layers == (() if {"vision_condition", "fusion"} & set(part) else (3, 1))
+    tokens = visual_tokens([[(1, 3, 3)], [(1, 1, 2)]], requires)
+    rows = scorer.forward_rows(tokens)
+    assert rows.shape == (1, 11)
+    rows.sum().backward()
+    turned = replace(tokens, position=tokens.position[:, [0, 2, 1]])
+    blind = bool({"rotary", "fusion"} & set(part))
+    assert torch.allclose(scorer(tokens), scorer(turned), atol=1e-5) == blind
+    assert len(seen_by(scorer, tokens, 0)) == (1 if "fusion" in part else 9)
+
+
+def test_a_query_that_nobody_knows() -> None:
+    with pytest.raises(ValueError, match="'glimpse' or 'last', but got 'first'"):
+        VIP(query="first")  # type: ignore[arg-type]

@@ -1,0 +1,147 @@
+"""The command line of ``ablate``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from glimpse_lightning.ablation import launch, report
+from glimpse_lightning.ablation.cells import Cell, cells
+from glimpse_lightning.ablation.plots import write_plots
+from glimpse_lightning.ablation.rows import Row, read_rows
+from glimpse_lightning.ablation.runs import CellFolders, CellRunner, checked, process_key
+from glimpse_lightning.ablation.schedule import jobs, slots, visible_devices
+from glimpse_lightning.ablation.settings import Settings, read
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.packaged_recipes import find_recipe
+from glimpse_lightning.parser_errors import nearest
+from glimpse_lightning.run_folder import write_text
+
+LAUNCHERS = ("local", "ray", "slurm")
+FLAGS = ("base", "mode", "pruner", "limit", "devices_per_cell", "output")
+SETTINGS = "ablation.yaml"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise GlimpseError(f"{message[0].upper()}{message[1:]}. See `ablate --help`.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="glimpse-lightning ablate",
+        description="Run one recipe many times, changed along axes, and compare. Finished cells are not run again.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="the ablation's YAML, or the name of a packaged one")
+    parser.add_argument("--base", help="recipe that every cell starts from")
+    parser.add_argument("--mode", choices=("fit", "test"), help="fit (train, then test) or test")
+    parser.add_argument("--pruner", help="folder of a saved pruner, for methods that ask for one")
+    parser.add_argument("--limit", type=int, help="questions each cell is tested on")
+    parser.add_argument("--devices_per_cell", type=int, help="GPUs that a cell runs on")
+    parser.add_argument("--output", help="where the ablation's folder lies (default: runs/ablations)")
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="local", help="slurm prints an array script")
+    parser.add_argument("--tasks", type=int, default=8, help="ray, slurm: into how many jobs to split cells that share")
+    parser.add_argument("--cells", nargs="+", metavar="NAME", help="run only these, in this process; no tables")
+    parser.add_argument("--list", action="store_true", help="name the cells, and run nothing")
+    return parser
+
+
+def run(args: Sequence[str]) -> int:
+    """Run an ablation; returns the exit status: 1 where a cell failed.
+
+    Raises:
+        GlimpseError: where the ablation, or any of its cells' recipes, cannot be understood; nothing has run then.
+    """
+    options = _parser().parse_args(list(args))
+    path = Path(options.config) if Path(options.config).is_file() else find_recipe(options.config)
+    settings = read(path).with_flags({name: getattr(options, name) for name in FLAGS})
+    every = {cell.name: cell for cell in cells(settings)}
+    if options.list:
+        print("\n".join(every))
+        return 0
+    chosen = _chosen(every, options.cells)
+    folders = CellFolders(settings.root)
+    found = checked(folders, [*every.values()] if options.cells is None else chosen)
+    waiting = {cell.name: cell for cell in chosen if folders.finished(cell) is None}
+    runner = CellRunner(folders, list(waiting.values()), found, settings.memory_gb * 1e9)
+    if options.cells is not None:
+        runner.run(list(waiting.values()))
+        return int(any(folders.finished(cell) is None for cell in chosen))
+    write_text(settings.root / SETTINGS, settings.text())
+    # Cells on several devices have a process each: Lightning starts its command line again for every device.
+    alone = settings.devices_per_cell > 1
+    keys = {name: None if alone else process_key(cell, found[name].config) for name, cell in waiting.items()}
+    if options.launcher == "slurm":
+        _print_slurm(settings, [*jobs(keys, options.tasks)])
+        return 0
+    devices = slots(visible_devices(), settings.devices_per_cell)
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as progress:
+        task = progress.add_task("cells", total=len(every), completed=len(every) - len(waiting))
+
+        def show() -> None:
+            done = [cell for cell in waiting.values() if folders.finished(cell) is not None]
+            failed = [cell for cell in waiting.values() if folders.error(cell) is not None]
+            text = f"cells ({len(failed)} failed)" if failed else "cells"
+            progress.update(task, completed=len(every) - len(waiting) + len(done) + len(failed), description=text)
+
+        if options.launcher == "ray":
+            launch.run_on_ray(
+                jobs(keys, options.tasks), settings.devices_per_cell, waiting, folders, settings.root / SETTINGS, show
+            )
+        elif devices == [()]:
+            launch.run_here(jobs(keys, 1), waiting, runner, show)
+        else:
+            launch.run_on_slots(
+                jobs(keys, len(devices)), devices, waiting, folders, settings.root / SETTINGS, show
+            )  # fmt: skip
+    return _report(settings, read_rows(list(every.values()), folders))
+
+
+def _chosen(every: dict[str, Cell], names: Sequence[str] | None) -> list[Cell]:
+    if names is None:
+        return list(every.values())
+    for name in names:
+        if name not in every:
+            raise GlimpseError(f"There is no cell {name!r}.{nearest(name, list(every))} `--list` names all of them.")
+    return [every[name] for name in names]
+
+
+def _print_slurm(settings: Settings, planned: list[tuple[str, ...]]) -> None:
+    if settings.devices_per_cell > 1:
+        raise GlimpseError(
+            "Expected `devices_per_cell` = 1 with `--launcher slurm`, whose tasks are single processes; start cells on "
+            f"several GPUs yourself: `test --config {settings.root}/cells/NAME.yaml` under `srun`."
+        )
+    if not planned:
+        raise GlimpseError("Every cell is finished; run the command without `--launcher slurm` for the tables.")
+    print(launch.slurm_script(planned, settings.name, settings.root / SETTINGS, settings.root), end="")
+
+
+def _report(settings: Settings, rows: list[Row]) -> int:
+    report.write_csv(rows, settings.root / "results.csv")
+    table = report.markdown(rows, settings.name)
+    write_text(settings.root / "results.md", table)
+    report.write_hparams(rows, settings.root / "hparams")
+    print(table)
+    try:
+        write_plots(rows, settings.root)
+    except GlimpseError as error:
+        print(f"note: {error}", file=sys.stderr)
+    failed = [row for row in rows if row.run is None]
+    print(f"Everything is in {settings.root}.")
+    if failed:
+        names = ", ".join(row.cell.name for row in failed)
+        print(
+            f"error: {len(failed)} of {len(rows)} cells failed: {names}. The same command tries them again.",
+            file=sys.stderr,
+        )
+    return int(bool(failed))

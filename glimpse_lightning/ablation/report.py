@@ -1,0 +1,101 @@
+"""An ablation's tables: tidy CSV, Markdown, TensorBoard's HParams."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from glimpse_lightning.ablation.rows import ALL, Row
+from glimpse_lightning.ablation.statistics import Estimate
+from glimpse_lightning.run_folder import remove, write_text
+
+COUNTS = {
+    "entering_retention": "tokens entering",
+    "layer_retention": "tokens per layer",
+    "retention": "KV at decode",
+    "flops_ratio": "FLOPs",
+}
+"""The four ways of counting, as ``token_counts`` explains them, and their columns."""
+
+NOTE = """\
+{cells} cells; {questions} questions each. Brackets: 95 % bootstrap intervals over questions. Difference: to the first
+row, paired by question. Tokens, all as shares of the full model's: entering the language model; averaged over its
+layers; in the KV cache while decoding; FLOPs of its prefill (the pruner's own cost is not counted).
+"""
+
+
+def axes(rows: Sequence[Row]) -> list[str]:
+    """Names of the axes, in order of appearance."""
+    return list(dict.fromkeys(axis for row in rows for axis in row.cell.labels))
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """One line for each cell, family of questions and figure; intervals where there are any."""
+    names = axes(rows)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["cell", "mode", "status", *names, "family", "metric", "value", "ci_low", "ci_high", "n", "run", "error"]
+    )
+    for row in rows:
+        labels = [row.cell.labels.get(axis, "") for axis in names]
+        start, end = [row.cell.name, row.cell.mode, row.status, *labels], [row.run or "", row.error or ""]
+        if row.run is None:
+            writer.writerow([*start, "", "", "", "", "", "", *end])
+        for family, figures in row.figures.items():
+            estimates = {"accuracy": row.accuracy(family), "accuracy_difference": row.gain(rows[0], family)}
+            known = {name: estimate for name, estimate in estimates.items() if estimate is not None}
+            for name, estimate in known.items():
+                values = [estimate.value, estimate.low, estimate.high, estimate.n]
+                writer.writerow([*start, family, name, *values, *end])
+            for name, value in figures.items():
+                if name not in known and name != "n":
+                    writer.writerow([*start, family, name, value, "", "", int(figures["n"]), *end])
+    write_text(path, out.getvalue())
+
+
+def markdown(rows: Sequence[Row], name: str) -> str:
+    """The table for people; failed cells stand below it with their errors."""
+    names = axes(rows)
+    header = [*names, *COUNTS.values(), "accuracy", "difference", "relative", "agreement"]
+    lines = [f"# Ablation `{name}`", "", _line(header), _line(["---"] * len(header))]
+    for row in rows:
+        counts = [_percent(row.figure(key)) for key in COUNTS]
+        gain = row.gain(rows[0])
+        shares = [_percent(row.figure("relative_accuracy")), _percent(row.figure("agreement"))]
+        labels = [str(row.cell.labels.get(axis, "-")) for axis in names]
+        lines.append(_line([*labels, *counts, _interval(row.accuracy(), ""), _interval(gain, "+"), *shares]))
+    questions = sorted({int(row.figures[ALL]["n"]) for row in rows if row.run is not None})
+    lines += ["", NOTE.format(cells=len(rows), questions=" or ".join(map(str, questions)) or "no")]
+    if failed := [row for row in rows if row.run is None]:
+        lines += ["Not finished:", "", *(f"* `{row.cell.name}`: {row.error or 'has not run'}" for row in failed), ""]
+    return "\n".join(lines)
+
+
+def write_hparams(rows: Sequence[Row], folder: Path) -> None:
+    """TensorBoard's HParams page: a row for each cell, failed ones without figures."""
+    remove(folder)
+    with SummaryWriter(str(folder)) as writer:
+        for row in rows:
+            settings = {"mode": row.cell.mode, "status": row.status, **row.cell.labels}
+            figures = {f"metric/{name}": value for name, value in row.figures.get(ALL, {}).items()}
+            writer.add_hparams(settings, figures, run_name=row.cell.name)
+
+
+def _line(columns: Sequence[str]) -> str:
+    return f"| {' | '.join(columns)} |"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _interval(estimate: Estimate | None, sign: str) -> str:
+    if estimate is None:
+        return "-"
+    low, high = (f"{100 * value:{sign}.1f}" for value in (estimate.low, estimate.high))
+    return f"{100 * estimate.value:{sign}.1f} [{low}, {high}]"

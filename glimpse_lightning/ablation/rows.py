@@ -1,0 +1,90 @@
+"""The rows of an ablation's tables: what each cell has found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glimpse_lightning.ablation.cells import Cell
+from glimpse_lightning.ablation.runs import CellFolders
+from glimpse_lightning.ablation.statistics import Estimate, bootstrap, paired_difference
+from glimpse_lightning.run_folder import RESULTS
+
+ALL = "all"
+"""The family that every question belongs to."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell and what it has found.
+
+    Attributes:
+        cell: the cell.
+        run: folder of its finished run; ``None`` where it has none.
+        error: why it failed, in one line; ``None`` where it did not.
+        figures: by family, by name: what ``results.json`` says.
+        scores: by family, by question id: the answer's score.
+    """
+
+    cell: Cell
+    run: Path | None
+    error: str | None
+    figures: Mapping[str, Mapping[str, float]]
+    scores: Mapping[str, Mapping[str, float]]
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``failed`` or ``missing``."""
+        return "finished" if self.run is not None else "failed" if self.error is not None else "missing"
+
+    @property
+    def method(self) -> str:
+        """The cell's method, or the ablation's only one."""
+        return str(self.cell.labels.get("methods", "recipe"))
+
+    def figure(self, name: str) -> float | None:
+        """A figure over all questions; ``None`` where it is not defined."""
+        return self.figures.get(ALL, {}).get(name)
+
+    def accuracy(self, family: str = ALL) -> Estimate | None:
+        """Mean score with its confidence interval; ``None`` without a run."""
+        scores = self.scores.get(family)
+        return bootstrap(list(scores.values())) if scores else None
+
+    def gain(self, reference: Row, family: str = ALL) -> Estimate | None:
+        """Paired difference in score to ``reference``; ``None`` where one of the two has no run."""
+        return paired_difference(self.scores.get(family, {}), reference.scores.get(family, {}))
+
+
+def read_rows(cells: Sequence[Cell], folders: CellFolders) -> list[Row]:
+    """A row for each cell."""
+    return [_row(cell, folders) for cell in cells]
+
+
+def _row(cell: Cell, folders: CellFolders) -> Row:
+    run = folders.finished(cell)
+    if run is None:
+        error = folders.error(cell)
+        return Row(cell, None, None if error is None else _last_line(error), {}, {})
+    results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
+    scores: dict[str, dict[str, float]] = {ALL: {}}
+    predictions = run / "predictions.jsonl"
+    lines = predictions.read_text(encoding="utf-8").split("\n") if predictions.is_file() else []
+    for line in filter(None, lines):
+        record = json.loads(line)
+        for family in filter(None, (ALL, record["family"])):
+            scores.setdefault(family, {})[record["id"]] = record["score"]
+    figures = {ALL: {"n": results["n"], **results["metrics"]}, **results["families"]}
+    return Row(cell, run, None, {family: _numbers(values) for family, values in figures.items()}, scores)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
+
+
+def _last_line(error: str) -> str:
+    lines = [line for line in error.splitlines() if line.strip()]
+    return lines[-1] if lines else "unknown error"

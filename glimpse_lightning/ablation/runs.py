@@ -1,0 +1,215 @@
+"""Cells as runs: where their folders lie, which are finished, and how one process runs several."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from glimpse_lightning import lightning_cli
+from glimpse_lightning.ablation.cells import PRUNING, Cell
+from glimpse_lightning.backbones import load_backbone
+from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.module import PruningModule
+from glimpse_lightning.recipe_check import Checked, check
+from glimpse_lightning.run_folder import RECIPE, RunFolder, remove, write_text
+from glimpse_lightning.sharing import SharedQuestions
+
+ERROR, LOG = "error.txt", "output.log"
+LOADING = ("backbone", "dtype", "attn_implementation")
+NO_MATTER = ("vars", "seed_everything", "trainer.callbacks", "trainer.logger", "trainer.default_root_dir")
+
+
+class CellFolders:
+    """Where an ablation's cells leave what.
+
+    Args:
+        root: the ablation's folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def recipe(self, cell: Cell) -> Path:
+        """The cell's recipe, whole."""
+        return self.root / "cells" / f"{cell.name}.yaml"
+
+    def write_recipe(self, cell: Cell) -> Path:
+        """Write the cell's recipe."""
+        path = self.recipe(cell)
+        write_text(path, cell.text())
+        return path
+
+    def finished(self, cell: Cell) -> Path | None:
+        """The newest finished run of exactly this cell; ``None`` where there is none."""
+        for path in sorted(self.folder(cell).glob(f"{cell.mode}_*"), key=lambda path: path.stat().st_mtime)[::-1]:
+            saved = path / RECIPE
+            if RunFolder(path).finished and saved.is_file() and saved.read_text(encoding="utf-8") == cell.text():
+                return path
+        return None
+
+    def folder(self, cell: Cell) -> Path:
+        """Where the cell's runs lie."""
+        return self.root / cell.name
+
+    def error(self, cell: Cell) -> str | None:
+        """Why the cell failed; ``None`` where it did not."""
+        path = self.folder(cell) / ERROR
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def fail(self, cell: Cell, error: str) -> None:
+        """Record why the cell failed."""
+        write_text(self.folder(cell) / ERROR, error)
+
+    def begin(self, cell: Cell) -> None:
+        """Forget an earlier failure."""
+        remove(self.folder(cell) / ERROR)
+
+
+def checked(folders: CellFolders, cells: Sequence[Cell]) -> dict[str, Checked]:
+    """Write, parse and instantiate every cell's recipe, before any runs.
+
+    Raises:
+        GlimpseError: where one cannot run; it names the cell.
+    """
+    found: dict[str, Checked] = {}
+    for mode in sorted({cell.mode for cell in cells}):
+        mine = [cell for cell in cells if cell.mode == mode]
+        results = check(mode, [folders.write_recipe(cell) for cell in mine])
+        for cell, result in zip(mine, results, strict=True):
+            if mode == "fit" and isinstance(result.model, PruningModule) and result.model.objective is None:
+                raise GlimpseError(
+                    f"Cell {cell.name!r} has nothing to train: expected `model.objective`, but got none. Give its "
+                    "method `mode: test`, or choose a base that has one."
+                )
+            found[cell.name] = result
+    return found
+
+
+def process_key(cell: Cell, config: Mapping[str, Any]) -> str | None:
+    """What cells have alike that can share a process: the backbone and how it is loaded; ``None``: not this one."""
+    if cell.mode != "test" or "class_path" in config["model"] or "class_path" in config["data"]:
+        return None
+    return json.dumps([config["model"].get(key) for key in LOADING])
+
+
+def questions_key(config: Mapping[str, Any]) -> str:
+    """What cells have alike that put the same questions to the same full model: all but what prunes."""
+    model = {key: value for key, value in config["model"].items() if key not in PRUNING}
+    trainer = {key: value for key, value in config["trainer"].items() if f"trainer.{key}" not in NO_MATTER}
+    rest = {key: value for key, value in config.items() if key not in NO_MATTER}
+    return json.dumps({**rest, "model": model, "trainer": trainer}, sort_keys=True, default=str)
+
+
+class CellRunner:
+    """Runs cells one after another in this process; those that can, share backbone, questions and full answers.
+
+    Args:
+        folders: of the cells.
+        cells: those that it may be asked to run.
+        checked: their settings and models.
+        memory: bytes that embedded questions may take.
+    """
+
+    def __init__(
+        self, folders: CellFolders, cells: Sequence[Cell], checked: Mapping[str, Checked], memory: float
+    ) -> None:
+        self.folders = folders
+        self.memory = memory
+        self._keys = {
+            cell.name: (process_key(cell, checked[cell.name].config), questions_key(checked[cell.name].config))
+            for cell in cells
+        }
+        self._models = {name: found.model for name, found in checked.items()}
+        self._backbone: tuple[str, Backbone] | None = None
+        self._questions: tuple[str, SharedQuestions] | None = None
+
+    def run(self, cells: Sequence[Cell], done: Callable[[Cell], None] = lambda cell: None) -> None:
+        """Run ``cells``; a failed one is recorded and does not stop the others. ``done`` is called after each."""
+        keys = [self._keys[cell.name] for cell in cells]
+        processes = [process for process, _ in keys]
+        # Cells that share something behind each other, otherwise as they come.
+        order = sorted(
+            cells, key=lambda c: (processes.index(self._keys[c.name][0]), keys.index(self._keys[c.name]))
+        )  # fmt: skip
+        for cell in order:
+            self.folders.begin(cell)
+            try:
+                with _quiet(self.folders.folder(cell) / LOG):
+                    self._run(cell, order)
+            except Exception as error:
+                self.folders.fail(cell, _described(error))
+            done(cell)
+
+    def _run(self, cell: Cell, cells: Sequence[Cell]) -> None:
+        recipe, root = self.folders.recipe(cell), self.folders.root
+        args = [cell.mode, "--config", str(recipe), "--trainer.default_root_dir", str(root)]
+        process, questions = self._keys[cell.name]
+        if process is None:
+            self._backbone = self._questions = None
+            lightning_cli.run(args)
+            return
+
+        def prepare(model: PruningModule, data: Any) -> None:
+            model.backbone = self._loaded(process, model)
+            shared = self._shared(
+                questions, [other for other in cells if self._keys[other.name] == (process, questions)]
+            )
+            model.shared, model.skipped = shared, list(shared.skipped)
+            data.ready = shared.batches if shared.complete else None
+
+        lightning_cli.run(args, prepare)
+
+    def _loaded(self, key: str, model: PruningModule) -> Backbone:
+        if self._backbone is None or self._backbone[0] != key:
+            self._backbone = self._questions = None
+            gc.collect()  # the old one must go before the new one comes
+            assert isinstance(model.backbone, str)
+            self._backbone = key, load_backbone(model.backbone, **model.backbone_options)
+        return self._backbone[1]
+
+    def _shared(self, key: str, cells: Sequence[Cell]) -> SharedQuestions:
+        if self._questions is None or self._questions[0] != key:
+            self._questions = None
+            taps = dict.fromkeys(tap for cell in cells for tap in self._taps(cell))
+            self._questions = key, SharedQuestions(tuple(taps), self.memory)
+        return self._questions[1]
+
+    def _taps(self, cell: Cell) -> tuple[Any, ...]:
+        """What a cell asks of the vision tower; nothing where its model cannot be built, as its own run will say."""
+        model = self._models.pop(cell.name)  # or it would keep this backbone in memory
+        assert isinstance(model, PruningModule) and self._backbone is not None
+        model.backbone = self._backbone[1]
+        try:
+            model.configure_model()
+        except Exception:
+            return ()
+        return model.model.vision_layers
+
+
+@contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """What a cell prints goes into its log; only warnings reach the terminal."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with log.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _described(error: BaseException) -> str:
+    if isinstance(error, GlimpseError):
+        return " ".join(str(error).split()) + "\n"
+    return "".join(traceback.format_exception(error))

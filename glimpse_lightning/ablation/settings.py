@@ -1,0 +1,99 @@
+"""What an ablation's YAML says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.parser_errors import nearest
+
+MODES = ("fit", "test")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """An ablation: a base recipe, and what is changed from cell to cell.
+
+    Attributes:
+        name: what its folder is called.
+        base: recipe (name or file) that every cell starts from.
+        mode: ``fit`` (train, then test) or ``test``.
+        axes: values by axis: ``methods``, ``retention``, ``layer``, ``backbone``, ``seed``, or any dotted key of the
+            recipe; see docs/ablate.md.
+        set: dotted keys that are changed in every cell.
+        pruner: folder of a saved pruner, for methods that ask for one; those are left out where there is none.
+        limit: questions each cell is tested on; ``None``: as many as the recipe says.
+        devices_per_cell: GPUs that a cell runs on.
+        output: where the ablation's folder lies.
+        memory_gb: main memory that embedded questions may take, in each process.
+    """
+
+    name: str
+    base: str
+    axes: Mapping[str, list[Any]]
+    mode: str = "test"
+    set: Mapping[str, Any] = field(default_factory=dict)
+    pruner: str | None = None
+    limit: int | None = None
+    devices_per_cell: int = 1
+    output: str = "runs/ablations"
+    memory_gb: float = 4.0
+
+    @property
+    def root(self) -> Path:
+        """The ablation's folder."""
+        return Path(self.output) / self.name
+
+    def with_flags(self, flags: Mapping[str, Any]) -> Settings:
+        """These settings under command-line flags, those that are ``None`` not given."""
+        return _checked(replace(self, **{name: value for name, value in flags.items() if value is not None}), "flags")
+
+    def text(self) -> str:
+        """As YAML that :func:`read` takes."""
+        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+
+def read(path: Path) -> Settings:
+    """Read an ablation.
+
+    Raises:
+        GlimpseError: where it is no YAML mapping, has an unknown key, or a key's value cannot be.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GlimpseError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(data, dict) or not {"base", "axes"} <= set(data):
+        raise GlimpseError(f"{path}: expected a YAML mapping with at least `base` (a recipe) and `axes`.")
+    known = [entry.name for entry in fields(Settings)]
+    for key in data:
+        if key not in known:
+            raise GlimpseError(f"{path}: there is no key {key!r}.{nearest(str(key), known)} Keys: {', '.join(known)}.")
+    return _checked(Settings(**{"name": path.stem, **data}), str(path))
+
+
+def _checked(settings: Settings, where: str) -> Settings:
+    def expect(key: str, what: str, good: bool) -> None:
+        if not good:
+            raise GlimpseError(f"{where}: expected `{key}` to be {what}, but got {getattr(settings, key)!r}.")
+
+    expect("mode", " or ".join(MODES), settings.mode in MODES)
+    expect("base", "the name or file of a recipe", isinstance(settings.base, str))
+    expect("axes", "a mapping of at least one axis to a list of values", _is_axes(settings.axes))
+    expect("set", "a mapping of dotted keys to values", isinstance(settings.set, Mapping))
+    expect("limit", "at least 1 question", settings.limit is None or _positive(settings.limit))
+    expect("devices_per_cell", "at least 1", _positive(settings.devices_per_cell))
+    return settings
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def _is_axes(axes: Any) -> bool:
+    return isinstance(axes, Mapping) and bool(axes) and all(isinstance(v, list) and v for v in axes.values())

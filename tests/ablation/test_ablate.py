@@ -1,0 +1,266 @@
+"""Small ablations through the real command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from runs import SMALL
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+import glimpse_lightning as gl
+from glimpse_lightning.ablation.cells import cells
+from glimpse_lightning.ablation.command import run
+from glimpse_lightning.ablation.runs import CellFolders, CellRunner, checked
+from glimpse_lightning.ablation.settings import read
+from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.cli import main
+from glimpse_lightning.module import PruningModule
+from glimpse_lightning.packaged_recipes import recipes
+
+BASE = {
+    "model": {"max_new_tokens": 3},
+    "data": {
+        "test": {"class_path": "GlyphVQA", "init_args": {"split": "test", "size": 9, "image_size": 224}},
+        "eval_batch_size": 3, "num_workers": 0,
+    },
+    "trainer": {"accelerator": "cpu"},
+}  # fmt: skip
+TOO_DEEP = {"name": "too_deep", "recipe": "random", "set": {"model.after_layer": 99}}
+AXES = {"methods": ["full", "random", TOO_DEEP, "fastervlm", "pooling"], "retention": [0.33]}
+NAMES = ["full", "random-retention_0.33", "too_deep-retention_0.33", "fastervlm-retention_0.33", "pooling"]
+
+
+def write(folder: Path, base: dict[str, Any] | str = BASE, **settings: Any) -> Path:
+    (folder / "base.yaml").write_text(base if isinstance(base, str) else yaml.safe_dump(base))
+    path = folder / "mini.yaml"
+    given = {"base": str(folder / "base.yaml"), "output": str(folder / "out"), "limit": 4, **settings}
+    path.write_text(yaml.safe_dump(given))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
+    """The folder of an ablation with one cell that cannot run; and how often images were embedded."""
+    folder, embedded = tmp_path_factory.mktemp("ablate"), []
+    embed = Backbone.embed
+
+    def counted(self: Backbone, *args: Any) -> Any:
+        embedded.append(1)
+        return embed(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Backbone, "embed", counted)
+        assert main(["ablate", "--config", str(write(folder, axes=AXES))]) == 1
+    return folder / "out" / "mini", embedded
+
+
+def test_every_cell_is_an_ordinary_run(finished: tuple[Path, list[int]]) -> None:
+    root, embedded = finished
+    for name in set(NAMES) - {NAMES[2]}:
+        folder = root / name / "test_0"
+        results = json.loads((folder / "results.json").read_text())
+        assert (results["n"], results["recipe"]) == (4, name)
+        assert (folder / "recipe.yaml").read_text() == (root / "cells" / f"{name}.yaml").read_text()
+        assert (folder / "config.yaml").is_file()
+        assert len((folder / "predictions.jsonl").read_text().splitlines()) == 4
+    assert len(embedded) == 2  # 4 questions in batches of 3, for all cells
+
+
+def test_cells_that_share_answer_as_runs_alone_do(finished: tuple[Path, list[int]], tmp_path: Path) -> None:
+    root, _ = finished
+    for name in (NAMES[1], NAMES[3]):
+        recipe = root / "cells" / f"{name}.yaml"
+        assert main(["test", "--config", str(recipe), "--trainer.default_root_dir", str(tmp_path)]) == 0
+        ours, theirs = (folder / name / "test_0" / "predictions.jsonl" for folder in (root, tmp_path))
+        assert ours.read_text() == theirs.read_text()
+
+
+def test_a_failed_cell_is_recorded_and_stops_nothing(finished: tuple[Path, list[int]]) -> None:
+    root, _ = finished
+    error = (root / NAMES[2] / "error.txt").read_text()
+    assert "`after_layer` below 8" in error
+    assert error.count("\n") == 1
+    table = (root / "results.md").read_text()
+    assert f"* `{NAMES[2]}`: Expected `after_layer` below 8" in table
+
+
+def test_markdown(finished: tuple[Path, list[int]]) -> None:
+    lines = (finished[0] / "results.md").read_text().splitlines()
+    rows = [[column.strip() for column in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert rows[0][:6] == ["methods", "retention", "tokens entering", "tokens per layer", "KV at decode", "FLOPs"]
+    full, random, too_deep, _, pooling = rows[2:]
+    assert full[:6] == ["full", "-", "100.0%", "100.0%", "100.0%", "100.0%"]
+    assert full[7] == "+0.0 [+0.0, +0.0]"
+    assert random[:5] == ["random", "0.33", "32.8%", "32.8%", "32.8%"]
+    assert too_deep[2:] == ["-"] * 8
+    assert pooling[2:5] == ["25.0%"] * 3
+
+
+def test_csv_is_tidy(finished: tuple[Path, list[int]]) -> None:
+    with (finished[0] / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {line["cell"] for line in lines} == set(NAMES)
+    (failed,) = [line for line in lines if line["cell"] == NAMES[2]]
+    assert (failed["status"], failed["metric"]) == ("failed", "")
+    assert "after_layer" in failed["error"]
+    keys = [(line["cell"], line["family"], line["metric"]) for line in lines]
+    assert len(keys) == len(set(keys))
+    found = dict(zip(keys, lines, strict=True))
+    scores = [
+        json.loads(line)["score"]
+        for line in (finished[0] / NAMES[1] / "test_0" / "predictions.jsonl").read_text().splitlines()
+    ]
+    accuracy = found[NAMES[1], "all", "accuracy"]
+    assert float(accuracy["value"]) == sum(scores) / 4
+    assert float(accuracy["ci_low"]) <= float(accuracy["value"]) <= float(accuracy["ci_high"])
+    assert (accuracy["methods"], accuracy["retention"], accuracy["n"]) == ("random", "0.33", "4")
+    for metric in ("retention", "entering_retention", "layer_retention", "flops_ratio", "accuracy_difference"):
+        assert (NAMES[1], "all", metric) in found
+    assert any(family not in ("all", "") for _, family, _ in keys)
+
+
+def test_hparams_have_a_row_for_each_cell(finished: tuple[Path, list[int]]) -> None:
+    for name in NAMES:
+        events = EventAccumulator(str(finished[0] / "hparams" / name))
+        events.Reload()
+        (start,) = (
+            plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+            for tag, content in events.PluginTagToContent("hparams").items()
+            if tag.endswith("session_start_info")
+        )
+        assert start.hparams["methods"].string_value == name.split("-")[0]
+        assert start.hparams["status"].string_value == ("failed" if name == NAMES[2] else "finished")
+        assert ("metric/accuracy" in events.Tags()["scalars"]) == (name != NAMES[2])
+    assert start.hparams["mode"].string_value == "test"
+
+
+def test_plots(finished: tuple[Path, list[int]]) -> None:
+    pytest.importorskip("matplotlib", reason="plots need the extra `plots`")
+    for name in ("pareto_tokens", "pareto_flops"):
+        assert (finished[0] / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert "</svg>" in (finished[0] / f"{name}.svg").read_text()
+
+
+def test_finished_cells_are_not_run_again(
+    finished: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = finished
+    ran: list[str] = []
+    monkeypatch.setattr(CellRunner, "_run", lambda self, cell, cells: ran.append(cell.name))
+    config = str(root.parents[1] / "mini.yaml")
+    assert main(["ablate", "--config", config]) == 1
+    assert ran == [NAMES[2]]  # it is tried again
+    assert "1 of 5 cells failed" in capsys.readouterr().err
+    assert main(["ablate", "--config", config, "--limit", "3", "--cells", NAMES[0], NAMES[1]]) == 1
+    assert ran[1:] == NAMES[:2]  # other settings
+    assert main(["ablate", "--config", config, "--limit", "3", "--cells", "fulll"]) == 1
+    assert "Did you mean full" in capsys.readouterr().err
+
+
+def test_without_matplotlib_the_tables_are_there(
+    finished: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    monkeypatch.setattr(CellRunner, "_run", lambda self, cell, cells: None)
+    run(["--config", str(finished[0].parents[1] / "mini.yaml")])
+    out = capsys.readouterr()
+    assert "glimpse-lightning[plots]" in out.err
+    assert "# Ablation `mini`" in out.out
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        ({"model.scoer.init_args.x": [1]}, ["model.scoer", "Did you mean", "model.scorer"]),
+        ({"methods": ["random"], "model.policy.ratioo": [0.1]}, ["cells/random-ratioo_0.1.yaml", "ratioo"]),
+        ({"methods": ["random", {"name": "x", "recipe": "random", "set": {"model.scorer": "Rndom"}}]}, ["Random"]),
+        ({"trainer.max_stepss": [1]}, ["max_stepss", "trainer.max_steps"]),
+    ],
+)
+def test_mistakes_are_found_before_any_cell_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], axes: dict[str, Any], words: list[str]
+) -> None:
+    assert main(["ablate", "--config", str(write(tmp_path, axes=axes))]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    for word in words:
+        assert word in error
+    assert not list(tmp_path.rglob("test_*"))
+
+
+def test_fit_trains_and_tests(tmp_path: Path) -> None:
+    """VIP with and without its glimpse token; chance is only tested."""
+    random = {"name": "random", "recipe": "random", "mode": "test", "set": {"vars.retention": 0.1}}
+    methods = [{"name": "vip"}, {"name": "no_glimpse", "set": {"model.scorer.query": "last"}}, random]
+    common = {"trainer.max_steps": 2, "trainer.val_check_interval": 2}
+    config = write(tmp_path, SMALL, axes={"methods": methods}, mode="fit", set=common)
+    assert main(["ablate", "--config", str(config)]) == 0
+    root = tmp_path / "out" / "mini"
+    for name, command in (("vip", "fit"), ("no_glimpse", "fit"), ("random", "test")):
+        results = json.loads((root / name / f"{command}_0" / "results.json").read_text())
+        assert (results["command"], results["n"]) == (command, 4)
+    assert (root / "no_glimpse" / "fit_0" / "pruner").is_dir()
+
+
+def test_training_needs_an_objective(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", "--config", str(write(tmp_path, axes={"methods": ["random"]}, mode="fit"))]) == 1
+    assert "Cell 'random' has nothing to train" in capsys.readouterr().err
+
+
+def test_slurm_prints_a_script_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(write(tmp_path, axes={"methods": ["random", "pooling"]}))
+    assert main(["ablate", "--config", config, "--launcher", "slurm", "--tasks", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("#!/bin/bash")
+    assert "--array=0-1" in out
+    assert not list(tmp_path.rglob("test_*"))
+    assert main(["ablate", "--config", config, "--launcher", "slurm", "--devices_per_cell", "2"]) == 1
+    assert "`devices_per_cell` = 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["slots", "ray"])
+def test_cells_in_processes_of_their_own(tmp_path: Path, launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two jobs on fake devices, or on a local Ray."""
+    config = str(write(tmp_path, axes={"methods": ["random", "pooling", "full"]}))
+    if launcher == "ray":
+        pytest.importorskip("ray", reason="`--launcher ray` needs the extra `ray`")
+        assert main(["ablate", "--config", config, "--launcher", "ray", "--tasks", "2"]) == 0
+    else:
+        monkeypatch.setattr("glimpse_lightning.ablation.command.visible_devices", lambda: ["0", "1"])
+        assert main(["ablate", "--config", config]) == 0
+    assert len(list((tmp_path / "out" / "mini").glob("*/test_0/results.json"))) == 3
+
+
+READY = sorted(name for name in recipes() if name.startswith("ablations/"))
+
+
+@pytest.mark.parametrize("name", READY)
+def test_ready_made_ablations_parse_instantiate_and_build(name: str, tmp_path: Path) -> None:
+    backbone = gl.load_backbone("glimpse-tiny")
+    vip = gl.Pruner([gl.PruneStage(2, gl.scorers.VIP(vision_layers=[1]), gl.policies.Threshold())])
+    vip.build(backbone.facts)
+    pruner = gl.save_pruner(vip, tmp_path / "pruner")
+    settings = read(recipes()[name]).with_flags({"pruner": str(pruner), "output": str(tmp_path)})
+    every = cells(settings)
+    assert len({cell.labels["methods"] for cell in every}) == len(settings.axes["methods"])
+    # One value of each other axis is enough: the next one differs by a number.
+    few = cells(settings.with_flags({"axes": {axis: values if axis == "methods" else values[-1:]
+                                              for axis, values in settings.axes.items()}}))  # fmt: skip
+    for cell in checked(CellFolders(settings.root), few).values():
+        assert isinstance(cell.model, PruningModule)
+        cell.model.backbone = backbone
+        cell.model.configure_model()
+
+
+def test_the_zoo_holds_every_method() -> None:
+    entries = read(recipes()["ablations/methods"]).axes["methods"]
+    used = {entry if isinstance(entry, str) else entry.get("recipe") for entry in entries}
+    assert used >= {name.removeprefix("methods/") for name in recipes() if name.startswith("methods/")}

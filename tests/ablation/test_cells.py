@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from glimpse_lightning.ablation.cells import Cell, cells
+from glimpse_lightning.ablation.overrides import changed, get
+from glimpse_lightning.ablation.settings import Settings, read
+from glimpse_lightning.errors import GlimpseError
+
+BASE = {
+    "vars": {"retention": 0.2},
+    "model": {
+        "backbone": "glimpse-tiny",
+        "after_layer": 1,
+        "scorer": "Random",
+        "policy": {"class_path": "KeepRatio", "init_args": {"ratio": "${vars.retention}"}},
+        "max_new_tokens": 3,
+    },
+    "data": {"batch_size": 2},
+}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    path = tmp_path / "base.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    return str(path)
+
+
+def expand(base: str, axes: dict[str, list[Any]], **kwargs: Any) -> list[Cell]:
+    return cells(Settings(name="x", base=base, axes=axes, **kwargs))
+
+
+def test_overrides_lead_through_classes_and_lists() -> None:
+    tree = {"model": {"scorer": "VIP", "policy": {"class_path": "P", "init_args": {"ratio": 1}}, "stages": [{"a": 1}]}}
+    new = changed(
+        tree,
+        {"model.scorer.dropout": 0.1, "model.policy.init_args.ratio": 2, "model.policy.per": "item",
+         "model.stages.0.a": 3, "vars.new": [1]},
+    )  # fmt: skip
+    assert new["model"]["scorer"] == {"class_path": "VIP", "init_args": {"dropout": 0.1}}
+    assert new["model"]["policy"]["init_args"] == {"ratio": 2, "per": "item"}
+    assert new["model"]["stages"] == [{"a": 3}]
+    assert new["vars"] == {"new": [1]}
+    assert tree["model"]["scorer"] == "VIP"
+    assert get(new, "model.scorer.init_args.dropout") == 0.1
+    with pytest.raises(GlimpseError, match=r"stages\.1.*below 1"):
+        changed(tree, {"model.stages.1.a": 3})
+    with pytest.raises(GlimpseError, match="mapping above 'b'"):
+        changed(tree, {"model.stages.0.a.b": 3})
+
+
+def test_axes_multiply_in_order(base: str) -> None:
+    found = expand(base, {"retention": [0.3, 0.1], "seed": [0, 1]})
+    assert [cell.name for cell in found] == [
+        "retention_0.3-seed_0", "retention_0.3-seed_1", "retention_0.1-seed_0", "retention_0.1-seed_1"
+    ]  # fmt: skip
+    last = found[-1]
+    assert last.labels == {"retention": 0.1, "seed": 1}
+    assert (last.recipe["vars"]["retention"], last.recipe["seed_everything"]) == (0.1, 1)
+    assert last.recipe["model"]["baselines"] == []
+    assert yaml.safe_load(last.text()) == last.recipe
+
+
+def test_methods_bring_what_prunes_and_nothing_else(base: str) -> None:
+    entries = ["fastv", "methods/pooling", {"name": "mine", "set": {"model.scorer": "FixedRatio"}}]
+    fastv, pooling, mine = expand(base, {"methods": entries})
+    assert fastv.recipe["model"]["scorer"] == "AttentionRank"
+    assert fastv.recipe["vars"]["retention"] == 0.11  # the method's own
+    assert fastv.recipe["model"]["max_new_tokens"] == 3  # the base's
+    assert pooling.recipe["model"]["reducer"]["class_path"] == "PoolCells"
+    assert mine.recipe["model"]["scorer"] == "FixedRatio"
+    assert mine.recipe["model"]["policy"] == BASE["model"]["policy"]
+
+
+def test_methods_without_an_axis_run_once(base: str) -> None:
+    at = {0.3: {"model.stages.0.policy.ratio": 0.6}, 0.1: {"model.stages.0.policy.ratio": 0.2}}
+    staged = {"name": "staged", "recipe": "pyramid_drop", "at": at}
+    found = expand(base, {"retention": [0.3, 0.1], "layer": [0, 2], "methods": ["random", "pooling", "vtw", staged]})
+    assert [cell.name for cell in found] == [
+        *(f"random-retention_{r}-layer_{k}" for r in (0.3, 0.1) for k in (0, 2)),
+        "pooling-layer_0", "pooling-layer_2", "vtw-layer_0", "vtw-layer_2",
+        "staged-retention_0.3", "staged-retention_0.1",
+    ]  # fmt: skip
+    assert found[-1].recipe["model"]["stages"][0]["policy"]["init_args"]["ratio"] == 0.2
+
+
+def test_a_saved_pruner_is_asked_for(base: str) -> None:
+    axes = {"methods": ["random", {"name": "vip", "pruner": True, "mode": "test", "reference": True}]}
+    assert [cell.name for cell in expand(base, axes)] == ["random"]
+    _, vip = expand(base, axes, pruner="some/folder", mode="fit")
+    assert vip.recipe["model"]["pruner"] == "some/folder"
+    assert "scorer" not in vip.recipe["model"]
+    assert (vip.mode, vip.reference) == ("test", True)
+
+
+def test_values_may_be_bundles_and_any_dotted_key(base: str) -> None:
+    brief = {"name": "brief", "set": {"data.prompt": "{question} Briefly.", "model.max_new_tokens": 2}}
+    found = expand(base, {"data.prompt": ["{question}", brief]}, limit=7)
+    assert [cell.name for cell in found] == ["prompt_question", "prompt_brief"]
+    assert found[1].recipe["data"] == {
+        "batch_size": 2, "test_size": 7, "fit_test_size": 7, "prompt": "{question} Briefly."
+    }  # fmt: skip
+    assert found[1].recipe["model"]["max_new_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        ({"methods": ["fastvv"]}, ["fastvv", "Did you mean"]),
+        ({"methods": [{"name": "x", "recpie": "fastv"}]}, ["'recpie'", "Did you mean recipe"]),
+        ({"methods": [{"recipe": "fastv"}]}, ["`name`"]),
+        ({"methods": [{"name": "x", "mode": "train"}]}, ["`mode`", "fit or test", "'train'"]),
+        ({"methods": ["pooling"], "retention": [0.1]}, ["'retention' changes no cell", "${vars.retention}"]),
+        ({"seed": [1, 1]}, ["Two cells are called 'seed_1'"]),
+        ({"methods": [{"name": "p", "recipe": "pooling", "at": {0.2: {}}}], "retention": [0.1]}, ["'p'", "0.1", "0.2"]),
+        ({"methods": [{"name": "vip", "pruner": True}]}, ["'methods'", "`pruner:`"]),
+    ],
+)
+def test_mistakes_in_axes(base: str, axes: dict[str, list[Any]], words: list[str]) -> None:
+    with pytest.raises(GlimpseError) as error:
+        expand(base, axes)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[", ["not valid YAML"]),
+        ("base: x", ["`base`", "`axes`"]),
+        ("{base: x, axes: {seed: [1]}, modes: fit}", ["'modes'", "Did you mean mode"]),
+        ("{base: x, axes: {seed: [1]}, mode: train}", ["`mode`", "fit or test", "'train'"]),
+        ("{base: x, axes: {seed: 1}}", ["`axes`", "list"]),
+        ("{base: x, axes: {seed: [1]}, limit: many}", ["`limit`", "'many'"]),
+        ("{base: x, axes: {seed: [1]}, devices_per_cell: 0}", ["`devices_per_cell`", "0"]),
+    ],
+)
+def test_mistakes_in_the_file(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(GlimpseError) as error:
+        read(path)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_settings_survive_writing_and_flags_beat_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("{base: x, axes: {seed: [1]}, limit: 5}")
+    settings = read(path).with_flags({"limit": 3, "pruner": None, "output": "there"})
+    assert (settings.limit, settings.root) == (3, Path("there/a"))
+    (tmp_path / "b.yaml").write_text(settings.text())
+    assert read(tmp_path / "b.yaml") == settings
+    with pytest.raises(GlimpseError, match="`limit`"):
+        settings.with_flags({"limit": 0})

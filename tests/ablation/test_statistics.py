@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glimpse_lightning.ablation.statistics import bootstrap, paired_difference, pareto_front
+
+
+def test_bootstrap_of_two_answers_by_hand() -> None:
+    """Resamples of {0, 1}: mean 0 in a quarter of them, 1/2 in a half, 1 in a quarter."""
+    estimate = bootstrap([0.0, 1.0])
+    assert (estimate.value, estimate.low, estimate.high, estimate.n) == (0.5, 0.0, 1.0, 2)
+    narrow = bootstrap([0.0, 1.0], level=0.4)  # quantiles 0.3 and 0.7 both fall into the half
+    assert (narrow.low, narrow.high) == (0.5, 0.5)
+
+
+def test_bootstrap_is_that_of_all_resamples() -> None:
+    """Five answers have 5^5 equally likely resamples: their exact quantiles, by enumeration."""
+    values = [0.0, 0.0, 1.0, 1.0, 1.0]
+    means = [sum(resample) / 5 for resample in product(values, repeat=5)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    estimate = bootstrap(values)
+    assert (estimate.low, estimate.high) == (pytest.approx(low), pytest.approx(high))
+    assert (low, high) == (pytest.approx(0.2), pytest.approx(1.0))
+
+
+def test_bootstrap_of_many_answers_is_normal() -> None:
+    values = [1.0] * 400 + [0.0] * 100
+    estimate = bootstrap(values)
+    spread = 1.96 * (0.8 * 0.2 / 500) ** 0.5
+    assert estimate.low == pytest.approx(0.8 - spread, abs=0.004)
+    assert estimate.high == pytest.approx(0.8 + spread, abs=0.004)
+    assert bootstrap(values) == estimate  # on every machine, every time
+    with pytest.raises(ValueError, match="at least one value"):
+        bootstrap([])
+
+
+def test_differences_are_paired_by_question() -> None:
+    ours, theirs = {"a": 1.0, "b": 0.0, "c": 1.0, "x": 0.0}, {"c": 0.0, "b": 1.0, "a": 0.0, "y": 1.0}
+    estimate = paired_difference(ours, theirs)
+    assert estimate is not None
+    assert (estimate.value, estimate.n) == (pytest.approx(1 / 3), 3)
+    same = paired_difference(ours, ours)
+    assert same is not None
+    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)  # unpaired, this interval would be wide
+    assert paired_difference(ours, {"z": 1.0}) is None
+
+
+def test_pareto_front_by_hand() -> None:
+    points = [(0.1, 0.5), (0.2, 0.4), (0.2, 0.7), (0.3, 0.7), (1.0, 0.9), (0.1, 0.2)]
+    assert pareto_front(points) == [0, 2, 4]
+    assert pareto_front([]) == []
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=12))
+def test_pareto_front_is_what_nothing_beats(points: list[tuple[float, float]]) -> None:
+    def beaten(i: int) -> bool:
+        return any(
+            q != points[i] and q[0] <= points[i][0] and q[1] >= points[i][1] for q in points
+        )  # fmt: skip
+
+    assert sorted(pareto_front(points)) == [i for i in range(len(points)) if not beaten(i)]

@@ -1,0 +1,97 @@
+"""Models over one backbone that are asked the same questions share the work that does not depend on the pruner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Trainer
+
+from glimpse_lightning.backbones import load_backbone
+from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.checkpoints import save_pruner
+from glimpse_lightning.data.datamodule import VQAData
+from glimpse_lightning.data.glyph_vqa import GlyphVQA
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.module import PruningModule
+from glimpse_lightning.policies import KeepRatio
+from glimpse_lightning.pruner import Pruner, PruneStage
+from glimpse_lightning.results import Record
+from glimpse_lightning.scorers import Random, VisionRank
+from glimpse_lightning.sharing import SharedQuestions
+
+
+def records_of(module: PruningModule, root: Path, shared: SharedQuestions | None = None) -> list[Record]:
+    data = VQAData(test=GlyphVQA("test", 5, image_size=224), eval_batch_size=2, num_workers=0)
+    module.shared = shared
+    if shared is not None and shared.complete:
+        data.ready = shared.batches
+    quiet: Any = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    runner = Trainer(accelerator="cpu", devices=1, logger=False, default_root_dir=root, **quiet)
+    runner.test(module, datamodule=data, verbose=False)
+    assert module.summary is not None
+    return module.summary.records
+
+
+def modules(backbone: Backbone | str) -> list[PruningModule]:
+    kwargs: dict[str, Any] = {"backbone": backbone, "max_new_tokens": 3, "baselines": []}
+    return [
+        PruningModule(after_layer=1, scorer=Random(), policy=KeepRatio(0.2), **kwargs),
+        PruningModule(after_layer=-1, scorer=VisionRank(-1), policy=KeepRatio(0.4), **kwargs),
+        PruningModule(**kwargs),
+    ]
+
+
+@pytest.mark.parametrize("limit", [1e9, 1e5])
+def test_shared_questions_give_the_same_answers(limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [records_of(module, tmp_path) for module in modules("glimpse-tiny")]
+    backbone = load_backbone("glimpse-tiny")
+    shared = SharedQuestions(taps=(VisionRank(-1).requires.vision_layers), limit=limit)
+    embedded: list[int] = []
+    embed = backbone.embed
+    monkeypatch.setattr(backbone, "embed", lambda inputs, taps=(): embedded.append(1) or embed(inputs, taps))
+    fits = limit > 1e6
+    for number, (module, wanted) in enumerate(zip(modules(backbone), alone, strict=True)):
+        assert records_of(module, tmp_path, shared) == wanted
+        assert shared.complete == fits
+        assert len(embedded) == (3 if fits else 3 * (number + 1))
+    assert len(shared.answers) == 5
+    last = alone[-1][0]
+    assert (last.kl, last.flops, last.entering, last.layer_mean) == (0.0, 1.0, last.total, last.total)
+
+
+def test_the_full_model_answers_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, shared = load_backbone("glimpse-tiny"), SharedQuestions(taps=VisionRank(-1).requires.vision_layers)
+    first, *others = modules(backbone)
+    records_of(first, tmp_path, shared)
+    for module in others:
+        module.shared = shared
+        module.configure_model()
+        monkeypatch.setattr(module.evaluator.full, "generate", lambda **kwargs: pytest.fail("answered again"))
+        records_of(module, tmp_path, shared)
+
+
+def test_a_model_that_fails_leaves_nothing_half_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = SharedQuestions()
+    first, second = modules(load_backbone("glimpse-tiny"))[::2]
+    monkeypatch.setattr(first, "on_test_epoch_end", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        records_of(first, tmp_path, shared)
+    assert not shared.complete
+    assert len(records_of(second, tmp_path, shared)) == 5
+    assert sum(len(batch.samples) for batch in shared.batches) == 5
+
+
+def test_a_saved_pruner_under_another_policy(tmp_path: Path) -> None:
+    backbone = load_backbone("glimpse-tiny")
+    pruner = Pruner([PruneStage(1, Random(), KeepRatio(0.5))])
+    pruner.build(backbone.facts)
+    save_pruner(pruner, tmp_path / "one")
+    module = PruningModule(pruner=str(tmp_path / "one"), policy=KeepRatio(0.2), max_new_tokens=2, baselines=[])
+    assert {record.kept for record in records_of(module, tmp_path)} == {12}  # of 64
+    two = Pruner([PruneStage(layer, Random(), KeepRatio(0.5)) for layer in (0, 1)])
+    two.build(backbone.facts)
+    save_pruner(two, tmp_path / "two")
+    with pytest.raises(GlimpseError, match=r"one stage where `model.policy`"):
+        PruningModule(pruner=str(tmp_path / "two"), policy=KeepRatio(0.2)).configure_model()
