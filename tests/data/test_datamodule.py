@@ -114,5 +114,5 @@ def test_the_wording_around_a_question() -> None:
     plain = GlyphVQA("test", 2, image_size=224)
     assert [sample.question for sample in batch.samples] == [f"{plain[i].question} In one word." for i in range(2)]
     assert [sample.id for sample in batch.samples] == [plain[i].id for i in range(2)]
-    with pytest.raises(GlimpseError, match="contain .question."):
+    with pytest.raises(GlimpseError, match=r"contain .question."):
         VQAData(prompt="In one word.")
