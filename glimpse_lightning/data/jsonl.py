@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch.utils.data import Dataset
 from glimpse_lightning.data.images import MAX_PIXELS, load_image
 from glimpse_lightning.data.sample import Box, Sample
 from glimpse_lightning.errors import BadSampleError, GlimpseError
+from glimpse_lightning.keys import stable_key
 
 KEYS = ("question", "answer", "answers", "image", "images", "boxes", "family", "id")
 ROUNDING = 1e-3  # how far outside the image a normalised box may lie, by rounding; it is clipped
@@ -78,7 +78,7 @@ class JSONL(Dataset[Sample]):
         images = [self._image(row, path) for path in row.images]
         return Sample(
             id=row.id,
-            key=int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:8], "big") >> 1,
+            key=stable_key(row.id),
             question=row.question,
             answers=row.answers,
             images=images,
