@@ -27,7 +27,10 @@ from typing_extensions import override
 
 import glimpse_lightning.callbacks as callbacks
 import glimpse_lightning.data.glyph_vqa
+import glimpse_lightning.data.hub
 import glimpse_lightning.data.jsonl
+import glimpse_lightning.data.table
+import glimpse_lightning.data.visual_cot
 import glimpse_lightning.metrics
 import glimpse_lightning.objectives
 import glimpse_lightning.policies
