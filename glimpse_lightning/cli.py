@@ -21,6 +21,7 @@ commands:
   validate  evaluate on the validation split            validate --config vip_kl
   test      the full table, baselines included          test --config vip_kl
   predict   answer questions, draw what was kept        predict --config vip_kl --image FILE --question TEXT
+  score     score saved predictions again               score runs/quick/test_0/predictions
   export    a saved pruner in another format            export --format upstream --pruner DIR --output DIR
   recipes   list, show or copy the packaged recipes     recipes list | show NAME | copy NAME DESTINATION
 
@@ -39,7 +40,7 @@ usage: glimpse-lightning recipes list               every recipe and its purpose
        glimpse-lightning recipes show NAME          print one
        glimpse-lightning recipes copy NAME DEST     copy one to a file or into a folder
 """
-COMMANDS = ("fit", "validate", "test", "predict", "export", "recipes")
+COMMANDS = ("fit", "validate", "test", "predict", "score", "export", "recipes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,6 +74,11 @@ def _dispatch(args: list[str]) -> int:
         from glimpse_lightning import export
 
         print(export.run(args[1:]))
+        return 0
+    if command == "score":
+        from glimpse_lightning import scoring
+
+        scoring.run(args[1:])
         return 0
     from glimpse_lightning.lightning_cli import run
 

@@ -35,7 +35,8 @@ import glimpse_lightning.metrics
 import glimpse_lightning.objectives
 import glimpse_lightning.policies
 import glimpse_lightning.reducers
-import glimpse_lightning.scorers  # noqa: F401  (imported, so that short class names resolve)
+import glimpse_lightning.scorers
+import glimpse_lightning.suite  # noqa: F401  (imported, so that short class names resolve)
 from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.images import load_image
@@ -58,6 +59,9 @@ RUN_FOLDER = "GLIMPSE_RUN_FOLDER"
 
 PLUGINS = "glimpse_lightning.plugins"
 """Entry-point group of modules to import before parsing, so that short names of their classes resolve."""
+
+SHORT_FLAGS = {"--backbone": "--model.backbone", "--limit": "--data.limit", "--pruner": "--model.pruner"}
+"""Flags that go by a shorter name as well; ``--limit`` is of suites."""
 
 DEFAULTS = {
     "trainer.default_root_dir": "runs",
@@ -222,7 +226,8 @@ class RunCLI(LightningCLI):
                 f"This process is not the first of its run, so it cannot choose the run's folder: set {RUN_FOLDER} to "
                 "the same new folder for all ranks (Lightning's own launcher does so by itself)."
             )
-        run = claim_run(root, self.recipe, self.subcommand, config, resumable=self.subcommand == "fit")
+        resumes = self.subcommand == "fit" or bool(getattr(self.model, "resumable", False))
+        run = claim_run(root, self.recipe, self.subcommand, config, resumable=resumes)
         os.environ[RUN_FOLDER] = str(run.path)
         return run
 
@@ -274,7 +279,7 @@ def run(args: list[str]) -> None:
     for plugin in entry_points(group=PLUGINS):
         plugin.load()
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    args, config_files = with_recipes(args)
+    args, config_files = with_recipes([SHORT_FLAGS.get(arg, arg) for arg in args])
     before = os.environ.get(RUN_FOLDER)
     try:
         RunCLI(args, config_files)

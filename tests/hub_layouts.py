@@ -50,7 +50,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
                      "ocr_tokens": ["dakota"]}],
     "vqav2_val": [VQAV2_ROW],
     "vqav2_val_lite": [VQAV2_ROW],
-    "vizwiz_val": [{"question_id": "VizWiz_val_1.jpg", "image": PICTURE, "question": "what IS this?",
+    "vizwiz_vqa_val": [{"question_id": "VizWiz_val_1.jpg", "image": PICTURE, "question": "what IS this?",
                     "answers": ["basil"] * 10, "category": "other"}],
     "gqa": [{"id": "201307251", "imageId": "n1", "question": "Is it overcast?", "answer": "no",
              "fullAnswer": "No, it is clear.", "isBalanced": True, "groups": {"global": "", "local": "x"},

@@ -104,7 +104,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "vqav2_val": VQAV2,
     "vqav2_val_lite": replace(VQAV2, hub_id="lmms-lab-encoder/LMMs-Eval-Lite", config="vqav2_val", split="lite"),
-    "vizwiz_val": Benchmark(
+    "vizwiz_vqa_val": Benchmark(
         "lmms-lab-encoder/VizWiz-VQA",
         "val",
         columns=Columns(id="question_id", family="category"),

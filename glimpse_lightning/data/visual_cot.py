@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from glimpse_lightning.data.benchmarks import SHORT
 from glimpse_lightning.data.images import MAX_PIXELS, load_image, path_inside
+from glimpse_lightning.data.rows import OnError, unique_names
 from glimpse_lightning.data.sample import Box, Sample
 from glimpse_lightning.data.table import read_rows
 from glimpse_lightning.errors import BadSampleError, GlimpseError
@@ -78,7 +79,7 @@ class VisualCoTTrain(Dataset[Sample]):
         config: str,
         data_dir: str = ".",
         img_dir: str = "datas",
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
         max_pixels: int = MAX_PIXELS,
         characters_per_token: float = 4.0,
         extra_tokens: int = 24,
@@ -241,14 +242,16 @@ class VisualCoTBenchmark(Dataset[Sample]):
         img_dir: str = "datas",
         brief: bool = False,
         size: int | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.path, self.img_dir, self.brief = Path(path), Path(img_dir), brief
         self.on_error, self.max_pixels = on_error, max_pixels
-        self.rows = read_rows(self.path, size=size)
-        if not len(self.rows):
+        rows = read_rows(self.path, size=size)
+        self.rows = [rows[index] for index in range(len(rows))]
+        if not self.rows:
             raise GlimpseError(f"{path}: expected at least one question, but it is empty.")
+        self.ids = unique_names([f"{self.path.stem}:{row.get('question_id', 0)}" for row in self.rows])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -259,13 +262,12 @@ class VisualCoTBenchmark(Dataset[Sample]):
             (first, marked), turns = row["image"], [turn["value"] for turn in row["conversations"]]
             question = turns[0].replace(BOX_REQUEST, "").strip().replace("<image>\n", "")
             box = ast.literal_eval(marked.split("###")[1])
-            name = f"{self.path.stem}:{row.get('question_id', index)}:{index}"
         except (LookupError, TypeError, ValueError, AttributeError, SyntaxError) as error:
             raise BadSampleError(f"{where}: not a row of the benchmark ({type(error).__name__}: {error}).") from None
         image = load_image(self._image_path(first, where), self.max_pixels)
         return Sample(
-            id=name,
-            key=stable_key(name),
+            id=self.ids[index],
+            key=stable_key(self.ids[index]),
             question=f"{question}\n{SHORT}" if self.brief else question,
             answers=[turns[-1]],
             images=[image],

@@ -27,7 +27,7 @@ EXPECTED = {  # name: (id, question, answers, family) of the first row
     "textvqa_val": ("34602", "What brand is it?" + SHORT, ["dakota"] * 10, ""),
     "vqav2_val": ("7", "What is it?" + SHORT, ["cat"] * 10, "other"),
     "vqav2_val_lite": ("7", "What is it?" + SHORT, ["cat"] * 10, "other"),
-    "vizwiz_val": (
+    "vizwiz_vqa_val": (
         "VizWiz_val_1.jpg",
         "What is this?\nWhen the provided information is insufficient, respond with 'Unanswerable'." + SHORT,
         ["basil"] * 10,
