@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,19 @@ def test_a_killed_run_goes_on_where_it_was(
         assert (folder / "predictions" / name).read_text().startswith(text)
     whole = tmp_path / "whole/small/test_0"
     assert json.loads((folder / "suite.json").read_text()) == json.loads((whole / "suite.json").read_text())
+
+
+def test_two_ranks_give_the_figures_of_one(recipe: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(recipe.read_text())
+    config["data"]["init_args"] |= {"tasks": ["glyph_vqa"], "own": None}
+    recipe.write_text(yaml.safe_dump(config))
+    assert run("test", recipe, tmp_path / "one") == 0
+    flags = ["--trainer.default_root_dir", str(tmp_path / "two"), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    command = [sys.executable, "-m", "glimpse_lightning", "test", "--config", str(recipe), *flags]
+    subprocess.run(command, check=True, timeout=200, capture_output=True)
+    one, two = (tmp_path / name / "small/test_0" for name in ("one", "two"))
+    assert sorted(path.name for path in (two / "predictions").iterdir()) == ["glyph_vqa.0.jsonl", "glyph_vqa.1.jsonl"]
+    assert (two / "suite.json").read_text() == (one / "suite.json").read_text()
 
 
 def test_a_suite_of_the_full_model_alone(recipe: Path, tmp_path: Path) -> None:
