@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
     from glimpse_lightning.data.datamodule import VQAData
     from glimpse_lightning.data.glyph_vqa import GlyphVQA
+    from glimpse_lightning.data.hub import HubVQA
     from glimpse_lightning.data.jsonl import JSONL
     from glimpse_lightning.data.sample import Sample
+    from glimpse_lightning.data.table import Table
+    from glimpse_lightning.data.visual_cot import VisualCoTBenchmark, VisualCoTTrain
     from glimpse_lightning.errors import GlimpseError
     from glimpse_lightning.model import PrunedVLM
     from glimpse_lightning.module import PruningModule
     from glimpse_lightning.pruner import Pruner, PruneStage
+    from glimpse_lightning.suite import SuiteData, SuiteModule
     from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
 
 try:
@@ -38,6 +42,7 @@ _HOMES = {
     "Batch": "data.batch",
     "GlimpseError": "errors",
     "GlyphVQA": "data.glyph_vqa",
+    "HubVQA": "data.hub",
     "JSONL": "data.jsonl",
     "ModelFacts": "visual_tokens",
     "PruneStage": "pruner",
@@ -45,7 +50,12 @@ _HOMES = {
     "Pruner": "pruner",
     "PruningModule": "module",
     "Sample": "data.sample",
+    "SuiteData": "suite",
+    "SuiteModule": "suite",
+    "Table": "data.table",
     "VQAData": "data.datamodule",
+    "VisualCoTBenchmark": "data.visual_cot",
+    "VisualCoTTrain": "data.visual_cot",
     "VisualTokens": "visual_tokens",
     "load_backbone": "backbones",
     "load_pruner": "checkpoints",

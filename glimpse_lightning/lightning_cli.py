@@ -27,12 +27,16 @@ from typing_extensions import override
 
 import glimpse_lightning.callbacks as callbacks
 import glimpse_lightning.data.glyph_vqa
+import glimpse_lightning.data.hub
 import glimpse_lightning.data.jsonl
+import glimpse_lightning.data.table
+import glimpse_lightning.data.visual_cot
 import glimpse_lightning.metrics
 import glimpse_lightning.objectives
 import glimpse_lightning.policies
 import glimpse_lightning.reducers
-import glimpse_lightning.scorers  # noqa: F401  (imported, so that short class names resolve)
+import glimpse_lightning.scorers
+import glimpse_lightning.suite  # noqa: F401  (imported, so that short class names resolve)
 from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.images import load_image
@@ -55,6 +59,9 @@ RUN_FOLDER = "GLIMPSE_RUN_FOLDER"
 
 PLUGINS = "glimpse_lightning.plugins"
 """Entry-point group of modules to import before parsing, so that short names of their classes resolve."""
+
+SHORT_FLAGS = {"--backbone": "--model.backbone", "--limit": "--data.limit", "--pruner": "--model.pruner"}
+"""Flags that go by a shorter name as well; ``--limit`` is of suites."""
 
 DEFAULTS = {
     "trainer.default_root_dir": "runs",
@@ -225,7 +232,8 @@ class RunCLI(LightningCLI):
                 f"This process is not the first of its run, so it cannot choose the run's folder: set {RUN_FOLDER} to "
                 "the same new folder for all ranks (Lightning's own launcher does so by itself)."
             )
-        run = claim_run(root, self.recipe, self.subcommand, config, resumable=self.subcommand == "fit")
+        resumes = self.subcommand == "fit" or bool(getattr(self.model, "resumable", False))
+        run = claim_run(root, self.recipe, self.subcommand, config, resumable=resumes)
         os.environ[RUN_FOLDER] = str(run.path)
         return run
 
@@ -282,7 +290,7 @@ def prepare_parsing() -> None:
 def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> None:
     """Run ``fit``, ``validate``, ``test`` or ``predict``; ``prepare`` as in :class:`RunCLI`."""
     prepare_parsing()
-    args, config_files = with_recipes(args)
+    args, config_files = with_recipes([SHORT_FLAGS.get(arg, arg) for arg in args])
     before = os.environ.get(RUN_FOLDER)
     try:
         RunCLI(args, config_files, prepare)

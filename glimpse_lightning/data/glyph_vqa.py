@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from random import Random
 
@@ -12,6 +11,7 @@ from torch.utils.data import Dataset
 from glimpse_lightning.data.glyph_draw import draw
 from glimpse_lightning.data.glyph_layout import FAMILIES, Layout, PixelBox, ask, make_layout
 from glimpse_lightning.data.sample import Box, Sample
+from glimpse_lightning.keys import stable_key
 
 SPLITS = ("train", "val", "test")
 
@@ -80,7 +80,7 @@ class GlyphVQA(Dataset[Sample]):
         question = ask(layout, self.families[index % len(self.families)], Random(name))
         return Sample(
             id=name,
-            key=int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1,
+            key=stable_key(name),
             question=question.text,
             answers=[question.answer],
             images=[image],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -17,34 +18,60 @@ MAX_PIXELS = 89_478_485
 def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image at ``path`` as RGB, turned upright by its EXIF orientation; transparency is laid on white.
 
+    Of an animation, the first frame.
+
     Raises:
         BadSampleError: for a missing, unreadable, truncated, empty or oversized image.
     """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise BadSampleError(f"{path}: not a readable image (no regular file); replace the file.")
+    return _read(path, str(path), max_pixels)
+
+
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """As :func:`load_image`, for the contents of an image file; ``name`` stands in errors."""
+    return _read(io.BytesIO(data), name, max_pixels)
+
+
+def _read(source: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise BadSampleError(
-                        f"{path}: expected at most {max_pixels} pixels, but got {width} x {height}; "
+                        f"{name}: expected at most {max_pixels} pixels, but got {width} x {height}; "
                         "scale the image down, or raise `max_pixels` if you trust the file."
                     )
                 image.load()
                 upright = ImageOps.exif_transpose(image)
     except FileNotFoundError:
-        raise BadSampleError(f"{path}: no such image; check the path in the data file.") from None
-    except (IsADirectoryError, PermissionError, UnidentifiedImageError) as error:
-        raise BadSampleError(f"{path}: not a readable image ({type(error).__name__}); replace the file.") from None
+        raise BadSampleError(f"{name}: no such image; check the path in the data file.") from None
+    except (PermissionError, UnidentifiedImageError) as error:
+        raise BadSampleError(f"{name}: not a readable image ({type(error).__name__}); replace the file.") from None
     except Image.DecompressionBombError as error:
-        raise BadSampleError(f"{path}: {error} Scale the image down.") from None
+        raise BadSampleError(f"{name}: {error} Scale the image down.") from None
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, BadSampleError):
             raise
-        raise BadSampleError(f"{path}: the image is truncated or damaged ({error}); replace the file.") from None
+        raise BadSampleError(f"{name}: the image is truncated or damaged ({error}); replace the file.") from None
     if min(upright.size) == 0:
-        raise BadSampleError(f"{path}: expected pixels, but its size is {upright.size}; replace the file.")
+        raise BadSampleError(f"{name}: expected pixels, but its size is {upright.size}; replace the file.")
     return _rgb(upright)
+
+
+def path_inside(root: Path, name: str, where: str) -> Path:
+    """The path that ``name`` is, relative to ``root`` or absolute, links followed.
+
+    Raises:
+        BadSampleError: where it leaves ``root``; it begins with ``where``.
+    """
+    root = root.resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root):
+        raise BadSampleError(f"{where}: image path {name!r} leaves the folder {root}; move the image into it.")
+    return path
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch.utils.data import Dataset
 
+from glimpse_lightning.data.boxes import BoxFormat, inside, read_box, relative
 from glimpse_lightning.data.images import MAX_PIXELS, load_image
 from glimpse_lightning.data.sample import Box, Sample
 from glimpse_lightning.errors import BadSampleError, GlimpseError
+from glimpse_lightning.keys import stable_key
 
 KEYS = ("question", "answer", "answers", "image", "images", "boxes", "family", "id")
-ROUNDING = 1e-3  # how far outside the image a normalised box may lie, by rounding; it is clipped
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class JSONL(Dataset[Sample]):
     def __init__(
         self,
         path: str,
-        box_format: Literal["normalised", "pixels"] = "normalised",
+        box_format: BoxFormat = "normalised",
         on_error: Literal["raise", "skip"] = "raise",
         require_answers: bool = True,
         max_pixels: int = MAX_PIXELS,
@@ -78,7 +78,7 @@ class JSONL(Dataset[Sample]):
         images = [self._image(row, path) for path in row.images]
         return Sample(
             id=row.id,
-            key=int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:8], "big") >> 1,
+            key=stable_key(row.id),
             question=row.question,
             answers=row.answers,
             images=images,
@@ -177,24 +177,8 @@ class JSONL(Dataset[Sample]):
         return [[self._box(box, where) for box in _as_list(group, where)] for group in per_image]
 
     def _box(self, box: Any, where: str) -> Box:
-        numbers = (
-            isinstance(box, list)
-            and len(box) == 4
-            and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in box)
-        )
-        if not numbers:
-            raise BadSampleError(f"{where}: expected each box to be four numbers [x1, y1, x2, y2], but got {box!r}.")
-        x1, y1, x2, y2 = (float(value) for value in box)
-        if not (x1 < x2 and y1 < y2):
-            raise BadSampleError(f"{where}: expected a box with x1 < x2 and y1 < y2, but got {box}.")
-        return self._inside((x1, y1, x2, y2), where) if self.box_format == "normalised" else (x1, y1, x2, y2)
-
-    def _inside(self, box: Box, where: str) -> Box:
-        if min(box) < -ROUNDING or max(box) > 1 + ROUNDING:
-            hint = "; boxes in pixels need `box_format: pixels`" if max(box) > 2 and self.box_format != "pixels" else ""
-            raise BadSampleError(f"{where}: box {box} (relative to width and height) lies outside the image{hint}.")
-        x1, y1, x2, y2 = (min(1.0, max(0.0, value)) for value in box)
-        return x1, y1, x2, y2
+        corners = read_box(box, where)
+        return inside(corners, where, "normalised") if self.box_format == "normalised" else corners
 
     def _image(self, row: _Row, path: Path) -> Image.Image:
         try:
@@ -206,8 +190,8 @@ class JSONL(Dataset[Sample]):
         if row.boxes is None or self.box_format == "normalised":
             return row.boxes
         return [
-            [self._inside((x1 / w, y1 / h, x2 / w, y2 / h), row.where) for x1, y1, x2, y2 in group]
-            for group, (w, h) in zip(row.boxes, (image.size for image in images), strict=True)
+            [relative(box, image.size, row.where) for box in group]
+            for group, image in zip(row.boxes, images, strict=True)
         ]
 
 

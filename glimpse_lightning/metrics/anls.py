@@ -3,29 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from glimpse_lightning.metrics.text import AnswerMetric, edit_distance
+from rapidfuzz.distance import Levenshtein
+
+from glimpse_lightning.metrics.text import AnswerMetric
+
+Lengths = Literal["raw", "normalised"]
+LENGTHS = ("raw", "normalised")
 
 
-def anls(prediction: str, references: Sequence[str]) -> float:
+def anls(prediction: str, references: Sequence[str], lengths: Lengths = "raw") -> float:
     """``1 - min_j distance_j / max(lengths)``, and 0 where that is below 0.5.
 
-    Biten et al., arXiv 1905.13648, as lmms-eval computes it: the distance is that of lower-cased texts with single
-    spaces, but the lengths are those of the raw strings.
+    Biten et al., arXiv 1905.13648. The distance is that of lower-cased texts with single spaces.
+
+    Args:
+        prediction: the answer.
+        references: answers that count as right.
+        lengths: divide by the longer of the two ``raw`` strings, as lmms-eval does (spare spaces raise the score), or
+            of the two ``normalised`` ones, as VLMEvalKit does.
     """
-    return max(_similarity(prediction, reference) for reference in references)
+    return max(_similarity(prediction, reference, lengths) for reference in references)
 
 
-def _similarity(prediction: str, reference: str) -> float:
-    length = max(len(prediction), len(reference))
+def _similarity(prediction: str, reference: str, lengths: Lengths) -> float:
+    a, b = " ".join(prediction.lower().split()), " ".join(reference.lower().split())
+    length = max(len(prediction), len(reference)) if lengths == "raw" else max(len(a), len(b))
     if length == 0:
         return 1.0
-    distance = edit_distance(" ".join(prediction.lower().split()), " ".join(reference.lower().split()))
-    similarity = 1 - distance / length
+    similarity = 1 - Levenshtein.distance(a, b) / length
     return similarity if similarity >= 0.5 else 0.0
 
 
 class ANLS(AnswerMetric):
-    """Mean normalised Levenshtein similarity (DocVQA, InfographicVQA); see :func:`anls`."""
+    """Mean normalised Levenshtein similarity (DocVQA, InfographicVQA); see :func:`anls`.
 
-    score = staticmethod(anls)
+    Args:
+        lengths: ``raw`` (lmms-eval) or ``normalised`` (VLMEvalKit).
+    """
+
+    def __init__(self, lengths: Lengths = "raw", **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        if lengths not in LENGTHS:
+            raise ValueError(f"Expected argument `lengths` to be one of {LENGTHS}, but got {lengths!r}.")
+        self.lengths: Lengths = lengths
+
+    def score(self, prediction: str, references: Sequence[str]) -> float:
+        """Score of one answer."""
+        return anls(prediction, references, self.lengths)

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
+from typing import Literal
 
 from glimpse_lightning.metrics.text import AnswerMetric, normalize
 
+Punctuation = Literal["ends", "all"]
+PUNCTUATION = ("ends", "all")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
-def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1 where the prediction equals a reference, up to case, spaces and punctuation at the ends; else 0.
 
-    GQA's rule in lmms-eval, for several references.
+def exact_match(prediction: str, references: Sequence[str], punctuation: Punctuation = "ends") -> float:
+    """1 where the prediction equals a reference, up to case and punctuation; else 0.
+
+    Args:
+        prediction: the answer.
+        references: answers that count as right.
+        punctuation: ``ends``: punctuation at the ends does not count, nor how many spaces there are. ``all``: GQA's
+            rule in lmms-eval: no punctuation counts (``t-shirt`` is ``tshirt``), spaces between words do.
     """
-    return float(normalize(prediction) in {normalize(reference) for reference in references})
+    if punctuation == "ends":
+        return float(normalize(prediction) in {normalize(reference) for reference in references})
+    return float(_bare(prediction) in {_bare(reference) for reference in references})
+
+
+def _bare(text: str) -> str:
+    return text.lower().translate(_NO_PUNCTUATION).strip()
 
 
 class ExactMatch(AnswerMetric):
-    """Share of answers that equal one of their references; see :func:`exact_match`."""
+    """Share of answers that equal one of their references; see :func:`exact_match`.
 
-    score = staticmethod(exact_match)
+    Args:
+        punctuation: ``ends``, or ``all`` for GQA's rule.
+    """
+
+    def __init__(self, punctuation: Punctuation = "ends", **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        if punctuation not in PUNCTUATION:
+            raise ValueError(f"Expected argument `punctuation` to be one of {PUNCTUATION}, but got {punctuation!r}.")
+        self.punctuation: Punctuation = punctuation
+
+    def score(self, prediction: str, references: Sequence[str]) -> float:
+        """Score of one answer."""
+        return exact_match(prediction, references, self.punctuation)

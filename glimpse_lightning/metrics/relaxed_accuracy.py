@@ -13,9 +13,10 @@ def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
     """1 where a number is within 5 % of the reference, or a text equals it up to case; else 0.
 
     Masry et al., arXiv 2203.10244, as lmms-eval computes it: percentages count as hundredths; where the reference is 0
-    or either is no number, the texts are compared.
+    or either is no number, the texts are compared. One repair: spaces at the ends do not count (there, ``"50% "`` is no
+    number).
     """
-    return float(any(_matches(prediction, reference) for reference in references))
+    return float(any(_matches(prediction.strip(), reference.strip()) for reference in references))
 
 
 def _matches(prediction: str, reference: str) -> bool:
@@ -28,4 +29,6 @@ def _matches(prediction: str, reference: str) -> bool:
 class RelaxedAccuracy(AnswerMetric):
     """Share of answers within 5 % (ChartQA); see :func:`relaxed_accuracy`."""
 
-    score = staticmethod(relaxed_accuracy)
+    def score(self, prediction: str, references: Sequence[str]) -> float:
+        """Score of one answer."""
+        return relaxed_accuracy(prediction, references)

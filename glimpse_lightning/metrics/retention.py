@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+
+from glimpse_lightning.metrics.rows import RowMetric
 
 
 def frame_retention(keep: Tensor, item: Tensor, position: Tensor, grid: Tensor) -> list[Tensor]:
@@ -26,7 +26,7 @@ def frame_retention(keep: Tensor, item: Tensor, position: Tensor, grid: Tensor) 
     return list(share.split(grid[:, 0].tolist()))
 
 
-class Retention(Metric):
+class Retention(RowMetric):
     """Share of visual tokens kept: its mean over samples, and its distribution.
 
     A sample's share is kept / total over all its items, total counted before any pruning. Samples without visual tokens
@@ -37,11 +37,8 @@ class Retention(Metric):
         families: question families to report on their own.
     """
 
-    is_differentiable = False
     higher_is_better = False
-    full_state_update = False
-    shares: list[Tensor]
-    family: list[Tensor]
+    columns = {"shares": torch.float64, "family": torch.int64}
 
     def __init__(
         self, quantiles: Sequence[float] = (0.1, 0.5, 0.9), families: Sequence[str] = (), **kwargs: object
@@ -52,8 +49,6 @@ class Retention(Metric):
                 raise ValueError(f"Expected argument `quantiles` to be fractions in [0, 1], but got {quantile}.")
         self.quantiles = tuple(quantiles)
         self.families = tuple(families)
-        self.add_state("shares", [], dist_reduce_fx="cat")
-        self.add_state("family", [], dist_reduce_fx="cat")
 
     def update(self, kept: Tensor, total: Tensor, families: Sequence[str] = ()) -> None:
         """Add samples: tokens kept ``[S]``, tokens there were ``[S]`` and, if wanted, the family of each."""
@@ -65,12 +60,12 @@ class Retention(Metric):
         known = {name: index for index, name in enumerate(self.families)}
         family = torch.tensor([known.get(name, -1) for name in families] or [-1] * len(kept), device=kept.device)
         seen = total > 0
-        self.shares.append(kept[seen].double() / total[seen].double())
-        self.family.append(family[seen])
+        self.add_rows(shares=kept[seen].double() / total[seen].double(), family=family[seen])
 
     def compute(self) -> dict[str, Tensor]:
         """``mean``, ``p<quantile in %>`` for each quantile and ``<family>`` means; NaN where nothing was seen."""
-        shares, family = dim_zero_cat(self.shares), dim_zero_cat(self.family)
+        shares, order = self.column("shares").sort()  # a sum does not depend on the order of a sorted list
+        family = self.column("family")[order]
         out = {"mean": shares.mean()}
         for quantile in self.quantiles:
             nan = shares.new_tensor(torch.nan)
@@ -80,5 +75,5 @@ class Retention(Metric):
 
     def histogram(self, bins: int = 20) -> Tensor:
         """Samples per bin ``[bins]`` of [0, 1]; a share of 1 falls into the last bin."""
-        shares = dim_zero_cat(self.shares)
+        shares = self.column("shares")
         return torch.bincount((shares * bins).long().clamp(max=bins - 1), minlength=bins)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
+
+from glimpse_lightning.metrics.running_mean import RunningMean
 
 
 def token_kl(full: Tensor, pruned: Tensor, mask: Tensor) -> Tensor:
@@ -19,26 +19,21 @@ def token_kl(full: Tensor, pruned: Tensor, mask: Tensor) -> Tensor:
     return (kl.sum(-1) * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
-class TokenKL(Metric):
-    """``KL(full || pruned)`` per answer token in nats: mean over a sample's tokens, then over samples."""
+class TokenKL(RunningMean):
+    """``KL(full || pruned)`` per answer token in nats: mean over a sample's tokens, then over samples.
 
-    is_differentiable = False
+    Args:
+        first: only of the first answer token.
+    """
+
     higher_is_better = False
-    full_state_update = False
-    total: Tensor
-    count: Tensor
 
-    def __init__(self, **kwargs: object) -> None:
+    def __init__(self, first: bool = False, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.first = first
 
     def update(self, full: Tensor, pruned: Tensor, mask: Tensor) -> None:
         """Add a batch; arguments as of :func:`token_kl`. Samples without answer tokens do not count."""
-        seen = mask.sum(1) > 0
-        self.total += token_kl(full, pruned, mask)[seen].double().sum()
-        self.count += seen.sum()
-
-    def compute(self) -> Tensor:
-        """Mean, fp32; 0 before the first sample."""
-        return (self.total / self.count.clamp(min=1)).float()
+        if self.first:
+            full, pruned, mask = full[:, :1], pruned[:, :1], mask[:, :1]
+        self.add(token_kl(full, pruned, mask)[mask.sum(1) > 0])

@@ -3,24 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from glimpse_lightning.metrics.text import AnswerMetric, normalize_vqa
+from glimpse_lightning.metrics.text import AnswerMetric
+from glimpse_lightning.metrics.vqa_text import normalize_vqa, normalize_vqav2, one_line
+
+Normaliser = Literal["full", "vqav2"]
+NORMALISERS = ("full", "vqav2")
 
 
-def vqa_accuracy(prediction: str, references: Sequence[str]) -> float:
-    """Mean over annotators of ``min(1, matches among the others / 3)``, after the challenge's normaliser.
+def vqa_accuracy(prediction: str, references: Sequence[str], normaliser: Normaliser = "full") -> float:
+    """Mean over annotators of ``min(1, matches among the others / 3)``.
 
     Antol et al., arXiv 1505.00468, as EvalAI and lmms-eval compute it. With ten annotators: all agree 1.0, three 0.9,
     two 0.6, one 0.3. A single reference has no others to match: then the score is 1 on a match.
+
+    Args:
+        prediction: the answer.
+        references: one answer of each annotator.
+        normaliser: ``full``: all steps on both sides (TextVQA, VizWiz). ``vqav2``: as lmms-eval scores VQAv2: the
+            prediction takes all steps, references all but the first (so ``man's`` never matches), and none at all
+            where the annotators are of one mind (so a unanimous ``the cat`` is never matched either).
     """
     answer = normalize_vqa(prediction)
-    hits = [answer == normalize_vqa(reference) for reference in references]
+    if normaliser == "full":
+        accepted = [normalize_vqa(reference) for reference in references]
+    else:
+        accepted = [one_line(reference) for reference in references]
+        if len(set(accepted)) > 1:
+            answer, accepted = normalize_vqav2(answer), [normalize_vqav2(reference) for reference in accepted]
+    hits = [answer == reference for reference in accepted]
+    matches = sum(hits)
     if len(hits) == 1:
-        return float(hits[0])
-    return sum(min(1.0, (sum(hits) - hit) / 3) for hit in hits) / len(hits)
+        return float(matches)
+    right, wrong = min(1.0, (matches - 1) / 3), min(1.0, matches / 3)
+    return (matches * right + (len(hits) - matches) * wrong) / len(hits)
 
 
 class VQAAccuracy(AnswerMetric):
-    """Mean accuracy of the VQA challenge; see :func:`vqa_accuracy`."""
+    """Mean accuracy of the VQA challenge; see :func:`vqa_accuracy`.
 
-    score = staticmethod(vqa_accuracy)
+    Args:
+        normaliser: ``full`` (TextVQA, VizWiz) or ``vqav2``.
+    """
+
+    def __init__(self, normaliser: Normaliser = "full", **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        if normaliser not in NORMALISERS:
+            raise ValueError(f"Expected argument `normaliser` to be one of {NORMALISERS}, but got {normaliser!r}.")
+        self.normaliser: Normaliser = normaliser
+
+    def score(self, prediction: str, references: Sequence[str]) -> float:
+        """Score of one answer."""
+        return vqa_accuracy(prediction, references, self.normaliser)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from glimpse_lightning.data.images import load_image
+from glimpse_lightning.data.images import decode_image, load_image
 from glimpse_lightning.errors import BadSampleError
 
 
@@ -72,3 +74,23 @@ def test_decompression_bombs_are_refused_before_decoding(tmp_path: Path) -> None
     Image.new("1", (2000, 2000)).save(tmp_path / "x.png")
     with pytest.raises(BadSampleError, match="expected at most 1000 pixels"):
         load_image(tmp_path / "x.png", max_pixels=1000)
+
+
+def test_of_an_animation_the_first_frame_is_read(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    assert load_image(tmp_path / "x.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_pipe_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(BadSampleError, match="no regular file"):
+        load_image(tmp_path / "x.png")
+
+
+def test_bytes_are_read_as_files_are() -> None:
+    data = io.BytesIO()
+    Image.new("CMYK", (3, 2)).save(data, "TIFF")
+    assert decode_image(data.getvalue(), "x").mode == "RGB"
+    with pytest.raises(BadSampleError, match="my image: not a readable image"):
+        decode_image(b"hello", "my image")

@@ -8,8 +8,8 @@ from glimpse_lightning.metrics import ANLS, Agreement, AnswerMetric, ExactMatch,
 from glimpse_lightning.metrics.anls import anls
 from glimpse_lightning.metrics.exact_match import exact_match
 from glimpse_lightning.metrics.relaxed_accuracy import relaxed_accuracy
-from glimpse_lightning.metrics.text import edit_distance, normalize_vqa
 from glimpse_lightning.metrics.vqa_accuracy import vqa_accuracy
+from glimpse_lightning.metrics.vqa_text import normalize_vqa, normalize_vqav2
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,6 @@ def test_vqa_accuracy_leaves_one_out(agree: int, expected: float) -> None:
 )
 def test_vqa_normaliser(text: str, expected: str) -> None:
     assert normalize_vqa(text) == expected
-
-
-def test_edit_distance() -> None:
-    assert edit_distance("kitten", "sitting") == 3
-    assert edit_distance("", "abc") == 3
 
 
 @pytest.mark.parametrize(
@@ -104,3 +99,51 @@ def test_agreement() -> None:
     metric = Agreement()
     metric.update(["red", "blue.", "x"], ["Red", "blue", "y"])
     assert metric.compute() == pytest.approx(2 / 3)
+
+
+def test_anls_over_normalised_lengths() -> None:
+    assert anls("abc   d", ["abc e"], "normalised") == pytest.approx(1 - 1 / 5)
+    with pytest.raises(ValueError, match="`lengths`"):
+        ANLS(lengths="long")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "ends", "everywhere"),
+    [("T-shirt.", "tshirt", 0, 1), ("t-shirt", "t-shirt", 1, 1), ("a  dog", "a dog", 1, 0), ("'left'", "Left", 1, 1)],
+)
+def test_exact_match_of_gqa(prediction: str, reference: str, ends: float, everywhere: float) -> None:
+    assert exact_match(prediction, [reference]) == ends
+    assert exact_match(prediction, [reference], "all") == everywhere
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "full", "vqav2"),
+    [
+        ("cat", ["cat"] * 10, 1.0, 1.0),
+        ("cat", ["cat"] * 3 + ["dog"] * 7, 0.9, 0.9),
+        ("the cat", ["the cat"] * 10, 1.0, 0.0),  # unanimous references stay as they are
+        ("the cat", ["the cat"] * 9 + ["dog"], 1.0, 1.0),
+        ("man's", ["man's"] * 9 + ["woman's"], 1.0, 0.0),  # only the prediction is taken apart
+        ("Two", ["2"] * 4 + ["two"] * 6, 1.0, 1.0),
+        ("1,000", ["1,000"] * 9 + ["1000"], 1.0, 1.0),
+        ("red, blue", ["red, blue"] * 9 + ["red blue"], 1.0, 1.0),
+        ("red-blue", ["red-blue 1,000"] * 9 + ["x"], 0.0, 0.0),
+    ],
+)
+def test_vqa_normalisers(prediction: str, references: list[str], full: float, vqav2: float) -> None:
+    assert vqa_accuracy(prediction, references) == pytest.approx(full)
+    assert vqa_accuracy(prediction, references, "vqav2") == pytest.approx(vqav2)
+
+
+def test_punctuation_beside_a_number_with_a_comma_is_dropped() -> None:
+    assert normalize_vqav2("black/white") == "black white"
+    assert normalize_vqav2("black/white 1,000") == "blackwhite 1000"
+
+
+@pytest.mark.parametrize(
+    ("short", "whole"),
+    [("dont", "don't"), ("yalld've", "yalld've"), ("y'alld've", "y'all'd've"), ("couldntve", "couldntve"),
+     ("couldn'tve", "couldn't've"), ("im", "im"), ("somebody'd", "somebodyd"), ("twas", "'twas")],
+)  # fmt: skip
+def test_contractions(short: str, whole: str) -> None:
+    assert normalize_vqa(short) == whole

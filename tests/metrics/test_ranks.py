@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from glimpse_lightning.metrics import EvidenceOverlap, ExactMatch, Retention
+from glimpse_lightning.metrics import MME, POPE, EvidenceOverlap, ExactMatch, Retention
 
 KEPT, TOTAL = torch.tensor([1, 5, 3, 8, 2]), torch.tensor([10, 10, 10, 10, 20])
 PREDICTIONS, REFERENCES = ["a", "b", "c", "d", "e"], [["a"], ["x"], ["c"], ["d"], ["x"]]
@@ -22,7 +22,18 @@ def figures(chosen: list[int]) -> dict[str, float]:
     retention.update(KEPT[chosen], TOTAL[chosen], ["f" if i % 2 else "g" for i in chosen])
     match.update([PREDICTIONS[i] for i in chosen], [REFERENCES[i] for i in chosen])
     overlap.update(torch.ones(len(chosen), dtype=torch.bool), EVIDENCE[chosen], torch.arange(len(chosen)), len(chosen))
-    values = {**retention.compute(), "match": match.compute(), **overlap.compute()}
+    yes_no, pairs = POPE(), MME()
+    if len(chosen) != 2:  # the rank with two samples has none of these: it must join in all the same
+        said, truth = ["yes", "no", "yes", "no"], [["yes"], ["no"], ["yes"], ["yes"]]
+        yes_no.update(said, truth)
+        pairs.update(said, truth, ids=["a#0", "a#1", "b#0", "b#1"], families=["count"] * 4)
+    values = {
+        **yes_no.compute(),
+        **pairs.compute(),
+        **retention.compute(),
+        "match": match.compute(),
+        **overlap.compute(),
+    }
     return {name: float(value) for name, value in values.items()}
 
 

@@ -1,0 +1,60 @@
+"""Public benchmarks from the Hugging Face Hub, its local cache, or a folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from glimpse_lightning.data.arrow import JoinedRows, cache_folder, hub_rows
+from glimpse_lightning.data.benchmarks import find_benchmark
+from glimpse_lightning.data.images import MAX_PIXELS
+from glimpse_lightning.data.rows import OnError, RowDataset, Rows
+
+
+class HubVQA(RowDataset):
+    """A benchmark by name: ``docvqa_val``, ``textvqa_val``, ``gqa``, ...; all are declared in ``data/benchmarks.py``.
+
+    Args:
+        name: of the benchmark.
+        folder: a local copy of the dataset's repository, instead of the Hub or the cache.
+        split: default: the one that is scored.
+        revision: branch, tag or commit of the dataset.
+        suffix: behind each question; default: the benchmark's own.
+        size: use the first so many rows only.
+        streaming: fetch these rows only, without storing the dataset; needs `size`.
+        on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
+        require_answers: whether a row without an answer is an error.
+        max_pixels: images with more pixels are refused.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: str | None = None,
+        split: str | None = None,
+        revision: str | None = None,
+        suffix: str | None = None,
+        size: int | None = None,
+        streaming: bool = False,
+        on_error: OnError = "raise",
+        require_answers: bool = True,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.name = name
+        self.benchmark = benchmark = find_benchmark(name)
+        place, revision = folder or benchmark.hub_id, revision or benchmark.revision
+        rows: Rows = hub_rows(place, benchmark.config, split or benchmark.split, revision, streaming, size)
+        if benchmark.join is not None:
+            images = hub_rows(place, benchmark.join.config, benchmark.join.split, revision)
+            rows = JoinedRows(rows, images, benchmark.join.key, benchmark.join.image_key)
+        super().__init__(
+            rows,
+            source=f"{place} ({name})",
+            columns=benchmark.columns,
+            wording=benchmark.wording if suffix is None else replace(benchmark.wording, suffix=suffix),
+            root=Path(folder) if folder else cache_folder(),
+            on_error=on_error,
+            require_answers=require_answers,
+            max_pixels=max_pixels,
+            id_modulo=benchmark.id_modulo,
+        )

@@ -1,0 +1,282 @@
+"""Visual-CoT in the layout of GlimpsePrune: training files named by its dataset YAML, and the benchmark's files."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import Dataset
+
+from glimpse_lightning.data.benchmarks import SHORT
+from glimpse_lightning.data.images import MAX_PIXELS, load_image, path_inside
+from glimpse_lightning.data.rows import OnError, unique_names
+from glimpse_lightning.data.sample import Box, Sample
+from glimpse_lightning.data.table import read_rows
+from glimpse_lightning.errors import BadSampleError, GlimpseError
+from glimpse_lightning.keys import stable_key
+
+BoxType = Literal["xyxy", "xywh", "xyxy_norm1000"]
+MAPPERS = ("cot_train", "cot_train_fullmask")
+CELL = 28  # pixels of a side of the square that Qwen2.5-VL makes one visual token
+MIN_PIXELS, UPPER_PIXELS = 4 * CELL**2, 16384 * CELL**2
+BOX_REQUEST = "Please provide the bounding box coordinate of the region that can help you answer the question better."
+
+
+@dataclass(frozen=True)
+class Part:
+    """One entry of upstream's dataset YAML.
+
+    Attributes:
+        json_path: JSONL file with ``question, answer, image, dataset, width, height, bboxs`` a line.
+        sampling_strategy: ``first:N``, ``end:N`` or ``random:N``; default: all.
+        sampling_seed: of ``random``.
+        mapper: ``cot_train``, or ``cot_train_fullmask``: the whole image is the evidence.
+        bbox_type: how boxes are written: ``xyxy`` or ``xywh`` in pixels, ``xyxy_norm1000`` in thousandths.
+        additional_mappers: ``norm_bboxes`` or nothing; without it boxes are taken as relative already.
+        prompt: with ``{}`` for the question.
+        score_funcs: rewards of the part (``llm``, ``precision_match``, ...); they become the samples' family.
+        max_input_seq_length: longest prompt, in tokens; default: any.
+        max_input_remain_seq_length: longest prompt once all but evidence tokens are gone; default: any.
+    """
+
+    json_path: str
+    sampling_strategy: str | None = None
+    sampling_seed: int | None = None
+    mapper: str = "cot_train"
+    bbox_type: BoxType = "xyxy"
+    additional_mappers: list[str] = field(default_factory=list)
+    prompt: str = "{}"
+    score_funcs: list[str] = field(default_factory=list)
+    max_input_seq_length: int | None = None
+    max_input_remain_seq_length: int | None = None
+
+
+class VisualCoTTrain(Dataset[Sample]):
+    """Training data as upstream's ``dataset_configs/*.yaml`` names it (``gqa_rand``, ``viscot_rand``, ...).
+
+    The same rows are drawn as there. Prompt lengths are counted without a processor: visual tokens as Qwen2.5-VL cuts
+    an image of the given size, text as one token for each ``characters_per_token`` characters plus ``extra_tokens`` of
+    the chat template; so a prompt near a limit may fall on its other side.
+
+    Args:
+        config: the YAML file: a list `datasets` of entries.
+        data_dir: folder that `json_path` is relative to.
+        img_dir: folder of images; those of a set lie in `<img_dir>/cot/<dataset>/`.
+        on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
+        max_pixels: images with more pixels are refused.
+        characters_per_token, extra_tokens: of the estimate of text tokens.
+    """
+
+    def __init__(
+        self,
+        config: str,
+        data_dir: str = ".",
+        img_dir: str = "datas",
+        on_error: OnError = "raise",
+        max_pixels: int = MAX_PIXELS,
+        characters_per_token: float = 4.0,
+        extra_tokens: int = 24,
+    ) -> None:
+        self.path, self.img_dir = Path(config), Path(img_dir)
+        self.on_error, self.max_pixels = on_error, max_pixels
+        self.characters_per_token, self.extra_tokens = characters_per_token, extra_tokens
+        self.rows: list[tuple[Part, str, dict[str, Any]]] = []
+        for number, part in enumerate(read_parts(self.path)):
+            file = Path(data_dir) / part.json_path
+            rows = read_rows(file)
+            chosen = draw(len(rows), part.sampling_strategy, part.sampling_seed)
+            named = [(part, f"{number}/{file.stem}:{index}", dict(rows[index])) for index in chosen]
+            kept = [row for row in named if self._fits(*row)]
+            if len(kept) < len(named):
+                rank_zero_warn(f"{file}: {len(named) - len(kept)} of {len(named)} rows are longer than allowed.")
+            self.rows += kept
+        if not self.rows:
+            raise GlimpseError(f"{config}: expected at least one row, but no part has any that is short enough.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        part, name, row = self.rows[index]
+        where = f"{part.json_path}, {name}"
+        boxes = part_boxes(part, row, where)
+        return Sample(
+            id=name,
+            key=stable_key(name),
+            question=part.prompt.format(row["question"]),
+            answers=[str(row["answer"])],
+            images=[load_image(self._image_path(row, where), self.max_pixels)],
+            boxes=[boxes],
+            family="+".join(part.score_funcs),
+        )
+
+    def _image_path(self, row: dict[str, Any], where: str) -> Path:
+        return path_inside(self.img_dir, f"cot/{row['dataset']}/{row['image']}", where)
+
+    def _fits(self, part: Part, name: str, row: dict[str, Any]) -> bool:
+        if part.max_input_seq_length is None and part.max_input_remain_seq_length is None:
+            return True
+        rows, columns = token_grid(row["width"], row["height"])
+        text = len(part.prompt.format(row["question"])) / self.characters_per_token + self.extra_tokens
+        evidence = np.zeros((rows, columns), dtype=bool)
+        for x1, y1, x2, y2 in part_boxes(part, row, name):
+            evidence[int(y1 * rows) : int(y2 * rows) + 1, int(x1 * columns) : int(x2 * columns) + 1] = True
+        lengths = {"max_input_seq_length": rows * columns, "max_input_remain_seq_length": int(evidence.sum())}
+        limits = {limit: getattr(part, limit) for limit in lengths}
+        return all(limit is None or lengths[key] + text <= limit for key, limit in limits.items())
+
+
+def read_parts(path: Path) -> list[Part]:
+    """The entries of a dataset YAML.
+
+    Raises:
+        GlimpseError: where it is no such YAML, or an entry has an unknown key, mapper, box type or sampling.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise GlimpseError(f"{path}: expected a YAML file with a list `datasets`: {error}") from None
+    entries = config.get("datasets") if isinstance(config, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise GlimpseError(f"{path}: expected a list `datasets` of mappings.")
+    parts = []
+    for number, entry in enumerate(entries, start=1):
+        given = {key: value for key, value in entry.items() if value is not None}
+        if unknown := sorted(set(given) - set(Part.__dataclass_fields__)):
+            known = ", ".join(Part.__dataclass_fields__)
+            raise GlimpseError(f"{path}, entry {number}: unknown key `{unknown[0]}`; expected only {known}.")
+        part = Part(**given)
+        for key, value, choices in (
+            ("mapper", part.mapper, MAPPERS),
+            ("bbox_type", part.bbox_type, BoxType.__args__),  # type: ignore[attr-defined]
+            *(("additional_mappers", mapper, ("norm_bboxes",)) for mapper in part.additional_mappers),
+        ):
+            if value not in choices:
+                raise GlimpseError(
+                    f"{path}, entry {number}: expected `{key}` out of {', '.join(choices)}, but got {value!r}."
+                )
+        parts.append(part)
+    return parts
+
+
+def draw(size: int, strategy: str | None, seed: int | None) -> Sequence[int]:
+    """Which of ``size`` rows a sampling strategy takes; ``random`` as ``datasets.Dataset.shuffle(seed)`` does.
+
+    Raises:
+        GlimpseError: for an unknown strategy.
+    """
+    if not strategy:
+        return range(size)
+    match = re.fullmatch(r"(first|end|random):([1-9]\d*)", strategy)
+    if match is None:
+        raise GlimpseError(f"Expected a sampling strategy `first:N`, `end:N` or `random:N`, but got {strategy!r}.")
+    count = min(int(match[2]), size)
+    if match[1] == "random":
+        return np.random.default_rng(seed).permutation(size)[:count].tolist()
+    return range(count) if match[1] == "first" else range(size - count, size)
+
+
+def part_boxes(part: Part, row: dict[str, Any], where: str) -> list[Box]:
+    """Evidence of a row, relative to width and height and clipped to the image; what lies outside is left out.
+
+    Raises:
+        BadSampleError: where a box is not four numbers.
+    """
+    if part.mapper == "cot_train_fullmask":
+        return [(0.0, 0.0, 1.0, 1.0)]
+    size = (row["width"], row["height"]) if "norm_bboxes" in part.additional_mappers else (1, 1)
+    return [box for raw in row["bboxs"] for box in clipped(raw, part.bbox_type, size, where)]
+
+
+def clipped(raw: Any, bbox_type: str, size: tuple[float, float], where: str) -> list[Box]:
+    """A box in relative numbers inside the image, or none where it lies outside."""
+    try:
+        a, b, c, d = map(float, raw)
+    except (TypeError, ValueError):
+        raise BadSampleError(f"{where}: expected each box to be four numbers, but got {raw!r}.") from None
+    width, height = (1000.0, 1000.0) if bbox_type == "xyxy_norm1000" else size
+    if bbox_type == "xywh":
+        c, d = a + c, b + d
+    x1, y1, x2, y2 = (min(1.0, max(0.0, value)) for value in (a / width, b / height, c / width, d / height))
+    return [(x1, y1, x2, y2)] if x1 < x2 and y1 < y2 else []
+
+
+def token_grid(width: int, height: int) -> tuple[int, int]:
+    """Rows and columns of visual tokens that Qwen2.5-VL makes of an image: sides rounded to whole cells, then scaled so
+    that the area stays within 4 and 16,384 of them.
+    """
+    rows, columns = max(1, round(height / CELL)), max(1, round(width / CELL))
+    area = rows * columns * CELL**2
+    if area > UPPER_PIXELS:
+        scale = (height * width / UPPER_PIXELS) ** 0.5
+        return max(1, int(height / scale / CELL)), max(1, int(width / scale / CELL))
+    if area < MIN_PIXELS:
+        scale = (MIN_PIXELS / (height * width)) ** 0.5
+        return -int(-height * scale // CELL), -int(-width * scale // CELL)
+    return rows, columns
+
+
+class VisualCoTBenchmark(Dataset[Sample]):
+    """One set of the benchmark: ``viscot_benchmark/benchmark/<set>.json``.
+
+    Args:
+        path: the file.
+        img_dir: folder that image paths are relative to. An image that is missing is looked for in a folder `val` below
+            its set's, as upstream does.
+        brief: ask for a single word or phrase.
+        size: use the first so many questions only.
+        on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
+        max_pixels: images with more pixels are refused.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        img_dir: str = "datas",
+        brief: bool = False,
+        size: int | None = None,
+        on_error: OnError = "raise",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.path, self.img_dir, self.brief = Path(path), Path(img_dir), brief
+        self.on_error, self.max_pixels = on_error, max_pixels
+        rows = read_rows(self.path, size=size)
+        self.rows = [rows[index] for index in range(len(rows))]
+        if not self.rows:
+            raise GlimpseError(f"{path}: expected at least one question, but it is empty.")
+        self.ids = unique_names([f"{self.path.stem}:{row.get('question_id', 0)}" for row in self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        row, where = self.rows[index], f"{self.path}, row {index}"
+        try:
+            (first, marked), turns = row["image"], [turn["value"] for turn in row["conversations"]]
+            question = turns[0].replace(BOX_REQUEST, "").strip().replace("<image>\n", "")
+            box = ast.literal_eval(marked.split("###")[1])
+        except (LookupError, TypeError, ValueError, AttributeError, SyntaxError) as error:
+            raise BadSampleError(f"{where}: not a row of the benchmark ({type(error).__name__}: {error}).") from None
+        image = load_image(self._image_path(first, where), self.max_pixels)
+        return Sample(
+            id=self.ids[index],
+            key=stable_key(self.ids[index]),
+            question=f"{question}\n{SHORT}" if self.brief else question,
+            answers=[turns[-1]],
+            images=[image],
+            boxes=[clipped(box, "xyxy", image.size, where)],
+            family=self.path.stem,
+        )
+
+    def _image_path(self, name: str, where: str) -> Path:
+        path = path_inside(self.img_dir, name, where)
+        parts = Path(name).parts
+        elsewhere = Path(*parts[:2], "val", *parts[2:])
+        return path if path.is_file() else path_inside(self.img_dir, str(elsewhere), where)

@@ -1,0 +1,124 @@
+"""Saved predictions: one JSON object a question, written as it is answered, so that a killed run loses one batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from glimpse_lightning.errors import GlimpseError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One question's answers.
+
+    Attributes:
+        task: that the question is of.
+        id, family, question, references: of the sample; the id is unique within the task.
+        prediction, full_prediction: answers with pruned and with all tokens; ``None``: the full model was not asked.
+        score, full_score: of these, in [0, 1]; ``None`` without references.
+        kept, total: visual tokens that decoding sees, and visual tokens there are.
+    """
+
+    task: str
+    id: str
+    question: str
+    references: list[str]
+    prediction: str
+    family: str = ""
+    full_prediction: str | None = None
+    score: float | None = None
+    full_score: float | None = None
+    kept: int = 0
+    total: int = 0
+
+
+class PredictionFiles:
+    """The predictions of a run: a file for each task and rank.
+
+    Args:
+        folder: where they lie.
+        rank: of this process; it writes to its own files only.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.folder = folder
+        self.rank = rank
+        self._whole: set[Path] = set()
+
+    def add(self, predictions: Sequence[Prediction]) -> None:
+        """Append predictions to their tasks' files and hand them to the system."""
+        for task in dict.fromkeys(prediction.task for prediction in predictions):
+            path = self.folder / f"{_file_name(task)}.{self.rank}.jsonl"
+            if path not in self._whole:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _drop_partial_line(path)
+                self._whole.add(path)
+            lines = [asdict(prediction) for prediction in predictions if prediction.task == task]
+            with path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+    def read(self, task: str) -> dict[str, Prediction]:
+        """What all ranks have of a task, by id, in the order of ids."""
+        found: dict[str, Prediction] = {}
+        for path in sorted(self.folder.glob(f"{_file_name(task)}.*.jsonl")):
+            _, _, rank = path.name.removesuffix(".jsonl").rpartition(".")
+            if rank.isdigit() and path.name == f"{_file_name(task)}.{rank}.jsonl":
+                found |= {line.id: line for line in read_predictions(path, partial=True)}
+        return dict(sorted(found.items()))
+
+
+def read_predictions(path: Path, partial: bool = False) -> list[Prediction]:
+    """The predictions in a file.
+
+    Args:
+        path: a JSONL file that a suite, or ``test``, wrote.
+        partial: whether the last line may be broken, as a killed run leaves it; it is left out.
+
+    Raises:
+        GlimpseError: where it holds anything else.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GlimpseError(f"{path}: expected a JSONL file of predictions, but reading it failed: {error}.") from None
+    known = {field.name for field in fields(Prediction)}
+    out = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row: dict[str, Any] = {"task": "", **json.loads(line)}
+            out.append(Prediction(**{name: value for name, value in row.items() if name in known}))
+        except (ValueError, TypeError) as error:
+            if partial and number == len(lines):
+                continue
+            raise GlimpseError(
+                f"{path}, line {number}: expected a prediction with `id`, `question`, `references` and `prediction`, "
+                f"but {error}."
+            ) from None
+    return out
+
+
+def _drop_partial_line(path: Path) -> None:
+    """Cut off what a killed process left behind the last whole line."""
+    if path.is_file():
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            path.write_bytes(whole)
+
+
+def _file_name(task: str) -> str:
+    return task.replace("/", "__")
+
+
+def by_task(predictions: Iterable[Prediction]) -> dict[str, list[Prediction]]:
+    """Predictions of each task, tasks in the order of their first question."""
+    out: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        out.setdefault(prediction.task, []).append(prediction)
+    return out

@@ -1,0 +1,94 @@
+"""The ``score`` command: saved predictions scored again, without a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from glimpse_lightning import metrics
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.metrics import AnswerMetric, JudgeScore
+from glimpse_lightning.predictions import Prediction, by_task, read_predictions
+from glimpse_lightning.suite_report import print_suite, suite_figures, task_figures
+from glimpse_lightning.tasks import VISUAL_COT, task_metric
+
+
+def run(args: Sequence[str]) -> None:
+    """Score the predictions that ``args`` name, print the table, and write the figures where asked.
+
+    Raises:
+        GlimpseError: where a file is missing or not what it should be.
+    """
+    parser = argparse.ArgumentParser(prog="glimpse-lightning score", description="Score saved predictions again.")
+    parser.add_argument("paths", nargs="+", type=Path, help="JSONL files of predictions, or folders of them")
+    parser.add_argument("--metric", help="score every task by this metric (ANLS, VQAAccuracy, ...)")
+    parser.add_argument("--judge", type=Path, help="JSONL of a judge's replies: {task, id, reply} a line")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    given = parser.parse_args(args)
+    tasks = by_task(unique(p for path in given.paths for file in _files(path) for p in read_predictions(file)))
+    if not tasks:
+        raise GlimpseError("Expected at least one prediction, but the files are empty.")
+    metric = None if given.metric is None else find_metric(given.metric)
+    figures = {name: task_figures(some, metric or task_metric(name)) for name, some in tasks.items()}
+    report: dict[str, object] = {"tasks": figures, "mean": suite_figures(figures)}
+    print_suite(figures)
+    if given.judge is not None:
+        report["judge"] = judged(tasks, given.judge)
+        print(f"judge: {report['judge']}")
+    if given.output is not None:
+        given.output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def unique(predictions: object) -> list[Prediction]:
+    """Predictions, the last one of those with equal task and id."""
+    found = {(p.task, p.id): p for p in predictions}  # type: ignore[attr-defined]
+    return list(found.values())
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise GlimpseError(f"{path}: expected *.jsonl files of predictions in this folder, but there are none.")
+    return files
+
+
+def find_metric(name: str) -> AnswerMetric:
+    """A metric of answers by its name.
+
+    Raises:
+        GlimpseError: where there is none.
+    """
+    known = {
+        kind.__name__: kind
+        for kind in (getattr(metrics, each) for each in metrics.__all__)
+        if issubclass(kind, AnswerMetric) and kind is not AnswerMetric
+    }
+    if name not in known:
+        raise GlimpseError(f"Expected `--metric` out of {', '.join(known)}, but got {name!r}.")
+    return known[name]()
+
+
+def judged(tasks: dict[str, list[Prediction]], path: Path) -> dict[str, float]:
+    """Visual-CoT's judge score of every task, and their mean as ``score``.
+
+    Raises:
+        GlimpseError: where an answer has no reply.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        replies = {(line.get("task", ""), str(line["id"])): str(line["reply"]) for line in lines}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise GlimpseError(
+            f"{path}: expected lines with `id` and `reply`, and `task` if there are several: {error}."
+        ) from None
+    metric = JudgeScore(sets=[name.removeprefix(VISUAL_COT) for name in tasks])
+    for name, predictions in tasks.items():
+        missing = [p.id for p in predictions if (name, p.id) not in replies]
+        if missing:
+            raise GlimpseError(
+                f"{path}: {len(missing)} answers of {name!r} have no reply, the first is {missing[0]!r}."
+            )
+        metric.update([replies[name, p.id] for p in predictions], [name.removeprefix(VISUAL_COT)] * len(predictions))
+    return {key: float(value) for key, value in metric.compute().items()}

@@ -1,0 +1,242 @@
+"""Several datasets in one run: the data module that opens them, and the module that answers them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.data.datamodule import VQAData
+from glimpse_lightning.data.rows import OnError
+from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.engine.prefill import PrefillOutput
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.evaluation import final_keep
+from glimpse_lightning.module import PruningModule
+from glimpse_lightning.predictions import Prediction, PredictionFiles
+from glimpse_lightning.run_folder import write_text
+from glimpse_lightning.suite_report import print_suite, suite_figures, task_figures
+from glimpse_lightning.tasks import NAMES, Places, Task, check_name, make_task, task_metric
+
+PREDICTIONS, REPORT = "predictions", "suite.json"
+
+
+class _Some(Dataset[Sample]):
+    """Some samples of a dataset, by their indices."""
+
+    def __init__(self, dataset: Dataset[Sample], indices: Sequence[int]) -> None:
+        self.dataset, self.indices = dataset, indices
+        self.on_error = getattr(dataset, "on_error", "raise")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset[self.indices[index]]
+
+
+class SuiteData(LightningDataModule):
+    """The questions of several tasks, less those that this run has answered already.
+
+    Args:
+        tasks: names of benchmarks (`docvqa_val`, `gqa`, ...), `visual_cot/<set>`, or `glyph_vqa`.
+        own: datasets of your own by name, scored by ExactMatch.
+        places: where data lies.
+        limit: use the first so many questions of each task.
+        max_new_tokens: longest answer; default: what each task allows (1,024 for Visual-CoT, 64 for your own).
+        brief: ask Visual-CoT's questions for a single word or phrase.
+        streaming: fetch the questions from the Hub without storing the datasets; needs `limit`.
+        on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
+        eval_batch_size: questions per step and rank.
+        num_workers: processes that read images.
+    """
+
+    def __init__(
+        self,
+        tasks: list[str],
+        own: dict[str, Dataset] | None = None,
+        places: Places = Places(),
+        limit: int | None = None,
+        max_new_tokens: int | None = None,
+        brief: bool = False,
+        streaming: bool = False,
+        on_error: OnError = "raise",
+        eval_batch_size: int = 1,
+        num_workers: int = 1,
+    ) -> None:
+        super().__init__()
+        for name in tasks:
+            check_name(name)
+        if twice := {*tasks} & {*(own or {})} | {name for name in tasks if tasks.count(name) > 1}:
+            raise GlimpseError(f"Expected every task once, but {sorted(twice)[0]!r} is named twice.")
+        if limit is not None and limit < 1:
+            raise GlimpseError(f"Expected `data.limit` to be at least 1, but got {limit}.")
+        self.names, self.own, self.places = tasks, own or {}, places
+        self.max_new_tokens = max_new_tokens
+        self.limit, self.brief, self.streaming, self.on_error = limit, brief, streaming, on_error
+        self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
+        self.tasks: list[Task] = []
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Open the data of all tasks."""
+        if self.tasks:
+            return
+        self.tasks = [
+            make_task(name, self.places, self.limit, self.brief, self.streaming, self.on_error) for name in self.names
+        ]
+        self.tasks += [Task(name, self._limited(dataset), 64) for name, dataset in self.own.items()]
+        if not self.tasks:
+            raise GlimpseError(f"Expected `data.tasks` to name at least one task, out of {', '.join(NAMES)}.")
+
+    def _limited(self, dataset: Dataset[Sample]) -> Dataset[Sample]:
+        size = len(dataset)  # type: ignore[arg-type]
+        return dataset if self.limit is None or self.limit >= size else _Some(dataset, range(self.limit))
+
+    @override
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """A loader for each task, over the questions that are not answered yet."""
+        assert self.trainer is not None
+        files = PredictionFiles(Path(self.trainer.default_root_dir) / PREDICTIONS)
+        rest = [_unanswered(task.dataset, files.read(task.name)) for task in self.tasks]
+        self.trainer.strategy.barrier("predictions are read")  # before a rank goes on and writes to them
+        return [
+            loader for task, indices in zip(self.tasks, rest, strict=True) for loader in self._loader(task, indices)
+        ]
+
+    def _loader(self, task: Task, indices: Sequence[int]) -> list[DataLoader[Any]]:
+        size = len(task.dataset)  # type: ignore[arg-type]
+        if len(indices) < size:
+            rank_zero_info(f"{task.name}: {size - len(indices)} of {size} questions are answered already.")
+        # A loader must not be empty: where nothing is left, the first question is asked again and not counted.
+        data = VQAData(
+            test=_Some(task.dataset, indices or [0]),
+            eval_batch_size=self.eval_batch_size,
+            num_workers=self.num_workers,
+        )
+        data.trainer = self.trainer
+        return data.test_dataloader()
+
+
+def _unanswered(dataset: Dataset[Sample], answered: Mapping[str, Prediction]) -> list[int]:
+    size = len(dataset)  # type: ignore[arg-type]
+    if not answered:
+        return list(range(size))
+    names = getattr(dataset, "ids", None) or [dataset[index].id for index in range(size)]
+    return [index for index in range(size) if names[index] not in answered]
+
+
+class SuiteModule(PruningModule):
+    """Answers the tasks of a suite with the pruned model and with the full one.
+
+    Every batch's answers are written before the next one starts, to `predictions/` in the run's folder; the same
+    command takes up a run that was killed. When all is answered, `suite.json` holds the figures of every task.
+
+    Args:
+        full: whether the full model answers as well.
+        kwargs: as of :class:`PruningModule`, which is told here what prunes.
+    """
+
+    resumable = True
+
+    def __init__(self, full: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.full = full
+        self._files: PredictionFiles | None = None
+        self._done: dict[str, set[str]] = {}
+
+    @property
+    @override
+    def test_passes(self) -> int:
+        return 1
+
+    @property
+    def _data(self) -> SuiteData:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, SuiteData):
+            raise GlimpseError("Expected `data` to be a SuiteData where `model` is a SuiteModule.")
+        return data
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        self._files = PredictionFiles(Path(self.trainer.default_root_dir) / PREDICTIONS, self.global_rank)
+        self._done = {task.name: set(self._files.read(task.name)) for task in self._data.tasks}
+
+    @override
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Answer a batch and write the answers down."""
+        assert self._files is not None
+        task = self._data.tasks[dataloader_idx]
+        self.evaluator.max_new_tokens = self._data.max_new_tokens or task.max_new_tokens
+        layers = tuple(dict.fromkeys(self.model.vision_layers))
+        prompt = self.model.backbone.embed(batch.inputs, layers)  # once for both models
+        texts, out = self.evaluator.predict(self.model, batch, prompt)
+        full: Sequence[str | None] = [None] * len(texts)
+        if self.full:
+            plain = self.model.pruner is None
+            full = texts if plain else self.evaluator.predict(self.evaluator.full, batch, prompt)[0]
+        done = self._done[task.name]
+        metric = task_metric(task.name)
+        lines = []
+        for row, (kept, total) in enumerate(_token_counts(out, len(batch.samples))):
+            sample = batch.samples[row]
+            if batch.weight[row] == 0 or sample.id in done:
+                continue
+            done.add(sample.id)
+            score, full_score = (
+                metric.score(text, sample.answers) if sample.answers and text is not None else None
+                for text in (texts[row], full[row])
+            )
+            lines.append(
+                Prediction(
+                    task=task.name,
+                    id=sample.id,
+                    question=sample.question,
+                    references=sample.answers,
+                    prediction=texts[row],
+                    family=sample.family,
+                    full_prediction=full[row],
+                    score=score,
+                    full_score=full_score,
+                    kept=kept,
+                    total=total,
+                )
+            )
+        self._files.add(lines)
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        """Figures of all tasks, from what all ranks have written."""
+        assert self._files is not None
+        self.trainer.strategy.barrier("predictions are written")
+        tasks = {
+            task.name: task_figures(list(self._files.read(task.name).values()), task_metric(task.name))
+            for task in self._data.tasks
+        }
+        report = {"tasks": tasks, "mean": suite_figures(tasks)}
+        for name, figures in {**tasks, "mean": report["mean"]}.items():
+            scalars = {f"test/{name}/{key}": value for key, value in figures.items() if isinstance(value, float)}
+            self.log_dict(scalars, rank_zero_only=False, sync_dist=False)
+        if self.trainer.is_global_zero:
+            folder = Path(self.trainer.default_root_dir)
+            write_text(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+            print_suite(tasks)
+
+
+def _token_counts(out: PrefillOutput, num_samples: int) -> list[tuple[int, int]]:
+    """Of each sample the visual tokens that decoding sees, and those there were."""
+    keep: Tensor = final_keep(out)
+    kept, total = (
+        torch.bincount(out.tokens.sample[mask], minlength=num_samples).tolist()
+        for mask in (keep, torch.ones_like(keep))
+    )
+    return list(zip(kept, total, strict=True))

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from glimpse_lightning.data.columns import Columns, Wording
+from glimpse_lightning.data.datamodule import VQAData
+from glimpse_lightning.data.table import Table
+from glimpse_lightning.errors import BadSampleError, GlimpseError
+
+COLUMNS = Columns(question="ask", answers="say", image="file", id="nr", family="kind", boxes="where")
+ROWS = [
+    {"nr": 1, "ask": "what is it", "say": "007", "file": "a.png", "kind": "x", "where": [[0.0, 0.0, 0.5, 1.0]]},
+    {"nr": 2, "ask": "and this", "say": ["a", "b"], "file": "a.png", "kind": "", "where": None},
+]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    return tmp_path
+
+
+def _write(folder: Path, kind: str) -> Path:
+    path = folder / f"data.{kind}"
+    lists = [{**row, "say": row["say"] if isinstance(row["say"], list) else [row["say"]]} for row in ROWS]
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n\n" for row in ROWS))
+    elif kind == "json":
+        path.write_text(json.dumps(ROWS))
+    elif kind in ("csv", "tsv"):
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ROWS[0], delimiter="\t" if kind == "tsv" else ",")
+            writer.writeheader()
+            for row in ROWS:
+                cells = {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}
+                writer.writerow(cells)
+    elif kind == "parquet":
+        datasets.Dataset.from_list(lists).to_parquet(path)
+    else:
+        path = folder
+        table = datasets.Dataset.from_list(lists)
+        if kind == "splits":
+            datasets.DatasetDict({"train": table, "test": table.select([1])}).save_to_disk(path)
+        else:
+            table.save_to_disk(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet", "saved"])
+def test_any_table(folder: Path, kind: str) -> None:
+    data = Table(str(_write(folder, kind)), COLUMNS, Wording(suffix="?"), root=str(folder))
+    first, second = data[0], data[1]
+    assert (first.id, first.question, first.answers, first.family) == ("1", "what is it?", ["007"], "x")
+    assert (second.id, second.answers, second.family, second.boxes) == ("2", ["a", "b"], "", None)
+    assert first.boxes == [[(0.0, 0.0, 0.5, 1.0)]]
+    assert first.images[0].size == (40, 20)
+
+
+def test_splits_and_size(folder: Path) -> None:
+    path = str(_write(folder, "splits"))
+    assert len(Table(path, COLUMNS, split="train")) == 2
+    assert Table(path, COLUMNS, split="test")[0].id == "2"
+    assert len(Table(path, COLUMNS, split="train", size=1)) == 1
+    with pytest.raises(GlimpseError, match=r"one of train, test, but got None"):
+        Table(path, COLUMNS)
+
+
+def test_a_folder_of_images(folder: Path) -> None:
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "question": "q", "answers": "a"}) + "\n")
+    sample = Table(str(folder))[0]
+    assert (sample.question, sample.answers, sample.images[0].size) == ("q", ["a"], (40, 20))
+
+
+def test_boxes_in_pixels_and_several_images(folder: Path) -> None:
+    path = folder / "x.jsonl"
+    row = {"question": "q", "answers": "a", "image": ["a.png", "a.png"], "boxes": [[[0, 0, 20, 10]], []]}
+    path.write_text(json.dumps(row))
+    assert Table(str(path), Columns(boxes="boxes"), box_format="pixels")[0].boxes == [[(0, 0, 0.5, 0.5)], []]
+    row = {"question": "q", "answers": "a", "left": "a.png", "right": "a.png"}
+    path.write_text(json.dumps(row))
+    assert len(Table(str(path), Columns(image=["left", "right"]))[0].images) == 2
+
+
+def test_mistakes_are_named(folder: Path) -> None:
+    path = str(_write(folder, "csv"))
+    with pytest.raises(GlimpseError, match=r"column `question`, but there are only nr, ask, say"):
+        Table(path)
+    with pytest.raises(GlimpseError, match="Did you mean `file`"):
+        Table(path, Columns(question="ask", answers="say", image="fil"))
+    with pytest.raises(GlimpseError, match="no such file"):
+        Table(str(folder / "none.csv"))
+    with pytest.raises(GlimpseError, match=r"ends in '\.png'"):
+        Table(str(folder / "a.png"))
+    (folder / "bad.jsonl").write_text('{"a": 1}\n{"a"\n')
+    with pytest.raises(GlimpseError, match="line 2: broken JSON"):
+        Table(str(folder / "bad.jsonl"))
+    (folder / "bad.parquet").write_text("no")
+    with pytest.raises(GlimpseError, match=r"bad\.parquet"):
+        Table(str(folder / "bad.parquet"))
+    (folder / "empty.jsonl").write_text("")
+    with pytest.raises(GlimpseError, match="at least one row"):
+        Table(str(folder / "empty.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "link.png", "folder"])
+def test_paths_stay_in_the_root(folder: Path, name: str) -> None:
+    inner = folder / "inner"
+    (inner / "folder").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(folder / "secret.png")
+    (inner / "link.png").symlink_to(folder / "secret.png")
+    path = inner / "x.jsonl"
+    path.write_text(json.dumps({"question": "q", "answers": "a", "image": name}))
+    with pytest.raises(BadSampleError, match=r"x\.jsonl, row 0: .*(leaves the folder|not a readable image)"):
+        Table(str(path))[0]
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ({"answers": None}, "expected an answer"),
+        ({"question": 3}, "expected a text in column `question`"),
+        ({"image": "none.png"}, "no such image"),
+        ({"image": 3}, "expected an image or its path"),
+        ({"image": "text.png"}, "not a readable image"),
+        ({"boxes": [1, 2, 3]}, "list of boxes"),
+        ({"boxes": [[1, 2, 3]]}, "four numbers"),
+        ({"boxes": [[0, 0, 5, 1]]}, "outside the image"),
+        ({"boxes": [[[0, 0, 1, 1]], []]}, "one list of boxes"),
+        ({"answers": [{"text": "a"}]}, "KeyError"),
+    ],
+)
+def test_bad_cells_are_reported_by_workers_in_words(folder: Path, cell: dict, message: str) -> None:
+    (folder / "text.png").write_text("hello")
+    path = folder / "x.jsonl"
+    good = {"question": "q", "answers": "a", "image": "a.png", "boxes": None}
+    path.write_text("".join(json.dumps(row) + "\n" for row in (good, good | cell)))
+    columns = Columns(boxes="boxes")
+    batches = list(VQAData(val=Table(str(path), columns), eval_batch_size=1, num_workers=1).val_dataloader())
+    assert batches[0].error is None
+    assert batches[1].error is not None
+    assert message in batches[1].error
+    assert "row 1" in batches[1].error
+    skipping = VQAData(val=Table(str(path), columns, on_error="skip"), eval_batch_size=2, num_workers=0)
+    (batch,) = skipping.val_dataloader()
+    assert (batch.weight, len(batch.skipped)) == ([1.0, 0.0], 1)
+
+
+def test_unforeseen_cells_are_skipped_as_well(folder: Path) -> None:
+    path = folder / "x.jsonl"
+    path.write_text(json.dumps({"question": "q", "answers": ["a", "b"], "image": "a.png", "options": ["x"]}))
+    with pytest.raises(BadSampleError, match="row 0"):
+        Table(str(path), Columns(options="options"))[0]

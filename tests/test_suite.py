@@ -1,0 +1,216 @@
+"""Several datasets in one run: resumed per question, the full model beside the pruned one, scored again without it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+from hub_layouts import write_copy
+from PIL import Image
+
+from glimpse_lightning.cli import main
+from glimpse_lightning.data.benchmarks import BENCHMARKS
+from glimpse_lightning.evaluation import Evaluator
+from glimpse_lightning.predictions import Prediction, PredictionFiles, read_predictions
+from glimpse_lightning.suite_report import suite_figures, task_figures
+from glimpse_lightning.tasks import task_metric
+from runs import run
+
+TASKS = ["docvqa_val", "mme", "mmbench_en_test", "visual_cot/cub", "glyph_vqa"]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name in TASKS[:3]:
+        write_copy(name, tmp_path / "hub" / BENCHMARKS[name].hub_id.split("/")[1])
+    (tmp_path / "datas/cot/cub").mkdir(parents=True)
+    Image.new("RGB", (56, 28)).save(tmp_path / "datas/cot/cub/1.jpg")
+    turns = [{"value": text} for text in ("<image>\nWhat bird?", "[0, 0, 1, 1]", "<image>", "a gull")]
+    row = {"question_id": 1, "image": ["cot/cub/1.jpg", "cot/cub/1.jpg###[0, 0, 28, 28]"], "conversations": turns}
+    (tmp_path / "cub.json").write_text(json.dumps([row, row]))
+    config: dict[str, Any] = {
+        "model": {
+            "class_path": "SuiteModule",
+            "init_args": {"after_layer": 1, "scorer": "Random",
+                          "policy": {"class_path": "KeepRatio", "init_args": {"ratio": 0.5}}},
+        },
+        "data": {
+            "class_path": "SuiteData",
+            "init_args": {
+                "tasks": TASKS, "limit": 3, "eval_batch_size": 2, "num_workers": 0, "max_new_tokens": 4,
+                "own": {"mine": {"class_path": "Table", "init_args": {"path": str(tmp_path / "own.jsonl")}}},
+                "places": {"data_dir": str(tmp_path / "hub"), "benchmark_dir": str(tmp_path),
+                           "img_dir": str(tmp_path / "datas")},
+            },
+        },
+        "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
+    }  # fmt: skip
+    Image.new("RGB", (56, 28)).save(tmp_path / "a.png")
+    own = [{"question": f"{i}?", "answers": "yes", "image": "a.png"} for i in range(4)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_a_suite_is_answered_reported_and_scored_again(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("test", recipe, tmp_path / "runs") == 0
+    folder = tmp_path / "runs/small/test_0"
+    report = json.loads((folder / "suite.json").read_text())
+    assert list(report["tasks"]) == [*TASKS, "mine"]
+    assert {name: figures["n"] for name, figures in report["tasks"].items()} == {
+        "docvqa_val": 1, "mme": 2, "mmbench_en_test": 3, "visual_cot/cub": 2, "glyph_vqa": 3, "mine": 3
+    }  # fmt: skip
+    assert report["tasks"]["mmbench_en_test"]["accuracy"] is None  # its answers are hidden
+    assert 0 < report["tasks"]["glyph_vqa"]["retention"] <= 0.5
+    assert set(report["tasks"]["mme"]["metric"]) >= {"perception", "total"}
+    assert (folder / "results.json").is_file()
+    shown = capsys.readouterr().out
+    assert "mean of tasks" in shown
+    lines = read_predictions(folder / "predictions/visual_cot__cub.0.jsonl")
+    assert [line.id for line in lines] == ["cub:1#0", "cub:1#1"]
+    assert lines[0].references == ["a gull"]
+    assert lines[0].full_prediction is not None
+    assert 0 < lines[0].kept < lines[0].total
+
+    assert main(["score", str(folder / "predictions"), "--output", str(tmp_path / "again.json")]) == 0
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["tasks"].keys() == report["tasks"].keys()
+    for name, figures in report["tasks"].items():
+        assert again["tasks"][name] == figures
+
+
+def test_a_killed_run_goes_on_where_it_was(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("--data.tasks", "[mme, glyph_vqa]")
+    assert run("test", recipe, tmp_path / "whole", *few) == 0
+    calls = 0
+    predict = Evaluator.predict
+
+    def killed(self: Evaluator, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return predict(self, *args, **kwargs)
+
+    monkeypatch.setattr(Evaluator, "predict", killed)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run("test", recipe, tmp_path / "runs", *few)
+    folder = tmp_path / "runs/small/test_0"
+    assert not (folder / "results.json").exists()
+    before = {path.name: path.read_text() for path in (folder / "predictions").iterdir()}
+    assert before
+    cut = folder / "predictions" / next(iter(before))
+    cut.write_text(before[cut.name] + '{"task": "doc')  # killed in the middle of a line
+    monkeypatch.setattr(Evaluator, "predict", predict)
+    assert run("test", recipe, tmp_path / "runs", *few) == 0
+    assert [path.name for path in (tmp_path / "runs/small").iterdir()] == ["test_0"]
+    for name, text in before.items():
+        assert (folder / "predictions" / name).read_text().startswith(text)
+    whole = tmp_path / "whole/small/test_0"
+    assert json.loads((folder / "suite.json").read_text()) == json.loads((whole / "suite.json").read_text())
+
+
+def test_two_ranks_give_the_figures_of_one(recipe: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(recipe.read_text())
+    config["data"]["init_args"] |= {"tasks": ["glyph_vqa"], "own": None}
+    recipe.write_text(yaml.safe_dump(config))
+    assert run("test", recipe, tmp_path / "one") == 0
+    flags = ["--trainer.default_root_dir", str(tmp_path / "two"), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    command = [sys.executable, "-m", "glimpse_lightning", "test", "--config", str(recipe), *flags]
+    subprocess.run(command, check=True, timeout=200, capture_output=True)
+    one, two = (tmp_path / name / "small/test_0" for name in ("one", "two"))
+    assert sorted(path.name for path in (two / "predictions").iterdir()) == ["glyph_vqa.0.jsonl", "glyph_vqa.1.jsonl"]
+    assert (two / "suite.json").read_text() == (one / "suite.json").read_text()
+
+
+def test_a_suite_of_the_full_model_alone(recipe: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(recipe.read_text())
+    config["model"]["init_args"] = {}
+    config["data"]["init_args"] |= {"tasks": ["glyph_vqa"], "own": None}
+    recipe.write_text(yaml.safe_dump(config))
+    assert run("test", recipe, tmp_path / "runs", "--limit", "2") == 0
+    report = json.loads((tmp_path / "runs/small/test_0/suite.json").read_text())["tasks"]["glyph_vqa"]
+    assert (report["n"], report["retention"], report["agreement"], report["difference"]) == (2, 1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data.tasks", "[glyph]"], "out of docvqa_val"),
+        (["--data.tasks", "[mine]"], "out of docvqa_val"),
+        (["--data.tasks", "[gqa, gqa]"], "named twice"),
+        (["--limit", "0"], "`data.limit`"),
+        (["--data.tasks", "[visual_cot/vsr]"], "vsr.json"),
+    ],
+)
+def test_mistakes_are_one_paragraph(
+    recipe: Path, tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("test", recipe, tmp_path / "runs", *flags) == 1
+    assert message in capsys.readouterr().err
+
+
+def _line(name: str, said: str, full: str | None = None, references: tuple[str, ...] = ("a",)) -> Prediction:
+    return Prediction("mine", name, "q", list(references), said, full_prediction=full, kept=1, total=4)
+
+
+def test_figures_of_a_task() -> None:
+    lines = [_line("1", "a", "a"), _line("2", "b", "a"), _line("3", "a"), _line("4", "a", "b", ())]
+    figures = task_figures(lines, task_metric("mine"))
+    assert figures["n"] == 4
+    assert figures["accuracy"] == pytest.approx(2 / 3)
+    assert figures["full_accuracy"] == 1
+    assert figures["difference"] == -0.5
+    low, high = figures["accuracy_interval"]
+    assert 0 <= low < 2 / 3 < high <= 1
+    assert figures["agreement"] == pytest.approx(1 / 3)
+    assert figures["retention"] == 0.25
+    assert figures["metric"] == {"ExactMatch": pytest.approx(2 / 3)}
+    empty = task_figures([_line("1", "a", references=())], task_metric("mine"))
+    assert (empty["accuracy"], empty["full_accuracy"], empty["metric"]) == (None, None, None)
+    mean = suite_figures({"x": figures, "y": empty})
+    assert (mean["n"], mean["accuracy"]) == (5, figures["accuracy"])
+
+
+def test_score_reads_what_test_wrote_and_a_judges_replies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "p.jsonl"
+    files = PredictionFiles(tmp_path)
+    files.add([Prediction("visual_cot/cub", str(i), "q", ["a"], "a") for i in range(2)])
+    replies = tmp_path / "replies.txt"
+    replies.write_text("".join(json.dumps({"task": "visual_cot/cub", "id": str(i), "reply": f"score: 0.{i + 1}"}) + "\n"
+                               for i in range(2)))  # fmt: skip
+    assert main(["score", str(tmp_path), "--judge", str(replies), "--output", str(tmp_path / "out.json")]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["judge"]["score"] == pytest.approx(0.15)
+    replies.write_text("")
+    assert main(["score", str(tmp_path), "--judge", str(replies)]) == 1
+    assert "2 answers of 'visual_cot/cub' have no reply" in capsys.readouterr().err
+    file.write_text(json.dumps({"id": "1", "question": "q", "references": ["a b"], "prediction": "a  b", "kl": 1.0}))
+    assert main(["score", str(file), "--metric", "ANLS"]) == 0
+    for args, message in (
+        ([str(file), "--metric", "BLEU"], "--metric"),
+        ([str(tmp_path / "none.jsonl")], "none.jsonl"),
+        ([str(recipe_folder(tmp_path))], "there are none"),
+    ):
+        assert main(["score", *args]) == 1
+        assert message in capsys.readouterr().err
+    file.write_text('{"id": "1"}\n')
+    assert main(["score", str(file)]) == 1
+    assert "line 1: expected a prediction" in capsys.readouterr().err
+
+
+def recipe_folder(path: Path) -> Path:
+    folder = path / "empty"
+    folder.mkdir()
+    return folder
