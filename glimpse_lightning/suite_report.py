@@ -10,11 +10,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from glimpse_lightning.intervals import bootstrap_interval
+from glimpse_lightning.intervals import bootstrap
 from glimpse_lightning.metrics import Agreement, AnswerMetric, Retention
 from glimpse_lightning.predictions import Prediction
 
 WIDTH = 130  # characters of a table that goes to a file
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float] | None:
+    if not values:
+        return None
+    estimate = bootstrap(values)
+    return estimate.low, estimate.high
 
 
 def task_figures(predictions: Sequence[Prediction], metric: AnswerMetric) -> dict[str, Any]:
@@ -33,7 +40,7 @@ def task_figures(predictions: Sequence[Prediction], metric: AnswerMetric) -> dic
     out: dict[str, Any] = {"n": len(predictions)}
     for name, values in {"accuracy": scores, "full_accuracy": full, "difference": difference}.items():
         out[name] = sum(values) / len(values) if values else None
-        out[f"{name}_interval"] = bootstrap_interval(values) if values else None
+        out[f"{name}_interval"] = _interval(values)
     out["relative_accuracy"] = out["accuracy"] / out["full_accuracy"] if out["full_accuracy"] else None
     out["agreement"] = _agreement([p for p in predictions if p.full_prediction is not None])
     out["retention"] = _retention(predictions)

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from glimpse_lightning.ablation.rows import ALL, Row
-from glimpse_lightning.ablation.statistics import Estimate
+from glimpse_lightning.intervals import Estimate
 from glimpse_lightning.run_folder import remove, write_text
 
 COUNTS = {

@@ -10,7 +10,8 @@ from typing import Any
 
 from glimpse_lightning.ablation.cells import Cell
 from glimpse_lightning.ablation.runs import CellFolders
-from glimpse_lightning.ablation.statistics import Estimate, bootstrap, paired_difference
+from glimpse_lightning.ablation.statistics import paired_difference
+from glimpse_lightning.intervals import Estimate, bootstrap
 from glimpse_lightning.run_folder import RESULTS
 
 ALL = "all"

@@ -64,6 +64,7 @@ class JSONL(Dataset[Sample]):
         self.require_answers = require_answers
         self.max_pixels = max_pixels
         self.skipped: list[str] = []
+        self._last: tuple[list[Path], list[Image.Image]] = ([], [])
         self.rows = list(self._read())
         if self.skipped:
             rank_zero_warn(f"{path}: skipped {len(self.skipped)} bad lines; the first: {self.skipped[0]}")
@@ -75,7 +76,9 @@ class JSONL(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         row = self.rows[index]
-        images = [self._image(row, path) for path in row.images]
+        if row.images != self._last[0]:  # questions about one image often follow each other, and then share it
+            self._last = (row.images, [self._image(row, path) for path in row.images])
+        images = list(self._last[1])
         return Sample(
             id=row.id,
             key=stable_key(row.id),

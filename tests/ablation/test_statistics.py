@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glimpse_lightning.ablation.statistics import bootstrap, paired_difference, pareto_front
+from glimpse_lightning.ablation.statistics import paired_difference, pareto_front
+from glimpse_lightning.intervals import bootstrap
 
 
 def test_bootstrap_of_two_answers_by_hand() -> None:

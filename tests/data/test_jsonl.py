@@ -45,6 +45,11 @@ def test_reads_all_keys(write) -> None:
     assert first.key != second.key
 
 
+def test_lines_about_one_image_share_it(write) -> None:
+    data = JSONL(write(GOOD, GOOD))
+    assert data[0].images[0] is data[1].images[0]
+
+
 def test_line_separators_inside_strings_are_legal(write) -> None:
     assert JSONL(write('{"question": "a\u2028b", "answer": "1", "image": "cat.png"}'))[0].question == "a\u2028b"
 
