@@ -22,8 +22,8 @@ def token_counts(
 
     The counts are those of :func:`glimpse_lightning.token_counts.count_tokens`: tokens that the first decoder layer
     sees; tokens that a layer sees in prefill, mean over layers; tokens in the key-value cache when decoding starts;
-    FLOPs of the decoder's prefill, text included. (Upstream's ``cal_flops.py`` leaves the text out of the pruned layers,
-    and so claims more.) Samples without visual tokens get NaN in the first three.
+    FLOPs of the decoder's prefill, text included. (Upstream's ``cal_flops.py`` leaves the text out of the pruned
+    layers, and so claims more.) Samples without visual tokens get NaN in the first three.
 
     Args:
         keep: of each prune stage, boolean ``[V]`` over all tokens of the batch.
