@@ -32,7 +32,8 @@ class VIP(Scorer):
     Args:
         vision_layers: vision blocks that condition the layers, one layer each, in this order; ``None``: four blocks
             evenly spread, deepest first (31, 23, 15, 7 of 32).
-        attention_layers: decoder layers whose attention is read; ``None``: the stage's ``after_layer``.
+        attention_layers: decoder layers whose attention is read; ``None``: the stage's ``after_layer``; ``"all"``: that one
+            and all before it.
         attention: ``"logits"``: ``q.k / sqrt(head_dim)``; ``"log_softmax"``: log of the attention weights (LLaVA).
         attention_dim: width of the fused features.
         condition_dim: width that vision states are projected to.
@@ -58,7 +59,7 @@ class VIP(Scorer):
     def __init__(
         self,
         vision_layers: Sequence[int] | None = None,
-        attention_layers: Sequence[int] | None = None,
+        attention_layers: Sequence[int] | Literal["all"] | None = None,
         attention: Literal["logits", "log_softmax"] = "logits",
         attention_dim: int = 256,
         condition_dim: int = 512,
@@ -111,7 +112,8 @@ class VIP(Scorer):
 
     def build(self, facts: ModelFacts, after_layer: int) -> None:
         last = min(after_layer, facts.num_layers - 1)
-        self.attended = _checked_layers(self.attention_layers or (last,), last)
+        layers = range(last + 1) if self.attention_layers == "all" else self.attention_layers or (last,)
+        self.attended = _checked_layers(layers, last)
         self.conditions = _vision_layers(self.vision_layers, facts)
         self.network = VIPNetwork(
             features=len(self.attended) * facts.num_heads,

@@ -85,6 +85,13 @@ def test_several_layers_and_glimpse_tokens() -> None:
     assert scorer.glimpse(1) is None
 
 
+def test_all_layers_up_to_the_stage() -> None:
+    assert vip(after_layer=2, attention_layers="all").attended == (0, 1, 2)
+    assert vip(after_layer=2).attended == (2,)
+    with pytest.raises(GlimpseError, match="after_layer"):
+        vip(after_layer=-1, attention_layers="all")
+
+
 def test_published_defaults() -> None:
     scorer = VIP()
     scorer.build(replace(FACTS, num_layers=28, num_heads=28, hidden_size=3584, vision_layers=32), 18)
