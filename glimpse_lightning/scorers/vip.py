@@ -32,8 +32,8 @@ class VIP(Scorer):
     Args:
         vision_layers: vision blocks that condition the layers, one layer each, in this order; ``None``: four blocks
             evenly spread, deepest first (31, 23, 15, 7 of 32).
-        attention_layers: decoder layers whose attention is read; ``None``: the stage's ``after_layer``; ``"all"``: that one
-            and all before it.
+        attention_layers: decoder layers whose attention is read; ``None``: the stage's ``after_layer``; ``"all"``: that
+            one and all before it.
         attention: ``"logits"``: ``q.k / sqrt(head_dim)``; ``"log_softmax"``: log of the attention weights (LLaVA).
         attention_dim: width of the fused features.
         condition_dim: width that vision states are projected to.
