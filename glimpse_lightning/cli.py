@@ -22,6 +22,7 @@ commands:
   test      the full table, baselines included          test --config vip_kl
   predict   answer questions, draw what was kept        predict --config vip_kl --image FILE --question TEXT
   ablate    many runs of one recipe, compared         ablate --config ablations/methods
+  bench     speed and memory beside theory            bench --config bench/cpu --output bench.json
   export    a saved pruner in another format            export --format upstream --pruner DIR --output DIR
   recipes   list, show or copy the packaged recipes     recipes list | show NAME | copy NAME DESTINATION
 
@@ -40,7 +41,7 @@ usage: glimpse-lightning recipes list               every recipe and its purpose
        glimpse-lightning recipes show NAME          print one
        glimpse-lightning recipes copy NAME DEST     copy one to a file or into a folder
 """
-COMMANDS = ("fit", "validate", "test", "predict", "ablate", "export", "recipes")
+COMMANDS = ("fit", "validate", "test", "predict", "ablate", "bench", "export", "recipes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,6 +80,10 @@ def _dispatch(args: list[str]) -> int:
         from glimpse_lightning.ablation import command as ablate
 
         return ablate.run(args[1:])
+    if command == "bench":
+        from glimpse_lightning.benchmark import command as bench
+
+        return bench.run(args[1:])
     from glimpse_lightning.lightning_cli import run
 
     run(args)
