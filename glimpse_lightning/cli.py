@@ -23,6 +23,7 @@ commands:
   predict   answer questions, draw what was kept        predict --config vip_kl --image FILE --question TEXT
   ablate    many runs of one recipe, compared         ablate --config ablations/methods
   score     score saved predictions again               score runs/quick/test_0/predictions
+  bench     speed and memory beside theory            bench --config bench/cpu --output bench.json
   export    a saved pruner in another format            export --format upstream --pruner DIR --output DIR
   recipes   list, show or copy the packaged recipes     recipes list | show NAME | copy NAME DESTINATION
 
@@ -41,7 +42,7 @@ usage: glimpse-lightning recipes list               every recipe and its purpose
        glimpse-lightning recipes show NAME          print one
        glimpse-lightning recipes copy NAME DEST     copy one to a file or into a folder
 """
-COMMANDS = ("fit", "validate", "test", "predict", "ablate", "score", "export", "recipes")
+COMMANDS = ("fit", "validate", "test", "predict", "ablate", "score", "bench", "export", "recipes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,6 +86,10 @@ def _dispatch(args: list[str]) -> int:
 
         scoring.run(args[1:])
         return 0
+    if command == "bench":
+        from glimpse_lightning.benchmark import command as bench
+
+        return bench.run(args[1:])
     from glimpse_lightning.lightning_cli import run
 
     run(args)

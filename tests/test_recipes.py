@@ -21,7 +21,8 @@ from glimpse_lightning.packaged_recipes import purpose, recipes
 from runs import run
 
 ALL = sorted(recipes().items())
-RECIPES = [(name, path) for name, path in ALL if not name.startswith("ablations/")]  # those: tests/ablation/
+# What `ablate` and `bench` read is no recipe of a run: tests/ablation/, tests/benchmark/.
+RECIPES = [(name, path) for name, path in ALL if not name.startswith(("ablations/", "bench/"))]
 STAND_INS = {  # recipe folder: the stand-in's family, the published model's preset, blocks of its vision tower
     "qwen2_5_vl_3b": (tiny_models.qwen2_5_vl, "qwen2.5-vl-3b", 32),
     "qwen2_5_vl_7b": (tiny_models.qwen2_5_vl, "qwen2.5-vl-7b", 32),

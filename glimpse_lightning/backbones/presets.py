@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
+from glimpse_lightning.backbones.midsize_presets import MIDSIZE
 from glimpse_lightning.errors import GlimpseError
 
 PREFIX = "random:"
@@ -135,10 +136,11 @@ def preset_config(name: str) -> PretrainedConfig:
     Raises:
         GlimpseError: where there is no such preset.
     """
-    preset = PRESETS.get(name.removeprefix(PREFIX))
+    known = {**PRESETS, **MIDSIZE}
+    preset = known.get(name.removeprefix(PREFIX))
     if preset is None:
         raise GlimpseError(
-            f"Expected {PREFIX}<preset> with one of {', '.join(sorted(PRESETS))}, but got {name!r}; choose one of "
+            f"Expected {PREFIX}<preset> with one of {', '.join(sorted(known))}, but got {name!r}; choose one of "
             "them, or give a hub id or a folder for a model with weights."
         )
     return AutoConfig.for_model(**preset)

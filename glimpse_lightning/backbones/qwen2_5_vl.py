@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from glimpse_lightning.backbones.qwen_vl import QwenVLBackbone
+from glimpse_lightning.visual_tokens import VisionTap
 
 
 class Qwen25VLBackbone(QwenVLBackbone):
@@ -13,7 +16,9 @@ class Qwen25VLBackbone(QwenVLBackbone):
 
     architectures = ("Qwen2_5_VLForConditionalGeneration",)
 
-    def merge_states(self, states: Tensor, grid_thw: Tensor) -> Tensor:
+    def merge_states(self, captured: Mapping[VisionTap, Tensor], grid_thw: Tensor) -> dict[VisionTap, Tensor]:
+        if not captured:
+            return {}
         visual = self.model.model.visual
         if hasattr(visual, "get_window_index"):  # transformers before the helper moved
             window_index = torch.as_tensor(visual.get_window_index(grid_thw)[0])
@@ -26,5 +31,5 @@ class Qwen25VLBackbone(QwenVLBackbone):
                 window_size=visual.window_size,
                 patch_size=visual.patch_size,
             )
-        merged = super().merge_states(states, grid_thw)
-        return merged[torch.argsort(window_index.to(merged.device))]
+        raster = torch.argsort(window_index.to(grid_thw.device))  # once for all blocks: counting windows takes a while
+        return {tap: states[raster] for tap, states in super().merge_states(captured, grid_thw).items()}

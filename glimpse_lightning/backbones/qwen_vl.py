@@ -52,7 +52,7 @@ class QwenVLBackbone(PlaceholderBackbone):
             features=features,
             grid=grid_thw // torch.tensor([1, merge, merge], device=grid_thw.device),
             prunable=torch.ones(len(features), dtype=torch.bool, device=features.device),
-            states={layer: self.merge_states(captured[layer], grid_thw) for layer in vision_layers},
+            states=self.merge_states(captured, grid_thw),
             layer_features={
                 # One tensor per layer, or (later transformers) one per layer and image.
                 layer: added if isinstance(added, Tensor) else torch.cat(list(added))
@@ -68,9 +68,10 @@ class QwenVLBackbone(PlaceholderBackbone):
             "first_copies": torch.tensor(first),
         }
 
-    def merge_states(self, states: Tensor, grid_thw: Tensor) -> Tensor:
-        """Block output ``[patches, Dv]``, merge unit by merge unit -> ``[V, Dv]`` in raster order."""
-        return states.view(-1, self.model.config.vision_config.spatial_merge_size**2, states.shape[-1]).mean(1)
+    def merge_states(self, captured: Mapping[VisionTap, Tensor], grid_thw: Tensor) -> dict[VisionTap, Tensor]:
+        """Block outputs ``[patches, Dv]``, merge unit by merge unit -> ``[V, Dv]`` in raster order."""
+        unit = self.model.config.vision_config.spatial_merge_size**2
+        return {tap: states.view(-1, unit, states.shape[-1]).mean(1) for tap, states in captured.items()}
 
     def token_types(self, inputs: Mapping[str, Any]) -> Tensor:
         """``[B, N]`` 1 at images, 2 at videos."""

@@ -67,6 +67,7 @@ class Trunk:
     cache: Cache
     masks: dict[str, Any] = field(default_factory=dict)
     positions: Any = None
+    _places: tuple[Tensor, ...] | None = None
 
     @classmethod
     def start(cls, backbone: Backbone, prompt: Prompt) -> Trunk:
@@ -88,9 +89,8 @@ class Trunk:
             self.masks[kind] = self.backbone.attention_mask(layer, self.hidden, self.mask, None, self._image())
         self.hidden = self.backbone.run_layer(layer, self.hidden, self.masks[kind], self.positions, self.cache, tap)
         if layer in self.prompt.layer_features:
-            visual = self.slot >= 0
             features = self.prompt.layer_features[layer][self.alive].to(self.hidden)
-            self.hidden = self.hidden.masked_scatter(visual[..., None], self.hidden[visual] + features)
+            self.hidden = self.hidden.index_put(self.places, self.visual(self.hidden) + features)
 
     def _image(self) -> Tensor | None:
         """``[B, M]`` the item of each column's visual token, -1 elsewhere; only where the model's masks want it."""
@@ -111,13 +111,23 @@ class Trunk:
         self.mask = plan.mask
         self.alive = self.alive[keep[self.alive]]
         plan.compact_cache(self.cache)
-        self.masks, self.positions = {}, None
+        self.masks, self.positions, self._places = {}, None, None
         if reduced is not None:
-            self.hidden[self.slot >= 0] = reduced
+            self.hidden[self.places] = reduced
+
+    @property
+    def places(self) -> tuple[Tensor, ...]:
+        """``([V'], [V'])`` row and column of the visual tokens still there, in packed order.
+
+        Looking for them waits for the device, so it is done once between two compactions and not in every layer.
+        """
+        if self._places is None:
+            self._places = (self.slot >= 0).nonzero(as_tuple=True)
+        return self._places
 
     def visual(self, values: Tensor) -> Tensor:
         """Rows of ``values [B, M, ...]`` at the visual tokens still there, packed: ``[V', ...]``."""
-        return values[self.slot >= 0]
+        return values[self.places]
 
     def prompt_keep(self) -> Tensor:
         """``[B, N]`` which columns of the caller's prompt are still there."""

@@ -50,7 +50,9 @@ class ConditionedAttention(nn.Module):
         v = self.v_proj(u_VD).unflatten(-1, (self.heads, -1))
         mask = None if padding.mask is None else padding.mask[:, None, None, :]
         q, k, v = (padding.pad(x).transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        # Kernels that never hold the map of all pairs want values as wide as queries and keys.
+        wide = F.pad(v, (0, q.shape[-1] - v.shape[-1]))
+        out = F.scaled_dot_product_attention(q, k, wide, attn_mask=mask)[..., : v.shape[-1]]
         return self.o_proj(padding.unpad(out.transpose(1, 2)).flatten(1))
 
 

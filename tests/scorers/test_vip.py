@@ -10,8 +10,11 @@ import torch
 from factories import FACTS, visual_tokens
 from torch import Tensor
 
+from glimpse_lightning.benchmark.memory import peak_bytes
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.scorers import VIP
+from glimpse_lightning.scorers.vip_network import ConditionedAttention
+from glimpse_lightning.segments import Padding
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
@@ -185,3 +188,15 @@ def test_vip_without_one_of_its_parts(part: dict[str, Any]) -> None:
 def test_a_query_that_nobody_knows() -> None:
     with pytest.raises(ValueError, match="'glimpse' or 'last', but got 'first'"):
         VIP(query="first")  # type: ignore[arg-type]
+
+
+def test_attention_never_holds_the_map_of_all_pairs() -> None:
+    """Twice as many tokens take about twice as much memory, in fp32 on the CPU too."""
+    attention = ConditionedAttention(dim=32, condition_dim=32, heads=2).requires_grad_(False)
+
+    def peak(tokens: int) -> int:
+        one_image = Padding(torch.zeros(tokens, dtype=torch.long))
+        inputs = torch.zeros(tokens, 32), torch.zeros(tokens, 32), torch.zeros(tokens, 32)
+        return peak_bytes(lambda: attention(*inputs, one_image), torch.device("cpu"))
+
+    assert peak(1600) < 2.2 * peak(800)

@@ -1,0 +1,1 @@
+"""``bench``: what pruning saves, measured beside what theory says it should."""

@@ -1,0 +1,113 @@
+"""A benchmark's Markdown: a summary of every group, and below it all figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from glimpse_lightning.benchmark.figures import TIMES
+
+SCALES: dict[str, tuple[float, str]] = {
+    **dict.fromkeys(TIMES, (1e3, "ms")),
+    **dict.fromkeys(("decode_speed", "speed"), (1.0, "tokens/s")),
+    **dict.fromkeys(("prefill_flops", "scoring_flops", "vision_flops"), (1e-9, "GFLOP")),
+    **dict.fromkeys(("kv_bytes", "peak_bytes"), (2**-20, "MiB")),
+    "kv_length": (1.0, "tokens"),
+}
+"""Factor and unit that a figure is shown in; the JSON holds seconds, tokens/s, FLOPs, bytes and tokens."""
+
+SUMMARY = ("prefill", "ttft", "tpot", "speed", "kv_bytes", "peak_bytes")
+
+NOTE = """\
+Cells of the summaries: median; in brackets the theoretical value; behind the slash measured / theoretical. `vs HF`:
+median over rounds of the ratio to Hugging Face's own forward in the same round, with its 95 % interval. Times of `hf`
+are what theory starts from, so they have none. What each figure and its theory mean: docs/bench.md.
+"""
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The whole record for people."""
+    machine, model = record["machine"], record["model"]
+    fields = {
+        "command": f"`{record['command']}`",
+        "date, load": f"{machine['date']}, {machine['load']}",
+        "machine": f"{machine['device']}; {machine['cores']} cores, {machine['threads']} threads of torch; "
+        f"{machine['memory_gib']} GiB; {machine['system']}",
+        "versions": ", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
+        "commit": machine["commit"] or "-",
+        "model": f"{model['name']} ({model['weights']} weights, {model['parameters'] / 1e6:,.1f} M parameters, "
+        f"{model['dtype']}, {model['attention']})",
+        "passes": f"{record['settings']['repetitions']} rounds after {record['settings']['warmup']} of warm-up, "
+        f"{record['settings']['new_tokens']} new tokens each",
+        "clock": record["clock"],
+        "memory": record["memory"],
+    }
+    lines = [f"# Benchmark of {model['name']}", "", _line(["field", "value"]), _line(["---"] * 2)]
+    lines += [_line(list(pair)) for pair in fields.items()]
+    lines += ["", NOTE]
+    groups = record["groups"]
+    for group in groups:
+        lines += _summary(group)
+    lines += ["## All figures", ""]
+    for group in groups:
+        lines += _everything(group) if "variants" in group else []
+    return "\n".join(lines)
+
+
+def _title(group: Mapping[str, Any]) -> str:
+    if "data" in group:
+        return f"{group['samples']} questions of {group['data']}, one at a time"
+    return f"batch {group['batch']}, {group['visual_tokens']} visual + {group['text_tokens']} text tokens"
+
+
+def _summary(group: Mapping[str, Any]) -> list[str]:
+    lines = [f"## {_title(group)[0].upper()}{_title(group)[1:]}", ""]
+    if "variants" not in group:
+        return [*lines, f"Left out: {group['left_out']}.", ""]
+    units = [f"{name} ({SCALES[name][1]})" for name in SUMMARY]
+    header = ["variant", "kept", "prefill vs HF", *units]
+    lines += [_line(header), _line(["---"] * len(header))]
+    for row in group["variants"]:
+        figures = row["figures"]
+        kept = ", ".join(map(str, row.get("kept") or [])) or "-"
+        cells = [_cell(name, figures[name]) for name in SUMMARY]
+        lines.append(_line([row["name"], kept, _versus(figures["prefill"]), *cells]))
+    return [*lines, ""]
+
+
+def _everything(group: Mapping[str, Any]) -> list[str]:
+    header = ["variant", "figure", "unit", "median", "p10", "p90", "theory", "measured / theory", "vs HF"]
+    lines = [f"### {_title(group)[0].upper()}{_title(group)[1:]}", "", _line(header), _line(["---"] * len(header))]
+    for row in group["variants"]:
+        for name, figure in row["figures"].items():
+            factor, unit = SCALES[name]
+            show = _scaled(factor)
+            values = [show(figure.get(key)) for key in ("median", "p10", "p90", "theory")]
+            ratio = figure.get("to_theory")
+            last = "-" if ratio is None else f"{ratio:.3f}"
+            lines.append(_line([row["name"], name, unit, *values, last, _versus(figure)]))
+    return [*lines, ""]
+
+
+def _cell(name: str, figure: Mapping[str, Any]) -> str:
+    show = _scaled(SCALES[name][0])
+    ratio = figure.get("to_theory")
+    return show(figure["median"]) + (f" ({show(figure['theory'])}) / {ratio:.2f}" if ratio is not None else "")
+
+
+def _versus(figure: Mapping[str, Any]) -> str:
+    ratio = figure.get("vs_hf")
+    return "-" if ratio is None else f"{ratio['value']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+
+
+def _scaled(factor: float) -> Callable[[float | None], str]:
+    def show(value: float | None) -> str:
+        if value is None:
+            return "-"
+        return f"{value * factor:,.0f}" if abs(value * factor) >= 1000 else f"{value * factor:.3g}"
+
+    return show
+
+
+def _line(columns: list[str]) -> str:
+    return f"| {' | '.join(columns)} |"

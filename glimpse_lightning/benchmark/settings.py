@@ -1,0 +1,119 @@
+"""What a benchmark's YAML says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.parser_errors import nearest
+
+CLOCKS = ("wall", "process")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A benchmark: a model, and the grid of cases it is measured on.
+
+    Attributes:
+        model: any name that ``load_backbone`` takes; ``random:<preset>`` needs no download.
+        dtype, attn_implementation: of plain and pruned model alike.
+        device: ``cpu``, ``cuda``, or ``auto``: CUDA where there is a device.
+        scorer: class in ``glimpse_lightning.scorers``, with fresh weights (their values cost nothing).
+        scorer_args: its arguments.
+        pruner: folder of a saved pruner, used as it is in place of ``scorer``, ``after_layers`` and ``retention``.
+        batch_sizes: prompts at once.
+        visual_tokens: of each prompt; families with a fixed grid take the nearest number of whole images.
+        text_tokens: all other tokens of each prompt.
+        after_layers: K, the last layer that sees all tokens, counted from 0; -1 = before layer 0.
+        retention: shares of visual tokens kept.
+        new_tokens: generated per pass, at least 2.
+        warmup, repetitions: passes of every variant, untimed and timed.
+        max_prompt_tokens: cases whose batch holds more prompt tokens are left out; ``None``: no limit.
+        samples: questions that ``--data`` goes through.
+        threads: of torch on the CPU; ``None``: as they are.
+        clock: of the CPU: ``wall``, or ``process`` for a machine that others use too: seconds that this process
+            computed. With ``threads: 1`` that is the wall time of a quiet machine.
+    """
+
+    model: str
+    dtype: str = "float32"
+    attn_implementation: str = "sdpa"
+    device: str = "auto"
+    scorer: str = "VIP"
+    scorer_args: Mapping[str, Any] = field(default_factory=dict)
+    pruner: str | None = None
+    batch_sizes: list[int] = field(default_factory=lambda: [1])
+    visual_tokens: list[int] = field(default_factory=lambda: [576])
+    text_tokens: int = 64
+    after_layers: list[int] = field(default_factory=lambda: [1])
+    retention: list[float] = field(default_factory=lambda: [0.11])
+    new_tokens: int = 8
+    warmup: int = 3
+    repetitions: int = 20
+    max_prompt_tokens: int | None = None
+    samples: int = 100
+    threads: int | None = None
+    clock: str = "wall"
+
+    def with_flags(self, flags: Mapping[str, Any]) -> Settings:
+        """These settings under command-line flags, those that are ``None`` not given.
+
+        Raises:
+            GlimpseError: where a value cannot be.
+        """
+        return _checked(replace(self, **{name: value for name, value in flags.items() if value is not None}), "flags")
+
+
+def read(path: Path) -> Settings:
+    """Read a benchmark.
+
+    Raises:
+        GlimpseError: where it is no YAML mapping, has an unknown key, or a key's value cannot be.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GlimpseError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(data, dict) or "model" not in data:
+        raise GlimpseError(f"{path}: expected a YAML mapping with at least `model`, the backbone to measure.")
+    known = [entry.name for entry in fields(Settings)]
+    for key in data:
+        if key not in known:
+            raise GlimpseError(f"{path}: there is no key {key!r}.{nearest(str(key), known)} Keys: {', '.join(known)}.")
+    return _checked(Settings(**data), str(path))
+
+
+def _checked(settings: Settings, where: str) -> Settings:
+    def expect(key: str, what: str, good: bool) -> None:
+        if not good:
+            raise GlimpseError(f"{where}: expected `{key}` to be {what}, but got {getattr(settings, key)!r}.")
+
+    for key in ("model", "dtype", "attn_implementation", "device", "scorer"):
+        expect(key, "a name", isinstance(getattr(settings, key), str))
+    for key in ("batch_sizes", "visual_tokens"):
+        expect(key, "a list of numbers of at least 1", _all(getattr(settings, key), int, 1))
+    expect("after_layers", "a list of layers, each -1 or more", _all(settings.after_layers, int, -1))
+    expect("retention", "a list of shares in [0, 1]", _all(settings.retention, (int, float), 0, 1))
+    expect("scorer_args", "a mapping of arguments to values", isinstance(settings.scorer_args, Mapping))
+    expect("clock", " or ".join(CLOCKS), settings.clock in CLOCKS)
+    one_thread = settings.clock == "wall" or settings.threads == 1
+    expect("threads", "1 with `clock: process`, which adds up the threads' seconds", one_thread)
+    lowest = {"text_tokens": 1, "new_tokens": 2, "warmup": 0, "repetitions": 1, "samples": 1}
+    for key, least in lowest.items():
+        expect(key, f"at least {least}", _all([getattr(settings, key)], int, least))
+    for key in ("max_prompt_tokens", "threads"):
+        value = getattr(settings, key)
+        expect(key, "at least 1, or null", value is None or _all([value], int, 1))
+    return settings
+
+
+def _all(values: Any, kind: Any, low: float, high: float = float("inf")) -> bool:
+    """Whether ``values`` is a list, not empty, of numbers of a kind between two bounds."""
+    if not isinstance(values, list) or not values:
+        return False
+    return all(isinstance(v, kind) and not isinstance(v, bool) and low <= v <= high for v in values)

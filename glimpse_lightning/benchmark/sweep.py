@@ -1,0 +1,108 @@
+"""The sweep: every variant on every batch size and number of visual tokens, round by round."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from glimpse_lightning.benchmark import figures
+from glimpse_lightning.benchmark.clock import Clock
+from glimpse_lightning.benchmark.inputs import make_inputs
+from glimpse_lightning.benchmark.measure import HF, Sizes, Variant, sizes, times
+from glimpse_lightning.benchmark.settings import Settings
+from glimpse_lightning.benchmark.theory import Case
+
+Say = Callable[[str], None]
+
+
+def decoder_bytes(variant: Variant) -> int:
+    """Weights that a decoding step reads: the decoder's layers, its norm and the head."""
+    backbone = variant.backbone
+    modules = (backbone.layers, backbone.decoder.norm, backbone.lm_head)
+    return sum(weight.nbytes for module in modules for weight in module.parameters())
+
+
+def case_of(variant: Variant, batch: int, visual: int, text: int, stages: Sequence[tuple[int, int]]) -> Case:
+    """The theory of ``stages`` of the variant's model on a batch of such prompts."""
+    backbone = variant.backbone
+    rows = backbone.text_config.vocab_size
+    return Case(backbone.facts, batch, visual, text, stages, rows, backbone.model.dtype.itemsize)
+
+
+def rounds(
+    variants: Sequence[Variant], inputs: dict[str, Any], questions: list[str], settings: Settings, clock: Clock
+) -> dict[str, list[dict[str, float]]]:
+    """Passes of each variant by name: warm-up, then ``repetitions`` rounds.
+
+    Each round runs every variant once, beginning with another one, so that whatever else the machine does meets all.
+    """
+    passes: dict[str, list[dict[str, float]]] = {variant.name: [] for variant in variants}
+    for number in range(-settings.warmup, settings.repetitions):
+        start = number % len(variants)
+        for variant in [*variants[start:], *variants[:start]]:
+            one = times(variant, inputs, questions, settings.new_tokens, clock)
+            if number >= 0:
+                passes[variant.name].append(one)
+    return passes
+
+
+def sweep(settings: Settings, variants: Sequence[Variant], say: Say) -> Iterator[dict[str, Any]]:
+    """One group of figures for each batch size and number of visual tokens; see docs/bench.md for its fields."""
+    for visual in settings.visual_tokens:
+        for batch in settings.batch_sizes:
+            group = {"batch": batch, "visual_tokens": visual, "text_tokens": settings.text_tokens}
+            most = settings.max_prompt_tokens
+            if most is not None and batch * (visual + settings.text_tokens) > most:
+                yield {**group, "left_out": f"more than max_prompt_tokens = {most}"}
+                continue
+            say(f"batch {batch}, {visual} visual tokens: {len(variants)} variants")
+            try:
+                found = _group(settings, variants, batch, visual)
+            except torch.OutOfMemoryError:
+                found = {"left_out": "out of memory"}
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            yield {**group, **found}
+
+
+def _group(settings: Settings, variants: Sequence[Variant], batch: int, visual: int) -> dict[str, Any]:
+    backbone = variants[0].backbone
+    inputs = make_inputs(backbone, batch, visual, settings.text_tokens)
+    with torch.no_grad():
+        prompt = backbone.embed(inputs)
+    visual, columns = int(prompt.visual.sum()) // batch, prompt.visual.shape[1]
+    del prompt
+    questions = [""] * batch
+    counts = {variant.name: sizes(variant, inputs, questions, settings.new_tokens) for variant in variants}
+    passes = rounds(variants, inputs, questions, settings, Clock(backbone.model.device, settings.clock))
+    seen = {name: figures.observed(found, batch, settings.new_tokens) for name, found in passes.items()}
+    hf = {name: figures.figure(values)["median"] for name, values in seen[HF].items()}
+    plain = case_of(variants[0], batch, visual, columns - visual, [])
+    rows = []
+    for variant in variants:
+        mine = counts[variant.name]
+        case = case_of(variant, batch, visual, columns - visual, mine.stages)
+        theory = figures.expected(case, plain, mine, hf, decoder_bytes(variant), settings.new_tokens)
+        is_hf = variant.name == HF  # whose times are what the others' theory starts from
+        measured = {
+            name: figures.figure(values, *(() if is_hf else (theory[name], seen[HF][name])))
+            for name, values in seen[variant.name].items()
+        }
+        single = {name: figures.figure([value], theory.get(name)) for name, value in figures.counted(mine).items()}
+        rows.append(
+            {
+                "name": variant.name, "after_layer": variant.after_layer, "retention": variant.retention,
+                "kept": [left for _, left in mine.stages], "figures": {**measured, **single},
+                "logits_difference_to_hf": _difference(mine, counts[HF]),
+            }
+        )  # fmt: skip
+    return {"visual_tokens": visual, "text_tokens": columns - visual, "variants": rows}
+
+
+def _difference(mine: Sizes, hf: Sizes) -> float:
+    """Largest absolute difference of the first token's logits."""
+    return float((mine.logits.float() - hf.logits.float()).abs().max())

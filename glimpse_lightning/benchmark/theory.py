@@ -1,0 +1,84 @@
+"""What pruning should cost and save, by counting: the values that stand beside every measured one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from glimpse_lightning.token_counts import tokens_per_layer
+from glimpse_lightning.visual_tokens import ModelFacts
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch of equally long prompts and what the stages of a pruner leave of them.
+
+    Attributes:
+        facts: of the model.
+        batch: prompts.
+        visual, text: tokens of each prompt.
+        stages: of each prune stage, in order: its ``after_layer``, and the visual tokens of a prompt left behind it.
+        vocabulary: rows of the language-model head.
+        element: bytes of a number.
+    """
+
+    facts: ModelFacts
+    batch: int
+    visual: int
+    text: int
+    stages: Sequence[tuple[int, int]]
+    vocabulary: int
+    element: int
+
+    @property
+    def layers(self) -> list[int]:
+        """Tokens of a prompt that each decoder layer runs on."""
+        return [visual + self.text for visual in tokens_per_layer(self.visual, self.stages, self.facts.num_layers)]
+
+    @property
+    def cached(self) -> int:
+        """Tokens of a prompt that decoding sees."""
+        return (self.stages[-1][1] if self.stages else self.visual) + self.text
+
+    @property
+    def head_flops(self) -> float:
+        """``2 B h V``: the head at the last position of each prompt."""
+        return 2.0 * self.batch * self.facts.hidden_size * self.vocabulary
+
+    def prefill_flops(self) -> tuple[float, float]:
+        """FLOPs of the decoder (up to K, after K); the head counts where the last layer does.
+
+        ``B sum_l C(n_l)`` with ``C`` of :meth:`ModelFacts.layer_flops` and ``n_l`` tokens in layer ``l``.
+        """
+        split = self.stages[0][0] + 1 if self.stages else self.facts.num_layers
+        each = [self.batch * self.facts.layer_flops(tokens) for tokens in self.layers]
+        before, after = sum(each[:split]), sum(each[split:])
+        return (before, after + self.head_flops) if self.stages else (before + self.head_flops, 0.0)
+
+    def kv_bytes(self, more: float = 0.0) -> float:
+        """``2 L H_kv d`` numbers for each cached token, ``more`` of them in each sample."""
+        return 2 * self.facts.num_layers * self._kv_width * (self.cached + more) * self.batch * self.element
+
+    @property
+    def _kv_width(self) -> int:
+        return self.facts.num_kv_heads * self.facts.head_dim
+
+    def decode_bytes(self, weights: float, more: float) -> float:
+        """Bytes that one decoding step reads: the decoder's ``weights`` (bytes), and the KV cache.
+
+        The roofline model of decoding (Williams et al., 2009), which is bound by memory at small batches.
+        """
+        return weights + self.kv_bytes(more)
+
+    def peak_bytes(self) -> float:
+        """The most that prefill must hold at once above the weights, in bytes.
+
+        In layer ``l`` with ``n_l`` tokens: keys and values of the layers so far (at the length they then have), the
+        residual stream and one normed copy of it (``2 h``), and gate, up and product of the MLP (``3 I``). Not
+        counted: the vision tower, the workspace of kernels, and logits.
+        """
+        facts, most, layers = self.facts, 0.0, self.layers
+        for layer, tokens in enumerate(layers):
+            numbers = tokens * (2 * self._kv_width * (layer + 1) + 2 * facts.hidden_size + 3 * facts.intermediate_size)
+            most = max(most, float(numbers))
+        return most * self.batch * self.element

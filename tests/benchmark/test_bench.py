@@ -1,0 +1,153 @@
+"""``bench`` through the real command line, on glimpse-tiny; and what its figures are made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import glimpse_lightning as gl
+from glimpse_lightning.benchmark.figures import figure
+from glimpse_lightning.benchmark.inputs import make_inputs
+from glimpse_lightning.benchmark.memory import peak_bytes
+from glimpse_lightning.benchmark.report import SCALES
+from glimpse_lightning.benchmark.settings import read
+from glimpse_lightning.benchmark.theory import Case
+from glimpse_lightning.cli import main
+from glimpse_lightning.packaged_recipes import recipes
+
+SMALL = {
+    "model": "glimpse-tiny", "device": "cpu", "scorer": "AttentionRank", "visual_tokens": [16, 400], "text_tokens": 12,
+    "after_layers": [2], "retention": [0.5], "new_tokens": 3, "warmup": 0, "repetitions": 2, "max_prompt_tokens": 100,
+    "samples": 2,
+}  # fmt: skip
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, **changes}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("bench")
+    assert main(["bench", "--config", str(write(folder)), "--output", str(folder / "bench.json")]) == 0
+    assert "measured / theory" in (folder / "bench.md").read_text()
+    assert (folder / "bench.png").is_file()
+    return json.loads((folder / "bench.json").read_text())
+
+
+def test_record_says_what_was_measured(record: dict[str, Any]) -> None:
+    assert record["command"].startswith("python -m glimpse_lightning bench --config")
+    assert record["model"]["weights"] == "trained"
+    assert {"device", "versions", "commit", "date", "threads"} <= set(record["machine"])
+    small, large = record["groups"]
+    assert [row["name"] for row in small["variants"]] == ["hf", "unpruned", "K=2 r=0.5"]
+    assert (small["visual_tokens"], small["text_tokens"]) == (16, 12)
+    assert "max_prompt_tokens" in large["left_out"]
+
+
+def test_counted_flops_and_kv_bytes_are_the_theoretical_ones(record: dict[str, Any]) -> None:
+    for row in record["groups"][0]["variants"]:
+        for name in ("prefill_flops", "kv_bytes", "kv_length"):
+            # The row of attention logits that a probe captures inside a layer is not the model's.
+            assert row["figures"][name]["to_theory"] == pytest.approx(1, abs=1e-3), (row["name"], name)
+        assert set(row["figures"]) == set(SCALES)
+    pruned = record["groups"][0]["variants"][-1]
+    assert pruned["kept"] == [8]
+    assert pruned["figures"]["kv_length"]["median"] == 8 + 12
+
+
+def test_phases_add_up_and_unpruned_equals_hugging_face(record: dict[str, Any]) -> None:
+    hf, unpruned, pruned = record["groups"][0]["variants"]
+    assert unpruned["logits_difference_to_hf"] < 1e-4 < pruned["logits_difference_to_hf"]
+    for row in (hf, unpruned):
+        assert row["figures"]["scoring"]["median"] == row["figures"]["prefill_after_k"]["median"] == 0
+    for phase in ("vision", "preparation", "prefill_to_k", "scoring", "prefill_after_k", "tpot"):
+        assert pruned["figures"][phase]["median"] > 0
+    assert pruned["figures"]["ttft"]["p10"] > pruned["figures"]["prefill"]["p10"]
+    assert "vs_hf" in pruned["figures"]["prefill"] and "vs_hf" not in hf["figures"]["prefill"]
+
+
+def test_data_protocol(tmp_path: Path) -> None:
+    config = str(write(tmp_path, scorer="VIP", scorer_args={"attention_dim": 32, "condition_dim": 32}))
+    assert main(["bench", "--config", config, "--data", "glyph_vqa", "--output", str(tmp_path / "d.json")]) == 0
+    (group,) = json.loads((tmp_path / "d.json").read_text())["groups"]
+    hf, _, pruned = (row["figures"] for row in group["variants"])
+    assert group["samples"] == hf["prefill"]["n"] == 2
+    assert pruned["kv_length"]["median"] < hf["kv_length"]["median"]
+    assert pruned["prefill_flops"]["to_theory"] == pytest.approx(1)
+    assert pruned["peak_bytes"]["median"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"retension": [0.5]}, ["'retension'", "Did you mean retention"]),
+        ({"retention": [1.5]}, ["`retention`", "[1.5]"]),
+        ({"scorer": "AttentonRank"}, ["'AttentonRank'", "Did you mean AttentionRank"]),
+        ({"scorer_args": {"layers": 3}}, ["`scorer_args`", "'layers'"]),
+        ({"after_layers": [99]}, ["`after_layers`", "99"]),
+        ({"clock": "process"}, ["`threads`", "process"]),
+        ({"new_tokens": 1}, ["`new_tokens`", "at least 2"]),
+    ],
+)
+def test_mistakes_are_named(
+    changes: dict[str, Any], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--config", str(write(tmp_path, **changes)), "--output", str(tmp_path / "o.json")]) == 1
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error
+    assert not (tmp_path / "o.json").exists()
+
+
+@pytest.mark.parametrize("name", sorted(name for name in recipes() if name.startswith("bench/")))
+def test_ready_made_benchmarks_can_be_read(name: str) -> None:
+    settings = read(recipes()[name])
+    assert settings.repetitions >= 20
+    getattr(gl.scorers, settings.scorer)(**settings.scorer_args)
+
+
+@pytest.mark.parametrize("preset", ["mid-qwen2.5-vl", "mid-llava"])
+def test_inputs_have_the_wanted_tokens_and_no_padding(preset: str) -> None:
+    backbone = gl.load_backbone(f"random:{preset}")
+    wanted = 576
+    with torch.no_grad():
+        prompt = backbone.embed(make_inputs(backbone, 2, wanted, 20))
+    assert prompt.visual.sum(1).tolist() == [wanted] * 2
+    assert prompt.mask.all()
+    assert prompt.mask.shape[1] == wanted + 20
+
+
+def test_theory_of_the_articles_figures() -> None:
+    """Qwen2.5-VL-7B, K = 18 (19 of 28 layers), 5,000 visual tokens, 2.6 % kept: 69.0 % of the FLOPs."""
+    facts = gl.ModelFacts(28, 28, 4, 128, 3584, 18944, 1e-6, 32, 1280)
+    pruned, full = (Case(facts, 1, 5000, 74, stages, 152064, 2) for stages in ([(18, 130)], []))
+    assert sum(pruned.prefill_flops()) / sum(full.prefill_flops()) == pytest.approx(0.690, abs=1e-3)
+    assert full.kv_bytes() == pytest.approx(277 * 2**20, rel=0.01)
+    assert pruned.kv_bytes() == pytest.approx(11 * 2**20, rel=0.02)
+    assert pruned.decode_bytes(15e9, 0) / full.decode_bytes(15e9, 0) > 0.98  # bound by the weights at batch 1
+
+
+def test_peak_memory_counts_what_is_alive_at_once() -> None:
+    def run() -> None:
+        first = torch.empty(2**20, dtype=torch.uint8)
+        del first
+        second = torch.empty(3 * 2**20, dtype=torch.uint8)
+        third = torch.empty(2**20, dtype=torch.uint8)
+        del second, third
+
+    assert peak_bytes(run, torch.device("cpu")) == pytest.approx(4 * 2**20, rel=0.01)
+
+
+def test_figures_pair_rounds() -> None:
+    noise = [1.0, 5.0, 1.0, 9.0, 2.0]
+    found = figure([2 * one for one in noise], theory=4.0, hf=noise)
+    assert found["vs_hf"] == {"value": 2.0, "low": 2.0, "high": 2.0}
+    assert found["to_theory"] == 1.0
