@@ -11,6 +11,7 @@ import tiny_models
 import torch
 import yaml
 from PIL import Image
+from runs import run
 
 import glimpse_lightning as gl
 from glimpse_lightning import module
@@ -18,7 +19,6 @@ from glimpse_lightning.backbones.presets import PRESETS
 from glimpse_lightning.lightning_cli import RunCLI
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.packaged_recipes import purpose, recipes
-from runs import run
 
 ALL = sorted(recipes().items())
 RECIPES = [(name, path) for name, path in ALL if not name.startswith("ablations/")]  # those: tests/ablation/
