@@ -17,7 +17,7 @@ from glimpse_lightning.errors import GlimpseError
 
 ADAPTER = "default"
 """Name of our adapter among those that a model may carry."""
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass
@@ -120,19 +120,27 @@ def save_lora(backbone: Backbone, folder: Path) -> None:
     config.save_pretrained(str(folder))
 
 
+def base_model(folder: Path) -> str:
+    """Name of the model that the adapters in ``folder`` were trained on."""
+    return str(_config(folder).base_model_name_or_path)
+
+
+def _config(folder: Path) -> Any:
+    if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
+        raise GlimpseError(
+            f"Expected {folder} to hold LoRA adapters ({CONFIG} and {WEIGHTS}), but it does not. Name the `adapter/` "
+            "folder of a finished run."
+        )
+    return import_peft().PeftConfig.from_pretrained(str(folder))
+
+
 def load_lora(backbone: Backbone, folder: Path) -> None:
     """Put the adapters that :func:`save_lora`, or PEFT, wrote into the decoder.
 
     Raises:
         GlimpseError: where there are none, or they are those of another model.
     """
-    peft = import_peft()
-    if not (folder / WEIGHTS).is_file():
-        raise GlimpseError(
-            f"Expected {folder} to hold LoRA adapters (adapter_config.json, {WEIGHTS}), but it has no {WEIGHTS}. Name "
-            "the `adapter/` folder of a finished run."
-        )
-    config = peft.PeftConfig.from_pretrained(str(folder))
+    peft, config = import_peft(), _config(folder)
     try:
         peft.inject_adapter_in_model(config, backbone.model, adapter_name=ADAPTER)
         result = peft.set_peft_model_state_dict(backbone.model, load_file(folder / WEIGHTS), adapter_name=ADAPTER)

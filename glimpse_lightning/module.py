@@ -294,6 +294,13 @@ class PruningModule(LightningModule):
         torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)) + 1_000_003 * step + self.global_rank)
         self.objective.progress = self.global_step / max(1, self._total_steps)
         result = self.objective.step(self.model, batch)
+        if not torch.isfinite(result.loss):
+            raise GlimpseError(
+                f"The loss of step {self.global_step} is {result.loss.item()} on samples "
+                f"{', '.join(sample.id for sample in batch.samples)}. Look at these, or lower "
+                "`model.optimizer.lr`; `trainer.gradient_clip_val: 1.0` and `trainer.precision: 32` also help. The "
+                "same command goes on from the last checkpoint."
+            )
         for name, value in {"loss": result.loss, **result.logs}.items():
             shown = name in ("loss", "kl", "mask", "reward", "hard_retention")
             self.log(f"train/{name}", value.detach(), prog_bar=shown, batch_size=len(batch.samples))
