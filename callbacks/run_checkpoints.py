@@ -40,10 +40,6 @@ class RunCheckpoints(Checkpoint):
     ) -> None:
         if trainer.global_step >= self._saved + self.every_n_steps:
             self._save(trainer)
-        # In one process, Lightning itself would go on to the end of the epoch.
-        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if trainer.received_sigterm and trainer.world_size == 1 and between_steps:
-            raise SIGTERMException(TERMINATED)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -52,10 +48,11 @@ class RunCheckpoints(Checkpoint):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """SIGTERM (pre-emption) stops a run between two batches, so what is saved is a state to go on from."""
+        """SIGTERM (pre-emption): Lightning stops between two batches, so what is saved is a state to go on from."""
         if isinstance(exception, SIGTERMException) and trainer.training:
             if trainer.global_step > self._saved >= 0:
                 self._save(trainer)
+            exception.code = TERMINATED  # Lightning's is that of success
             rank_zero_info("Stopped by SIGTERM and saved; the same command goes on from here.")
 
     def _save(self, trainer: Trainer) -> None:

@@ -142,6 +142,9 @@ class GRPO(AnswerObjective):
         logs: Logs = {}
         if not rollouts:
             rollouts, logs = self.roll_out(model, batch)
+            # Weights that autocast has cast for the rollouts have no graph, and it would use them again.
+            torch.clear_autocast_cache()
+        rollouts = [rollout.to(batch.key.device) for rollout in rollouts]
         losses = [self.rollout_loss(model, batch, rollout) for rollout in rollouts]
         loss = torch.stack([part for part, _ in losses]).mean()
         for key in losses[0][1]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -44,6 +45,12 @@ class Rollout:
     reference: Tensor | None = None
     advantages: Tensor | None = None
     replayed: bool = False
+
+    def to(self, device: torch.device) -> Rollout:
+        """The same rollout on a device; a checkpoint gives it back on another one."""
+        if self.ids.device == device:
+            return self
+        return Rollout.from_state(move_data_to_device(self.to_state(), device))
 
     def to_state(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
@@ -106,7 +113,8 @@ def sample_answers(
 def end_ids(model: PrunedVLM) -> Tensor:
     """The tokens that end an answer."""
     ends = model.generation_config.eos_token_id
-    return torch.tensor(ends if isinstance(ends, (list, tuple)) else [ends], device=model.device)
+    ends = [] if ends is None else ends if isinstance(ends, (list, tuple)) else [ends]
+    return torch.tensor(ends, dtype=torch.int64, device=model.device)
 
 
 def retention_by_prompt(out: PrefillOutput, prompts: int) -> Tensor:

@@ -110,7 +110,7 @@ def _made(name: str, function: Any, options: dict[str, Any]) -> Callable[..., An
         raise GlimpseError(
             f"Reward `{name}` has no option {', '.join(unknown)}; it has {', '.join(sorted(known)) or 'none'}."
         )
-    made: Callable[..., Any] = function(**options) if inspect.isclass(function) else partial(function, **options)
+    made: Any = function(**options) if inspect.isclass(function) else partial(function, **options)
     parameters = inspect.signature(made).parameters.values()
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in NAMES]
     if missing:

@@ -14,10 +14,10 @@ import glimpse_lightning as gl
 from glimpse_lightning.adapters import LoRA
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.evaluation import prefill
+from glimpse_lightning.evaluation import answer_log_probs, prefill
 from glimpse_lightning.evidence import evidence_mask
 from glimpse_lightning.model import PrunedVLM
-from glimpse_lightning.objectives import GRPO
+from glimpse_lightning.objectives import GRPO, Supervised
 from glimpse_lightning.objectives.keep_choice import KeepChoice, bernoulli_log_probs, choose, repeat
 from glimpse_lightning.objectives.rollouts import Rollout, sample_answers, token_log_probs
 
@@ -126,6 +126,20 @@ def test_the_first_step_is_on_policy_and_reaches_what_it_trains(
         assert torch.isfinite(result.logs[name]), name
 
 
+@pytest.mark.parametrize("train", ["language_model", "pruner"])
+def test_gradients_under_mixed_precision(model: PrunedVLM, batch: Batch, train: str) -> None:
+    """Autocast's cache must not hand the rollouts' graphless weights to the trained forward."""
+    grads = []
+    for enabled in (False, True):
+        objective = prepared(model, train=[train])
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            torch.manual_seed(1)
+            objective.step(model, batch).loss.backward()
+        grads.append({name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())})
+        model.zero_grad()
+    assert grads[0] and grads[1] == grads[0]
+
+
 def test_iterations_reuse_the_answers_and_survive_a_checkpoint(model: PrunedVLM, batch: Batch) -> None:
     objective = prepared(model, iterations=3, clip=(0.05, 0.05))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -212,6 +226,27 @@ def test_decisions_that_paid_become_likelier(model: PrunedVLM, batch: Batch) -> 
         optimizer.step()
         kept.append(result.logs["hard_retention"].item())
     assert kept[-1] < kept[0] - 0.1
+
+
+def test_supervised_training_lowers_its_loss_and_leaves_the_pruner(model: PrunedVLM, batch: Batch) -> None:
+    objective = Supervised()
+    objective.prepare(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in objective.trainable))
+    assert not any(parameter.requires_grad for parameter in model.pruner.parameters())  # type: ignore[union-attr]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    first = objective.step(model, batch)
+    first.loss.backward()
+    with torch.no_grad():
+        for parameter in trained:
+            assert parameter.grad is not None
+            parameter -= 1e-3 * parameter.grad
+    assert objective.step(model, batch).loss < first.loss
+    # The same answers, decoded from the hard-pruned prefill as evaluation does it.
+    expected = answer_log_probs(model, prefill(model, batch), batch)
+    got = model.replay(batch, batch.answer_ids, batch.answer_mask).logits.log_softmax(-1)
+    mask = batch.answer_mask.bool()
+    torch.testing.assert_close(got[mask], expected[mask], atol=1e-4, rtol=1e-4)
 
 
 def test_bernoulli_log_probs() -> None:
