@@ -143,7 +143,7 @@ class ResultsWriter(Callback):
             "steps": trainer.global_step,
             "skipped": sorted({*getattr(module, "skipped", []), *getattr(dataset, "skipped", [])}),
             "wall_time_s": round(self.elapsed, 1),
-            "peak_memory_mb": _peak_memory_mb(),
+            "peak_memory_mb": peak_memory_mb(),
             "devices": trainer.world_size,
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         }
@@ -187,7 +187,7 @@ def _backbone_name(module: LightningModule) -> str | None:
     return backbone if isinstance(backbone, str) else getattr(backbone, "name", None)
 
 
-def _peak_memory_mb() -> float | None:
+def peak_memory_mb() -> float | None:
     """Of this process; the system counts kilobytes on Linux, bytes on macOS."""
     try:
         import resource

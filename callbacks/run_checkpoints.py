@@ -7,13 +7,18 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from glimpse_lightning.run_folder import remove, replacing, saved_checkpoints
 
+TERMINATED = 128 + 15
+"""Exit status of a process that SIGTERM has ended."""
+
 
 class RunCheckpoints(Checkpoint):
-    """Saves ``checkpoints/step=N.ckpt`` every so many steps and at the end, each whole or not at all.
+    """Saves ``checkpoints/step=N.ckpt`` every so many steps, at the end and on SIGTERM, each whole or not at all.
 
     Args:
         every_n_steps: optimizer steps between checkpoints.
@@ -40,6 +45,15 @@ class RunCheckpoints(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step > self._saved:
             self._save(trainer)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """SIGTERM (pre-emption): Lightning stops between two batches, so what is saved is a state to go on from."""
+        if isinstance(exception, SIGTERMException) and trainer.training:
+            if trainer.global_step > self._saved >= 0:
+                self._save(trainer)
+            exception.code = TERMINATED  # Lightning's is that of success
+            rank_zero_info("Stopped by SIGTERM and saved; the same command goes on from here.")
 
     def _save(self, trainer: Trainer) -> None:
         self._saved = trainer.global_step

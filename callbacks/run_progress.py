@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
+import torch
+from glimpse_lightning.callbacks.results_writer import peak_memory_mb
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from typing_extensions import override
 
+from glimpse_lightning.data.batch import Batch
+
 NAMES = {"hard_retention": "kept"}
+SMOOTHING = 0.9
+"""Share of the past in the running mean of a batch's figures."""
 
 
 class RunProgress(RichProgressBar):
-    """Shows loss, KL and the share of tokens kept, under short names.
+    """Shows loss, KL and the share of tokens kept, under short names; and throughput of this rank.
+
+    ``samples/s`` and ``visual/s`` (visual tokens that entered the model) are running means over training batches, the
+    time between them included; ``GB`` is the peak memory, of the accelerator where there is one, else of the process.
 
     Args:
         refresh_rate: batches between updates; 0: no bar.
@@ -18,14 +30,58 @@ class RunProgress(RichProgressBar):
 
     def __init__(self, refresh_rate: int = 1) -> None:
         super().__init__(refresh_rate=refresh_rate)
+        self._last: float | None = None
+        self._seconds = self._samples = self._visual = 0.0
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        if self._last is not None and isinstance(batch, Batch):
+            self._add(now - self._last, len(batch.samples), visual_tokens(pl_module, batch))
+        self._last = now
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last = None  # its time is not training's
+        super().on_validation_start(trainer, pl_module)
+
+    def _add(self, seconds: float, samples: int, visual: int) -> None:
+        self._seconds = SMOOTHING * self._seconds + seconds
+        self._samples = SMOOTHING * self._samples + samples
+        self._visual = SMOOTHING * self._visual + visual
 
     @override
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         shown = {name.removeprefix("train/"): value for name, value in super().get_metrics(trainer, pl_module).items()}
-        return {NAMES.get(name, name): value for name, value in shown.items() if name != "v_num"}
+        shown = {NAMES.get(name, name): value for name, value in shown.items() if name != "v_num"}
+        if self._seconds:
+            shown["samples/s"] = f"{self._samples / self._seconds:.2f}"
+            shown["visual/s"] = f"{self._visual / self._seconds:.0f}"
+            shown["GB"] = f"{_peak_gb(pl_module.device):.2f}"
+        return shown
 
     @override
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training"  # Lightning's says "Epoch 0/-2" where steps, not epochs, are counted
+
+
+def visual_tokens(module: LightningModule, batch: Batch) -> int:
+    """How many placeholders of visual tokens the prompts of a batch have."""
+    ids, vlm = batch.inputs.get("input_ids"), getattr(module, "vlm", None)
+    if ids is None or vlm is None:
+        return 0
+    config = vlm.config
+    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    placeholders = [getattr(config, name) for name in names if isinstance(getattr(config, name, None), int)]
+    return int(torch.isin(ids, torch.tensor(placeholders, device=ids.device)).sum())
+
+
+def _peak_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return (peak_memory_mb() or 0.0) / 2**10

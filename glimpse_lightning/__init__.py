@@ -62,7 +62,18 @@ _HOMES = {
     "save_pruner": "checkpoints",
     "wrap_backbone": "backbones",
 }
-_MODULES = ("backbones", "callbacks", "data", "metrics", "objectives", "policies", "reducers", "scorers", "testing")
+_MODULES = (
+    "backbones",
+    "callbacks",
+    "data",
+    "metrics",
+    "objectives",
+    "policies",
+    "reducers",
+    "rewards",
+    "scorers",
+    "testing",
+)
 __all__ = sorted([*_HOMES, *_MODULES, "__version__"])
 
 

@@ -42,6 +42,12 @@ usage: glimpse-lightning recipes list               every recipe and its purpose
        glimpse-lightning recipes show NAME          print one
        glimpse-lightning recipes copy NAME DEST     copy one to a file or into a folder
 """
+OUT_OF_MEMORY = (
+    "Out of memory ({}). Lower `data.batch_size` (and raise `trainer.accumulate_grad_batches` by as much), "
+    "`data.eval_batch_size`, or with GRPO `model.objective.group_size` and `max_new_tokens`; train adapters "
+    "(`model.objective.lora`) instead of the whole model; set `model.dtype: bfloat16`; use smaller images. The same "
+    "command goes on from the last checkpoint."
+)
 COMMANDS = ("fit", "validate", "test", "predict", "ablate", "score", "bench", "export", "recipes")
 
 
@@ -124,6 +130,8 @@ def explain(error: BaseException) -> str | None:
         from glimpse_lightning.run_folder import full_disk
 
         return str(full_disk(error.filename))
+    if _out_of_memory(error):
+        return OUT_OF_MEMORY.format(_one_paragraph(error).split(". ")[0])
     if type(error).__module__.startswith("omegaconf"):
         key = getattr(error, "full_key", None)
         where = f" at `{key}`" if key else ""
@@ -133,6 +141,13 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ValueError) and _raised_here(error):
         return _one_paragraph(error)
     return None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """By name: torch has one class for accelerators, and says it in a text on the CPU."""
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""``export``: a saved pruner in another format."""
+"""``export``: a saved pruner in another format; or adapters, merged into their model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from glimpse_lightning.adapters import base_model, load_lora, merge_lora
+from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.checkpoints import load_pruner, save_pruner, whole_or_nothing
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.run_folder import replacing
 from glimpse_lightning.upstream import read_json
 from glimpse_lightning.upstream_export import write_upstream
 
@@ -22,10 +25,17 @@ def run(args: Sequence[str]) -> Path:
     """Export as the command line says; returns the folder that was written.
 
     Raises:
-        GlimpseError: where the pruner cannot be read, or not be expressed in the format.
+        GlimpseError: where pruner or adapters cannot be read, or not be expressed in the format.
     """
     parser = _Parser(prog="glimpse-lightning export", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--pruner", required=True, help="folder or hub id of a saved pruner, ours or the reference's")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pruner", help="folder or hub id of a saved pruner, ours or the reference's")
+    what.add_argument(
+        "--merge-lora",
+        metavar="ADAPTER",
+        help="folder of LoRA adapters (a run's `adapter/`), which are merged into their model: a plain Hugging Face "
+        "folder, that any `--model.backbone` can name",
+    )
     parser.add_argument("--output", required=True, help="folder to write; a pruner that is there is replaced")
     parser.add_argument(
         "--format",
@@ -35,16 +45,36 @@ def run(args: Sequence[str]) -> Path:
     )
     parser.add_argument(
         "--base",
-        help="upstream only: folder of the base model, whose config.json (as published) goes along; GlimpsePrune's "
-        "loader replaces its model's configuration by that file. Default: what the pruner was read with",
+        help="upstream: folder of the base model, whose config.json (as published) goes along; GlimpsePrune's loader "
+        "replaces its model's configuration by that file; default: what the pruner was read with. --merge-lora: folder "
+        "or hub id of the model; default: the one that the adapters name",
+    )
+    parser.add_argument(
+        "--dtype", default="auto", help="--merge-lora: data type of the merged weights; default: as the model is stored"
     )
     options = parser.parse_args(list(args))
+    if options.merge_lora is not None:
+        return _merge(Path(options.merge_lora), options.base, Path(options.output), options.dtype)
     if options.base is not None and options.format != "upstream":
-        raise GlimpseError("Expected `--base` with `--format upstream` only; leave it out.")
+        raise GlimpseError("Expected `--base` with `--format upstream` or `--merge-lora` only; leave it out.")
     pruner, folder = load_pruner(options.pruner), Path(options.output)
     if options.format == "glimpse":
         return save_pruner(pruner, folder)
     base = None if options.base is None else read_json(Path(options.base) / "config.json")
     with whole_or_nothing(folder) as temporary:
         write_upstream(pruner, temporary, base)
+    return folder
+
+
+def _merge(adapter: Path, base: str | None, folder: Path, dtype: str) -> Path:
+    """Write the model that ``adapter`` belongs to, with its updates in the weights."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise GlimpseError(
+            f"Expected `--output` to be a new or empty folder for a model, but {folder} holds something."
+        )
+    backbone = load_backbone(base or base_model(adapter), dtype=dtype)
+    load_lora(backbone, adapter)
+    merge_lora(backbone)
+    with replacing(folder) as draft:
+        backbone.save(draft)
     return folder

@@ -270,6 +270,8 @@ class RunCLI(LightningCLI):
             return
         if self.trainer.is_global_zero and model.model.pruner is not None:
             save_pruner(model.model.pruner, self.run.path / "pruner", model.model.backbone.name)
+        if self.trainer.is_global_zero and model.objective is not None:
+            model.objective.save(model.model, self.run.path)
         if not model.test_after_fit:
             self.writer.write(self.trainer, model, None)
             return

@@ -11,7 +11,8 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glimpse_lightning.backbones.base import Backbone, Prompt
-from glimpse_lightning.engine.prefill import PrefillOutput, run_prefill
+from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
+from glimpse_lightning.engine.replay import ReplayOutput, replay
 from glimpse_lightning.engine.training import DistillOutput, StageOutput, distill, glimpse_forward
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.pruner import Pruner, PruneStage
@@ -87,6 +88,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         questions: Sequence[str] = (),
         boxes: Sequence[Any] = (),
         reference_masks: Sequence[Tensor] | None = None,
+        select: Select | None = None,
         **inputs: Any,
     ) -> PrefillOutput:
         """Run a batch of prompts, pruning on the way.
@@ -100,6 +102,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
             reference_masks: for scorers that take masks instead of predicting them (``VIP(masks="reference")``): a
                 boolean or a probability for each visual token, as one tensor of any shape per image, in the order of
                 the prompts.
+            select: decides what is kept in place of the stages' policies: called with stage, scores ``[V]`` and tokens.
             **inputs: what the processor made: ``input_ids [B, N]``, ``attention_mask``, ``pixel_values``, ... Padding
                 on either side.
         """
@@ -107,7 +110,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
         if prompt is None:
             prompt = self.backbone.embed(inputs, self.vision_layers)
         state = {} if reference_masks is None else {REFERENCE_MASKS: reference_masks}
-        out = run_prefill(self.backbone, self.pruner, prompt, self._keys(keys, inputs), questions, boxes, state)
+        keys = self._keys(keys, inputs)
+        out = run_prefill(self.backbone, self.pruner, prompt, keys, questions, boxes, state, select)
         if "input_ids" in inputs:
             ids, plan = inputs["input_ids"], prompt.left_padding
             out.prompt_ids = ids if plan is None else plan.columns(ids, self._pad_id)
@@ -216,6 +220,10 @@ class PrunedVLM(nn.Module, GenerationMixin):
     def glimpse_forward(self, batch: Any, answers: bool = False) -> list[StageOutput]:
         """Differentiable scores of every stage; see :func:`glimpse_lightning.engine.training.glimpse_forward`."""
         return glimpse_forward(self, batch, answers)
+
+    def replay(self, batch: Any, ids: Tensor, mask: Tensor, **kwargs: Any) -> ReplayOutput:
+        """Differentiable predictions of answers behind a pruned prompt; see :func:`~.engine.replay.replay`."""
+        return replay(self, batch, ids, mask, **kwargs)
 
     def distill(self, batch: Any, gate: Any) -> DistillOutput:
         """Full and softly pruned answers; see :func:`glimpse_lightning.engine.training.distill`."""

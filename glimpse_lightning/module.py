@@ -35,6 +35,9 @@ from glimpse_lightning.results import Record, Summary, gathered, summarise
 from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.sharing import SharedQuestions
 
+OBJECTIVE = "objective"
+"""Under which a checkpoint holds the objective's state."""
+
 
 @dataclass
 class OptimizerOptions:
@@ -168,6 +171,8 @@ class PruningModule(LightningModule):
         if isinstance(source, Pruner) and not self.allow_empty:
             _check_recipe(source, len(backbone.layers))
         vlm = PrunedVLM(backbone, pruner)
+        if self.objective is not None:
+            self.objective.prepare(vlm)
         patterns = self.objective.trainable if self.objective is not None else ()
         for name, parameter in vlm.named_parameters():
             parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in patterns))
@@ -187,8 +192,10 @@ class PruningModule(LightningModule):
 
     @property
     def learns(self) -> bool:
-        """Whether the pruner has weights that have to be trained, and that no saved pruner brings."""
+        """Whether weights have to be trained that nothing saved brings: a new pruner's, or what is refined."""
         self.configure_model()
+        if self.objective is not None and self.objective.refines:
+            return True
         pruner = self.model.pruner
         return isinstance(self._source[0], Pruner) and next(pruner.parameters(), None) is not None  # type: ignore
 
@@ -262,13 +269,22 @@ class PruningModule(LightningModule):
                 f"Nothing to train: no parameter matches {type(self.objective).__name__}'s {self.objective.trainable}. "
                 "Give a scorer that learns (VIP), or evaluate this recipe with `test`."
             )
-        if self.model.pruner is not None:  # pruners start in evaluation mode, and Lightning keeps each module's
-            self.model.pruner.train()
+        self.objective.start(self.model)
 
     @override
     def on_fit_end(self) -> None:
-        if self.model.pruner is not None:
-            self.model.pruner.eval()
+        self.model.eval()
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = self.objective.state_dict() if self.objective is not None else {}
+        if state:
+            checkpoint[OBJECTIVE] = state
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.objective is not None and OBJECTIVE in checkpoint:
+            self.objective.load_state_dict(checkpoint[OBJECTIVE])
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -278,8 +294,15 @@ class PruningModule(LightningModule):
         torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)) + 1_000_003 * step + self.global_rank)
         self.objective.progress = self.global_step / max(1, self._total_steps)
         result = self.objective.step(self.model, batch)
+        if not torch.isfinite(result.loss):
+            raise GlimpseError(
+                f"The loss of step {self.global_step} is {result.loss.item()} on samples "
+                f"{', '.join(sample.id for sample in batch.samples)}. Look at these, or lower "
+                "`model.optimizer.lr`; `trainer.gradient_clip_val: 1.0` and `trainer.precision: 32` also help. The "
+                "same command goes on from the last checkpoint."
+            )
         for name, value in {"loss": result.loss, **result.logs}.items():
-            shown = name in ("loss", "kl", "mask", "hard_retention")
+            shown = name in ("loss", "kl", "mask", "reward", "hard_retention")
             self.log(f"train/{name}", value.detach(), prog_bar=shown, batch_size=len(batch.samples))
         return result.loss
 

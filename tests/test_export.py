@@ -134,7 +134,8 @@ def test_what_the_reference_cannot_say(
 
 def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for args, word in (
-        (["export"], "--pruner"),
+        (["export"], "--output"),
+        (["export", "--output", "y"], "--pruner"),
         (["export", "--format", "onnx", "--pruner", "x", "--output", "y"], "onnx"),
         (["export", "--base", "z", "--pruner", "x", "--output", "y"], "--base"),
         (["export", "--pruner", str(tmp_path / "none"), "--output", "y"], "is no folder"),

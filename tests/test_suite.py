@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hub_layouts import write_copy
 from PIL import Image
+from runs import run
 
 from glimpse_lightning.cli import main
 from glimpse_lightning.data.benchmarks import BENCHMARKS
@@ -20,7 +21,6 @@ from glimpse_lightning.evaluation import Evaluator
 from glimpse_lightning.predictions import Prediction, PredictionFiles, read_predictions
 from glimpse_lightning.suite_report import suite_figures, task_figures
 from glimpse_lightning.tasks import task_metric
-from runs import run
 
 TASKS = ["docvqa_val", "mme", "mmbench_en_test", "visual_cot/cub", "glyph_vqa"]
 

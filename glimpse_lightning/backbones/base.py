@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -248,6 +249,12 @@ class Backbone(ABC):
         A family that cannot do so leaves them as they are, which costs time and changes nothing else.
         """
         return inputs
+
+    def save(self, folder: Path) -> None:
+        """Write model and processor as a plain Hugging Face folder."""
+        self.model.save_pretrained(folder)
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Generated token ids ``[B, new]`` as stripped text."""

@@ -173,9 +173,14 @@ class VQAData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[_Item]:
         dataset = _Guarded(self._dataset("train"), 1.0, self.prompt)
+        # An objective may want several steps on each batch, which then comes so often.
+        objective = getattr(getattr(self.trainer, "lightning_module", None), "objective", None)
         order = TrainOrder(
-            dataset, self.batch_size, self.seed, batches_done=self._batches_done, group=self.group, **self._ranks()
-        )
+            dataset, self.batch_size, self.seed, batches_done=self._batches_done, group=self.group,
+            repeats=getattr(objective, "repeats", 1),
+            block=self.trainer.accumulate_grad_batches if self.trainer else 1,
+            **self._ranks(),
+        )  # fmt: skip
         return self._loader(dataset, sampler=order, batch_size=self.batch_size)
 
     def _eval_loader(self, name: str, size: int | None = None) -> DataLoader[_Item]:

@@ -24,6 +24,8 @@ class TrainOrder(DistributedSampler[Any]):
         num_replicas, rank: of the distributed run.
         batches_done: asked when an epoch starts: how many batches each rank has had so far.
         group: so many samples in a row of the dataset stay together; the groups are shuffled.
+        repeats: how often each batch comes.
+        block: so many batches follow each other before they come again; those of one step that accumulates gradients.
     """
 
     def __init__(
@@ -35,22 +37,27 @@ class TrainOrder(DistributedSampler[Any]):
         rank: int = 0,
         batches_done: Callable[[], int] = lambda: 0,
         group: int = 1,
+        repeats: int = 1,
+        block: int = 1,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed)
         self.batch_size = batch_size
         self.batches_done = batches_done
         self.group = group
+        self.repeats = repeats
+        self.block = block
         self.length = len(dataset)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
-        return max(1, self.length // (self.batch_size * self.num_replicas)) * self.batch_size
+        return max(1, self.length // (self.batch_size * self.num_replicas)) * self.batch_size * self.repeats
 
     def __iter__(self) -> Iterator[int]:
-        block = self.batch_size * self.num_replicas
+        width = self.batch_size * self.num_replicas
         first = self.batches_done()
         epoch, order = -1, torch.empty(0)
         for batch in range(first, first + len(self) // self.batch_size):
-            start = batch * block + self.rank * self.batch_size
+            visited = batch // (self.block * self.repeats) * self.block + batch % self.block
+            start = visited * width + self.rank * self.batch_size
             for place in range(start, start + self.batch_size):
                 if place // self.length != epoch:
                     epoch = place // self.length

@@ -5,7 +5,7 @@ Suffixes: ``B`` samples, ``N`` columns of the prompt, ``M`` columns left, ``V`` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,10 @@ from glimpse_lightning.visual_tokens import VisualTokens
 
 if TYPE_CHECKING:
     from glimpse_lightning.backbones.base import Backbone, Prompt
-    from glimpse_lightning.pruner import Pruner
+    from glimpse_lightning.pruner import Pruner, PruneStage
+
+Select = Callable[["PruneStage", Tensor, VisualTokens], Tensor]
+"""Which tokens a stage keeps, in place of its policy: from scores ``[V]`` to a boolean mask ``[V]``."""
 
 
 @dataclass
@@ -120,11 +123,13 @@ def run_prefill(
     questions: Sequence[str],
     boxes: Sequence[Any] = (),
     state: dict[str, Any] | None = None,
+    select: Select | None = None,
 ) -> PrefillOutput:
     """Run the prompt through the decoder; each stage drops its tokens from hidden states and all caches so far.
 
     Args:
         state: what the first stage finds in ``VisualTokens.state``.
+        select: what decides in place of the stages' policies.
     """
     trunk = Trunk.start(backbone, prompt)
     waiting = new_stage_runs(pruner, trunk)
@@ -135,7 +140,7 @@ def run_prefill(
             run_layer_with_stages(layer, trunk, waiting)
         while waiting and (waiting[0].stage.after_layer == layer or layer == num_layers - 1):
             run = waiting.pop(0)
-            stage_scores, stage_keep = _prune(run, trunk, run.tokens(trunk, key, questions, state, boxes))
+            stage_scores, stage_keep = _prune(run, trunk, run.tokens(trunk, key, questions, state, boxes), select)
             scores.append(stage_scores)
             keep.append(stage_keep)
             for later in waiting:
@@ -155,9 +160,9 @@ def run_prefill(
     )
 
 
-def _prune(run: StageRun, trunk: Trunk, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
+def _prune(run: StageRun, trunk: Trunk, tokens: VisualTokens, select: Select | None) -> tuple[Tensor, Tensor]:
     scores = run.scorer(tokens)
-    keep = run.stage.policy.select(scores, tokens)
+    keep = run.stage.policy.select(scores, tokens) if select is None else select(run.stage, scores, tokens)
     total = len(trunk.layout.item)
     all_scores = scores.new_full((total,), -torch.inf).index_copy(0, trunk.alive, scores)
     all_keep = keep.new_zeros(total).index_copy(0, trunk.alive, keep)

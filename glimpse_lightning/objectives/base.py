@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -34,10 +35,33 @@ class Objective(ABC):
             match one are trained, all others frozen. Pruner parameters start with ``pruner.``, the Hugging Face
             model's with ``model.``.
         progress: share of the training done, in [0, 1]; set by the module before every step, read by whatever anneals.
+        repeats: how often in a row training visits a batch, a step each time.
+        refines: whether it starts from weights that are there already (a saved pruner, the language model), so that
+            `test` without a fit would not be about its result.
     """
 
     trainable: tuple[str, ...] = ("pruner.*",)
     progress: float = 0.0
+    repeats: int = 1
+    refines: bool = False
+
+    def prepare(self, model: PrunedVLM) -> None:
+        """Called once, when the model has been built and nothing has been loaded into it yet; sets ``trainable``."""
+
+    def start(self, model: PrunedVLM) -> None:
+        """Called when training starts or goes on, with the whole model in evaluation mode."""
+        if model.pruner is not None:  # pruners start in evaluation mode, and Lightning keeps each module's
+            model.pruner.train()
+
+    def save(self, model: PrunedVLM, folder: Path) -> None:
+        """Write what was trained beside the pruner to the run's ``folder``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
 
     @abstractmethod
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:

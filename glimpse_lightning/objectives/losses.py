@@ -79,5 +79,10 @@ def k3_kl(log_probs: Tensor, reference: Tensor, sample: Tensor, num_samples: int
     ``log_probs`` and ``reference`` ``[T]`` are those of the sampled tokens, packed; ``sample [T]`` says whose. Mean
     over a sample's tokens, then over samples (http://joschu.net/blog/kl-approx.html).
     """
+    return segment_mean(k3(log_probs, reference), sample, num_samples).mean()
+
+
+def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
+    """``exp(r - p) - (r - p) - 1`` of each sampled token, at least 0; any shape."""
     ratio = reference - log_probs
-    return segment_mean(ratio.exp() - ratio - 1, sample, num_samples).mean()
+    return ratio.exp() - ratio - 1

@@ -1,0 +1,37 @@
+"""Rewards: plain functions that say how good an answer is. One file and one import line each.
+
+A reward takes, by name, whichever of these it wants: ``question``, ``answer``, ``reference`` (the first one),
+``references``, ``boxes`` (evidence boxes of each image, or ``None``), ``retention`` (share of visual tokens kept),
+``tokens`` (length of the answer, its end token included), ``finished`` (whether it ended by itself). Whatever else it
+takes are options, set in YAML. It returns a float. A class is made once, with its options, and then called so.
+"""
+
+from glimpse_lightning.rewards.anls import anls
+from glimpse_lightning.rewards.box_iou import box_iou
+from glimpse_lightning.rewards.choice import choice
+from glimpse_lightning.rewards.combined import CombinedReward, Rewarded, RewardFacts
+from glimpse_lightning.rewards.exact_match import exact_match
+from glimpse_lightning.rewards.format import format
+from glimpse_lightning.rewards.judge import Judge, JudgeError
+from glimpse_lightning.rewards.length import length
+from glimpse_lightning.rewards.pruning_rate import pruning_rate
+from glimpse_lightning.rewards.vqa_accuracy import vqa_accuracy
+
+judge = Judge
+
+__all__ = [
+    "CombinedReward",
+    "Judge",
+    "JudgeError",
+    "RewardFacts",
+    "Rewarded",
+    "anls",
+    "box_iou",
+    "choice",
+    "exact_match",
+    "format",
+    "judge",
+    "length",
+    "pruning_rate",
+    "vqa_accuracy",
+]

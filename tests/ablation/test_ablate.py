@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from runs import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -22,7 +23,6 @@ from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.cli import main
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.packaged_recipes import recipes
-from runs import SMALL
 
 BASE = {
     "model": {"max_new_tokens": 3},

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -46,6 +47,18 @@ def test_training_order_resumes_where_it_stopped(size: int, batch: int, ranks: i
 
     whole, rest = walk(0, done + 10), walk(done, 10)
     assert [order[done * batch :] for order in whole] == rest
+
+
+def test_batches_repeat_in_blocks_and_resume_within_them() -> None:
+    def batches(**kwargs: Any) -> list[tuple[int, ...]]:
+        order = list(TrainOrder(Numbers(12), 2, 7, **kwargs))
+        return list(zip(order[::2], order[1::2], strict=True))
+
+    once = batches()
+    assert batches(repeats=2) == [batch for batch in once for _ in range(2)]
+    thrice = batches(repeats=3, block=2)
+    assert thrice == once[0:2] * 3 + once[2:4] * 3 + once[4:6] * 3
+    assert batches(repeats=3, block=2, batches_done=lambda: 4)[:8] == thrice[4:12]
 
 
 def test_training_visits_every_sample_equally_often() -> None:

@@ -1,0 +1,94 @@
+"""Replay: given answers once more behind the pruned prompt that they were sampled from, differentiably.
+
+Suffixes: ``B`` prompts, ``R`` answers (``R / B`` in a row for each prompt), ``T`` answer tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from glimpse_lightning.engine.compaction import fork_cache
+from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
+from glimpse_lightning.engine.streams import SideStream
+from glimpse_lightning.engine.trunk import Trunk
+
+if TYPE_CHECKING:
+    from glimpse_lightning.backbones.base import Backbone, Prompt
+    from glimpse_lightning.data.batch import Batch
+    from glimpse_lightning.model import PrunedVLM
+
+
+@dataclass
+class ReplayOutput:
+    """What the model thinks of given answers.
+
+    Attributes:
+        logits: ``[R, T, vocab]``; entry ``t`` predicts token ``t`` of the answer.
+        prefill: of the prompts, with gradients where something in it is trained.
+    """
+
+    logits: Tensor
+    prefill: PrefillOutput
+
+
+def replay(
+    model: PrunedVLM,
+    batch: Batch,
+    ids: Tensor,
+    mask: Tensor,
+    select: Select | None = None,
+    from_embeddings: bool = False,
+) -> ReplayOutput:
+    """Predictions of the answers' tokens, as ``generate`` makes them on the compacted cache.
+
+    The prompt is pruned after the stages' layers, and the answers read the pruned keys and values of all layers.
+    Gradients reach whatever is trainable: the decoder's weights (also through the prompt), and scores.
+
+    Args:
+        ids: ``[R, T]`` tokens of the answers.
+        mask: ``[R, T]`` false at padding (on the right).
+        select: what decides what is kept in place of the stages' policies.
+        from_embeddings: tokens from the second on are predicted as GlimpsePrune's stage 2 does it (arXiv 2508.01548):
+            behind a prompt that was pruned before layer 0, so that no layer ever saw the dropped tokens. That is not
+            the forward that sampled them.
+    """
+    prompt = batch.prompt
+    if prompt is None:
+        # The vision tower is frozen, so it keeps no graph; the embedding of text may be trained.
+        embeds = model.backbone.model.get_input_embeddings().weight
+        with torch.set_grad_enabled(torch.is_grad_enabled() and embeds.requires_grad):
+            prompt = model.backbone.embed(batch.inputs, model.vision_layers)
+    questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
+    out = run_prefill(model.backbone, model.pruner, prompt, batch.key, questions, boxes, select=select)
+    cache = _prefix_from_embeddings(model.backbone, prompt, out.kept()) if from_embeddings else out.cache
+    return ReplayOutput(_answer_logits(model.backbone, out, cache, ids, mask), out)
+
+
+def _answer_logits(backbone: Backbone, out: PrefillOutput, cache: Cache, ids: Tensor, mask: Tensor) -> Tensor:
+    repeats = len(ids) // len(out.logits)
+    first = out.logits.repeat_interleave(repeats, 0)[:, None]
+    if ids.shape[1] == 1:
+        return first
+    prompt_mask = out.attention_mask.bool().repeat_interleave(repeats, 0)
+    last = out.position_ids[..., -1:].repeat_interleave(repeats, out.position_ids.ndim - 2)
+    steps = torch.arange(1, ids.shape[1], device=ids.device)
+    embeds = backbone.model.get_input_embeddings()(ids[:, :-1])
+    answers = SideStream(backbone, embeds, mask[:, :-1].bool(), prompt_mask, last + steps)
+    repeated = fork_cache(cache, repeats)
+    for layer in range(len(backbone.layers)):
+        answers.run_layer(layer, repeated)
+    return torch.cat([first, backbone.logits(answers.hidden)], 1)
+
+
+def _prefix_from_embeddings(backbone: Backbone, prompt: Prompt, keep: Tensor) -> Cache:
+    """Keys and values of the prompt where only tokens of ``keep [V]`` ever enter the decoder."""
+    trunk = Trunk.start(backbone, prompt)
+    trunk.compact(keep, None)
+    for layer in range(len(backbone.layers)):
+        trunk.run_layer(layer)
+    return trunk.cache

@@ -1,0 +1,298 @@
+"""GRPO: the pruned model is rewarded for its own sampled answers (GlimpsePrune+)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.adapters import LoRA
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.objectives.base import StepResult
+from glimpse_lightning.objectives.keep_choice import repeat
+from glimpse_lightning.objectives.losses import k3
+from glimpse_lightning.objectives.policy_gradient import (
+    Mean,
+    Variant,
+    clipped_objective,
+    group_advantages,
+    mean_over_ranks,
+    reduce_tokens,
+)
+from glimpse_lightning.objectives.rollouts import Rollout, reward_facts, sample_answers, token_log_probs
+from glimpse_lightning.objectives.trained_parts import AnswerObjective, Part
+from glimpse_lightning.rewards import CombinedReward
+from glimpse_lightning.segments import segment_mean
+
+if TYPE_CHECKING:
+    from glimpse_lightning.data.batch import Batch
+    from glimpse_lightning.model import PrunedVLM
+
+Logs = dict[str, Tensor]
+
+
+class GRPO(AnswerObjective):
+    """Group-relative policy optimisation (DeepSeekMath, arXiv 2402.03300) on pruned prompts.
+
+    For each prompt ``group_size`` answers are sampled from its pruned cache; an answer's advantage is how much more
+    reward than its group it got. The tokens' log-probabilities are those of the rollout's own forward: pruned after the
+    same layers, the same tokens kept, all layers' pruned keys and values read. With ``pruner`` in ``train``, each keep
+    decision is a Bernoulli action of probability ``sigmoid(score)`` (so scorers must return logits), rewarded with the
+    mean advantage of the answers behind it; then the answers of a group come from several prefills that keep different
+    tokens, and validation still keeps what the policy says.
+
+    GlimpsePrune's stage 2 (arXiv 2508.01548) is ``rollout_masks: oracle``, ``old: replay``, ``clip: null``, ``forward:
+    embeddings``, ``group_size: 4``, ``kl_weight: 0.04``, ``mean: sequence``; its top-k of 50 in sampling is not copied.
+
+    Args:
+        rewards: weights by name; see :class:`~glimpse_lightning.rewards.CombinedReward`.
+        train: ``language_model``, ``pruner`` or both.
+        lora: adapters that are trained in place of the language model's own weights.
+        group_size: answers to each prompt.
+        prefills: pruned prefills of each prompt that they come from; ``None``: 1, or with the pruner trained 4 (or as
+            many as there are answers, where these are fewer).
+        temperature: of sampling, and of the distribution that is trained.
+        max_new_tokens: longest answer.
+        iterations: steps on the same answers.
+        clip: how far below and above 1 a ratio may count; ``None``: as far as it goes.
+        variant: of the advantage: ``grpo``, ``dr_grpo`` or ``rloo``.
+        mean: of the tokens' losses: ``sequence``, ``token`` or ``constant``; ``None``: what the variant's paper does.
+        kl_weight: on the k3 estimate of KL(policy || frozen reference).
+        pruner_weight: on the loss of the keep decisions, a mean over a prompt's decisions.
+        rollout_masks: what rollouts keep: what the ``policy`` says, what evidence boxes touch (``oracle``), or the
+            latter for a random share ``oracle_share`` of prompts (``mixed``).
+        oracle_share: share of prompts in ``mixed``.
+        old: the ratio is to the log-probabilities of the ``rollout``, or to those of the first ``replay``, which makes
+            it exactly 1 at first whatever the precision (and dropout).
+        forward: whether the answers' tokens are predicted as in the ``rollout``, or over pruned input ``embeddings``,
+            as GlimpsePrune's stage 2 does.
+    """
+
+    def __init__(
+        self,
+        rewards: dict[str, float | dict[str, Any]] = {"exact_match": 1.0},  # noqa: B006  (never changed)
+        train: Sequence[Part] = ("language_model",),
+        lora: LoRA | None = None,
+        group_size: int = 8,
+        prefills: int | None = None,
+        temperature: float = 1.0,
+        max_new_tokens: int = 32,
+        iterations: int = 1,
+        clip: tuple[float, float] | None = (0.2, 0.2),
+        variant: Variant = "grpo",
+        mean: Mean | None = None,
+        kl_weight: float = 0.04,
+        pruner_weight: float = 1.0,
+        rollout_masks: Literal["policy", "oracle", "mixed"] = "policy",
+        oracle_share: float = 0.5,
+        old: Literal["rollout", "replay"] = "rollout",
+        forward: Literal["rollout", "embeddings"] = "rollout",
+    ) -> None:
+        super().__init__(train, lora)
+        if prefills is None:
+            prefills = min(4, group_size) if self.trains_pruner else 1
+        _check(group_size=group_size, prefills=prefills, max_new_tokens=max_new_tokens, iterations=iterations)
+        if group_size < 2 or group_size % prefills:
+            raise ValueError(
+                f"Expected `group_size` to be at least 2 and a multiple of `prefills` = {prefills}, but got "
+                f"{group_size}."
+            )
+        if self.trains_pruner and prefills < 2:
+            raise ValueError("Expected `prefills` of 2 or more where the pruner is trained: one alone has no rival.")
+        if self.trains_pruner and rollout_masks == "oracle":
+            raise ValueError("Expected `rollout_masks` policy or mixed where the pruner is trained: it has to decide.")
+        if temperature <= 0:
+            raise ValueError(f"Expected `temperature` to be positive, but got {temperature}.")
+        if forward == "embeddings" and old == "rollout":
+            raise ValueError("Expected `old: replay` with `forward: embeddings`: that is not how answers are sampled.")
+        if lora is not None and lora.dropout > 0 and old == "rollout":
+            raise ValueError("Expected `old: replay` with dropout in LoRA: the rollout drops other inputs.")
+        self.reward = CombinedReward(rewards)
+        self.group_size = group_size
+        self.prefills = prefills
+        self.temperature = temperature
+        self.max_new_tokens = max_new_tokens
+        self.repeats = iterations
+        self.clip = clip
+        self.variant = variant
+        self.mean: Mean = mean or ("constant" if variant == "dr_grpo" else "sequence")
+        self.kl_weight = kl_weight
+        self.pruner_weight = pruner_weight
+        self.rollout_masks = rollout_masks
+        self.oracle_share = oracle_share
+        self.old = old
+        self.forward = forward
+        self._rollouts: dict[str, tuple[int, list[Rollout]]] = {}
+
+    def prepare(self, model: PrunedVLM) -> None:
+        super().prepare(model)
+        if self.kl_weight > 0:
+            self.keep_reference(model)
+
+    def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
+        """One step; logs rewards, advantages, ``kl``, ``entropy``, ``clipped``, ``ratio``, lengths and retention."""
+        if not any(p.requires_grad for p in model.backbone.decoder.parameters()):
+            with torch.no_grad():
+                batch = replace(batch, prompt=model.backbone.embed(batch.inputs, model.vision_layers))
+        name = ",".join(map(str, batch.key.tolist()))
+        visits, rollouts = self._rollouts.pop(name, (0, []))
+        logs: Logs = {}
+        if not rollouts:
+            rollouts, logs = self.roll_out(model, batch)
+            # Weights that autocast has cast for the rollouts have no graph, and it would use them again.
+            torch.clear_autocast_cache()
+        rollouts = [rollout.to(batch.key.device) for rollout in rollouts]
+        losses = [self.rollout_loss(model, batch, rollout) for rollout in rollouts]
+        loss = torch.stack([part for part, _ in losses]).mean()
+        for key in losses[0][1]:
+            logs[key] = torch.stack([found[key] for _, found in losses]).mean()
+        if visits + 1 < self.repeats:
+            self._rollouts[name] = (visits + 1, rollouts)
+        return StepResult(loss, logs)
+
+    # -- rollouts -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def roll_out(self, model: PrunedVLM, batch: Batch) -> tuple[list[Rollout], Logs]:
+        """Sample answers to each prompt and weigh them against each other."""
+        oracle = self._oracle_prompts(batch)
+        rollouts = [
+            sample_answers(
+                model, batch, self.group_size // self.prefills, self.max_new_tokens, self.temperature,
+                draw=self.trains_pruner, oracle=oracle,
+            )
+            for _ in range(self.prefills)
+        ]  # fmt: skip
+        facts = [reward_facts(model, batch, rollout) for rollout in rollouts]
+        rewarded = self.reward([fact for some in facts for fact in some])
+        prompts, device = len(batch.samples), batch.key.device
+        # [prefills * B * g] as they were sampled -> [B, prefills * g], a group a row, and back.
+        totals = torch.tensor(rewarded.total, device=device).view(self.prefills, prompts, -1)
+        rewards = totals.transpose(0, 1).flatten(1)
+        valid = ~rewards.isnan()
+        advantages = group_advantages(rewards, valid, self.variant)
+        shares = advantages.view(prompts, self.prefills, -1).unbind(1)
+        for rollout, share in zip(rollouts, shares, strict=True):
+            rollout.advantages = share.flatten()
+            if self.kl_weight > 0 and self.trains_language_model:
+                rollout.reference = self._reference_log_probs(model, batch, rollout)
+        logs = {f"reward/{part}": _mean_known(torch.tensor(values)) for part, values in rewarded.parts.items()}
+        logs |= {f"reward/{what}": torch.tensor(count) for what, count in self.reward.counts.items()}
+        lengths = torch.cat([rollout.mask.sum(1) for rollout in rollouts]).float()
+        logs |= {
+            "reward": _mean_known(rewards),
+            "reward_std": torch.where(valid, rewards, 0).std(1).mean(),
+            "ties": (advantages == 0).all(1).float().mean(),
+            "length": lengths.mean(),
+            "length_max": lengths.max(),
+            "finished": torch.tensor([fact.finished for some in facts for fact in some]).float().mean(),
+            "hard_retention": torch.stack([rollout.retention for rollout in rollouts]).mean(),
+        }
+        return rollouts, logs
+
+    def _oracle_prompts(self, batch: Batch) -> Tensor:
+        """``[B]`` prompts whose visual tokens are chosen by evidence boxes."""
+        share = {"policy": 0.0, "oracle": 1.0, "mixed": self.oracle_share}[self.rollout_masks]
+        if share > 0 and all(sample.boxes is None for sample in batch.samples):
+            raise GlimpseError(
+                f"Expected evidence boxes for `rollout_masks: {self.rollout_masks}`, but no sample of this batch has "
+                "any. Give the data `boxes`, or set `rollout_masks: policy`."
+            )
+        return torch.rand(len(batch.samples), device=batch.key.device) < share
+
+    def _log_probs(self, model: PrunedVLM, batch: Batch, rollout: Rollout) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Log-probabilities ``[R, T]`` of a rollout's tokens, their entropy ``[R, T]``, and those of its actions."""
+        actions: list[Tensor] = []
+        out = model.replay(
+            batch, rollout.ids, rollout.mask, select=repeat(rollout.choice, actions),
+            from_embeddings=self.forward == "embeddings",
+        )  # fmt: skip
+        with torch.no_grad():
+            logs = (out.logits.float() / self.temperature).log_softmax(-1)
+            entropy = -(logs.exp() * logs).sum(-1)
+        return token_log_probs(out.logits, rollout.ids, self.temperature), entropy, actions
+
+    def _reference_log_probs(self, model: PrunedVLM, batch: Batch, rollout: Rollout) -> Tensor:
+        """``[R, T]`` under the frozen reference; with ``forward: embeddings`` the first token is the unpruned model's,
+        as in GlimpsePrune's stage 2.
+        """
+        with self.reference(model.backbone):
+            log_probs = self._log_probs(model, batch, rollout)[0]
+            if self.forward == "embeddings":
+                ids, mask = rollout.ids[:, :1], rollout.mask[:, :1]
+                whole = model.replay(batch, ids, mask, select=lambda stage, scores, _: scores > -torch.inf)
+                log_probs[:, :1] = token_log_probs(whole.logits, ids, self.temperature)
+        return log_probs
+
+    # -- loss ---------------------------------------------------------------------------------------------------
+
+    def rollout_loss(self, model: PrunedVLM, batch: Batch, rollout: Rollout) -> tuple[Tensor, Logs]:
+        """Loss of the answers from one prefill, and what is to be logged."""
+        assert rollout.advantages is not None
+        log_probs, entropy, actions = self._log_probs(model, batch, rollout)
+        if self.old == "replay" and not rollout.replayed:
+            rollout.log_probs, rollout.replayed = log_probs.detach(), True
+            rollout.choice.log_probs = [part.detach() for part in actions]
+        answers = len(rollout.ids) // len(batch.samples)
+        weight = batch.weight.repeat_interleave(answers)
+        loss, logs = log_probs.new_zeros(()), {"entropy": self._mean(entropy, rollout, weight)}
+        if self.trains_language_model:
+            surrogate = clipped_objective(log_probs, rollout.log_probs, rollout.advantages[:, None], self.clip)
+            loss = loss + self._mean(surrogate, rollout, weight)
+            ratio = (log_probs.detach() - rollout.log_probs).exp()
+            logs["ratio"] = self._mean(ratio, rollout, weight)
+            if self.clip is not None:
+                outside = (ratio < 1 - self.clip[0]) | (ratio > 1 + self.clip[1])
+                logs["clipped"] = self._mean(outside.float(), rollout, weight)
+            if rollout.reference is not None:
+                kl = self._mean(k3(log_probs, rollout.reference), rollout, weight)
+                loss, logs["kl"] = loss + self.kl_weight * kl, kl
+        if self.trains_pruner and actions:
+            decisions = self._decision_loss(batch, rollout, actions)
+            loss, logs["decisions"] = loss + self.pruner_weight * decisions, decisions
+        return loss, {name: value.detach() for name, value in logs.items()}
+
+    def _decision_loss(self, batch: Batch, rollout: Rollout, actions: list[Tensor]) -> Tensor:
+        """Of the keep decisions: mean over a prompt's decisions of each stage, then over prompts."""
+        assert rollout.advantages is not None
+        prompts = len(batch.samples)
+        worth = rollout.advantages.view(prompts, -1).mean(1)
+        weight = batch.weight / mean_over_ranks(batch.weight.sum()).clamp(min=1e-9)
+        losses = []
+        for log_probs, old, sample in zip(actions, rollout.choice.log_probs, rollout.choice.sample, strict=True):
+            mine = sample >= 0
+            surrogate = clipped_objective(log_probs[mine], old[mine], worth[sample[mine]], self.clip)
+            losses.append((segment_mean(surrogate, sample[mine], prompts) * weight).sum())
+        return torch.stack(losses).sum()
+
+    def _mean(self, values: Tensor, rollout: Rollout, weight: Tensor) -> Tensor:
+        return reduce_tokens(values, rollout.mask, weight, self.mean, self.max_new_tokens)
+
+    # -- resuming -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rollouts that are to be used again."""
+        return {
+            name: [visits, [rollout.to_state() for rollout in rollouts]]
+            for name, (visits, rollouts) in self._rollouts.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._rollouts = {
+            name: (visits, [Rollout.from_state(rollout) for rollout in rollouts])
+            for name, (visits, rollouts) in state.items()
+        }
+
+
+def _mean_known(values: Tensor) -> Tensor:
+    known = values[~values.isnan()]
+    return known.mean() if len(known) else torch.zeros(())
+
+
+def _check(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"Expected `{name}` to be at least 1, but got {value}.")

@@ -1,0 +1,145 @@
+"""Rollouts: answers sampled behind pruned prompts, and what they are worth.
+
+Suffixes: ``B`` prompts, ``g`` answers of one prefill, ``R = B * g`` answers (those of a prompt in a row), ``T`` tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
+from transformers import GenerationConfig
+
+from glimpse_lightning.engine.prefill import PrefillOutput
+from glimpse_lightning.objectives.keep_choice import KeepChoice, choose
+from glimpse_lightning.objectives.policy_gradient import sequence_mask
+from glimpse_lightning.rewards import RewardFacts
+
+if TYPE_CHECKING:
+    from glimpse_lightning.data.batch import Batch
+    from glimpse_lightning.model import PrunedVLM
+
+
+@dataclass
+class Rollout:
+    """Answers from one pruned prefill of each prompt.
+
+    Attributes:
+        ids, mask: ``[R, T]`` tokens, and which belong to the answer (up to and including its end token).
+        log_probs: ``[R, T]`` under the policy that sampled them.
+        choice: which visual tokens were kept.
+        retention: ``[B]`` their share.
+        reference: ``[R, T]`` log-probabilities under the frozen reference, where that is wanted.
+        advantages: ``[R]``.
+        replayed: whether ``log_probs`` are those of the first replay instead.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    log_probs: Tensor
+    choice: KeepChoice
+    retention: Tensor
+    reference: Tensor | None = None
+    advantages: Tensor | None = None
+    replayed: bool = False
+
+    def to(self, device: torch.device) -> Rollout:
+        """The same rollout on a device; a checkpoint gives it back on another one."""
+        if self.ids.device == device:
+            return self
+        return Rollout.from_state(move_data_to_device(self.to_state(), device))
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Rollout:
+        return cls(**{**state, "choice": KeepChoice(**state["choice"])})
+
+
+def token_log_probs(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """``[R, T]`` log-probabilities of ``ids [R, T]`` under ``logits [R, T, vocab]`` at a sampling temperature."""
+    scaled = logits.float() / temperature
+    return scaled.gather(-1, ids[..., None])[..., 0] - scaled.logsumexp(-1)
+
+
+@torch.no_grad()
+def sample_answers(
+    model: PrunedVLM,
+    batch: Batch,
+    answers: int,
+    max_new_tokens: int,
+    temperature: float,
+    draw: bool = False,
+    oracle: Tensor | None = None,
+) -> Rollout:
+    """``answers`` answers to each prompt from one pruned prefill.
+
+    Sampled from the whole distribution at ``temperature``: no top-k, no top-p, no repetition penalty, whatever the
+    model's own generation settings say, since these would sample from another distribution than the one trained.
+
+    Args:
+        draw, oracle: as in :func:`~glimpse_lightning.objectives.keep_choice.choose`; default: the policy's choice.
+    """
+    choice = KeepChoice()
+    oracle = torch.zeros_like(batch.key, dtype=torch.bool) if oracle is None else oracle
+    questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
+    inputs: dict[str, Any] = batch.inputs
+    out = model.prefill(
+        prompt=batch.prompt, keys=batch.key, questions=questions, boxes=boxes, select=choose(choice, draw, oracle),
+        **inputs,
+    )  # fmt: skip
+    own = model.generation_config
+    config = GenerationConfig(
+        do_sample=True, num_beams=1, num_return_sequences=answers, max_new_tokens=max_new_tokens,
+        temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0, epsilon_cutoff=0.0, eta_cutoff=0.0,
+        repetition_penalty=1.0, no_repeat_ngram_size=0, min_length=0,
+        eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id,
+        output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    generated = model.generate(prefill=out, generation_config=config)
+    ids: Tensor = generated.sequences
+    log_probs = torch.stack(
+        [token_log_probs(logits, ids[:, step], temperature) for step, logits in enumerate(generated.logits)], 1
+    )
+    mask = sequence_mask(ids, end_ids(model))
+    return Rollout(ids, mask, log_probs, choice, retention_by_prompt(out, len(batch.samples)))
+
+
+def end_ids(model: PrunedVLM) -> Tensor:
+    """The tokens that end an answer."""
+    ends = model.generation_config.eos_token_id
+    ends = [] if ends is None else ends if isinstance(ends, (list, tuple)) else [ends]
+    return torch.tensor(ends, dtype=torch.int64, device=model.device)
+
+
+def retention_by_prompt(out: PrefillOutput, prompts: int) -> Tensor:
+    """``[B]`` share of its visual tokens that each prompt keeps; 1 where it has none."""
+    kept = torch.bincount(out.tokens.sample, out.kept().float(), minlength=prompts)
+    total = torch.bincount(out.tokens.sample, minlength=prompts)
+    return torch.where(total > 0, kept / total.clamp(min=1), 1.0).float()
+
+
+def reward_facts(model: PrunedVLM, batch: Batch, rollout: Rollout) -> list[RewardFacts]:
+    """What rewards may ask about each of the ``R`` answers."""
+    texts = model.backbone.decode(torch.where(rollout.mask, rollout.ids, model.generation_config.pad_token_id or 0))
+    lengths = rollout.mask.sum(1)
+    finished = torch.isin(rollout.ids.gather(1, lengths[:, None] - 1)[:, 0], end_ids(model)).tolist()
+    answers = len(texts) // len(batch.samples)
+    retention = rollout.retention.tolist()
+    return [
+        RewardFacts(
+            question=batch.samples[row // answers].question,
+            answer=text,
+            references=tuple(batch.samples[row // answers].answers),
+            boxes=batch.samples[row // answers].boxes,
+            retention=retention[row // answers],
+            tokens=int(lengths[row]),
+            finished=finished[row],
+        )
+        for row, text in enumerate(texts)
+    ]

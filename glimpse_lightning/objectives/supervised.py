@@ -1,0 +1,32 @@
+"""Supervised fine-tuning of the pruned model: the control of RL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from glimpse_lightning.adapters import LoRA
+from glimpse_lightning.objectives.base import StepResult
+from glimpse_lightning.objectives.losses import answer_loss
+from glimpse_lightning.objectives.rollouts import retention_by_prompt
+from glimpse_lightning.objectives.trained_parts import AnswerObjective
+
+if TYPE_CHECKING:
+    from glimpse_lightning.data.batch import Batch
+    from glimpse_lightning.model import PrunedVLM
+
+
+class Supervised(AnswerObjective):
+    """Cross entropy of the reference answer behind the pruned prompt; trains the language model, the pruner stays.
+
+    Args:
+        lora: adapters that are trained in place of the language model's own weights.
+    """
+
+    def __init__(self, lora: LoRA | None = None) -> None:
+        super().__init__(("language_model",), lora)
+
+    def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
+        """One step; logs ``hard_retention``."""
+        out = model.replay(batch, batch.answer_ids, batch.answer_mask)
+        loss = answer_loss(out.logits, batch.answer_ids, batch.answer_mask, batch.weight)
+        return StepResult(loss, {"hard_retention": retention_by_prompt(out.prefill, len(batch.samples)).mean()})

@@ -1,0 +1,96 @@
+"""Which parts of a model an objective of the answers trains, and what the frozen reference is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from glimpse_lightning.adapters import LoRA, add_lora, lora_modules, save_lora, without_lora
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.objectives.base import Objective
+
+if TYPE_CHECKING:
+    from glimpse_lightning.backbones.base import Backbone
+    from glimpse_lightning.model import PrunedVLM
+
+Part = Literal["language_model", "pruner"]
+
+
+class AnswerObjective(Objective):
+    """An objective that trains the language model (all of it, or LoRA adapters in it), the pruner, or both.
+
+    Args:
+        train: ``language_model``, ``pruner`` or both. The vision tower stays as it is.
+        lora: adapters that are trained in place of the language model's own weights.
+    """
+
+    refines = True
+
+    def __init__(self, train: Sequence[Part] = ("language_model",), lora: LoRA | None = None) -> None:
+        unknown = sorted(set(train) - {"language_model", "pruner"})
+        if unknown or not train:
+            raise ValueError(f"Expected `train` to name language_model, pruner or both, but got {list(train)}.")
+        if lora is not None and "language_model" not in train:
+            raise ValueError("Expected `lora` only where `train` has language_model; leave it out, or add that.")
+        self.train = tuple(train)
+        self.lora = lora
+        self._reference: list[tuple[nn.Parameter, Tensor]] = []
+
+    @property
+    def trains_language_model(self) -> bool:
+        return "language_model" in self.train
+
+    @property
+    def trains_pruner(self) -> bool:
+        return "pruner" in self.train
+
+    def prepare(self, model: PrunedVLM) -> None:
+        """Put adapters in, and find out what is trained."""
+        patterns = []
+        if self.trains_pruner:
+            if model.pruner is None or next(model.pruner.parameters(), None) is None:
+                raise GlimpseError("Expected a pruner with weights, as `train` has pruner; give one, or leave it out.")
+            patterns.append("pruner.*")
+        if self.lora is not None:
+            add_lora(model.backbone, self.lora)
+            patterns.append("model.*.lora_*")
+        elif self.trains_language_model:
+            parts = (model.backbone.decoder, model.backbone.lm_head)
+            patterns += [f"model.{name}.*" for name, module in model.model.named_modules() if module in parts]
+        self.trainable = tuple(patterns)
+
+    def start(self, model: PrunedVLM) -> None:
+        """Dropout in the adapters, and nowhere else: what is sampled and what is trained are one distribution."""
+        for module in lora_modules(model.backbone):
+            module.lora_dropout.train()
+
+    def keep_reference(self, model: PrunedVLM) -> None:
+        """Remember the language model's weights as they are now; adapters need no copy."""
+        if self.trains_language_model and self.lora is None:
+            owned = {id(p): p for part in (model.backbone.decoder, model.backbone.lm_head) for p in part.parameters()}
+            self._reference = [(parameter, parameter.detach().clone()) for parameter in owned.values()]
+
+    @contextmanager
+    def reference(self, backbone: Backbone) -> Iterator[None]:
+        """While the context is open, the language model is what it was before training. Not while a graph is alive."""
+        with torch.no_grad(), without_lora(backbone):
+            trained = [parameter.detach().clone() for parameter, _ in self._reference]
+            for parameter, value in self._reference:
+                parameter.copy_(value)
+            try:
+                yield
+            finally:
+                for (parameter, _), value in zip(self._reference, trained, strict=True):
+                    parameter.copy_(value)
+
+    def save(self, model: PrunedVLM, folder: Path) -> None:
+        """Write what was trained of the language model: ``adapter/`` as PEFT does, or ``model/`` as Hugging Face."""
+        if self.lora is not None:
+            save_lora(model.backbone, folder / "adapter")
+        elif self.trains_language_model:
+            model.backbone.save(folder / "model")

@@ -1,0 +1,125 @@
+"""Several rewards, weighted."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from glimpse_lightning.errors import GlimpseError
+
+
+@dataclass(frozen=True)
+class RewardFacts:
+    """What rewards may ask about one answer; see :mod:`glimpse_lightning.rewards`."""
+
+    question: str
+    answer: str
+    references: Sequence[str]
+    boxes: Any = None
+    retention: float = 1.0
+    tokens: int = 0
+    finished: bool = True
+
+    @property
+    def reference(self) -> str:
+        """The first reference."""
+        return self.references[0] if self.references else ""
+
+
+NAMES = (*(field.name for field in fields(RewardFacts)), "reference")
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """Rewards of some answers.
+
+    Attributes:
+        total: weighted sums; NaN where a part is not known.
+        parts: each reward by name, unweighted.
+    """
+
+    total: list[float]
+    parts: dict[str, list[float]]
+
+
+class CombinedReward:
+    """A weighted sum of rewards.
+
+    Args:
+        rewards: by name: a weight, or a mapping of ``weight`` and the reward's own options. A name is one of
+            :mod:`glimpse_lightning.rewards`, or the dotted path of a function or class of yours.
+
+    Raises:
+        GlimpseError: where a name, a weight or an option does not exist.
+    """
+
+    def __init__(self, rewards: Mapping[str, float | Mapping[str, Any]]) -> None:
+        if not rewards:
+            raise GlimpseError("Expected at least one reward, such as {exact_match: 1.0}, but got none.")
+        self.weights: dict[str, float] = {}
+        self.functions: dict[str, Callable[..., Any]] = {}
+        for name, setting in rewards.items():
+            options = dict(setting) if isinstance(setting, Mapping) else {"weight": setting}
+            weight = options.pop("weight", 1.0)
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+                raise GlimpseError(f"Expected the weight of reward `{name}` to be a number, but got {weight!r}.")
+            self.weights[name] = float(weight)
+            self.functions[name] = _made(name, _found(name), options)
+
+    def __call__(self, answers: Sequence[RewardFacts]) -> Rewarded:
+        """Reward answers; a reward with a method ``many`` gets all of them at once."""
+        parts: dict[str, list[float]] = {}
+        for name, function in self.functions.items():
+            many = getattr(function, "many", None)
+            arguments = [{key: getattr(facts, key) for key in _wanted(function)} for facts in answers]
+            parts[name] = list(many(arguments)) if many else [float(function(**given)) for given in arguments]
+        rows = zip(*parts.values(), strict=True)
+        total = [sum(w * value for w, value in zip(self.weights.values(), row, strict=True)) for row in rows]
+        return Rewarded(total, parts)
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """What rewards that can fail have counted, by ``reward/what``."""
+        found = {name: getattr(function, "counts", {}) for name, function in self.functions.items()}
+        return {f"{name}/{what}": float(value) for name, counts in found.items() for what, value in counts.items()}
+
+
+def _found(name: str) -> Any:
+    package = import_module("glimpse_lightning.rewards")
+    module, _, attribute = name.rpartition(".")
+    own = [known for known in package.__all__ if known.islower()]
+    if not module and name in own:
+        return getattr(package, name)
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise GlimpseError(
+            f"Expected a reward out of {', '.join(own)}, or the dotted path of a function, but got {name!r}."
+        ) from error
+
+
+def _made(name: str, function: Any, options: dict[str, Any]) -> Callable[..., Any]:
+    known = set(inspect.signature(function).parameters) - (set() if inspect.isclass(function) else set(NAMES))
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise GlimpseError(
+            f"Reward `{name}` has no option {', '.join(unknown)}; it has {', '.join(sorted(known)) or 'none'}."
+        )
+    made: Any = function(**options) if inspect.isclass(function) else partial(function, **options)
+    parameters = inspect.signature(made).parameters.values()
+    missing = [p.name for p in parameters if p.default is p.empty and p.name not in NAMES]
+    if missing:
+        raise GlimpseError(
+            f"Reward `{name}` asks for {', '.join(missing)}, which is no fact about an answer ({', '.join(NAMES)}); "
+            "give it a default, or set it as an option."
+        )
+    return made
+
+
+def _wanted(function: Callable[..., Any]) -> list[str]:
+    return [key for key in inspect.signature(function).parameters if key in NAMES]

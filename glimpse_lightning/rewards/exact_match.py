@@ -1,0 +1,12 @@
+"""Exact match, as a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from glimpse_lightning import metrics
+
+
+def exact_match(answer: str, references: Sequence[str]) -> float:
+    """In [0, 1]; see :func:`glimpse_lightning.metrics.exact_match.exact_match`. 0 for a question without references."""
+    return metrics.exact_match.exact_match(answer, references) if references else 0.0
