@@ -90,6 +90,8 @@ def _expressible(pruner: Pruner) -> tuple[PruneStage, VIP, Threshold]:
     assert isinstance(scorer, VIP) and isinstance(policy, Threshold)
     if scorer.query != "glimpse" or not (scorer.vision_condition and scorer.rotary and scorer.fusion):
         raise _refuse("a whole VIP (query='glimpse', vision_condition, rotary, fusion)", "one that lacks a part")
+    if scorer.standardise:
+        raise _refuse("a VIP whose inputs are as the model has them", "one with `standardise`")
     if policy.scale != "sigmoid" or policy.per != "sample":
         raise _refuse("a Threshold with scale='sigmoid' and per='sample'", f"{policy.scale!r} and {policy.per!r}")
     if pruner.facts.model_type not in MODEL_TYPES:

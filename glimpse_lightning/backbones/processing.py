@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, BatchFeature
 from transformers.utils import is_torchvision_available
@@ -66,7 +67,7 @@ class ImageOnlyProcessor:
         features: dict[str, Any] = {}
         sizes: list[int] = []
         if pictures:
-            features = dict(self.image_processor(images=pictures, return_tensors="pt"))
+            features = self._features(pictures)
             merge = self.image_processor.merge_size**2
             sizes = (features["image_grid_thw"].prod(-1) // merge).tolist()
         places = sum(prompt.count(self.image_token) for prompt in prompts)
@@ -76,6 +77,18 @@ class ImageOnlyProcessor:
         pattern = re.escape(self.image_token)
         expanded = [re.sub(pattern, lambda _: self.image_token * next(remaining), prompt) for prompt in prompts]
         return BatchFeature({**self.tokenizer(expanded, **kwargs), **features})
+
+    def _features(self, pictures: Sequence[Image.Image]) -> dict[str, Any]:
+        """``pixel_values`` and ``image_grid_thw``; a picture that stands there several times is processed once."""
+        distinct = list({id(picture): picture for picture in pictures}.values())
+        features = dict(self.image_processor(images=distinct, return_tensors="pt"))
+        if len(distinct) == len(pictures):
+            return features
+        place = {id(picture): number for number, picture in enumerate(distinct)}
+        which = [place[id(picture)] for picture in pictures]
+        patches = features["pixel_values"].split(features["image_grid_thw"].prod(-1).tolist())
+        pixels = torch.cat([patches[number] for number in which])
+        return {**features, "pixel_values": pixels, "image_grid_thw": features["image_grid_thw"][which]}
 
 
 def load_processor(name: str, **kwargs: Any) -> Any:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.backbones.base import Backbone
 
 
-class _PrefixView(DynamicCache):
+class PrefixView(DynamicCache):
     """Shows a layer the first ``length`` cached states of ``source`` with the new ones behind, and stores nothing."""
 
     def __init__(self, source: Cache, length: int) -> None:
@@ -70,7 +70,7 @@ class SideStream:
 
     def run_layer(self, layer: int, cache: Cache, tap: AttentionTap | None = None) -> None:
         """Advance through decoder layer ``layer``, reading the prompt's states from ``cache``."""
-        view = _PrefixView(cache, self.prompt_length)
+        view = PrefixView(cache, self.prompt_length)
         kind = self.backbone.layer_type(layer)
         if kind not in self._masks:
             self._masks[kind] = self.backbone.attention_mask(layer, self.hidden, self.mask, view)

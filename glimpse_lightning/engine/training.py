@@ -7,7 +7,7 @@ gradient: only the glimpse stream and the scorer do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from glimpse_lightning.engine.compaction import fork_cache
 from glimpse_lightning.engine.prefill import new_stage_runs, run_layer_with_stages
+from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.engine.streams import SideStream
 from glimpse_lightning.engine.taps import AttentionTap
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.model import PrunedVLM
 
 Gate = Callable[[Tensor, VisualTokens], Tensor]
-"""From scores ``[V]`` to the natural log of soft keep gates ``[V]``, at most 0."""
+"""From scores ``[V]`` to the natural log of soft keep gates ``[V]``, at most 0; ``-inf`` closes one altogether."""
 
 
 @dataclass
@@ -53,7 +54,7 @@ class DistillOutput:
     Attributes:
         teacher_logits, student_logits: ``[B, A, vocab]``.
         stages: one per stage.
-        log_gates: one ``[V]`` per stage.
+        log_gates: one per stage, ``[V]`` over the tokens that the stage saw.
     """
 
     teacher_logits: Tensor
@@ -95,7 +96,8 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
 
     Four passes, three of them without gradient or short: (1) trunk, the prompt through 0..K; (2) glimpse stream and
     scorer; (3) teacher, prompt K+1..L and answers 0..L, ungated; (4) student, the same with ``log g`` added to the
-    attention logits of gated keys.
+    attention logits of gated keys. Tokens whose gate is closed altogether leave the student, as a policy's dropped
+    tokens leave a prefill: with hard gates it is exactly the pruned model, and costs what that costs.
     """
     trunk, runs = _start(model, batch)
     num_layers, total = len(trunk.backbone.layers), len(trunk.layout.item)
@@ -117,12 +119,22 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
             scores = run.scorer(tokens)
             outputs.append(StageOutput(scores, tokens))
             log_gates.append(gate(scores, tokens))
-            bias = bias + log_gates[-1].to(bias.dtype)
+            bias = bias.index_add(0, student.alive, log_gates[-1].to(bias.dtype))
+            _drop_closed(student, log_gates[-1], runs)
     student = _fork(trunk) if student is None else student
     with torch.no_grad():
         teacher_logits = _answer_logits(trunk, batch, None)
     student_logits = _answer_logits(student, batch, _key_bias(student, bias))
     return DistillOutput(teacher_logits, student_logits, outputs, log_gates)
+
+
+def _drop_closed(student: Trunk, log_gates: Tensor, later: Sequence[StageRun]) -> None:
+    """Take the tokens whose log gate is ``-inf`` out of the student."""
+    is_open = log_gates.detach() > -torch.inf
+    student.compact(student.mask.new_zeros(len(student.layout.item)).index_copy(0, student.alive, is_open), None)
+    for run in later:
+        if run.stream is not None:
+            run.stream.set_prompt(student.mask)
 
 
 def _questions(batch: Batch) -> list[str]:
@@ -133,6 +145,7 @@ def _start(model: PrunedVLM, batch: Batch) -> tuple[Trunk, list[StageRun]]:
     with torch.no_grad():
         prompt = model.backbone.embed(batch.inputs, model.vision_layers)
     trunk = Trunk.start(model.backbone, prompt)
+    trunk.shared = SharedPrefix.of(model.backbone, prompt)
     return trunk, new_stage_runs(model.pruner, trunk)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from glimpse_lightning.engine.compaction import Compaction
+from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.visual_tokens import Views
 
@@ -53,6 +54,7 @@ class Trunk:
         slot: ``[B, M]`` packed index of the visual token at a column; -1 elsewhere.
         column: ``[B, M]`` original column.
         alive: ``[V']`` packed indices of the visual tokens still there, ascending.
+        shared: how the samples' common prefixes are run only once; ``None`` where each sample runs for itself.
     """
 
     backbone: Backbone
@@ -67,6 +69,7 @@ class Trunk:
     cache: Cache
     masks: dict[str, Any] = field(default_factory=dict)
     positions: Any = None
+    shared: SharedPrefix | None = None
     _places: tuple[Tensor, ...] | None = None
 
     @classmethod
@@ -82,15 +85,21 @@ class Trunk:
         )  # fmt: skip
 
     def run_layer(self, layer: int, tap: AttentionTap | None = None) -> None:
+        if self.shared is not None and self.shared.allows(tap):
+            self.hidden = self.shared.run_layer(layer, self.backbone, self.hidden, self.cache, tap)
+        else:
+            self._run_each(layer, tap)
+        if layer in self.prompt.layer_features:
+            features = self.prompt.layer_features[layer][self.alive].to(self.hidden)
+            self.hidden = self.hidden.index_put(self.places, self.visual(self.hidden) + features)
+
+    def _run_each(self, layer: int, tap: AttentionTap | None) -> None:
         if self.positions is None:
             self.positions = self.backbone.position_embeddings(self.hidden, self.position_ids)
         kind = self.backbone.layer_type(layer)
         if kind not in self.masks:
             self.masks[kind] = self.backbone.attention_mask(layer, self.hidden, self.mask, None, self._image())
         self.hidden = self.backbone.run_layer(layer, self.hidden, self.masks[kind], self.positions, self.cache, tap)
-        if layer in self.prompt.layer_features:
-            features = self.prompt.layer_features[layer][self.alive].to(self.hidden)
-            self.hidden = self.hidden.index_put(self.places, self.visual(self.hidden) + features)
 
     def _image(self) -> Tensor | None:
         """``[B, M]`` the item of each column's visual token, -1 elsewhere; only where the model's masks want it."""
@@ -111,7 +120,7 @@ class Trunk:
         self.mask = plan.mask
         self.alive = self.alive[keep[self.alive]]
         plan.compact_cache(self.cache)
-        self.masks, self.positions, self._places = {}, None, None
+        self.masks, self.positions, self._places, self.shared = {}, None, None, None
         if reduced is not None:
             self.hidden[self.places] = reduced
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from glimpse_lightning.metrics.token_kl import token_kl
 from glimpse_lightning.objectives.base import Objective, StepResult
@@ -19,65 +19,98 @@ if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
     from glimpse_lightning.model import PrunedVLM
 
+
 _MIN_LOG_GATE = -30.0  # exp(-30) is nothing beside any kept key, and is still exact enough in bfloat16
 
 
 class KL(Objective):
-    """``KL(full || pruned)`` on the answer tokens + a price on the expected share of tokens kept.
+    """``KL(full || pruned)`` on the answer tokens + a price on keeping more, or fewer, tokens than the budget.
 
     Gates are binary-concrete relaxations of the keep decisions (Maddison et al., arXiv 1611.00712): ``g = sigmoid((s +
     noise) / temperature)`` with logistic noise, so that a token of score ``s`` is open with probability
     ``sigmoid(s)``. The noise matters: without it, one small gate for all tokens would cancel in the softmax and cost
-    nothing. ``log g`` is added to the attention logits of the token's key. The budget term is ``budget_weight *
-    relu(r - target)`` with ``r`` the batch's mean of ``sigmoid(s)`` over a sample's tokens, averaged over samples: the
-    batch as a whole has to keep the budget, so that a sample that needs more tokens may take them from one that needs
-    fewer. The target falls from 1 to ``retention``, as a cosine over the first ``anneal`` of the training, and the
-    temperature from its first to its second value with it.
+    nothing. ``log g`` is added to the attention logits of the token's key. The temperature has to be low: a key is out of
+    a decoder's sight only where ``log g`` is several nats below 0, and at temperatures near 1 gates let everything
+    through, however few of them are open.
+
+    The budget term is ``budget_weight * |r - target|`` with ``r`` the mean of ``sigmoid(s)`` over a sample's tokens,
+    averaged over the last ``window`` samples (of all ranks): together they have to meet the budget, so that a sample that
+    needs more tokens may take them from one that needs fewer, whatever the batch size. Over the first ``anneal`` of the
+    training the target falls from ``initial`` to ``retention``, by the same factor in every step.
 
     Needs scorers that return logits (keep = sigmoid > 0.5), and no annotation.
 
     Args:
         retention: mean share of visual tokens to keep, in (0, 1].
-        budget_weight: price, in nats, of keeping all tokens above the budget.
-        temperature: at the start and at the end.
-        anneal: share of the training after which target and temperature have reached their final values.
+        initial: share to keep at first, in (0, 1]; at least ``retention``.
+        anneal: share of the training over which one becomes the other.
+        temperature: of the gates.
+        budget_weight: price, in nats, of missing the budget by all tokens.
+        window: samples over which the budget is averaged, exponentially; no fewer than a batch.
     """
 
     def __init__(
         self,
         retention: float = 0.08,
+        initial: float = 0.3,
+        anneal: float = 0.6,
+        temperature: float = 0.3,
         budget_weight: float = 10.0,
-        temperature: tuple[float, float] = (1.0, 0.3),
-        anneal: float = 0.5,
+        window: int = 32,
     ) -> None:
-        if not 0 < retention <= 1:
-            raise ValueError(f"Expected `retention` to be in (0, 1], but got {retention}.")
-        if min(temperature) <= 0:
-            raise ValueError(f"Expected both temperatures to be positive, but got {temperature}.")
+        for name, value in (("retention", retention), ("initial", initial)):
+            if not 0 < value <= 1:
+                raise ValueError(f"Expected `{name}` to be in (0, 1], but got {value}.")
+        if temperature <= 0:
+            raise ValueError(f"Expected `temperature` to be positive, but got {temperature}.")
         self.retention = retention
-        self.budget_weight = budget_weight
-        self.temperature = temperature
+        self.initial = max(initial, retention)
         self.anneal = anneal
+        self.temperature = temperature
+        self.budget_weight = budget_weight
+        self.window = window
+        self.recent: Tensor | None = None
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
-        """One step; logs ``kl``, ``budget``, ``retention`` (soft), ``hard_retention``, ``soft_hard_gap`` and more."""
-        done = 1.0 if self.anneal <= 0 else min(1.0, self.progress / self.anneal)
-        share = 0.5 * (1 + math.cos(math.pi * done))  # 1 -> 0
-        start, end = self.temperature
-        temperature = end + (start - end) * share
-        target = self.retention + (1 - self.retention) * share
-
-        out = model.distill(batch, lambda scores, _: log_gates(scores, temperature))
+        """One step; logs ``kl``, ``budget``, ``retention`` (soft), ``hard_retention``, ``soft_hard_gap``, ``target``."""
+        out = model.distill(batch, lambda scores, _: log_gates(scores, self.temperature))
         kl = weighted_mean(token_kl(out.teacher_logits, out.student_logits, batch.answer_mask), batch.weight)
         last = out.stages[-1]
         soft = mean_retention(last.scores.float().sigmoid(), last.tokens)
         hard = mean_retention((last.scores > 0).float(), last.tokens)
-        budget = F.relu(soft - target)
+        target = self.target
+        excess = self._recent(soft.detach(), len(batch.samples)) - target
+        budget = excess.abs() + excess.sign() * (soft - soft.detach())  # the value of one, the gradient of the other
         logs = {
             "kl": kl, "budget": budget, "retention": soft, "hard_retention": hard, "soft_hard_gap": (soft - hard).abs(),
-            "target": torch.tensor(target), "temperature": torch.tensor(temperature),
+            "target": torch.tensor(target),
         }  # fmt: skip
         return StepResult(kl + self.budget_weight * budget, {name: value.detach() for name, value in logs.items()})
+
+    def _recent(self, soft: Tensor, samples: int) -> Tensor:
+        """Retention averaged over ranks and the last ``window`` samples, with this batch's ``soft``."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            soft = soft.clone()
+            torch.distributed.all_reduce(soft)
+            soft, samples = soft / torch.distributed.get_world_size(), samples * torch.distributed.get_world_size()
+        if self.recent is None:
+            self.recent = soft
+        self.recent = self.recent.to(soft).lerp(soft, min(1.0, samples / self.window))
+        return self.recent
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.recent is None else {"recent": self.recent.cpu()}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.recent = state.get("recent")
+
+    @property
+    def target(self) -> float:
+        """The budget at this point of the training."""
+        done = 1.0 if self.anneal <= 0 else min(1.0, self.progress / self.anneal)
+        return self.initial * (self.retention / self.initial) ** done
 
 
 def log_gates(scores: Tensor, temperature: float) -> Tensor:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
-from glimpse_lightning.scorers.vip_network import VIPNetwork, rotary_2d
+from glimpse_lightning.scorers.vip_network import Standardise, VIPNetwork, rotary_2d
 from glimpse_lightning.segments import Padding, index_in_item
 from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
 
@@ -52,6 +52,9 @@ class VIP(Scorer):
         vision_condition: whether vision states condition the layers; if not, as many layers run without them.
         rotary: whether the layers know where in the image a token lies.
         fusion: whether the layers run at all; if not, a logit is linear in a token's attention, head by head.
+        standardise: whether attention and vision states are brought to mean 0 and variance 1, feature by feature, as
+            measured on the first batch of a training (the reference does not). Models whose states are large drive
+            untrained logits far from 0, where their sigmoid passes no gradient; logits then also start at exactly 0.
     """
 
     network: VIPNetwork
@@ -76,6 +79,7 @@ class VIP(Scorer):
         vision_condition: bool = True,
         rotary: bool = True,
         fusion: bool = True,
+        standardise: bool = False,
     ) -> None:
         super().__init__()
         if query not in ("glimpse", "last"):
@@ -107,6 +111,7 @@ class VIP(Scorer):
         self.vision_condition = vision_condition
         self.rotary = rotary
         self.fusion = fusion
+        self.standardise = standardise
         self.attended: tuple[int, ...] = ()
         self.conditions: tuple[int, ...] = ()
 
@@ -125,6 +130,11 @@ class VIP(Scorer):
             deep_supervision=self.deep_supervision,
             fusion=self.fusion,
         )
+        if self.standardise:
+            self.network.start_at_zero()
+            self.scales = nn.ModuleDict({"attention": Standardise(len(self.attended) * facts.num_heads)})
+            if self.requires.vision_layers:
+                self.scales["vision"] = Standardise(len(self.conditions) * facts.vision_hidden_size)
         if self.query == "last":
             return
         self.glimpse = GlimpseTokens(
@@ -154,19 +164,24 @@ class VIP(Scorer):
         if self.masks != "predicted":
             return self._given(tokens)[None]
         dtype = self.network.attn_in_proj.weight.dtype
+        attention, conditions = tokens.probes["glimpse"], self._conditions(tokens)
+        if self.standardise:
+            attention = self.scales["attention"](attention)
+            if "vision" in self.scales:
+                conditions = list(self.scales["vision"](torch.cat(conditions, -1)).chunk(len(conditions), -1))
         rows = self.network(
-            tokens.probes["glimpse"].to(dtype),
-            self._conditions(tokens, dtype),
+            attention.to(dtype),
+            [condition.to(dtype) for condition in conditions],
             self._angles(tokens),
             Padding(self._scope(tokens)),
         )
         return torch.stack(rows)
 
-    def _conditions(self, tokens: VisualTokens, dtype: torch.dtype) -> list[Tensor]:
+    def _conditions(self, tokens: VisualTokens) -> list[Tensor]:
         """``[V, vision_dim]`` for each layer; zeros, which leave the projection's bias, where nothing conditions."""
         if self.vision_condition and self.fusion:
-            return [tokens.vision[layer].to(dtype) for layer in self.conditions]
-        blank = tokens.hidden.new_zeros(len(tokens), tokens.facts.vision_hidden_size, dtype=dtype)
+            return [tokens.vision[layer] for layer in self.conditions]
+        blank = tokens.hidden.new_zeros(len(tokens), tokens.facts.vision_hidden_size)
         return [blank] * (len(self.conditions) if self.fusion else 0)
 
     def _given(self, tokens: VisualTokens) -> Tensor:

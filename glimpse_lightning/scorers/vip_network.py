@@ -31,6 +31,44 @@ def rotate(x_VHE: Tensor, angle_VE: Tensor) -> Tensor:
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x_VHE.dtype)
 
 
+class Standardise(nn.Module):
+    """Features ``[V, F]`` to mean 0 and variance 1 as measured, once, on the first batch it is trained on; fp32.
+
+    Until then, and where a feature did not vary, it leaves the scale alone. With several ranks, all of their first
+    batches are measured together.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    measured: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+        self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, x_VF: Tensor) -> Tensor:
+        x_VF = x_VF.float()
+        if self.training and not self.measured:
+            self._measure(x_VF.detach())
+        return (x_VF - self.mean) * self.scale
+
+    def _measure(self, x_VF: Tensor) -> None:
+        x = x_VF.double()
+        moments = torch.stack([torch.full_like(self.mean, len(x), dtype=x.dtype), x.sum(0), x.square().sum(0)])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(moments)
+        count, total, squares = moments.clone()
+        if count[0] == 0:  # no image in any first batch
+            return
+        mean = total / count
+        deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(deviation > 1e-6, 1 / deviation, 1.0))
+        self.measured.fill_(True)
+
+
 class ConditionedAttention(nn.Module):
     """Self-attention whose queries and keys also see a condition: ``q, k = W [u; c]``, ``v = W u``; no biases."""
 
@@ -122,6 +160,12 @@ class VIPNetwork(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    def start_at_zero(self) -> None:
+        """Make the heads give every token logit 0 until they are trained."""
+        for head in [*self.attn_out_projs, *([] if self.layers else [self.head])]:
+            if isinstance(head, nn.Linear):
+                nn.init.zeros_(head.weight)
 
     def forward(
         self, features_VF: Tensor, conditions: Sequence[Tensor], angle_VE: Tensor, padding: Padding

@@ -1,0 +1,146 @@
+"""Questions about one image have their prompt up to the question in common: layers run over it once.
+
+Prompts are causal, so the states of a prefix do not depend on what follows it: each layer needs them once per image and
+not once per question. Only the columns behind it run for every sample, reading the prefix's keys and values.
+
+Suffixes: ``B`` samples, ``N`` columns of the prompt, ``P`` of them in front of the last ``S``, ``G`` distinct prefixes,
+``D`` width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+from glimpse_lightning.engine.streams import PrefixView
+from glimpse_lightning.engine.taps import AttentionTap
+
+if TYPE_CHECKING:
+    from glimpse_lightning.backbones.base import Backbone, Prompt
+
+_WORTH = 0.8  # share of a batch's columns left to run, above which two calls of a layer cost more than one
+
+
+class _Assembled(PrefixView):
+    """Puts new states behind a prefix's and stores both in ``target``."""
+
+    def __init__(self, source: Cache, length: int, target: Cache) -> None:
+        super().__init__(source, length)
+        self.target = target
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        keys, values = super().update(key_states, value_states, layer_idx)
+        return self.target.update(keys, values, layer_idx)
+
+
+@dataclass
+class SharedPrefix:
+    """A batch of left-padded prompts, taken apart into distinct prefixes and the last ``S`` columns of each sample.
+
+    Attributes:
+        rows: ``[G]`` a sample that begins with each prefix.
+        columns: ``[G, longest prefix]`` its columns.
+        group: ``[B]`` the prefix of each sample.
+        places: ``[B, P]`` which token of its prefix stands at each column (the first one, at padding).
+        mask: ``[B, N]`` false at padding.
+        position_ids: ``[..., B, N]``.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    group: Tensor
+    places: Tensor
+    mask: Tensor
+    position_ids: Tensor
+    _positions: Any = None
+    _masks: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, backbone: Backbone, prompt: Prompt) -> SharedPrefix | None:
+        """How to take the batch apart; ``None`` where it shares too little to be worth it.
+
+        Samples share a prefix where all that enters the decoder is equal, in value and in position: nothing is taken on
+        trust. Waits for the device.
+        """
+        batch, width = prompt.mask.shape
+        if batch == 1 or backbone.bidirectional_images:  # there a token of an image sees what follows it
+            return None
+        pad = (~prompt.mask).sum(1)
+        group, common = _groups(prompt, pad)
+        behind = max(1, int((width - pad - common).max()))
+        rows, group = group.unique(return_inverse=True)
+        lengths = (width - behind - pad).clamp(min=0)
+        longest = int(lengths.max())
+        if len(rows) * longest + batch * behind > _WORTH * batch * width:
+            return None
+        device = pad.device
+        columns = (pad[rows, None] + torch.arange(longest, device=device)).clamp(max=width - 1)
+        places = (torch.arange(width - behind, device=device) - pad[:, None]).clamp(min=0)
+        return cls(rows, columns, group, places, prompt.mask, prompt.position_ids)
+
+    @property
+    def length(self) -> int:
+        """``P``."""
+        return self.places.shape[1]
+
+    def allows(self, tap: AttentionTap | None) -> bool:
+        """Whether a layer with this tap can be run apart: one that reads no row but the last, and gates no key."""
+        return tap is None or (tap.rows is None and tap.key_bias is None)
+
+    def run_layer(
+        self, layer: int, backbone: Backbone, hidden: Tensor, cache: Cache, tap: AttentionTap | None
+    ) -> Tensor:
+        """Decoder layer ``layer`` over ``hidden [B, N, D]``; its keys and values go to ``cache``, for all columns."""
+        kind = backbone.layer_type(layer)
+        prefixes = hidden[self.rows[:, None], self.columns]
+        if self._positions is None:
+            mine = self.position_ids[..., self.rows[:, None], self.columns]
+            behind = self.position_ids[..., self.length :]
+            self._positions = backbone.position_embeddings(prefixes, mine), backbone.position_embeddings(hidden, behind)
+        if kind not in self._masks:
+            everything = torch.ones(prefixes.shape[:2], dtype=torch.bool, device=hidden.device)
+            view = PrefixView(cache, self.length)
+            self._masks[kind] = (
+                backbone.attention_mask(layer, prefixes, everything, None),
+                backbone.attention_mask(layer, hidden[:, self.length :], self.mask, view),
+            )
+        (prefix_mask, mask), (prefix_positions, positions) = self._masks[kind], self._positions
+        own = DynamicCache()
+        prefixes = backbone.run_layer(layer, prefixes, prefix_mask, prefix_positions, own, None)
+        states = own.layers[layer]
+        states.keys, states.values = self._spread(states.keys), self._spread(states.values)
+        if tap is not None:
+            tap.row = None if tap.row is None else tap.row - self.length
+        behind = hidden[:, self.length :]
+        behind = backbone.run_layer(layer, behind, mask, positions, _Assembled(own, self.length, cache), tap)
+        return torch.cat([prefixes[self.group[:, None], self.places], behind], 1)
+
+    def _spread(self, states: Tensor) -> Tensor:
+        """Keys or values ``[G, H, longest prefix, d]`` of the prefixes -> ``[B, H, P, d]`` in front of each sample."""
+        return states.transpose(1, 2)[self.group[:, None], self.places].transpose(1, 2)
+
+
+def _groups(prompt: Prompt, pad: Tensor) -> tuple[Tensor, Tensor]:
+    """For each sample the first one that shares at least half the batch's width with it, and how many tokens it shares.
+
+    Both ``[B]``; a sample that shares with none before it shares all its tokens with itself.
+    """
+    width = prompt.mask.shape[1]
+    column = torch.arange(width, device=pad.device) + pad[:, None]
+    inside, column = column < width, column.clamp(max=width - 1)  # from each sample's first token on
+    embeds = prompt.embeds.gather(1, column[..., None].expand_as(prompt.embeds))
+    positions = prompt.position_ids.gather(-1, column.expand_as(prompt.position_ids))
+    positions = positions.view(-1, *column.shape).movedim(0, -1)
+    same = [
+        (embeds[row] == embeds).all(-1) & (positions[row] == positions).all(-1) & inside[row] & inside
+        for row in range(len(pad))  # one sample against all at a time: all pairs at once would not fit for long prompts
+    ]
+    common = torch.stack(same).long().cumprod(-1).sum(-1)
+    enough = common >= width / 2
+    enough.fill_diagonal_(True)
+    group = enough.long().argmax(1)
+    return group, common.gather(1, group[:, None])[:, 0]
