@@ -210,5 +210,5 @@ def test_cache_is_always_used(backbone):
 
 
 def test_prompt_goes_by_name(backbone):
-    with pytest.raises(gl.GlimpseError, match="got a Tensor. Pass the prompt by name"):
+    with pytest.raises(gl.GlimpseError, match=r"got a Tensor\. Pass the prompt by name"):
         gl.PrunedVLM(backbone).generate(backbone.example_inputs([[]])["input_ids"])

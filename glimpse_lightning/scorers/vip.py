@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers.activations import ACT2FN
 
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
@@ -52,6 +53,7 @@ class VIP(Scorer):
         vision_condition: whether vision states condition the layers; if not, as many layers run without them.
         rotary: whether the layers know where in the image a token lies.
         fusion: whether the layers run at all; if not, a logit is linear in a token's attention, head by head.
+        activation: of the layers' gated MLPs, by the name that transformers has for it.
     """
 
     network: VIPNetwork
@@ -76,8 +78,11 @@ class VIP(Scorer):
         vision_condition: bool = True,
         rotary: bool = True,
         fusion: bool = True,
+        activation: str = "silu",
     ) -> None:
         super().__init__()
+        if activation not in ACT2FN:
+            raise ValueError(f"Expected `activation` to be one of {', '.join(ACT2FN)}, but got {activation!r}.")
         if query not in ("glimpse", "last"):
             raise ValueError(f"Expected `query` to be 'glimpse' or 'last', but got {query!r}.")
         if masks not in ("predicted", "reference", "zero"):
@@ -107,6 +112,7 @@ class VIP(Scorer):
         self.vision_condition = vision_condition
         self.rotary = rotary
         self.fusion = fusion
+        self.activation = activation
         self.attended: tuple[int, ...] = ()
         self.conditions: tuple[int, ...] = ()
 
@@ -124,12 +130,19 @@ class VIP(Scorer):
             heads=self.heads,
             deep_supervision=self.deep_supervision,
             fusion=self.fusion,
+            activation=self.activation,
         )
         if self.query == "last":
             return
+        glimpse_layers = range(facts.num_layers) if self.glimpse_layers is None else self.glimpse_layers
+        if not set(glimpse_layers) <= set(range(facts.num_layers)):
+            raise GlimpseError(
+                f"Expected `glimpse_layers` to lie among the model's {facts.num_layers} decoder layers (0 to "
+                f"{facts.num_layers - 1}), but got {list(glimpse_layers)}."
+            )
         self.glimpse = GlimpseTokens(
             hidden_size=facts.hidden_size,
-            layers=range(facts.num_layers) if self.glimpse_layers is None else self.glimpse_layers,
+            layers=glimpse_layers,
             length=self.glimpse_length,
             norm=self.glimpse_norm,
             eps=facts.rms_norm_eps,
