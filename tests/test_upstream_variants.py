@@ -224,6 +224,31 @@ def test_zero_masks(tmp_path: Path, least: int, kept: int) -> None:
     assert not out.scores[0].sigmoid().any()
 
 
+def test_vision_states_of_several_images_are_those_of_each_alone() -> None:
+    """A block's output as it passes by in window order, brought to raster order by counting windows."""
+    model, inputs = backbone("qwen").model, backbone("qwen").example_inputs(SIZES)
+    states = backbone("qwen").embed(inputs, [0, 2]).vision
+    grids = inputs["image_grid_thw"]
+    expected: dict[int, list[Tensor]] = {0: [], 2: []}
+    for grid, pixels in zip(grids, inputs["pixel_values"].split(grids.prod(-1).tolist()), strict=True):
+        _, height, width = (grid // torch.tensor([1, 2, 2])).tolist()
+        cells = [(row, column) for row in range(height) for column in range(width)]
+        windows = sorted(range(len(cells)), key=lambda i: (cells[i][0] // 2, cells[i][1] // 2, *cells[i]))
+        for block, parts in expected.items():
+            seen: list[Tensor] = []
+            hook = model.model.visual.blocks[block].register_forward_hook(
+                lambda _m, _a, out, seen=seen: seen.append(out)
+            )
+            with torch.no_grad():
+                model.model.visual(pixels, grid_thw=grid[None])
+            hook.remove()
+            (out,) = seen
+            means = out.view(len(cells), 4, -1).mean(1)
+            parts.append(means[torch.tensor([windows.index(i) for i in range(len(cells))])])
+    for block, parts in expected.items():
+        torch.testing.assert_close(states[block], torch.cat(parts), **CLOSE)
+
+
 def test_vision_states_are_counted_as_the_reference_does(tmp_path: Path) -> None:
     pruner_files(tmp_path, "qwen", selected_visual_layers=[2, -1])
     with pytest.raises(GlimpseError, match=r"outputs of vision blocks, but got \[-1\]"):
@@ -306,3 +331,40 @@ def test_fields_that_make_no_sense(tmp_path: Path, fields: dict[str, Any], messa
     (tmp_path / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises(GlimpseError, match=message):
         gl.load_pruner(tmp_path)
+
+
+def test_fields_of_the_base_models_are_known(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Configurations as the reference saves them: Qwen2.5-VL's, and LLaVA-1.5's with all that its trainer leaves."""
+    llava = {
+        "architectures": ["LlavaLlamaForCausalLM"], "freeze_mm_mlp_adapter": False, "freeze_mm_vision_resampler": False,
+        "image_aspect_ratio": "pad", "max_length": 4096, "mm_hidden_size": 1024, "mm_vision_select_layer": -2,
+        "pretraining_tp": 1, "tokenizer_model_max_length": 2048, "tune_mm_mlp_adapter": False, "use_mm_proj": True,
+        "tune_mm_vision_resampler": False, "unfreeze_mm_vision_tower": False, "torch_dtype": "float16",
+        "temperature": 0.9, "top_p": 0.6, "do_sample": False, "rope_scaling": None, "attention_bias": False,
+    }  # fmt: skip
+    qwen = {
+        "image_token_id": 1, "vision_token_id": 2, "rope_scaling": {}, "rope_theta": 1e6, "max_window_layers": 28,
+        "use_sliding_window": False, "sliding_window": 32768, "id2label": {}, "output_attentions": False,
+        "use_bfloat16": False, "is_encoder_decoder": False, "attn_fuse_use_flash_attn": False,
+        "fixed_remain_ratio": None, "_attn_implementation_autoset": True, "_name_or_path": "x", "return_dict": True,
+    }  # fmt: skip
+    for family, fields in (("qwen", qwen), ("llava", llava)):
+        pruner_files(tmp_path, family, **fields)
+        gl.load_pruner(tmp_path)
+    assert not recwarn.list
+    pruner_files(tmp_path, "qwen", fixed_remain_ratio=0.1, mystery=None)
+    with pytest.warns(UserWarning, match=r"not understood: \['fixed_remain_ratio', 'mystery'\]"):
+        gl.load_pruner(tmp_path)
+
+
+def test_weights_with_code_in_them_are_refused(tmp_path: Path) -> None:
+    _, saved = pruner_files(tmp_path, "qwen")
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "trapped",))
+
+    torch.save(saved | {"extra": Trap()}, tmp_path / "new_modules_gp.pt")
+    with pytest.raises(GlimpseError, match="reading it failed: UnpicklingError"):
+        gl.load_pruner(tmp_path)
+    assert not (tmp_path / "trapped").exists()
