@@ -77,8 +77,9 @@ def load_pruner(path_or_hub_id: str | Path) -> Pruner:
     the predictor does not run and the caller gives the masks, one tensor (boolean or probability, any shape) per image
     in the order of the prompts: ``PrunedVLM(backbone, pruner).prefill(..., reference_masks=[mask])``, the same with
     ``generate``. ``use_zero_masks`` needs nothing: every token scores as dropped, and only floor and anchors keep any.
-    The switch can be set on any such pruner: ``pruner.stages[0].scorer.masks = "reference"``. Video tokens, which the
-    reference never prunes, are pruned unless the backbone was loaded with ``prune_video=False``. Earlier rows
+    The switch can be set on any such pruner: ``pruner.stages[0].scorer.masks = "reference"``; with given masks the
+    reference's cap and floor count image by image, hence ``pruner.stages[0].policy.per = "item"``. Video tokens,
+    which the reference never prunes, are pruned unless the backbone was loaded with ``prune_video=False``. Earlier rows
     of deep supervision come from ``scorer.forward_rows``; the row of ``ori_attn_supervision``, which nothing reads, is
     not computed.
 

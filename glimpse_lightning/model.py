@@ -11,6 +11,7 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glimpse_lightning.backbones.base import Backbone, Prompt
+from glimpse_lightning.engine.checkpointing import keeps_caches
 from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
 from glimpse_lightning.engine.replay import ReplayOutput, replay
 from glimpse_lightning.engine.training import DistillOutput, StageOutput, distill, glimpse_forward
@@ -28,7 +29,8 @@ _PROMPT_INPUTS = frozenset(
 class PrunedVLM(nn.Module, GenerationMixin):
     """A vision-language model whose visual tokens are pruned on the way.
 
-    The Hugging Face model stays as it is and is shared: several ``PrunedVLM`` over one backbone cost nothing.
+    The Hugging Face model stays as it is and is shared: several ``PrunedVLM`` over one backbone cost nothing. Where it
+    has gradient checkpointing on, that rests during a call of ours, because it would drop the caches.
 
     Args:
         backbone: from ``gl.load_backbone`` or ``gl.wrap_backbone``.
@@ -80,6 +82,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
     # -- prefill ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
+    @keeps_caches
     def prefill(
         self,
         *,
@@ -134,6 +137,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
     # -- generation ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
+    @keeps_caches
     def generate(
         self,
         prefill: PrefillOutput | None = None,
@@ -153,7 +157,20 @@ class PrunedVLM(nn.Module, GenerationMixin):
         Returns:
             ``LongTensor [B * num_return_sequences, new]``, or ``generate``'s dict output whose ``sequences`` are so.
             Unlike Hugging Face's, the prompt is always stripped.
+
+        Raises:
+            GlimpseError: for an argument that neither processor nor ``generate`` knows, and for ``use_cache=False``.
         """
+        if not (prefill is None or isinstance(prefill, PrefillOutput)):
+            raise GlimpseError(
+                f"Expected `prefill` to be what `prefill(...)` returned, but got a {type(prefill).__name__}. Pass the "
+                "prompt by name: `generate(**inputs)`, or `generate(input_ids=..., attention_mask=..., ...)`."
+            )
+        if not kwargs.setdefault("use_cache", True):  # said here, it overrules configurations saved while training
+            raise GlimpseError(
+                "Expected `generate` with a cache, but got `use_cache=False`. Without the cache decoding would forget "
+                "what was pruned where; leave the argument out."
+            )
         inputs = {name: kwargs.pop(name) for name in list(kwargs) if name in _PROMPT_INPUTS}
         if prefill is None:
             prefill = self.prefill(keys=keys, questions=questions, reference_masks=reference_masks, **inputs)
@@ -217,14 +234,17 @@ class PrunedVLM(nn.Module, GenerationMixin):
 
     # -- training -----------------------------------------------------------------------------------------------
 
+    @keeps_caches
     def glimpse_forward(self, batch: Any, answers: bool = False) -> list[StageOutput]:
         """Differentiable scores of every stage; see :func:`glimpse_lightning.engine.training.glimpse_forward`."""
         return glimpse_forward(self, batch, answers)
 
+    @keeps_caches
     def replay(self, batch: Any, ids: Tensor, mask: Tensor, **kwargs: Any) -> ReplayOutput:
         """Differentiable predictions of answers behind a pruned prompt; see :func:`~.engine.replay.replay`."""
         return replay(self, batch, ids, mask, **kwargs)
 
+    @keeps_caches
     def distill(self, batch: Any, gate: Any) -> DistillOutput:
         """Full and softly pruned answers; see :func:`glimpse_lightning.engine.training.distill`."""
         return distill(self, batch, gate)

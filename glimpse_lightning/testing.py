@@ -20,6 +20,7 @@ from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.load import wrap_backbone
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.engine import taps
+from glimpse_lightning.engine.checkpointing import caches_kept
 from glimpse_lightning.engine.prefill import PrefillOutput
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.policies import KeepRatio
@@ -273,7 +274,9 @@ def _hf_logits(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def _hf_generate(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
-    ids = backbone.model.generate(**backbone.hf_inputs(inputs), max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    with caches_kept(backbone.model):  # else its answers are wrong: it decodes as if there were no prompt
+        ids = backbone.model.generate(**backbone.hf_inputs(inputs), **options)
     return ids[:, inputs["input_ids"].shape[1] :]
 
 

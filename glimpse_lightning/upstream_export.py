@@ -51,9 +51,11 @@ def upstream_files(pruner: Pruner, base: Config | None = None) -> tuple[Config, 
     if llava:
         fields = {name: value for name, value in fields.items() if name not in ("attn_fuse_global", "le_norm_type")}
     else:
-        fields["vision_config"] = _vision_config(config, scorer, pruner.facts)
+        fields["vision_config"] = _vision_config(config, scorer, pruner.facts, silent=pruner.origin is None)
     _check_shape(config, fields)
     for name, value in fields.items():
+        if name in ("anchor_positions", "min_remain_num") and not value and old[name] is None:
+            continue  # two ways to say none
         silent = name not in config and pruner.origin is None  # class defaults are no release's: say everything
         if silent or _plain(old.get(name)) != _plain(value):
             config[name] = value
@@ -88,22 +90,35 @@ def _expressible(pruner: Pruner) -> tuple[PruneStage, VIP, Threshold]:
         if type(part) is not wanted:
             raise _refuse(f"the {name} {wanted.__name__}", type(part).__name__)
     assert isinstance(scorer, VIP) and isinstance(policy, Threshold)
-    if scorer.query != "glimpse" or not (scorer.vision_condition and scorer.rotary and scorer.fusion):
-        raise _refuse("a whole VIP (query='glimpse', vision_condition, rotary, fusion)", "one that lacks a part")
     if scorer.standardise:
         raise _refuse("a VIP whose inputs are as the model has them", "one with `standardise`")
-    if policy.scale != "sigmoid" or policy.per != "sample":
-        raise _refuse("a Threshold with scale='sigmoid' and per='sample'", f"{policy.scale!r} and {policy.per!r}")
+    if not (scorer.vision_condition and scorer.rotary and scorer.fusion):
+        raise _refuse("a whole VIP (vision_condition, rotary, fusion)", "one that lacks a part")
+    per = "sample" if scorer.masks == "predicted" else "item"
+    if policy.scale != "sigmoid" or policy.per != per:
+        raise _refuse(
+            f"a Threshold with scale='sigmoid' and per={per!r} for {scorer.masks} masks",
+            f"{policy.scale!r} and {policy.per!r}",
+        )
     if pruner.facts.model_type not in MODEL_TYPES:
         raise _refuse(f"a pruner of {' or '.join(MODEL_TYPES)}", repr(pruner.facts.model_type))
-    if pruner.facts.model_type == "llava" and (scorer.window is not None or scorer.glimpse_norm != "rmsnorm"):
-        raise _refuse("window=None and glimpse_norm='rmsnorm' for LLaVA", f"{scorer.window}, {scorer.glimpse_norm}")
+    if pruner.facts.model_type == "llava" and (
+        scorer.window is not None or scorer.glimpse_norm != "rmsnorm" or scorer.glimpse is None
+    ):
+        raise _refuse(
+            "window=None, glimpse_norm='rmsnorm' and query='glimpse' for LLaVA",
+            f"{scorer.window}, {scorer.glimpse_norm!r} and {scorer.query!r}",
+        )
     return stage, scorer, policy
 
 
 def _fields(stage: PruneStage, scorer: VIP, policy: Threshold, facts: ModelFacts) -> Config:
     """What the reference would call everything that a pruner is."""
-    assert scorer.glimpse is not None
+    layers = [] if scorer.glimpse_layers is None else scorer.glimpse_layers
+    if scorer.glimpse is not None:
+        layers = scorer.glimpse.layers
+    elif scorer.glimpse_length:
+        layers = []  # no glimpse: either count is 0
     first = 1 if facts.model_type == "llava" else 0  # LLaVA's index CLIP's hidden_states, whose 0 is the embedding
     return {
         "model_type": MODEL_TYPES[facts.model_type],
@@ -119,11 +134,11 @@ def _fields(stage: PruneStage, scorer: VIP, policy: Threshold, facts: ModelFacts
         "attn_fuse_size": scorer.attention_dim,
         "attn_fuse_global": scorer.window is None,
         "attn_fuse_num_heads": scorer.heads,
-        "attn_fuse_hidden_act": "silu",
-        "selected_visual_layers": [layer + first for layer in scorer.conditions],
+        "attn_fuse_hidden_act": scorer.activation,
+        "selected_visual_layers": [layer + first if layer >= 0 else layer for layer in scorer.conditions],
         "visual_cond_size": scorer.condition_dim,
         "deep_supervision": scorer.deep_supervision,
-        "le_layers": list(scorer.glimpse.layers),
+        "le_layers": list(layers),
         "le_length": scorer.glimpse_length,
         "le_dropout_prob": scorer.dropout,
         "le_norm_type": scorer.glimpse_norm,
@@ -152,13 +167,18 @@ def _check_shape(config: Config, fields: Config) -> None:
             )
 
 
-def _vision_config(config: Config, scorer: VIP, facts: ModelFacts) -> Config:
-    """``vision_config`` of a Qwen2.5-VL, completed by what the pruner depends on."""
+def _vision_config(config: Config, scorer: VIP, facts: ModelFacts, silent: bool) -> Config:
+    """``vision_config`` of a Qwen2.5-VL, completed by what the pruner depends on.
+
+    Args:
+        silent: whether nobody has said yet what the vision tower is like; else what is missing has its default.
+    """
     vision = dict(config.get("vision_config", {}))
-    vision.setdefault("depth", facts.vision_layers)
-    vision.setdefault("hidden_size", facts.vision_hidden_size)
+    if silent:
+        vision = {"depth": facts.vision_layers, "hidden_size": facts.vision_hidden_size} | vision
     if scorer.window is not None:
-        vision.setdefault("window_size", scorer.window * 28)
+        if silent and "window_size" not in vision:
+            vision["window_size"] = scorer.window * 28
         if window_side({"vision_config": vision}) != scorer.window:
             raise _refuse(
                 f"windows of {window_side({'vision_config': vision})} tokens, as the vision tower has", scorer.window
@@ -175,6 +195,8 @@ def _weights(scorer: VIP) -> dict[str, Any]:
         found = {name: value.clone() for name, value in state.items() if name.startswith(prefix)}
         return {name.removeprefix(prefix): value for name, value in found.items()}
 
+    if scorer.glimpse is None:
+        return {"attn_fuser": part("network.")}
     return {
         "attn_fuser": part("network."),
         "learnable_embeddings": state["glimpse.embeddings"].clone(),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.activations import ACT2FN
 
 import glimpse_lightning as gl
 
@@ -57,6 +58,8 @@ def new_modules(config: Config, vision_dim: int) -> Config:
     norm = {"weight": 1 + draw(hidden)}
     if config.get("le_norm_type") == "layernorm":
         norm["bias"] = draw(hidden)
+    if not (config["le_layers"] and config["le_length"]):
+        return {"attn_fuser": fuser}
     return {
         "attn_fuser": fuser,
         "learnable_embeddings": draw(len(config["le_layers"]), config["le_length"], hidden),
@@ -69,18 +72,20 @@ def new_modules(config: Config, vision_dim: int) -> Config:
 def plain_forward(backbone: gl.Backbone, config: Config, saved: Config, inputs: dict[str, Tensor]) -> PlainOutput:
     """Prune one unpadded sample and predict its next token."""
     llava = config["model_type"] == "llava_llama_gp"
-    blocks = [layer - llava for layer in config["selected_visual_layers"]]
+    # LLaVA's count CLIP's hidden_states, from the front or from the back.
+    states = list(range(-1, backbone.facts.vision_layers))
+    blocks = [states[layer] if llava else layer for layer in config["selected_visual_layers"]]
     prompt = backbone.embed(inputs, blocks)
     length, layers = prompt.embeds.shape[1], len(backbone.layers)
     last = min(config["reduce_layer"], layers - 1)
     image = prompt.visual[0].nonzero()[:, 0]
-    glimpse = config["le_length"]
+    glimpse = config["le_length"] if config["le_layers"] else 0
     steps = torch.arange(1, glimpse + 1)
     positions = torch.cat([prompt.position_ids, prompt.position_ids[..., -1:] + steps], -1)
     hidden = torch.cat([prompt.embeds, torch.zeros(1, glimpse, prompt.embeds.shape[-1])], 1)
     features = {}
     for layer in range(last + 1):
-        if layer in config["le_layers"]:
+        if glimpse and layer in config["le_layers"]:
             hidden[:, length:] += glimpse_vector(config, saved, config["le_layers"].index(layer))
         if layer in config["selected_layers"]:
             features[layer] = attention_row(backbone, layer, hidden, positions, config)[image]
@@ -184,7 +189,8 @@ def plain_vip(
         weight = scores.masked_fill(blind, -torch.inf).softmax(-1)
         x = x + linear(f"layers.{i}.attn.o_proj", torch.einsum("hnm,mhd->nhd", weight, v).flatten(1))
         y = rms(x, weights[f"layers.{i}.norm2.weight"], 1e-6)
-        gated = F.silu(linear(f"layers.{i}.mlp.gate_proj", y)) * linear(f"layers.{i}.mlp.up_proj", y)
+        gate = ACT2FN[config["attn_fuse_hidden_act"]](linear(f"layers.{i}.mlp.gate_proj", y))
+        gated = gate * linear(f"layers.{i}.mlp.up_proj", y)
         x = x + linear(f"layers.{i}.mlp.down_proj", gated)
         if f"attn_out_projs.{i}.weight" in weights:
             rows.append(linear(f"attn_out_projs.{i}", x)[:, 0])
@@ -204,9 +210,9 @@ def plain_keep(probability: Tensor, config: Config, grid: list[list[int]]) -> Te
     if ratio is not None and int(keep.sum()) / count > ratio:
         keep = torch.zeros(count, dtype=torch.bool)
         keep[order[: int(ratio * count)]] = True
-    if int(keep.sum()) < least:
+    if least is not None and int(keep.sum()) < least:
         keep[order[:least]] = True
-    for anchor in config["anchor_positions"]:
+    for anchor in config["anchor_positions"] or ():
         ((_, height, width),) = grid
         row, column = (0 if anchor[0] == "t" else height - 1), (0 if anchor[1] == "l" else width - 1)
         keep[row * width + column] = True

@@ -194,3 +194,21 @@ def test_text_only_prompts_pass_untouched(backbone):
 def test_unknown_argument_is_named(backbone):
     with pytest.raises(gl.GlimpseError, match="max_tokens"):
         gl.PrunedVLM(backbone).generate(**backbone.example_inputs([[]]), max_tokens=4)
+
+
+def test_cache_is_always_used(backbone):
+    """Models saved while training with gradient checkpointing say `use_cache: false`; decoding needs the cache."""
+    model, inputs = pruned(backbone), backbone.example_inputs(SIZES)
+    expected = model.generate(**inputs, max_new_tokens=4)
+    backbone.model.generation_config.use_cache = False
+    try:
+        assert torch.equal(model.generate(**inputs, max_new_tokens=4), expected)
+    finally:
+        backbone.model.generation_config.use_cache = True
+    with pytest.raises(gl.GlimpseError, match="use_cache=False"):
+        model.generate(**inputs, max_new_tokens=4, use_cache=False)
+
+
+def test_prompt_goes_by_name(backbone):
+    with pytest.raises(gl.GlimpseError, match=r"got a Tensor\. Pass the prompt by name"):
+        gl.PrunedVLM(backbone).generate(backbone.example_inputs([[]])["input_ids"])

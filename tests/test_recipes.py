@@ -113,6 +113,8 @@ def test_published_settings(folder: str) -> None:
         assert model["optimizer"] == {
             "lr": 1e-4, "weight_decay": 0.0, "warmup": 0.1, "final": 0.0, "betas": [0.9, 0.999]
         }  # fmt: skip
+        train = config["data"]["train"]["init_args"]
+        assert (train["draw"], train["draw_seed"]) == (20_000, 42)
         assert (config["data"]["batch_size"], trainer["accumulate_grad_batches"], trainer["max_epochs"]) == (1, 8, 1)
     mask = yaml.safe_load(recipes()[f"{folder}/vip_mask"].read_text())["model"]["objective"]["init_args"]
     assert mask == {"dice_weight": 1.0, "bce_weight": 0.1, "answer_weight": 1.0}

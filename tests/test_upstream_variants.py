@@ -15,6 +15,7 @@ from torch import Tensor
 
 import glimpse_lightning as gl
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.upstream_export import upstream_files
 
 CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 SIZES = [[(5, 6)], [(3, 4), (6, 2)], [(2, 3), (5, 5), (4, 3)]]  # ragged; 1, 2 and 3 images of (height, width)
@@ -55,9 +56,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "floor": {"reduce_threshold": 0.999, "min_remain_num": 7},
     "nothing": {"reduce_threshold": 1.0, "min_remain_num": 0},
     "no_floor": {"min_remain_num": 0},
+    "floor_unset": {"min_remain_num": None, "anchor_positions": None},
+    "activation": {"attn_fuse_hidden_act": "gelu"},
+    "no_glimpse": {"le_layers": []},
+    "glimpse_of_length_0": {"le_length": 0},
+    "vision_layers_from_the_back": {"selected_visual_layers": [-1, -3]},
 }
-NOT_LLAVA = ("windows", "layernorm")
-CASES = [(f, v) for f in FAMILIES for v in VARIANTS if f == "qwen" or v not in NOT_LLAVA]
+NOT_LLAVA = ("windows", "layernorm", "no_glimpse", "glimpse_of_length_0")
+NOT_QWEN = ("vision_layers_from_the_back",)
+CASES = [(f, v) for f in FAMILIES for v in VARIANTS if v not in (NOT_QWEN if f == "qwen" else NOT_LLAVA)]
 
 
 @cache
@@ -173,15 +180,25 @@ def test_reference_masks(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize(("per", "kept"), [("sample", [4, 0]), ("item", [1, 3])])
-def test_reference_masks_of_several_images_share_the_samples_budget(tmp_path: Path, per: str, kept: list[int]) -> None:
-    """As in the reference, ``int(0.3 * 16)`` of both images' tokens together, the surest first; by option, of each."""
+def test_given_masks_are_capped_image_by_image(tmp_path: Path, per: str, kept: list[int]) -> None:
+    """As in the reference, whose given masks are a list per image; predicted ones share ``int(0.3 * 16)``."""
     pruner_files(tmp_path, "qwen", use_ref_masks=True, max_remain_ratio=0.3)
     model = gl.PrunedVLM(backbone("qwen"), gl.load_pruner(tmp_path))
-    model.pruner.stages[0].policy.per = per
+    policy = model.pruner.stages[0].policy
+    assert policy.per == "item"
+    policy.per = per
     batch = backbone("qwen").example_inputs([[(2, 3), (5, 2)]])
     masks = [torch.full((2, 3), 0.9), torch.full((5, 2), 0.8)]
     out = model.prefill(**batch, reference_masks=masks)
     assert [int(out.keep[0][out.tokens.item == item].sum()) for item in (0, 1)] == kept
+
+
+def test_given_masks_take_anchors_with_several_images(tmp_path: Path) -> None:
+    pruner_files(tmp_path, "qwen", use_ref_masks=True, anchor_positions=["tr"], min_remain_num=0)
+    model = gl.PrunedVLM(backbone("qwen"), gl.load_pruner(tmp_path))
+    batch = backbone("qwen").example_inputs([[(2, 3), (5, 2)]])
+    out = model.prefill(**batch, reference_masks=[torch.zeros(2, 3), torch.zeros(5, 2)])
+    assert out.keep[0].nonzero()[:, 0].tolist() == [2, 6 + 1]
 
 
 def count(family: str, batch: dict[str, Tensor]) -> int:
@@ -199,7 +216,7 @@ class Told(gl.scorers.Scorer):
         return self.keep.float() - 0.5
 
 
-@pytest.mark.parametrize(("least", "kept"), [(0, 0), (1, 3), (2, 6)])
+@pytest.mark.parametrize(("least", "kept"), [(0, 0), (1, 6), (2, 12)])
 def test_zero_masks(tmp_path: Path, least: int, kept: int) -> None:
     pruner_files(tmp_path, "qwen", use_zero_masks=True, min_remain_num=least)
     out = gl.PrunedVLM(backbone("qwen"), gl.load_pruner(tmp_path)).prefill(**backbone("qwen").example_inputs(SIZES))
@@ -207,7 +224,147 @@ def test_zero_masks(tmp_path: Path, least: int, kept: int) -> None:
     assert not out.scores[0].sigmoid().any()
 
 
+def test_vision_states_of_several_images_are_those_of_each_alone() -> None:
+    """A block's output as it passes by in window order, brought to raster order by counting windows."""
+    model, inputs = backbone("qwen").model, backbone("qwen").example_inputs(SIZES)
+    states = backbone("qwen").embed(inputs, [0, 2]).vision
+    grids = inputs["image_grid_thw"]
+    expected: dict[int, list[Tensor]] = {0: [], 2: []}
+    for grid, pixels in zip(grids, inputs["pixel_values"].split(grids.prod(-1).tolist()), strict=True):
+        _, height, width = (grid // torch.tensor([1, 2, 2])).tolist()
+        cells = [(row, column) for row in range(height) for column in range(width)]
+        windows = sorted(range(len(cells)), key=lambda i: (cells[i][0] // 2, cells[i][1] // 2, *cells[i]))
+        for block, parts in expected.items():
+            seen: list[Tensor] = []
+            hook = model.model.visual.blocks[block].register_forward_hook(
+                lambda _m, _a, out, seen=seen: seen.append(out)
+            )
+            with torch.no_grad():
+                model.model.visual(pixels, grid_thw=grid[None])
+            hook.remove()
+            (out,) = seen
+            means = out.view(len(cells), 4, -1).mean(1)
+            parts.append(means[torch.tensor([windows.index(i) for i in range(len(cells))])])
+    for block, parts in expected.items():
+        torch.testing.assert_close(states[block], torch.cat(parts), **CLOSE)
+
+
 def test_vision_states_are_counted_as_the_reference_does(tmp_path: Path) -> None:
-    pruner_files(tmp_path, "llava", selected_visual_layers=[0])
-    with pytest.raises(GlimpseError, match=r"from 1 for llava_llama_gp.*\[0\]"):
+    pruner_files(tmp_path, "qwen", selected_visual_layers=[2, -1])
+    with pytest.raises(GlimpseError, match=r"outputs of vision blocks, but got \[-1\]"):
         gl.load_pruner(tmp_path)
+    pruner_files(tmp_path, "llava", selected_visual_layers=[0])
+    with pytest.raises(GlimpseError, match=r"outputs of vision blocks, but got \[0\]"):
+        gl.load_pruner(tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_class_defaults(tmp_path: Path, family: str) -> None:
+    """A field that is missing means what it does in the reference's configuration class; LLaVA's class has its own."""
+    layers = {"num_hidden_layers": 24, "selected_layers": [5]} if family == "qwen" else {"num_hidden_layers": 24}
+    shape = {name: value for name, value in COMMON.items() if name.startswith(("num_", "hidden_", "rms_"))} | layers
+    config = {"model_type": FAMILIES[family]["model_type"]} | shape
+    full = {"attn_fuse_size": 256, "visual_cond_size": 256, "deep_supervision": True, "le_layers": [0], "le_length": 1}
+    visual = [8] if family == "qwen" else [23, 17, 11, 5]
+    saved = new_modules({"selected_layers": [21], "selected_visual_layers": visual} | full | config, 32)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save(saved, tmp_path / "new_modules_gp.pt")
+    (stage,) = gl.load_pruner(tmp_path).stages
+    scorer, policy = stage.scorer, stage.policy
+    assert (stage.after_layer, scorer.attended) == ((23, (5,)) if family == "qwen" else (21, (21,)))
+    assert scorer.conditions == ((8,) if family == "qwen" else (22, 16, 10, 4))
+    assert scorer.window == (4 if family == "qwen" else None)
+    assert (scorer.attention, scorer.glimpse_norm, scorer.dropout, scorer.glimpse.layers) == (
+        "log_softmax", "rmsnorm", 0.0, (0,)
+    )  # fmt: skip
+    assert (policy.threshold, policy.min_tokens, policy.max_ratio, policy.per) == (0.5, 1, None, "sample")
+
+
+EXPORTED: dict[str, dict[str, Any]] = VARIANTS | {
+    "reference_masks": {"use_ref_masks": True},
+    "zero_masks": {"use_zero_masks": True},
+    "anchors": {"anchor_positions": ["tl", "br"]},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_variant_is_written_back(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+    """Through the reference's layout, and through ours, to the same fields and the same weights."""
+    for variant, fields in EXPORTED.items():
+        if variant in (NOT_QWEN if family == "qwen" else NOT_LLAVA):
+            continue
+        source = tmp_path / variant
+        source.mkdir()
+        config, saved = pruner_files(source, family, **fields)
+        saved = {name: moved(part, dtype) for name, part in saved.items()}
+        torch.save(saved, source / "new_modules_gp.pt")
+        first = gl.load_pruner(source)
+        for pruner in (first, gl.load_pruner(gl.save_pruner(first, tmp_path / f"{variant}-ours"))):
+            written, weights = upstream_files(pruner)
+            assert written == config, variant
+            torch.testing.assert_close(weights, saved, atol=0, rtol=0, msg=lambda m, v=variant: f"{v}: {m}")
+
+
+def moved(part: Any, dtype: torch.dtype) -> Any:
+    return part.to(dtype) if isinstance(part, Tensor) else {name: value.to(dtype) for name, value in part.items()}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"le_layers": [1, 2]}, "to contain layer 0"),
+        ({"le_layers": [0, 9]}, "lie among the model's"),
+        ({"max_remain_ratio": 1.5}, "`max_ratio` to be a fraction"),
+        ({"reduce_threshold": "high"}, "does not describe a pruner that can run"),
+        ({"anchor_positions": ["middle"]}, "`anchors` to be 'tl'"),
+        ({"attn_fuse_size": 18}, "divisible by"),
+        ({"attn_fuse_hidden_act": "swoosh"}, "`attn_fuse_hidden_act`.*to be one of"),
+        ({"min_remain_num": -1}, "`min_tokens`"),
+        ({"reduce_layer": -1}, "`after_layer`"),
+        ({"selected_layers": [3]}, "`attention_layers` to lie between"),
+        ({"selected_layers": 2}, "does not describe a pruner that can run"),
+    ],
+)
+def test_fields_that_make_no_sense(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    config, _ = pruner_files(tmp_path, "qwen")
+    (tmp_path / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(GlimpseError, match=message):
+        gl.load_pruner(tmp_path)
+
+
+def test_fields_of_the_base_models_are_known(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Configurations as the reference saves them: Qwen2.5-VL's, and LLaVA-1.5's with all that its trainer leaves."""
+    llava = {
+        "architectures": ["LlavaLlamaForCausalLM"], "freeze_mm_mlp_adapter": False, "freeze_mm_vision_resampler": False,
+        "image_aspect_ratio": "pad", "max_length": 4096, "mm_hidden_size": 1024, "mm_vision_select_layer": -2,
+        "pretraining_tp": 1, "tokenizer_model_max_length": 2048, "tune_mm_mlp_adapter": False, "use_mm_proj": True,
+        "tune_mm_vision_resampler": False, "unfreeze_mm_vision_tower": False, "torch_dtype": "float16",
+        "temperature": 0.9, "top_p": 0.6, "do_sample": False, "rope_scaling": None, "attention_bias": False,
+    }  # fmt: skip
+    qwen = {
+        "image_token_id": 1, "vision_token_id": 2, "rope_scaling": {}, "rope_theta": 1e6, "max_window_layers": 28,
+        "use_sliding_window": False, "sliding_window": 32768, "id2label": {}, "output_attentions": False,
+        "use_bfloat16": False, "is_encoder_decoder": False, "attn_fuse_use_flash_attn": False,
+        "fixed_remain_ratio": None, "_attn_implementation_autoset": True, "_name_or_path": "x", "return_dict": True,
+    }  # fmt: skip
+    for family, fields in (("qwen", qwen), ("llava", llava)):
+        pruner_files(tmp_path, family, **fields)
+        gl.load_pruner(tmp_path)
+    assert not recwarn.list
+    pruner_files(tmp_path, "qwen", fixed_remain_ratio=0.1, mystery=None)
+    with pytest.warns(UserWarning, match=r"not understood: \['fixed_remain_ratio', 'mystery'\]"):
+        gl.load_pruner(tmp_path)
+
+
+def test_weights_with_code_in_them_are_refused(tmp_path: Path) -> None:
+    _, saved = pruner_files(tmp_path, "qwen")
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "trapped",))
+
+    torch.save(saved | {"extra": Trap()}, tmp_path / "new_modules_gp.pt")
+    with pytest.raises(GlimpseError, match="reading it failed: UnpicklingError"):
+        gl.load_pruner(tmp_path)
+    assert not (tmp_path / "trapped").exists()

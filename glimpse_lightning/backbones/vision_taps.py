@@ -53,10 +53,9 @@ def capture_blocks(
 
 def _block(blocks: nn.ModuleList, tap: VisionTap) -> nn.Module:
     layer = tap if isinstance(tap, int) else tap.layer
-    lowest = 0 if isinstance(tap, int) else -len(blocks)
-    if not lowest <= layer < len(blocks):
+    if not -len(blocks) <= layer < len(blocks):
         raise GlimpseError(
-            f"Expected vision layers between {lowest} and {len(blocks) - 1} (the vision tower has {len(blocks)} "
+            f"Expected vision layers between {-len(blocks)} and {len(blocks) - 1} (the vision tower has {len(blocks)} "
             f"blocks), but the scorer asks for {layer}; change its `vision_layers`."
         )
     return blocks[layer]

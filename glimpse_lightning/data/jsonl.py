@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch.utils.data import Dataset
@@ -48,6 +49,8 @@ class JSONL(Dataset[Sample]):
             it and says so.
         require_answers: whether a line without an answer is an error; false for data that is only predicted on.
         max_pixels: images with more pixels are refused.
+        draw: at most so many of the lines, drawn at random without replacement; ``None``: all, in their order.
+        draw_seed: of the draw; the lines are those of ``datasets.Dataset.shuffle(draw_seed)``, as GlimpsePrune drew.
     """
 
     def __init__(
@@ -57,7 +60,11 @@ class JSONL(Dataset[Sample]):
         on_error: Literal["raise", "skip"] = "raise",
         require_answers: bool = True,
         max_pixels: int = MAX_PIXELS,
+        draw: int | None = None,
+        draw_seed: int = 42,
     ) -> None:
+        if draw is not None and draw < 1:
+            raise GlimpseError(f"Expected `draw` to be at least 1 line, or None for all, but got {draw}.")
         self.path = Path(path)
         self.box_format = box_format
         self.on_error = on_error
@@ -66,6 +73,8 @@ class JSONL(Dataset[Sample]):
         self.skipped: list[str] = []
         self._last: tuple[list[Path], list[Image.Image]] = ([], [])
         self.rows = list(self._read())
+        if draw is not None:
+            self.rows = [self.rows[i] for i in np.random.default_rng(draw_seed).permutation(len(self.rows))[:draw]]
         if self.skipped:
             rank_zero_warn(f"{path}: skipped {len(self.skipped)} bad lines; the first: {self.skipped[0]}")
         if not self.rows:

@@ -29,7 +29,8 @@ class Threshold(Policy):
         scale: ``"sigmoid"``: sigmoid(score) is compared (learned scorers); ``"raw"``: the score itself.
         max_ratio: cap, as a share of the tokens that the group had before any pruning; ``None``: no cap.
         min_tokens: floor, in tokens.
-        anchors: grid corners that are always kept (top/bottom left/right); only where a sample has one image.
+        anchors: grid corners that are always kept (top/bottom left/right); with ``per="sample"`` only where a
+            sample has one image.
         per: what cap and floor are counted over.
     """
 
@@ -80,10 +81,11 @@ class Threshold(Policy):
         return keep & (scores > -torch.inf)
 
     def _corners(self, tokens: VisualTokens) -> Tensor:
-        if tokens.num_items and int(torch.bincount(tokens.item_sample).max()) > 1:
+        if self.per == "sample" and tokens.num_items and int(torch.bincount(tokens.item_sample).max()) > 1:
             raise GlimpseError(
                 "Expected one image per sample for a Threshold policy with `anchors`, but got several: whose corners "
-                "are meant is undefined (as in the reference). Set `anchors` to () for such samples."
+                "are meant is undefined (as in the reference). Set `anchors` to () for such samples, or `per` to "
+                "'item'."
             )
         _, row, column = tokens.position.unbind(-1)
         _, height, width = tokens.grid[tokens.item].unbind(-1)

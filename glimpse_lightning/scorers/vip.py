@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
@@ -55,6 +56,7 @@ class VIP(Scorer):
         standardise: whether attention and vision states are brought to mean 0 and variance 1, feature by feature, as
             measured on the first batch of a training (the reference does not). Models whose states are large drive
             untrained logits far from 0, where their sigmoid passes no gradient; logits then also start at exactly 0.
+        activation: of the layers' gated MLPs, by the name that transformers has for it.
     """
 
     network: VIPNetwork
@@ -80,8 +82,11 @@ class VIP(Scorer):
         rotary: bool = True,
         fusion: bool = True,
         standardise: bool = False,
+        activation: str = "silu",
     ) -> None:
         super().__init__()
+        if activation not in ACT2FN:
+            raise ValueError(f"Expected `activation` to be one of {', '.join(ACT2FN)}, but got {activation!r}.")
         if query not in ("glimpse", "last"):
             raise ValueError(f"Expected `query` to be 'glimpse' or 'last', but got {query!r}.")
         if masks not in ("predicted", "reference", "zero"):
@@ -112,6 +117,7 @@ class VIP(Scorer):
         self.rotary = rotary
         self.fusion = fusion
         self.standardise = standardise
+        self.activation = activation
         self.attended: tuple[int, ...] = ()
         self.conditions: tuple[int, ...] = ()
 
@@ -129,6 +135,7 @@ class VIP(Scorer):
             heads=self.heads,
             deep_supervision=self.deep_supervision,
             fusion=self.fusion,
+            activation=self.activation,
         )
         if self.standardise:
             self.network.start_at_zero()
@@ -137,9 +144,15 @@ class VIP(Scorer):
                 self.scales["vision"] = Standardise(len(self.conditions) * facts.vision_hidden_size)
         if self.query == "last":
             return
+        glimpse_layers = range(facts.num_layers) if self.glimpse_layers is None else self.glimpse_layers
+        if not set(glimpse_layers) <= set(range(facts.num_layers)):
+            raise GlimpseError(
+                f"Expected `glimpse_layers` to lie among the model's {facts.num_layers} decoder layers (0 to "
+                f"{facts.num_layers - 1}), but got {list(glimpse_layers)}."
+            )
         self.glimpse = GlimpseTokens(
             hidden_size=facts.hidden_size,
-            layers=range(facts.num_layers) if self.glimpse_layers is None else self.glimpse_layers,
+            layers=glimpse_layers,
             length=self.glimpse_length,
             norm=self.glimpse_norm,
             eps=facts.rms_norm_eps,

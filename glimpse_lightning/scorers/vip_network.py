@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.activations import ACT2FN
 
 from glimpse_lightning.segments import Padding
 
@@ -95,27 +96,28 @@ class ConditionedAttention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """``down(silu(gate(x)) * up(x))`` with biases, inner width ``2 * dim``."""
+    """``down(act(gate(x)) * up(x))`` with biases, inner width ``2 * dim``."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, activation: str = "silu") -> None:
         super().__init__()
+        self.act = ACT2FN[activation]
         self.gate_proj = nn.Linear(dim, 2 * dim)
         self.up_proj = nn.Linear(dim, 2 * dim)
         self.down_proj = nn.Linear(2 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
 
 
 class VIPLayer(nn.Module):
     """Pre-norm conditioned attention and MLP."""
 
-    def __init__(self, dim: int, condition_dim: int, heads: int) -> None:
+    def __init__(self, dim: int, condition_dim: int, heads: int, activation: str = "silu") -> None:
         super().__init__()
         self.norm1 = nn.RMSNorm(dim, eps=EPS)
         self.attn = ConditionedAttention(dim, condition_dim, heads)
         self.norm2 = nn.RMSNorm(dim, eps=EPS)
-        self.mlp = GatedMLP(dim)
+        self.mlp = GatedMLP(dim, activation)
 
     def forward(self, x_VD: Tensor, condition_VC: Tensor, angle_VE: Tensor, padding: Padding) -> Tensor:
         x_VD = x_VD + self.attn(self.norm1(x_VD), condition_VC, angle_VE, padding)
@@ -132,6 +134,7 @@ class VIPNetwork(nn.Module):
         dim, condition_dim, heads: widths of the layers.
         deep_supervision: whether every layer gets an output head, not only the last.
         fusion: whether there are layers at all; without, an output head stands right behind the input projection.
+        activation: of the layers' gated MLPs.
     """
 
     def __init__(
@@ -144,6 +147,7 @@ class VIPNetwork(nn.Module):
         heads: int,
         deep_supervision: bool,
         fusion: bool = True,
+        activation: str = "silu",
     ) -> None:
         super().__init__()
         self.attn_in_proj = nn.Linear(features, dim)
@@ -151,7 +155,7 @@ class VIPNetwork(nn.Module):
             conditions = 0
             self.head = nn.Linear(dim, 1)
         self.cond_in_projs = nn.ModuleList(nn.Linear(vision_dim, condition_dim) for _ in range(conditions))
-        self.layers = nn.ModuleList(VIPLayer(dim, condition_dim, heads) for _ in range(conditions))
+        self.layers = nn.ModuleList(VIPLayer(dim, condition_dim, heads, activation) for _ in range(conditions))
         self.attn_out_projs = nn.ModuleList(
             nn.Linear(dim, 1) if deep_supervision or i == conditions - 1 else nn.Identity() for i in range(conditions)
         )

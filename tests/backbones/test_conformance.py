@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import tiny_models
 from tiny_models import FAMILIES
 
 import glimpse_lightning as gl
-from glimpse_lightning.testing import CHECKS
+from glimpse_lightning.testing import CHECKS, check_backbone
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -14,3 +15,29 @@ from glimpse_lightning.testing import CHECKS
 @pytest.mark.parametrize("family", FAMILIES)
 def test_conformance(family, attention, check):
     check(gl.wrap_backbone(FAMILIES[family](attention)))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "idefics3"])
+def test_training_mode_and_gradient_checkpointing(family):
+    """A layer that checkpoints drops its cache; during our calls it does not, and afterwards it does again."""
+    model = FAMILIES[family]().train()
+    model.gradient_checkpointing_enable()
+    before = {name: module.gradient_checkpointing for name, module in checkpointing(model)}
+    assert any(before.values())
+    check_backbone(model)
+    assert before == {name: module.gradient_checkpointing for name, module in checkpointing(model)}
+
+
+def checkpointing(model):
+    return [(name, module) for name, module in model.named_modules() if hasattr(module, "gradient_checkpointing")]
+
+
+@pytest.mark.parametrize(("family", "heads"), [("qwen2_5_vl", 1), ("qwen3_vl", 4), ("llava", 1), ("gemma3", 4)])
+def test_heads_that_share_keys(monkeypatch, family, heads):
+    """One key head for all query heads, or one each; input and output embeddings tied; wrapped twice before."""
+    monkeypatch.setitem(tiny_models.TEXT, "num_key_value_heads", heads)
+    model = FAMILIES[family]()
+    model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    gl.wrap_backbone(model)
+    gl.wrap_backbone(model)
+    check_backbone(model)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from glimpse_lightning.data.jsonl import JSONL
+from glimpse_lightning.data.visual_cot import draw
 from glimpse_lightning.errors import BadSampleError, GlimpseError
 
 GOOD = {"question": "what is it", "answer": "a cat", "image": "cat.png"}
@@ -48,6 +49,16 @@ def test_reads_all_keys(write) -> None:
 def test_lines_about_one_image_share_it(write) -> None:
     data = JSONL(write(GOOD, GOOD))
     assert data[0].images[0] is data[1].images[0]
+
+
+def test_drawn_lines_are_those_of_the_visual_cot_files(write) -> None:
+    path = write(*({**GOOD, "question": f"q{i}"} for i in range(20)))
+    drawn = [row.question for row in JSONL(path, draw=7).rows]
+    assert drawn == [f"q{i}" for i in draw(20, "random:7", 42)]
+    assert [row.question for row in JSONL(path, draw=7, draw_seed=1).rows] != drawn
+    assert len(JSONL(path, draw=99)) == 20
+    with pytest.raises(GlimpseError, match="`draw` to be at least 1"):
+        JSONL(path, draw=0)
 
 
 def test_line_separators_inside_strings_are_legal(write) -> None:
