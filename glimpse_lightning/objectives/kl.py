@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import override
 
 from glimpse_lightning.metrics.token_kl import token_kl
 from glimpse_lightning.objectives.base import Objective, StepResult
@@ -29,14 +28,14 @@ class KL(Objective):
     Gates are binary-concrete relaxations of the keep decisions (Maddison et al., arXiv 1611.00712): ``g = sigmoid((s +
     noise) / temperature)`` with logistic noise, so that a token of score ``s`` is open with probability
     ``sigmoid(s)``. The noise matters: without it, one small gate for all tokens would cancel in the softmax and cost
-    nothing. ``log g`` is added to the attention logits of the token's key. The temperature has to be low: a key is out of
-    a decoder's sight only where ``log g`` is several nats below 0, and at temperatures near 1 gates let everything
+    nothing. ``log g`` is added to the attention logits of the token's key. The temperature has to be low: a key is out
+    of a decoder's sight only where ``log g`` is several nats below 0, and at temperatures near 1 gates let everything
     through, however few of them are open.
 
-    The budget term is ``budget_weight * |r - target|`` with ``r`` the mean of ``sigmoid(s)`` over a sample's tokens,
-    averaged over the last ``window`` samples (of all ranks): together they have to meet the budget, so that a sample that
-    needs more tokens may take them from one that needs fewer, whatever the batch size. Over the first ``anneal`` of the
-    training the target falls from ``initial`` to ``retention``, by the same factor in every step.
+    The budget term is ``budget_weight * (r - target)^2 / target`` with ``r`` the mean of ``sigmoid(s)`` over a sample's
+    tokens, averaged over the batch (of all ranks): samples together have to meet the budget, so that one that needs
+    more tokens may take them from one that needs fewer. Over the first ``anneal`` of the training the target falls from
+    ``initial`` to ``retention``, by the same factor in every step.
 
     Needs scorers that return logits (keep = sigmoid > 0.5), and no annotation.
 
@@ -45,8 +44,7 @@ class KL(Objective):
         initial: share to keep at first, in (0, 1]; at least ``retention``.
         anneal: share of the training over which one becomes the other.
         temperature: of the gates.
-        budget_weight: price, in nats, of missing the budget by all tokens.
-        window: samples over which the budget is averaged, exponentially; no fewer than a batch.
+        budget_weight: of the budget term; the price of all tokens, in nats, at one and a half times the target.
     """
 
     def __init__(
@@ -55,8 +53,7 @@ class KL(Objective):
         initial: float = 0.3,
         anneal: float = 0.6,
         temperature: float = 0.3,
-        budget_weight: float = 10.0,
-        window: int = 32,
+        budget_weight: float = 5.0,
     ) -> None:
         for name, value in (("retention", retention), ("initial", initial)):
             if not 0 < value <= 1:
@@ -68,49 +65,37 @@ class KL(Objective):
         self.anneal = anneal
         self.temperature = temperature
         self.budget_weight = budget_weight
-        self.window = window
-        self.recent: Tensor | None = None
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
-        """One step; logs ``kl``, ``budget``, ``retention`` (soft), ``hard_retention``, ``soft_hard_gap``, ``target``."""
+        """One step; logs ``kl``, ``budget``, ``target``, ``retention`` (soft), ``hard_retention``, ``soft_hard_gap``."""
         out = model.distill(batch, lambda scores, _: log_gates(scores, self.temperature))
         kl = weighted_mean(token_kl(out.teacher_logits, out.student_logits, batch.answer_mask), batch.weight)
         last = out.stages[-1]
         soft = mean_retention(last.scores.float().sigmoid(), last.tokens)
         hard = mean_retention((last.scores > 0).float(), last.tokens)
         target = self.target
-        excess = self._recent(soft.detach(), len(batch.samples)) - target
-        budget = excess.abs() + excess.sign() * (soft - soft.detach())  # the value of one, the gradient of the other
+        excess = _mean_over_ranks(soft) - target
+        budget = excess.square() / target
         logs = {
             "kl": kl, "budget": budget, "retention": soft, "hard_retention": hard, "soft_hard_gap": (soft - hard).abs(),
             "target": torch.tensor(target),
         }  # fmt: skip
         return StepResult(kl + self.budget_weight * budget, {name: value.detach() for name, value in logs.items()})
 
-    def _recent(self, soft: Tensor, samples: int) -> Tensor:
-        """Retention averaged over ranks and the last ``window`` samples, with this batch's ``soft``."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            soft = soft.clone()
-            torch.distributed.all_reduce(soft)
-            soft, samples = soft / torch.distributed.get_world_size(), samples * torch.distributed.get_world_size()
-        if self.recent is None:
-            self.recent = soft
-        self.recent = self.recent.to(soft).lerp(soft, min(1.0, samples / self.window))
-        return self.recent
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {} if self.recent is None else {"recent": self.recent.cpu()}
-
-    @override
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.recent = state.get("recent")
-
     @property
     def target(self) -> float:
         """The budget at this point of the training."""
         done = 1.0 if self.anneal <= 0 else min(1.0, self.progress / self.anneal)
         return self.initial * (self.retention / self.initial) ** done
+
+
+def _mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of all ranks' ``value``, with the gradient of this rank's (ranks' gradients are averaged later)."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    mean = value.detach().clone()
+    torch.distributed.all_reduce(mean)
+    return mean / torch.distributed.get_world_size() + value - value.detach()
 
 
 def log_gates(scores: Tensor, temperature: float) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def test_the_target_falls_by_a_constant_factor() -> None:
     targets = []
     for objective.progress in (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0):
         targets.append(objective.target)
-    ratios = [later / earlier for earlier, later in zip(targets, targets[1:], strict=False)]
+    ratios = [later / earlier for earlier, later in pairwise(targets)]
     assert targets[0] == pytest.approx(0.4)
     assert ratios[:4] == pytest.approx([ratios[0]] * 4)
     assert targets[4:] == pytest.approx([0.05] * 3)
@@ -47,19 +49,8 @@ def test_the_budget_pulls_from_both_sides() -> None:
         result.loss.backward()
         (head,) = (p for name, p in model.pruner.named_parameters() if name.endswith("attn_out_projs.3.bias"))
         assert result.logs["retention"].item() == pytest.approx(0.5)  # logits start at 0
-        assert result.logs["budget"].item() == pytest.approx(abs(0.5 - target))
+        assert result.logs["budget"].item() == pytest.approx((0.5 - target) ** 2 / target)
         assert head.grad.item() * direction > 0
-
-
-def test_the_budget_is_met_by_recent_samples_together() -> None:
-    objective, model, batch = objective_on_batch(retention=0.6, anneal=0.0, window=30)
-    objective.recent = torch.tensor(0.8)
-    logs = objective.step(model, batch).logs
-    assert logs["retention"].item() == pytest.approx(0.5)
-    assert logs["budget"].item() == pytest.approx(0.8 + (0.5 - 0.8) * 3 / 30 - 0.6)  # too many, though this batch has few
-    other = KL(retention=0.6, window=30)
-    other.load_state_dict(objective.state_dict())
-    assert other.recent == objective.recent
 
 
 @pytest.mark.parametrize("options", [{"retention": 0}, {"retention": 1.2}, {"initial": 0}, {"temperature": 0.0}])
