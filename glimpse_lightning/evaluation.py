@@ -24,7 +24,7 @@ from glimpse_lightning.pruner import Pruner, PruneStage
 from glimpse_lightning.results import Record
 from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.sharing import SharedQuestions
-from glimpse_lightning.token_counts import TokenCounts, count_tokens
+from glimpse_lightning.token_counts import StageTokens, TokenCounts, count_tokens
 
 TEACHER_TOKENS = 1024
 """Tokens of the full model's distribution that are remembered one by one; the rest is one remainder."""
@@ -157,7 +157,9 @@ class Evaluator:
         counts = token_counts(model, out, len(batch.samples))
         evidence = evidence_mask(out.tokens, [sample.boxes for sample in batch.samples])
         overlap, annotated = evidence_overlap(keep, evidence, out.tokens.sample, len(batch.samples))
-        total, touched = (_per_sample(mask, out, len(batch.samples)) for mask in (torch.ones_like(keep), evidence))
+        kept, total, touched = (
+            _per_sample(mask, out, len(batch.samples)) for mask in (keep, torch.ones_like(keep), evidence)
+        )
         records = []
         for row, (sample, full) in enumerate(zip(batch.samples, fulls, strict=True)):
             if batch.weight[row] == 0:
@@ -173,10 +175,11 @@ class Evaluator:
                     full_prediction=full.text,
                     score=self.metric.score(texts[row], sample.answers),
                     full_score=self.metric.score(full.text, sample.answers),
-                    kept=counts[row].kv,
+                    kept=kept[row],
                     total=total[row],
                     entering=counts[row].entering,
                     layer_mean=counts[row].layer_mean,
+                    kv=counts[row].kv,
                     flops=counts[row].flops,
                     kl=full.kl(logs[row]) if logs is not None else 0.0 if model.pruner is None else None,
                     evidence=touched[row] if sample.boxes is not None else None,
@@ -191,16 +194,15 @@ class Evaluator:
 def token_counts(model: PrunedVLM, out: PrefillOutput, samples: int) -> list[TokenCounts]:
     """How many visual tokens each of ``samples`` questions kept."""
     total = _per_sample(torch.ones_like(out.tokens.item, dtype=torch.bool), out, samples)
-    kv = _per_sample(final_keep(out), out, samples)
-    text = [columns - left for columns, left in zip(out.prompt_keep.sum(1).tolist(), kv, strict=True)]
-    alive, left_by_stage = torch.ones_like(out.tokens.item, dtype=torch.bool), []
+    survivors = _per_sample(final_keep(out), out, samples)
+    text = [columns - left for columns, left in zip(out.prompt_keep.sum(1).tolist(), survivors, strict=True)]
+    alive = torch.ones_like(out.tokens.item, dtype=torch.bool)
+    stages: list[list[StageTokens]] = [[] for _ in range(samples)]
     for stage, keep in zip(model.pruner.stages if model.pruner is not None else [], out.keep, strict=True):
         alive = alive & keep
-        left_by_stage.append((stage.after_layer, _per_sample(alive, out, samples)))
-    return [
-        count_tokens(total[i], text[i], [(layer, left[i]) for layer, left in left_by_stage], model.backbone.facts)
-        for i in range(samples)
-    ]
+        for mine, left in zip(stages, _per_sample(alive, out, samples), strict=True):
+            mine.append(StageTokens(stage.after_layer, left, stage.early_kv))
+    return [count_tokens(total[i], text[i], stages[i], model.backbone.facts) for i in range(samples)]
 
 
 def _per_sample(mask: Tensor, out: PrefillOutput, samples: int) -> list[int]:
@@ -239,18 +241,21 @@ def first_layer(pruner: Pruner) -> int:
 def baseline_models(
     model: PrunedVLM, rivals: Mapping[str, Scorer], share: float, tokens: float
 ) -> dict[str, PrunedVLM]:
-    """Models that prune where ``model`` first prunes and keep the share ``share`` of every sample's tokens.
+    """Models that prune where and as ``model`` first prunes and keep the share ``share`` of every sample's tokens.
 
     ``KeepRatio`` rounds down, so the ratio is raised to give a sample of ``tokens`` tokens the next whole number: a
     baseline never gets fewer tokens than the method it is compared with.
     """
     assert model.pruner is not None
     ratio = min(1.0, math.ceil(share * tokens - 1e-6) / tokens) if tokens else share
-    layer = first_layer(model.pruner)
-    return {
-        name: PrunedVLM(model.backbone, Pruner([PruneStage(layer, scorer, KeepRatio(ratio))]))
+    first = model.pruner.stages[0]
+    stages = {
+        name: PruneStage(
+            first.after_layer, scorer, KeepRatio(ratio), early_kv=first.early_kv, positions=first.positions
+        )
         for name, scorer in rivals.items()
     }
+    return {name: PrunedVLM(model.backbone, Pruner([stage])) for name, stage in stages.items()}
 
 
 def kept_by_item(out: PrefillOutput) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from glimpse_lightning.metrics import AnswerMetric, ExactMatch
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.objectives.base import Objective
 from glimpse_lightning.policies.base import Policy
-from glimpse_lightning.pruner import Pruner, PruneStage
+from glimpse_lightning.pruner import EarlyKV, Positions, Pruner, PruneStage
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.results import Record, Summary, gathered, summarise
 from glimpse_lightning.scorers.base import Scorer
@@ -73,6 +73,8 @@ class PruningModule(LightningModule):
         scorer: scores each visual token.
         policy: turns scores into a keep mask.
         reducer: what becomes of dropped tokens; default: gone.
+        early_kv: whether layers up to ``after_layer`` `keep` the keys and values of dropped tokens; default: `prune`.
+        positions: `keep` the kept tokens' positions (default), or `renumber` them.
         stages: several prune stages, in order.
         pruner: folder of a saved pruner, with its own layers, scorers and policies; with ``policy``, under that one.
         objective: what training minimises; not needed for evaluation.
@@ -95,6 +97,8 @@ class PruningModule(LightningModule):
         scorer: Scorer | None = None,
         policy: Policy | None = None,
         reducer: Reducer | None = None,
+        early_kv: EarlyKV | None = None,
+        positions: Positions | None = None,
         stages: list[PruneStage] | None = None,
         pruner: str | None = None,
         objective: Objective | None = None,
@@ -113,7 +117,9 @@ class PruningModule(LightningModule):
         self.allow_empty = allow_empty
         # In a tuple, or it would be registered a second time beside `vlm.pruner`.
         self._policy = policy if pruner else None
-        self._source = (self._pruner_source(after_layer, scorer, None if pruner else policy, reducer, stages, pruner),)
+        single = {"after_layer": after_layer, "scorer": scorer, "policy": None if pruner else policy}
+        options = {"reducer": reducer, "early_kv": early_kv, "positions": positions}
+        self._source = (_pruner_source(single, options, stages, pruner),)
         self.objective = objective
         self.optimizer_options = optimizer
         self.metric = metric
@@ -129,32 +135,6 @@ class PruningModule(LightningModule):
         self._records: list[Record] = []
         self._baseline_records: dict[str, list[Record]] = {}
         self._rivals: dict[str, PrunedVLM] | None = None
-
-    def _pruner_source(
-        self,
-        after_layer: int | None,
-        scorer: Scorer | None,
-        policy: Policy | None,
-        reducer: Reducer | None,
-        stages: list[PruneStage] | None,
-        pruner: str | None,
-    ) -> Pruner | str | None:
-        single = {"after_layer": after_layer, "scorer": scorer, "policy": policy}
-        given = [name for name, value in {**single, "reducer": reducer}.items() if value is not None]
-        ways = [", ".join(given)] * bool(given) + ["stages"] * bool(stages) + ["pruner"] * bool(pruner)
-        if len(ways) > 1:
-            raise GlimpseError(f"Expected one way to say what prunes, but got {' and '.join(ways)}; drop all but one.")
-        if stages or pruner:
-            return Pruner(stages) if stages else pruner
-        if not given:
-            return None
-        if missing := [name for name, value in single.items() if value is None]:
-            raise GlimpseError(
-                f"Expected `model.after_layer`, `model.scorer` and `model.policy` together, but {', '.join(missing)} "
-                f"is missing (given: {', '.join(given)})."
-            )
-        assert after_layer is not None and scorer is not None and policy is not None
-        return Pruner([PruneStage(after_layer, scorer, policy, reducer)])
 
     # -- the model ----------------------------------------------------------------------------------------------
 
@@ -414,6 +394,31 @@ class PruningModule(LightningModule):
         """Answers of the pruned model, outside any trainer."""
         self.configure_model()
         return self.evaluator.predict(self.model, self.model.backbone.collate(samples))[0]
+
+
+def _pruner_source(
+    single: Mapping[str, Any], options: Mapping[str, Any], stages: list[PruneStage] | None, pruner: str | None
+) -> Pruner | str | None:
+    """What prunes, said in one of three ways: one stage by its parts, several stages, a saved pruner's folder.
+
+    Args:
+        single: what one stage needs, by name; ``None`` where it is not given.
+        options: what it may have besides.
+    """
+    given = {name: value for name, value in {**single, **options}.items() if value is not None}
+    ways = [", ".join(given)] * bool(given) + ["stages"] * bool(stages) + ["pruner"] * bool(pruner)
+    if len(ways) > 1:
+        raise GlimpseError(f"Expected one way to say what prunes, but got {' and '.join(ways)}; drop all but one.")
+    if stages or pruner:
+        return Pruner(stages) if stages else pruner
+    if not given:
+        return None
+    if missing := [name for name, value in single.items() if value is None]:
+        raise GlimpseError(
+            f"Expected `model.after_layer`, `model.scorer` and `model.policy` together, but {', '.join(missing)} "
+            f"is missing (given: {', '.join(given)})."
+        )
+    return Pruner([PruneStage(**given)])
 
 
 def learning_rate_factor(progress: float, options: OptimizerOptions) -> float:

@@ -233,7 +233,7 @@ class SuiteModule(PruningModule):
 
 
 def _token_counts(out: PrefillOutput, num_samples: int) -> list[tuple[int, int]]:
-    """Of each sample the visual tokens that decoding sees, and those there were."""
+    """Of each sample the visual tokens that all stages keep, and those there were."""
     keep: Tensor = final_keep(out)
     kept, total = (
         torch.bincount(out.tokens.sample[mask], minlength=num_samples).tolist()

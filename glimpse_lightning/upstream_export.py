@@ -88,6 +88,8 @@ def _expressible(pruner: Pruner) -> tuple[PruneStage, VIP, Threshold]:
         if type(part) is not wanted:
             raise _refuse(f"the {name} {wanted.__name__}", type(part).__name__)
     assert isinstance(scorer, VIP) and isinstance(policy, Threshold)
+    if (stage.early_kv, stage.positions) != ("prune", "keep"):
+        raise _refuse("early_kv='prune' and positions='keep'", f"{stage.early_kv!r} and {stage.positions!r}")
     if scorer.query != "glimpse" or not (scorer.vision_condition and scorer.rotary and scorer.fusion):
         raise _refuse("a whole VIP (query='glimpse', vision_condition, rotary, fusion)", "one that lacks a part")
     if policy.scale != "sigmoid" or policy.per != "sample":

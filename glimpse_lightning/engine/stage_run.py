@@ -145,7 +145,7 @@ class StageRun:
                 f"{type(self.stage.policy).__name__} reads decoder keys, and none exist before layer 0; set the "
                 "stage's `after_layer` to 0 or more."
             )
-        return trunk.cache.layers[-1].keys.transpose(1, 2).flatten(2)
+        return trunk.last_keys()
 
     def _probe(self, name: str, probe: AttentionProbe, alive: Tensor) -> Tensor:
         rows = []

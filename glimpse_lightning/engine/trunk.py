@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
 
 from glimpse_lightning.engine.compaction import Compaction
+from glimpse_lightning.engine.prompt_cache import Columns, PromptCache
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.visual_tokens import Views
 
@@ -53,6 +53,7 @@ class Trunk:
         slot: ``[B, M]`` packed index of the visual token at a column; -1 elsewhere.
         column: ``[B, M]`` original column.
         alive: ``[V']`` packed indices of the visual tokens still there, ascending.
+        numbering: how often positions have been renumbered.
     """
 
     backbone: Backbone
@@ -64,10 +65,12 @@ class Trunk:
     slot: Tensor
     column: Tensor
     alive: Tensor
-    cache: Cache
+    cache: PromptCache
     masks: dict[str, Any] = field(default_factory=dict)
     positions: Any = None
+    numbering: int = 0
     _places: tuple[Tensor, ...] | None = None
+    _columns: Columns | None = None
 
     @classmethod
     def start(cls, backbone: Backbone, prompt: Prompt) -> Trunk:
@@ -78,7 +81,7 @@ class Trunk:
         alive = torch.arange(len(layout.item), device=visual.device)
         return cls(
             backbone, prompt, layout, prompt.embeds, prompt.mask, prompt.position_ids, slot, column, alive,
-            cache=DynamicCache(),
+            cache=PromptCache(),
         )  # fmt: skip
 
     def run_layer(self, layer: int, tap: AttentionTap | None = None) -> None:
@@ -88,6 +91,7 @@ class Trunk:
         if kind not in self.masks:
             self.masks[kind] = self.backbone.attention_mask(layer, self.hidden, self.mask, None, self._image())
         self.hidden = self.backbone.run_layer(layer, self.hidden, self.masks[kind], self.positions, self.cache, tap)
+        self.cache.columns.append(self.columns)
         if layer in self.prompt.layer_features:
             features = self.prompt.layer_features[layer][self.alive].to(self.hidden)
             self.hidden = self.hidden.index_put(self.places, self.visual(self.hidden) + features)
@@ -98,22 +102,46 @@ class Trunk:
             return None
         return torch.cat([self.layout.item, self.layout.item.new_full((1,), -1)])[self.slot]
 
-    def compact(self, keep: Tensor, reduced: Tensor | None) -> None:
-        """Drop the visual tokens that ``keep [V]`` (over all of them) does not keep; ``reduced [kept, D]`` replaces
-        the states of the kept ones.
+    @property
+    def columns(self) -> Columns:
+        """The columns still there; the same object until some leave."""
+        if self._columns is None:
+            self._columns = Columns(self.mask, self.position_ids, self.slot, self.column, self.numbering)
+        return self._columns
+
+    def compact(
+        self, keep: Tensor, reduced: Tensor | None, keep_early_kv: bool = False, renumber: bool = False
+    ) -> None:
+        """Drop the visual tokens that ``keep [V]`` (over all of them) does not keep.
+
+        Args:
+            reduced: ``[kept, D]`` what replaces the states of the kept ones.
+            keep_early_kv: the layers so far keep the keys and values that they have.
+            renumber: what is left gets positions without gaps; see :meth:`Columns.renumbered`.
         """
-        kept_columns = self.mask & torch.cat([keep, keep.new_ones(1)])[self.slot]  # slot -1 = text: always kept
-        plan = Compaction.plan(kept_columns)
+        before = self.columns
+        plan = Compaction.plan(before.kept(keep))
+        after = before.compacted(plan)
+        if not keep_early_kv:
+            self.cache.compact(keep, before, plan, after)
         self.hidden = plan.rows(self.hidden)
-        self.position_ids = plan.columns(self.position_ids, 1)
-        self.slot = plan.columns(self.slot, -1)
-        self.column = plan.columns(self.column)
-        self.mask = plan.mask
         self.alive = self.alive[keep[self.alive]]
-        plan.compact_cache(self.cache)
+        self._columns = now = after.renumbered(before) if renumber else after
+        self.mask, self.position_ids, self.slot, self.column = now.mask, now.position_ids, now.slot, now.column
+        self.numbering = now.numbering
         self.masks, self.positions, self._places = {}, None, None
         if reduced is not None:
             self.hidden[self.places] = reduced
+
+    def last_keys(self) -> Tensor:
+        """``[B, M, Hk * d]`` keys of the last layer that has run, of the columns still there."""
+        keys, held = self.cache.layers[-1].keys.transpose(1, 2).flatten(2), self.cache.columns[-1]
+        if held is self.columns:
+            return keys
+        place = torch.zeros_like(self.prompt.mask, dtype=torch.long)
+        order = torch.arange(held.column.shape[1], device=place.device).expand_as(held.column)
+        index = place.scatter(1, held.column, order).gather(1, self.column)
+        return keys.gather(1, index[..., None].expand(-1, -1, keys.shape[-1]))
 
     @property
     def places(self) -> tuple[Tensor, ...]:
