@@ -6,6 +6,7 @@ Suffixes: ``B`` samples, ``N`` columns of the prompt, ``M`` columns that a layer
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,6 +32,11 @@ class Columns:
     slot: Tensor
     column: Tensor
     numbering: int = 0
+
+    @cached_property
+    def length(self) -> Tensor:
+        """``[B]`` columns of each sample that are no padding."""
+        return self.mask.sum(1)
 
     @property
     def last(self) -> Tensor:
@@ -84,11 +90,13 @@ class PromptCache(DynamicCache):
 
     Attributes:
         columns: of each filled layer, the columns of the prompt that it holds; one object for layers that are alike.
+        ran_on: ``[B]`` of each filled layer, columns of each sample that it ran on.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.columns: list[Columns] = []
+        self.ran_on: list[Tensor] = []
 
     @property
     def even(self) -> bool:
@@ -126,4 +134,5 @@ def fork_cache(cache: PromptCache, repeats: int = 1) -> PromptCache:
         new.columns = [repeated[id(columns)] for columns in cache.columns]
     else:
         new.columns = list(cache.columns)
+    new.ran_on = [length.repeat_interleave(repeats) for length in cache.ran_on] if repeats > 1 else list(cache.ran_on)
     return new

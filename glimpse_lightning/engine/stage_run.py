@@ -136,6 +136,8 @@ class StageRun:
             keys=None if keys is None else trunk.visual(keys),
             text_keys=None if keys is None or text is None else keys[text],
             views=layout.views,
+            text_length=(trunk.mask & (trunk.slot < 0)).sum(1),
+            layer_tokens=trunk.layer_lengths(),
         )
 
     def _decoder_keys(self, trunk: Trunk) -> Tensor:

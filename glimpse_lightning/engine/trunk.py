@@ -92,6 +92,7 @@ class Trunk:
             self.masks[kind] = self.backbone.attention_mask(layer, self.hidden, self.mask, None, self._image())
         self.hidden = self.backbone.run_layer(layer, self.hidden, self.masks[kind], self.positions, self.cache, tap)
         self.cache.columns.append(self.columns)
+        self.cache.ran_on.append(self.columns.length)
         if layer in self.prompt.layer_features:
             features = self.prompt.layer_features[layer][self.alive].to(self.hidden)
             self.hidden = self.hidden.index_put(self.places, self.visual(self.hidden) + features)
@@ -132,6 +133,11 @@ class Trunk:
         self.masks, self.positions, self._places = {}, None, None
         if reduced is not None:
             self.hidden[self.places] = reduced
+
+    def layer_lengths(self) -> Tensor:
+        """``[B, layers so far]`` columns of each sample that a layer ran on."""
+        none = self.columns.length[:, None][:, :0]
+        return torch.cat([none, *(length[:, None] for length in self.cache.ran_on)], 1)
 
     def last_keys(self) -> Tensor:
         """``[B, M, Hk * d]`` keys of the last layer that has run, of the columns still there."""
