@@ -31,6 +31,7 @@ from glimpse_lightning.objectives.base import Objective
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.pruner import EarlyKV, Positions, Pruner, PruneStage
 from glimpse_lightning.reducers.base import Reducer
+from glimpse_lightning.resolution import ResolutionCut
 from glimpse_lightning.results import Record, Summary, gathered, summarise
 from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.sharing import SharedQuestions
@@ -76,6 +77,8 @@ class PruningModule(LightningModule):
         early_kv: whether layers up to ``after_layer`` `keep` the keys and values of dropped tokens; default: `prune`.
         positions: `keep` the kept tokens' positions (default), or `renumber` them.
         stages: several prune stages, in order.
+        resolution: shrink images instead (`{ratio: 0.11}` or `{max_pixels: 50176}`), in place of anything that prunes;
+            the full model still sees whole images, and tokens are counted against theirs.
         pruner: folder of a saved pruner, with its own layers, scorers and policies; with ``policy``, under that one.
         objective: what training minimises; not needed for evaluation.
         optimizer: learning rate and its schedule.
@@ -101,6 +104,7 @@ class PruningModule(LightningModule):
         positions: Positions | None = None,
         stages: list[PruneStage] | None = None,
         pruner: str | None = None,
+        resolution: ResolutionCut | None = None,
         objective: Objective | None = None,
         optimizer: OptimizerOptions = OptimizerOptions(),
         metric: AnswerMetric | None = None,
@@ -120,6 +124,9 @@ class PruningModule(LightningModule):
         single = {"after_layer": after_layer, "scorer": scorer, "policy": None if pruner else policy}
         options = {"reducer": reducer, "early_kv": early_kv, "positions": positions}
         self._source = (_pruner_source(single, options, stages, pruner),)
+        self.resolution = resolution
+        if resolution is not None and self._source[0] is not None:
+            raise GlimpseError("`model.resolution` takes the place of what prunes; drop it, or the pruner.")
         self.objective = objective
         self.optimizer_options = optimizer
         self.metric = metric
@@ -313,7 +320,7 @@ class PruningModule(LightningModule):
         return 1 if chosen == [] or (self.vlm is not None and self.vlm.pruner is None) else 2
 
     def _evaluate(self, batch: Batch) -> dict[str, Any]:
-        records, out = self.evaluator.evaluate(self.model, batch)
+        records, out = self.evaluator.evaluate(self.model, batch, resolution=self.resolution)
         self._records += records
         return {"records": records, "kept": kept_by_item(out)}
 
@@ -386,14 +393,18 @@ class PruningModule(LightningModule):
     @override
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Answers of the pruned model, and what it kept."""
-        answers, out = self.evaluator.predict(self.model, batch)
+        answers, out = self.evaluator.predict(self.model, self.seen(batch))
         counts = [name for name, weight in enumerate(batch.weight.tolist()) if weight]
         return {"answers": answers, "counts": counts, "kept": kept_by_item(out)}
 
     def answer(self, samples: list[Sample]) -> list[str]:
         """Answers of the pruned model, outside any trainer."""
         self.configure_model()
-        return self.evaluator.predict(self.model, self.model.backbone.collate(samples))[0]
+        return self.evaluator.predict(self.model, self.seen(self.model.backbone.collate(samples)))[0]
+
+    def seen(self, batch: Batch) -> Batch:
+        """What the model under test sees of a batch: smaller images where its resolution is cut."""
+        return batch if self.resolution is None else self.resolution.applied(batch, self.model.backbone)
 
 
 def _pruner_source(

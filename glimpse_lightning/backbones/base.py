@@ -148,6 +148,16 @@ class Backbone(ABC):
         return self.model.config.get_text_config()
 
     @property
+    def max_pixels(self) -> int | None:
+        """Pixels of the largest image that the processor takes as it is; ``None`` where it knows no such number."""
+        return None
+
+    @property
+    def pixel_multiple(self) -> int:
+        """What the processor rounds the sides of an image to, in pixels."""
+        return 1
+
+    @property
     def layers(self) -> nn.ModuleList:
         return self.decoder.layers
 
