@@ -52,7 +52,7 @@ def save_pruner(pruner: Pruner, folder: str | Path, backbone: str = "") -> Path:
         )
     stages = [
         {"after_layer": s.after_layer, "scorer": _describe(s.scorer), "policy": _describe(s.policy)}
-        | {"reducer": _describe(s.reducer)}
+        | {"reducer": _describe(s.reducer), "early_kv": s.early_kv, "positions": s.positions}
         for s in _stages(pruner)
     ]
     config: dict[str, Any] = {"format": FORMAT, "glimpse_lightning": __version__, "backbone": backbone}
@@ -168,6 +168,8 @@ def _stage(saved: dict[str, Any]) -> PruneStage:
         scorer=_restore(saved["scorer"], Scorer),
         policy=_restore(saved["policy"], Policy),
         reducer=_restore(saved["reducer"], Reducer),
+        early_kv=saved.get("early_kv", "prune"),  # not in pruners saved before there was a choice
+        positions=saved.get("positions", "keep"),
     )
 
 

@@ -21,10 +21,11 @@ from glimpse_lightning.metrics.text import AnswerMetric
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.policies import KeepRatio
 from glimpse_lightning.pruner import Pruner, PruneStage
+from glimpse_lightning.resolution import ResolutionCut, check_fewer
 from glimpse_lightning.results import Record
 from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.sharing import SharedQuestions
-from glimpse_lightning.token_counts import TokenCounts, count_tokens
+from glimpse_lightning.token_counts import StageTokens, TokenCounts, count_tokens
 
 TEACHER_TOKENS = 1024
 """Tokens of the full model's distribution that are remembered one by one; the rest is one remainder."""
@@ -143,21 +144,35 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(
-        self, model: PrunedVLM, batch: Batch, with_kl: bool = True, prompt: Prompt | None = None
+        self,
+        model: PrunedVLM,
+        batch: Batch,
+        with_kl: bool = True,
+        prompt: Prompt | None = None,
+        resolution: ResolutionCut | None = None,
     ) -> tuple[list[Record], PrefillOutput]:
-        """A record for every sample that counts, and the prefill they come from."""
+        """A record for every sample that counts, and the prefill they come from.
+
+        Args:
+            resolution: what shrinks the images that ``model`` sees, but not those that the full model sees; tokens are
+                counted against those of whole images, and overlap with evidence is not defined.
+        """
         prompt = self.embed([model], batch) if prompt is None else prompt
         fulls = self.full_answers(batch, prompt)
-        if model.pruner is None:  # it is the full model
+        seen = batch if resolution is None else resolution.applied(batch, model.backbone)
+        is_full = model.pruner is None and seen is batch
+        if is_full:
             texts, out, logs = [full.text for full in fulls], prefill(model, batch, prompt), None
         else:
-            texts, out = self.predict(model, batch, prompt)
-            logs = answer_log_probs(model, out, batch) if with_kl else None
+            texts, out = self.predict(model, seen, prompt if seen is batch else None)
+            logs = answer_log_probs(model, out, seen) if with_kl else None
         keep = final_keep(out)
-        counts = token_counts(model, out, len(batch.samples))
-        evidence = evidence_mask(out.tokens, [sample.boxes for sample in batch.samples])
+        counts = token_counts(model, out, len(batch.samples)) if seen is batch else cut_counts(model, out, prompt)
+        boxes = [sample.boxes if seen is batch else None for sample in batch.samples]
+        evidence = evidence_mask(out.tokens, boxes)
         overlap, annotated = evidence_overlap(keep, evidence, out.tokens.sample, len(batch.samples))
-        total, touched = (_per_sample(mask, out, len(batch.samples)) for mask in (torch.ones_like(keep), evidence))
+        kept, touched = (_per_sample(mask, out, len(batch.samples)) for mask in (keep, evidence))
+        total = prompt.visual.sum(1).tolist()
         records = []
         for row, (sample, full) in enumerate(zip(batch.samples, fulls, strict=True)):
             if batch.weight[row] == 0:
@@ -173,13 +188,14 @@ class Evaluator:
                     full_prediction=full.text,
                     score=self.metric.score(texts[row], sample.answers),
                     full_score=self.metric.score(full.text, sample.answers),
-                    kept=counts[row].kv,
+                    kept=kept[row],
                     total=total[row],
                     entering=counts[row].entering,
                     layer_mean=counts[row].layer_mean,
+                    kv=counts[row].kv,
                     flops=counts[row].flops,
-                    kl=full.kl(logs[row]) if logs is not None else 0.0 if model.pruner is None else None,
-                    evidence=touched[row] if sample.boxes is not None else None,
+                    kl=full.kl(logs[row]) if logs is not None else 0.0 if is_full else None,
+                    evidence=touched[row] if boxes[row] is not None else None,
                     evidence_recall=recall,
                     evidence_precision=precision,
                     evidence_iou=iou,
@@ -191,16 +207,29 @@ class Evaluator:
 def token_counts(model: PrunedVLM, out: PrefillOutput, samples: int) -> list[TokenCounts]:
     """How many visual tokens each of ``samples`` questions kept."""
     total = _per_sample(torch.ones_like(out.tokens.item, dtype=torch.bool), out, samples)
-    kv = _per_sample(final_keep(out), out, samples)
-    text = [columns - left for columns, left in zip(out.prompt_keep.sum(1).tolist(), kv, strict=True)]
-    alive, left_by_stage = torch.ones_like(out.tokens.item, dtype=torch.bool), []
+    survivors = _per_sample(final_keep(out), out, samples)
+    text = [columns - left for columns, left in zip(out.prompt_keep.sum(1).tolist(), survivors, strict=True)]
+    alive = torch.ones_like(out.tokens.item, dtype=torch.bool)
+    stages: list[list[StageTokens]] = [[] for _ in range(samples)]
     for stage, keep in zip(model.pruner.stages if model.pruner is not None else [], out.keep, strict=True):
         alive = alive & keep
-        left_by_stage.append((stage.after_layer, _per_sample(alive, out, samples)))
-    return [
-        count_tokens(total[i], text[i], [(layer, left[i]) for layer, left in left_by_stage], model.backbone.facts)
-        for i in range(samples)
-    ]
+        for mine, left in zip(stages, _per_sample(alive, out, samples), strict=True):
+            mine.append(StageTokens(stage.after_layer, left, stage.early_kv))
+    return [count_tokens(total[i], text[i], stages[i], model.backbone.facts) for i in range(samples)]
+
+
+def cut_counts(model: PrunedVLM, out: PrefillOutput, whole: Prompt) -> list[TokenCounts]:
+    """Visual tokens of questions about shrunk images, none of them pruned; FLOPs against those of ``whole`` images.
+
+    Raises:
+        GlimpseError: where there are as many as of whole ones.
+    """
+    entering = _per_sample(final_keep(out), out, len(whole.visual))
+    check_fewer(sum(entering), int(whole.visual.sum()), model.backbone)
+    cost = model.backbone.facts.layer_flops
+    columns = zip(out.prompt_keep.sum(1).tolist(), whole.mask.sum(1).tolist(), strict=True)
+    shares = [cost(small) / cost(large) for small, large in columns]
+    return [TokenCounts(left, left, left, share) for left, share in zip(entering, shares, strict=True)]
 
 
 def _per_sample(mask: Tensor, out: PrefillOutput, samples: int) -> list[int]:
@@ -239,18 +268,21 @@ def first_layer(pruner: Pruner) -> int:
 def baseline_models(
     model: PrunedVLM, rivals: Mapping[str, Scorer], share: float, tokens: float
 ) -> dict[str, PrunedVLM]:
-    """Models that prune where ``model`` first prunes and keep the share ``share`` of every sample's tokens.
+    """Models that prune where and as ``model`` first prunes and keep the share ``share`` of every sample's tokens.
 
     ``KeepRatio`` rounds down, so the ratio is raised to give a sample of ``tokens`` tokens the next whole number: a
     baseline never gets fewer tokens than the method it is compared with.
     """
     assert model.pruner is not None
     ratio = min(1.0, math.ceil(share * tokens - 1e-6) / tokens) if tokens else share
-    layer = first_layer(model.pruner)
-    return {
-        name: PrunedVLM(model.backbone, Pruner([PruneStage(layer, scorer, KeepRatio(ratio))]))
+    first = model.pruner.stages[0]
+    stages = {
+        name: PruneStage(
+            first.after_layer, scorer, KeepRatio(ratio), early_kv=first.early_kv, positions=first.positions
+        )
         for name, scorer in rivals.items()
     }
+    return {name: PrunedVLM(model.backbone, Pruner([stage])) for name, stage in stages.items()}
 
 
 def kept_by_item(out: PrefillOutput) -> list[dict[str, Any]]:

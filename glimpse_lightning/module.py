@@ -29,8 +29,9 @@ from glimpse_lightning.metrics import AnswerMetric, ExactMatch
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.objectives.base import Objective
 from glimpse_lightning.policies.base import Policy
-from glimpse_lightning.pruner import Pruner, PruneStage
+from glimpse_lightning.pruner import EarlyKV, Positions, Pruner, PruneStage
 from glimpse_lightning.reducers.base import Reducer
+from glimpse_lightning.resolution import ResolutionCut
 from glimpse_lightning.results import Record, Summary, gathered, summarise
 from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.sharing import SharedQuestions
@@ -73,7 +74,11 @@ class PruningModule(LightningModule):
         scorer: scores each visual token.
         policy: turns scores into a keep mask.
         reducer: what becomes of dropped tokens; default: gone.
+        early_kv: whether layers up to ``after_layer`` `keep` the keys and values of dropped tokens; default: `prune`.
+        positions: `keep` the kept tokens' positions (default), or `renumber` them.
         stages: several prune stages, in order.
+        resolution: shrink images instead (`{ratio: 0.11}` or `{max_pixels: 50176}`), in place of anything that prunes;
+            the full model still sees whole images, and tokens are counted against theirs.
         pruner: folder of a saved pruner, with its own layers, scorers and policies; with ``policy``, under that one.
         objective: what training minimises; not needed for evaluation.
         optimizer: learning rate and its schedule.
@@ -95,8 +100,11 @@ class PruningModule(LightningModule):
         scorer: Scorer | None = None,
         policy: Policy | None = None,
         reducer: Reducer | None = None,
+        early_kv: EarlyKV | None = None,
+        positions: Positions | None = None,
         stages: list[PruneStage] | None = None,
         pruner: str | None = None,
+        resolution: ResolutionCut | None = None,
         objective: Objective | None = None,
         optimizer: OptimizerOptions = OptimizerOptions(),
         metric: AnswerMetric | None = None,
@@ -113,7 +121,12 @@ class PruningModule(LightningModule):
         self.allow_empty = allow_empty
         # In a tuple, or it would be registered a second time beside `vlm.pruner`.
         self._policy = policy if pruner else None
-        self._source = (self._pruner_source(after_layer, scorer, None if pruner else policy, reducer, stages, pruner),)
+        single = {"after_layer": after_layer, "scorer": scorer, "policy": None if pruner else policy}
+        options = {"reducer": reducer, "early_kv": early_kv, "positions": positions}
+        self._source = (_pruner_source(single, options, stages, pruner),)
+        self.resolution = resolution
+        if resolution is not None and self._source[0] is not None:
+            raise GlimpseError("`model.resolution` takes the place of what prunes; drop it, or the pruner.")
         self.objective = objective
         self.optimizer_options = optimizer
         self.metric = metric
@@ -129,32 +142,6 @@ class PruningModule(LightningModule):
         self._records: list[Record] = []
         self._baseline_records: dict[str, list[Record]] = {}
         self._rivals: dict[str, PrunedVLM] | None = None
-
-    def _pruner_source(
-        self,
-        after_layer: int | None,
-        scorer: Scorer | None,
-        policy: Policy | None,
-        reducer: Reducer | None,
-        stages: list[PruneStage] | None,
-        pruner: str | None,
-    ) -> Pruner | str | None:
-        single = {"after_layer": after_layer, "scorer": scorer, "policy": policy}
-        given = [name for name, value in {**single, "reducer": reducer}.items() if value is not None]
-        ways = [", ".join(given)] * bool(given) + ["stages"] * bool(stages) + ["pruner"] * bool(pruner)
-        if len(ways) > 1:
-            raise GlimpseError(f"Expected one way to say what prunes, but got {' and '.join(ways)}; drop all but one.")
-        if stages or pruner:
-            return Pruner(stages) if stages else pruner
-        if not given:
-            return None
-        if missing := [name for name, value in single.items() if value is None]:
-            raise GlimpseError(
-                f"Expected `model.after_layer`, `model.scorer` and `model.policy` together, but {', '.join(missing)} "
-                f"is missing (given: {', '.join(given)})."
-            )
-        assert after_layer is not None and scorer is not None and policy is not None
-        return Pruner([PruneStage(after_layer, scorer, policy, reducer)])
 
     # -- the model ----------------------------------------------------------------------------------------------
 
@@ -333,7 +320,7 @@ class PruningModule(LightningModule):
         return 1 if chosen == [] or (self.vlm is not None and self.vlm.pruner is None) else 2
 
     def _evaluate(self, batch: Batch) -> dict[str, Any]:
-        records, out = self.evaluator.evaluate(self.model, batch)
+        records, out = self.evaluator.evaluate(self.model, batch, resolution=self.resolution)
         self._records += records
         return {"records": records, "kept": kept_by_item(out)}
 
@@ -406,14 +393,43 @@ class PruningModule(LightningModule):
     @override
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Answers of the pruned model, and what it kept."""
-        answers, out = self.evaluator.predict(self.model, batch)
+        answers, out = self.evaluator.predict(self.model, self.seen(batch))
         counts = [name for name, weight in enumerate(batch.weight.tolist()) if weight]
         return {"answers": answers, "counts": counts, "kept": kept_by_item(out)}
 
     def answer(self, samples: list[Sample]) -> list[str]:
         """Answers of the pruned model, outside any trainer."""
         self.configure_model()
-        return self.evaluator.predict(self.model, self.model.backbone.collate(samples))[0]
+        return self.evaluator.predict(self.model, self.seen(self.model.backbone.collate(samples)))[0]
+
+    def seen(self, batch: Batch) -> Batch:
+        """What the model under test sees of a batch: smaller images where its resolution is cut."""
+        return batch if self.resolution is None else self.resolution.applied(batch, self.model.backbone)
+
+
+def _pruner_source(
+    single: Mapping[str, Any], options: Mapping[str, Any], stages: list[PruneStage] | None, pruner: str | None
+) -> Pruner | str | None:
+    """What prunes, said in one of three ways: one stage by its parts, several stages, a saved pruner's folder.
+
+    Args:
+        single: what one stage needs, by name; ``None`` where it is not given.
+        options: what it may have besides.
+    """
+    given = {name: value for name, value in {**single, **options}.items() if value is not None}
+    ways = [", ".join(given)] * bool(given) + ["stages"] * bool(stages) + ["pruner"] * bool(pruner)
+    if len(ways) > 1:
+        raise GlimpseError(f"Expected one way to say what prunes, but got {' and '.join(ways)}; drop all but one.")
+    if stages or pruner:
+        return Pruner(stages) if stages else pruner
+    if not given:
+        return None
+    if missing := [name for name, value in single.items() if value is None]:
+        raise GlimpseError(
+            f"Expected `model.after_layer`, `model.scorer` and `model.policy` together, but {', '.join(missing)} "
+            f"is missing (given: {', '.join(given)})."
+        )
+    return Pruner([PruneStage(**given)])
 
 
 def learning_rate_factor(progress: float, options: OptimizerOptions) -> float:

@@ -20,7 +20,7 @@ class Prediction:
         id, family, question, references: of the sample; the id is unique within the task.
         prediction, full_prediction: answers with pruned and with all tokens; ``None``: the full model was not asked.
         score, full_score: of these, in [0, 1]; ``None`` without references.
-        kept, total: visual tokens that decoding sees, and visual tokens there are.
+        kept, total: visual tokens that all stages keep, and visual tokens there are.
     """
 
     task: str

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.policies.checks import check_choice
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.reducers.drop import Drop
 from glimpse_lightning.scorers.base import Requires, Scorer
 from glimpse_lightning.visual_tokens import ModelFacts
+
+EarlyKV = Literal["prune", "keep"]
+Positions = Literal["keep", "renumber"]
 
 
 class PruneStage(nn.Module):
@@ -24,16 +28,34 @@ class PruneStage(nn.Module):
         scorer: scores each visual token.
         policy: turns scores into a keep mask.
         reducer: what becomes of the dropped tokens; gone by default.
+        early_kv: what decoding finds in the KV cache of the layers up to ``after_layer``: ``prune``: what this stage
+            keeps, as in later layers; ``keep``: what is there, so that cache lengths differ by layer (FastV,
+            PyramidDrop, SparseVLM).
+        positions: where kept tokens stand in later layers: ``keep``: at their original positions, decoding goes on at
+            the original next one; ``renumber``: the gaps are closed (:meth:`~.prompt_cache.Columns.renumbered`), and
+            in those layers decoding goes on at the new next one (PyramidDrop's and VScan's LLaVA).
     """
 
-    def __init__(self, after_layer: int, scorer: Scorer, policy: Policy, reducer: Reducer | None = None) -> None:
+    def __init__(
+        self,
+        after_layer: int,
+        scorer: Scorer,
+        policy: Policy,
+        reducer: Reducer | None = None,
+        early_kv: EarlyKV = "prune",
+        positions: Positions = "keep",
+    ) -> None:
         super().__init__()
+        check_choice("early_kv", early_kv, ("prune", "keep"))
+        check_choice("positions", positions, ("keep", "renumber"))
         if after_layer < -1:
             raise ValueError(f"Expected `after_layer` to be -1 (before layer 0) or more, but got {after_layer}.")
         self.after_layer = after_layer
         self.scorer = scorer
         self.policy = policy
         self.reducer = Drop() if reducer is None else reducer
+        self.early_kv: EarlyKV = early_kv
+        self.positions: Positions = positions
 
     @property
     def requires(self) -> Requires:
@@ -71,6 +93,11 @@ class Pruner(nn.Module):
             check_facts(self.facts, facts)
             return
         for stage in self.stages:
+            if stage.early_kv == "keep" and stage.after_layer >= facts.num_layers - 1:
+                raise GlimpseError(
+                    f"A stage after layer {stage.after_layer} (counted from 0) of {facts.num_layers} prunes the KV "
+                    "cache only, so with `early_kv: keep` nothing; choose an earlier layer, or `early_kv: prune`."
+                )
             stage.scorer.build(facts, stage.after_layer)
         self.facts = facts
 

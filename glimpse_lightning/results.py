@@ -25,8 +25,8 @@ class Record:
         id, family, question, references: of the sample.
         prediction, full_prediction: answers with pruned and with all tokens.
         score, full_score: of these answers against the references, by the accuracy metric, in [0, 1].
-        kept, total: visual tokens that decoding sees, and visual tokens there are.
-        entering, layer_mean, flops: other counts of what is kept; see ``token_counts.TokenCounts``.
+        kept, total: visual tokens that all stages keep, and visual tokens there are.
+        entering, layer_mean, kv, flops: other counts of what is kept; see ``token_counts.TokenCounts``.
         kl: mean over the answer's tokens of KL(full || pruned) in nats.
         evidence: tokens touched by evidence boxes; ``None`` without annotation.
         evidence_recall, evidence_precision, evidence_iou: how the kept tokens overlap with those.
@@ -44,6 +44,7 @@ class Record:
     total: int
     entering: int | None = None
     layer_mean: float | None = None
+    kv: float | None = None
     flops: float | None = None
     kl: float | None = None
     evidence: int | None = None
@@ -80,8 +81,8 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
 
     ``relative_accuracy`` is the ratio of the accuracies. ``agreement`` is the share of answers equal to the full
     model's, right or wrong. ``oracle_retention`` is the share of tokens touched by evidence boxes. ``retention`` counts
-    the visual tokens that decoding sees; ``entering_retention``, ``layer_retention`` and ``flops_ratio`` are the other
-    counts of ``token_counts.TokenCounts``.
+    the visual tokens that all stages keep; ``entering_retention``, ``layer_retention``, ``kv_retention`` and
+    ``flops_ratio`` are the counts of ``token_counts.TokenCounts``.
     """
     accuracy, full_accuracy = _mean(r.score for r in records), _mean(r.full_score for r in records)
     shares = [share for share in map(retention, records) if share is not None]
@@ -91,6 +92,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         "retention_quantiles": _quantiles(shares),
         "entering_retention": _mean(_ratio(r.entering, r.total) for r in records),
         "layer_retention": _mean(_ratio(r.layer_mean, r.total) for r in records),
+        "kv_retention": _mean(_ratio(r.kv, r.total) for r in records),
         "flops_ratio": _mean(r.flops for r in records),
         "accuracy": accuracy,
         "full_accuracy": full_accuracy,

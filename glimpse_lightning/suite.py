@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
+from glimpse_lightning.backbones.base import Prompt
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.rows import OnError
@@ -179,15 +179,16 @@ class SuiteModule(PruningModule):
         self.evaluator.max_new_tokens = self._data.max_new_tokens or task.max_new_tokens
         layers = tuple(dict.fromkeys(self.model.vision_layers))
         prompt = self.model.backbone.embed(batch.inputs, layers)  # once for both models
-        texts, out = self.evaluator.predict(self.model, batch, prompt)
+        seen = self.seen(batch)
+        texts, out = self.evaluator.predict(self.model, seen, prompt if seen is batch else None)
         full: Sequence[str | None] = [None] * len(texts)
         if self.full:
-            plain = self.model.pruner is None
+            plain = self.model.pruner is None and seen is batch
             full = texts if plain else self.evaluator.predict(self.evaluator.full, batch, prompt)[0]
         done = self._done[task.name]
         metric = task_metric(task.name)
         lines = []
-        for row, (kept, total) in enumerate(_token_counts(out, len(batch.samples))):
+        for row, (kept, total) in enumerate(_token_counts(out, prompt)):
             sample = batch.samples[row]
             if batch.weight[row] == 0 or sample.id in done:
                 continue
@@ -232,11 +233,8 @@ class SuiteModule(PruningModule):
             print_suite(tasks)
 
 
-def _token_counts(out: PrefillOutput, num_samples: int) -> list[tuple[int, int]]:
-    """Of each sample the visual tokens that decoding sees, and those there were."""
-    keep: Tensor = final_keep(out)
-    kept, total = (
-        torch.bincount(out.tokens.sample[mask], minlength=num_samples).tolist()
-        for mask in (keep, torch.ones_like(keep))
-    )
+def _token_counts(out: PrefillOutput, whole: Prompt) -> list[tuple[int, int]]:
+    """Of each sample the visual tokens that all stages keep, and those of its whole images."""
+    total = whole.visual.sum(1).tolist()
+    kept = torch.bincount(out.tokens.sample[final_keep(out)], minlength=len(total)).tolist()
     return list(zip(kept, total, strict=True))

@@ -62,6 +62,20 @@ def pruners(backbone: Backbone) -> Iterator[tuple[str, Pruner]]:
             PruneStage(0, AttentionRank(), KeepRatio(0.6)),
             PruneStage(middle, VIP(**vip), KeepRatio(0.3)),
         ],
+        "early KV kept": lambda: [
+            PruneStage(0, AttentionRank(), KeepRatio(0.6), early_kv="keep"),
+            PruneStage(middle, VIP(**vip), KeepRatio(0.3), early_kv="keep"),
+        ],
+        "early KV kept, then pruned": lambda: [
+            PruneStage(0, AttentionRank(), KeepRatio(0.7), early_kv="keep"),
+            PruneStage(1, AttentionRank(), KeepRatio(0.5)),
+            PruneStage(middle, AttentionRank(), KeepRatio(0.2), early_kv="keep"),
+        ],
+        "positions renumbered": lambda: [
+            PruneStage(-1, Random(), KeepRatio(0.8), positions="renumber"),
+            PruneStage(0, AttentionRank(), KeepRatio(0.5), early_kv="keep", positions="renumber"),
+            PruneStage(middle, VIP(**vip), KeepRatio(0.3), positions="renumber"),
+        ],
         "cache only": lambda: [PruneStage(len(backbone.layers) + 5, AttentionRank(layer=middle), KeepRatio(0.4))],
     }
     for name, make in makers.items():
@@ -79,8 +93,10 @@ def check_plain_equals_hf(backbone: Backbone) -> None:
     inputs = backbone.example_inputs(SIZES)
     expected = _hf_logits(backbone, inputs)
     expected_ids = _hf_generate(backbone, inputs)
-    keep_all = Pruner([PruneStage(len(backbone.layers) // 2, AttentionRank(), KeepRatio(1.0))])
-    for name, pruner in (("pruner=None", None), ("keep-all", keep_all)):
+    middle = len(backbone.layers) // 2
+    keep_all = Pruner([PruneStage(middle, AttentionRank(), KeepRatio(1.0))])
+    uneven = Pruner([PruneStage(middle, AttentionRank(), KeepRatio(1.0), early_kv="keep", positions="renumber")])
+    for name, pruner in (("pruner=None", None), ("keep-all", keep_all), ("keep-all, layer by layer", uneven)):
         model = PrunedVLM(backbone, pruner)
         out = model.prefill(**inputs)
         _assert_close(out.logits, expected, f"{name}: prefill logits differ from Hugging Face's")
@@ -126,7 +142,7 @@ def check_decoding_equals_recomputation(backbone: Backbone) -> None:
 
 
 def check_positions(backbone: Backbone) -> None:
-    """Kept tokens keep their original positions, only visual tokens are dropped, and all layers' caches agree."""
+    """Only visual tokens are dropped; each layer's cache holds what it should, at the positions that it should."""
     inputs = backbone.example_inputs(SIZES)
     prompt = backbone.embed(inputs)
     for name, pruner in pruners(backbone):
@@ -136,9 +152,11 @@ def check_positions(backbone: Backbone) -> None:
             dropped = prompt.mask[row] & ~kept
             assert not (dropped & ~prompt.visual[row]).any(), f"{name}: a text token was dropped"
             positions = out.position_ids[..., row, :][..., out.attention_mask[row].bool()]
-            assert torch.equal(positions, prompt.position_ids[..., row, :][..., kept]), f"{name}: positions moved"
-        lengths = {layer.keys.shape[2] for layer in out.cache.layers}
-        assert lengths == {out.attention_mask.shape[1]}, f"{name}: KV lengths {lengths} differ between layers"
+            expected = _numbering(prompt, pruner, out.keep, len(backbone.layers))[..., row, :][..., kept]
+            assert torch.equal(positions, expected), f"{name}: positions are not those of its policy"
+        for index, layer in enumerate(out.cache.layers):
+            length = int(_visible(prompt, _missing(pruner, out.keep, index), prompt.mask.shape[1]).sum(1).max())
+            assert layer.keys.shape[2] == length, f"{name}: layer {index} caches other columns than it should"
 
 
 def check_gradients(backbone: Backbone) -> None:
@@ -149,8 +167,8 @@ def check_gradients(backbone: Backbone) -> None:
     requires_grad = {name: p.requires_grad for name, p in backbone.model.named_parameters()}
     backbone.model.requires_grad_(False)
     for name, pruner in pruners(backbone):
-        if not list(pruner.parameters()):
-            continue
+        if not list(pruner.parameters()) or any(stage.positions == "renumber" for stage in pruner.stages):
+            continue  # nothing to train, or what training refuses
         out = PrunedVLM(backbone, pruner).distill(batch, lambda scores, _: torch.nn.functional.logsigmoid(scores))
         (out.teacher_logits - out.student_logits).square().mean().backward()
         glimpse_layers = pruner.stages[-1].after_layer + 1  # vectors of later layers are only read by the answers
@@ -169,6 +187,8 @@ def check_closed_gates_equal_pruning(backbone: Backbone) -> None:
     for name, pruner in pruners(backbone):
         if any(stage.after_layer >= len(backbone.layers) - 1 for stage in pruner.stages):
             continue
+        if any(stage.positions == "renumber" for stage in pruner.stages):  # which training refuses
+            continue
         model = PrunedVLM(backbone, pruner)
         keys = torch.arange(len(SIZES))
         out = model.prefill(keys=keys, **inputs)
@@ -177,16 +197,11 @@ def check_closed_gates_equal_pruning(backbone: Backbone) -> None:
         )
         ids = generated.sequences
         batch = Batch(inputs, ids, torch.ones_like(ids), keys, torch.ones(len(SIZES)), [])
-        # A gate that is all but closed stays in the way; one that is closed altogether is dropped, so that the next
-        # stage does not see it.
-        seen = [torch.ones_like(out.keep[0]), *out.keep[:-1]]
-        almost = [torch.where(keep, 0.0, -1e4) for keep in out.keep]
-        closed = [torch.where(keep, 0.0, -torch.inf)[before] for keep, before in zip(out.keep, seen, strict=True)]
-        for gates in (almost, closed):
-            waiting = iter(gates)
-            with torch.no_grad():
-                student = model.distill(batch, lambda *_, waiting=waiting: next(waiting)).student_logits
-            _assert_close(student, torch.stack(list(generated.logits), 1), f"{name}: closed gates differ from pruning")
+        closed = [torch.where(keep, 0.0, -1e4) for keep in out.keep]
+        waiting = iter(closed)
+        with torch.no_grad():
+            student = model.distill(batch, lambda *_, waiting=waiting: next(waiting)).student_logits
+        _assert_close(student, torch.stack(list(generated.logits), 1), f"{name}: closed gates differ from pruning")
 
 
 def check_untouched(backbone: Backbone) -> None:
@@ -231,25 +246,27 @@ def recompute_logits(
     """Logits ``[B, 1 + A, vocab]`` after the prompt and after each of ``new_ids [B, A]``, with no cache and no
     compaction: every token stays in place, and dropped ones are masked out of attention.
 
-    Prompt tokens miss what a stage dropped from the layer after it on; new tokens miss it in every layer.
+    Prompt tokens miss what a stage dropped from the layer after it on; new tokens miss it in every layer, but for
+    those up to a stage that keeps their keys and values. Positions are those of each layer's numbering.
     """
     prompt = backbone.embed(inputs)
     batch, length = prompt.mask.shape
     embeds = torch.cat([prompt.embeds, backbone.model.get_input_embeddings()(new_ids)], 1)
     total = embeds.shape[1]
     steps = torch.arange(1, total - length + 1, device=embeds.device)
-    position_ids = torch.cat([prompt.position_ids, prompt.position_ids[..., -1:] + steps], -1)
     causal = torch.ones(total, total, dtype=torch.bool, device=embeds.device).tril()
     new = torch.arange(total, device=embeds.device) >= length
-    hidden, positions = embeds, backbone.position_embeddings(embeds, position_ids)
-    final = _visible(prompt, out.keep, total)
+    hidden = embeds
     if backbone.bidirectional_images:
         image = torch.full((batch, total), -1, device=embeds.device)
         image[:, :length][prompt.visual] = out.tokens.item
         causal = causal | (image[:, None] == image[..., None]) & (image >= 0)[:, None]
     for layer in range(len(backbone.layers)):
+        numbers = _numbering(prompt, pruner, out.keep, layer)
+        positions = backbone.position_embeddings(hidden, torch.cat([numbers, numbers[..., -1:] + steps], -1))
         gone = [keep for stage, keep in zip(pruner.stages, out.keep, strict=True) if stage.after_layer < layer]
-        seen = torch.where(new[None, :, None], final[:, None], _visible(prompt, gone, total)[:, None])
+        cached = _visible(prompt, _missing(pruner, out.keep, layer), total)
+        seen = torch.where(new[None, :, None], cached[:, None], _visible(prompt, gone, total)[:, None])
         allowed = causal & seen | torch.eye(total, dtype=torch.bool, device=embeds.device)
         mask = torch.zeros(batch, 1, total, total, device=embeds.device, dtype=embeds.dtype)
         mask.masked_fill_(~allowed[:, None], torch.finfo(embeds.dtype).min)
@@ -257,6 +274,31 @@ def recompute_logits(
         if layer in prompt.layer_features:
             hidden[:, :length][prompt.visual] += prompt.layer_features[layer]
     return backbone.logits(hidden[:, length - 1 :])
+
+
+def _missing(pruner: Pruner, keeps: list[Tensor], layer: int) -> list[Tensor]:
+    """Those of ``keeps`` (one per stage) that decide what new tokens do not see in ``layer``."""
+    stages = pruner.stages
+    return [
+        keep
+        for index, keep in enumerate(keeps)
+        if stages[index].after_layer < layer or any(later.early_kv == "prune" for later in stages[index:])
+    ]
+
+
+def _numbering(prompt: Any, pruner: Pruner, keeps: list[Tensor], layer: int) -> Tensor:
+    """``[..., B, N]`` positions of the prompt in ``layer``, closing gaps one by one; any number at dropped columns."""
+    numbers, length = prompt.position_ids.clone(), prompt.mask.shape[1]
+    for index, stage in enumerate(pruner.stages):
+        if stage.after_layer >= layer or stage.positions == "keep":
+            continue
+        before, after = (_visible(prompt, keeps[:count], length) for count in (index, index + 1))
+        for row in range(len(before)):
+            mine = numbers[..., row, :]
+            for position in reversed(range(int(mine.max()) + 1)):
+                if bool((mine[..., before[row]] == position).any() and not (mine[..., after[row]] == position).any()):
+                    mine -= (mine > position).long()
+    return numbers
 
 
 def _visible(prompt: Any, keeps: list[Tensor], total: int) -> Tensor:

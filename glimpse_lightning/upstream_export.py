@@ -100,6 +100,8 @@ def _expressible(pruner: Pruner) -> tuple[PruneStage, VIP, Threshold]:
             f"a Threshold with scale='sigmoid' and per={per!r} for {scorer.masks} masks",
             f"{policy.scale!r} and {policy.per!r}",
         )
+    if (stage.early_kv, stage.positions) != ("prune", "keep"):
+        raise _refuse("early_kv='prune' and positions='keep'", f"{stage.early_kv!r} and {stage.positions!r}")
     if pruner.facts.model_type not in MODEL_TYPES:
         raise _refuse(f"a pruner of {' or '.join(MODEL_TYPES)}", repr(pruner.facts.model_type))
     if pruner.facts.model_type == "llava" and (

@@ -131,6 +131,8 @@ class VisualTokens:
         scores: ``[V]`` the stage's scores; for reducers.
         targets: ``[V]`` kept tokens that dropped ones may be merged into (``Policy.merge_targets``); for reducers.
         views: what each item shows; ``None`` = a whole image each.
+        text_length: ``[S]`` tokens of each prompt that are not visual.
+        layer_tokens: ``[S, K + 1]`` tokens of each prompt, text included, that each layer up to the stage ran on.
     """
 
     embeds: Tensor
@@ -154,6 +156,8 @@ class VisualTokens:
     scores: Tensor | None = None
     targets: Tensor | None = None
     views: Views | None = None
+    text_length: Tensor | None = None
+    layer_tokens: Tensor | None = None
 
     def __len__(self) -> int:
         return self.item.shape[0]

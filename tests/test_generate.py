@@ -133,6 +133,29 @@ def test_pruned_rows_equal_single_runs(backbone, name):
         assert torch.equal(rows, alone), f"sample {index}"
 
 
+@pytest.mark.parametrize("options", ["beams returned", "samples returned", "repetition penalty"])
+def test_uneven_caches_decode_like_even_ones(backbone, options):
+    """Keeping everything, layer by layer equals Hugging Face's step; pruning, a sample alone equals it in a batch."""
+    inputs, chosen = backbone.example_inputs(SIZES), OPTIONS[options]
+    everything = gl.PruneStage(
+        1, gl.scorers.AttentionRank(), gl.policies.KeepRatio(1.0), early_kv="keep", positions="renumber"
+    )
+    rows = []
+    for pruner in (None, gl.Pruner([everything])):
+        set_seed(3)
+        rows.append(gl.PrunedVLM(backbone, pruner).generate(**inputs, max_new_tokens=5, **chosen))
+    assert torch.equal(*rows)
+    if chosen["do_sample"]:  # draws depend on the batch
+        return
+    model = pruned(backbone)
+    model.pruner.stages[0].early_kv = "keep"
+    batch = model.generate(**inputs, max_new_tokens=5, **chosen)
+    returned = chosen.get("num_return_sequences", 1)
+    for index, sizes in enumerate(SIZES):
+        alone = model.generate(**backbone.example_inputs([sizes], first_sample=index), max_new_tokens=5, **chosen)
+        assert torch.equal(batch[index * returned : (index + 1) * returned, : alone.shape[1]], alone)
+
+
 def test_one_prefill_serves_many_continuations(backbone):
     model, inputs = pruned(backbone), backbone.example_inputs(SIZES)
     out = model.prefill(**inputs)

@@ -7,16 +7,16 @@ from factories import FACTS
 from torch.utils.flop_counter import FlopCounterMode
 
 import glimpse_lightning as gl
-from glimpse_lightning.token_counts import count_tokens, flops_ratio, tokens_per_layer
+from glimpse_lightning.token_counts import StageTokens, cached_per_layer, count_tokens, flops_ratio, tokens_per_layer
 
 
 def test_a_layer_sees_what_earlier_stages_left() -> None:
-    assert tokens_per_layer(100, [(-1, 40), (1, 10), (9, 3)], 4) == [40, 40, 10, 10]
+    assert tokens_per_layer(100, [StageTokens(-1, 40), StageTokens(1, 10), StageTokens(9, 3)], 4) == [40, 40, 10, 10]
     assert tokens_per_layer(100, [], 2) == [100, 100]
 
 
 def test_four_counts_of_a_hand_made_case() -> None:
-    counts = count_tokens(64, 10, [(1, 16)], FACTS)  # six layers: 0 and 1 on all tokens, four on 16
+    counts = count_tokens(64, 10, [StageTokens(1, 16)], FACTS)  # six layers: 0 and 1 on all tokens, four on 16
     assert (counts.entering, counts.kv) == (64, 16)
     assert counts.layer_mean == (2 * 64 + 4 * 16) / 6
     full, pruned = FACTS.layer_flops(74), FACTS.layer_flops(26)
@@ -31,6 +31,18 @@ def test_the_papers_ratio_is_met() -> None:
         rms_norm_eps=1e-6, vision_layers=32, vision_hidden_size=1280,
     )  # fmt: skip
     assert flops_ratio([5000] * 19 + [130] * 9, 5000, 74, facts) == pytest.approx(0.690, abs=5e-4)
+
+
+def test_cache_of_each_layer() -> None:
+    """A stage that keeps early KV leaves the cache so far alone; any other one leaves in it what it keeps itself."""
+    keep, prune = [StageTokens(1, 40, "keep"), StageTokens(3, 10, "keep")], StageTokens(3, 10)
+    assert cached_per_layer(100, keep, 6) == [100, 100, 40, 40, 10, 10]
+    assert cached_per_layer(100, [keep[0], prune], 6) == [10] * 6
+    assert cached_per_layer(100, [prune, StageTokens(4, 5, "keep")], 6) == [10, 10, 10, 10, 10, 5]
+    assert cached_per_layer(100, [StageTokens(-1, 40, "keep")], 2) == [40, 40]
+    assert cached_per_layer(100, [StageTokens(9, 3)], 2) == [3, 3]
+    assert cached_per_layer(100, [], 2) == [100, 100]
+    assert count_tokens(100, 10, keep, FACTS).kv == 50  # six layers
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])

@@ -17,7 +17,10 @@ from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.packaged_recipes import find_recipe, recipes
 from glimpse_lightning.parser_errors import nearest
 
-PRUNING = ("after_layer", "scorer", "policy", "reducer", "stages", "pruner", "allow_empty")
+PRUNING = (
+    "after_layer", "scorer", "policy", "reducer", "early_kv", "positions", "stages", "pruner", "resolution",
+    "allow_empty",
+)  # fmt: skip
 """Keys of ``model`` that say what prunes: those that a method brings along."""
 
 SHORT = {"layer": "model.after_layer", "backbone": "model.backbone", "seed": "seed_everything"}

@@ -14,7 +14,7 @@ from glimpse_lightning.run_folder import replacing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COSTS = {"retention": ("tokens", "visual tokens kept (KV at decode)"), "flops_ratio": ("flops", "FLOPs of prefill")}
+COSTS = {"kv_retention": ("tokens", "visual tokens kept (KV at decode)"), "flops_ratio": ("flops", "FLOPs of prefill")}
 MARKERS = "osD^v<>ph*XP"
 TICKS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 LINEAR_BELOW = 0.02

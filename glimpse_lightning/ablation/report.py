@@ -16,7 +16,7 @@ from glimpse_lightning.run_folder import remove, write_text
 COUNTS = {
     "entering_retention": "tokens entering",
     "layer_retention": "tokens per layer",
-    "retention": "KV at decode",
+    "kv_retention": "KV at decode",
     "flops_ratio": "FLOPs",
 }
 """The four ways of counting, as ``token_counts`` explains them, and their columns."""

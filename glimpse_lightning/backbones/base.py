@@ -18,6 +18,8 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.engine import taps
 from glimpse_lightning.engine.compaction import Compaction, pad_left
+from glimpse_lightning.engine.decoding import step_by_layers
+from glimpse_lightning.engine.prompt_cache import PromptCache
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.visual_tokens import ModelFacts, Views, VisionTap
@@ -146,6 +148,16 @@ class Backbone(ABC):
         return self.model.config.get_text_config()
 
     @property
+    def max_pixels(self) -> int | None:
+        """Pixels of the largest image that the processor takes as it is; ``None`` where it knows no such number."""
+        return None
+
+    @property
+    def pixel_multiple(self) -> int:
+        """What the processor rounds the sides of an image to, in pixels."""
+        return 1
+
+    @property
     def layers(self) -> nn.ModuleList:
         return self.decoder.layers
 
@@ -215,7 +227,13 @@ class Backbone(ABC):
         return self.lm_head(self.decoder.norm(hidden))
 
     def decode_step(self, **kwargs: Any) -> Any:
-        """The model's own cached step; ``position_ids`` are those of the new tokens."""
+        """The model's own cached step; ``position_ids`` are those of the new tokens.
+
+        Where layers hold other columns of the prompt, or at other positions, its layers are run one by one.
+        """
+        cache = kwargs["past_key_values"]
+        if isinstance(cache, PromptCache) and not cache.even:
+            return step_by_layers(self, kwargs["input_ids"], kwargs["attention_mask"], kwargs["position_ids"], cache)
         return self.model(**kwargs)
 
     # -- text in and out ----------------------------------------------------------------------------------------

@@ -26,6 +26,15 @@ class QwenVLBackbone(PlaceholderBackbone):
     def vision_blocks(self) -> nn.ModuleList:
         return self.model.model.visual.blocks
 
+    @property
+    def max_pixels(self) -> int | None:
+        return None if self.processor is None else self.processor.image_processor.size["longest_edge"]
+
+    @property
+    def pixel_multiple(self) -> int:
+        vision = self.model.config.vision_config
+        return vision.patch_size * vision.spatial_merge_size
+
     def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap]) -> list[Visuals]:
         parts = []
         if inputs.get("pixel_values") is not None:

@@ -17,6 +17,7 @@ from glimpse_lightning.benchmark.memory import peak_bytes
 from glimpse_lightning.benchmark.phases import AFTER, BEFORE, SCORING, PhaseRecorder
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.pruner import Pruner
+from glimpse_lightning.token_counts import StageTokens
 
 HF, UNPRUNED = "hf", "unpruned"
 
@@ -70,17 +71,17 @@ class Sizes:
     Attributes:
         flops: by phase.
         kv_bytes: of the cache object after prefill.
-        kv_length: tokens of a prompt in it.
+        kv_length: tokens of a prompt in it, averaged over the layers.
         peak: bytes above the weights, over a whole generation.
-        stages: of each prune stage its ``after_layer``, and the visual tokens of a prompt left behind it.
+        stages: of each prune stage, the visual tokens of a prompt left behind it.
         logits: ``[B, vocab]`` at the last prompt position.
     """
 
     flops: dict[str, float]
     kv_bytes: int
-    kv_length: int
+    kv_length: float
     peak: int
-    stages: list[tuple[int, int]]
+    stages: list[StageTokens]
     logits: Tensor
 
 
@@ -97,12 +98,12 @@ def sizes(variant: Variant, inputs: Mapping[str, Any], questions: list[str], new
         alive = torch.ones_like(out.tokens.item, dtype=torch.bool)
         for stage, keep in zip(variant.pruner.stages, out.keep, strict=True):
             alive = alive & keep
-            stages.append((stage.after_layer, int(alive.sum()) // batch))
+            stages.append(StageTokens(stage.after_layer, int(alive.sum()) // batch, stage.early_kv))
     held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     found = Sizes(
         flops=recorder.spent(lambda begin, end: float(end - begin)),
         kv_bytes=sum(tensor.nbytes for tensor in held),
-        kv_length=held[0].shape[2],
+        kv_length=sum(tensor.shape[2] for tensor in held) / len(held),
         peak=0,
         stages=stages,
         logits=logits,

@@ -14,6 +14,7 @@ from glimpse_lightning.benchmark.inputs import make_inputs
 from glimpse_lightning.benchmark.measure import HF, Sizes, Variant, sizes, times
 from glimpse_lightning.benchmark.settings import Settings
 from glimpse_lightning.benchmark.theory import Case
+from glimpse_lightning.token_counts import StageTokens
 
 Say = Callable[[str], None]
 
@@ -25,7 +26,7 @@ def decoder_bytes(variant: Variant) -> int:
     return sum(weight.nbytes for module in modules for weight in module.parameters())
 
 
-def case_of(variant: Variant, batch: int, visual: int, text: int, stages: Sequence[tuple[int, int]]) -> Case:
+def case_of(variant: Variant, batch: int, visual: int, text: int, stages: Sequence[StageTokens]) -> Case:
     """The theory of ``stages`` of the variant's model on a batch of such prompts."""
     backbone = variant.backbone
     rows = backbone.text_config.vocab_size
@@ -96,7 +97,7 @@ def _group(settings: Settings, variants: Sequence[Variant], batch: int, visual: 
         rows.append(
             {
                 "name": variant.name, "after_layer": variant.after_layer, "retention": variant.retention,
-                "kept": [left for _, left in mine.stages], "figures": {**measured, **single},
+                "kept": [stage.left for stage in mine.stages], "figures": {**measured, **single},
                 "logits_difference_to_hf": _difference(mine, counts[HF]),
             }
         )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from glimpse_lightning.token_counts import tokens_per_layer
+from glimpse_lightning.token_counts import StageTokens, cached_per_layer, tokens_per_layer
 from glimpse_lightning.visual_tokens import ModelFacts
 
 
@@ -17,7 +17,7 @@ class Case:
         facts: of the model.
         batch: prompts.
         visual, text: tokens of each prompt.
-        stages: of each prune stage, in order: its ``after_layer``, and the visual tokens of a prompt left behind it.
+        stages: the prune stages, in order, with the visual tokens of a prompt left behind each.
         vocabulary: rows of the language-model head.
         element: bytes of a number.
     """
@@ -26,7 +26,7 @@ class Case:
     batch: int
     visual: int
     text: int
-    stages: Sequence[tuple[int, int]]
+    stages: Sequence[StageTokens]
     vocabulary: int
     element: int
 
@@ -36,9 +36,14 @@ class Case:
         return [visual + self.text for visual in tokens_per_layer(self.visual, self.stages, self.facts.num_layers)]
 
     @property
-    def cached(self) -> int:
-        """Tokens of a prompt that decoding sees."""
-        return (self.stages[-1][1] if self.stages else self.visual) + self.text
+    def cached_layers(self) -> list[int]:
+        """Tokens of a prompt that decoding sees in each layer."""
+        return [n + self.text for n in cached_per_layer(self.visual, self.stages, self.facts.num_layers)]
+
+    @property
+    def cached(self) -> float:
+        """Tokens of a prompt that decoding sees, averaged over the layers."""
+        return sum(self.cached_layers) / self.facts.num_layers
 
     @property
     def head_flops(self) -> float:
@@ -50,14 +55,15 @@ class Case:
 
         ``B sum_l C(n_l)`` with ``C`` of :meth:`ModelFacts.layer_flops` and ``n_l`` tokens in layer ``l``.
         """
-        split = self.stages[0][0] + 1 if self.stages else self.facts.num_layers
+        split = self.stages[0].after_layer + 1 if self.stages else self.facts.num_layers
         each = [self.batch * self.facts.layer_flops(tokens) for tokens in self.layers]
         before, after = sum(each[:split]), sum(each[split:])
         return (before, after + self.head_flops) if self.stages else (before + self.head_flops, 0.0)
 
     def kv_bytes(self, more: float = 0.0) -> float:
-        """``2 L H_kv d`` numbers for each cached token, ``more`` of them in each sample."""
-        return 2 * self.facts.num_layers * self._kv_width * (self.cached + more) * self.batch * self.element
+        """``2 H_kv d`` numbers for each token that a layer caches, ``more`` of them in each sample and layer."""
+        tokens = sum(self.cached_layers) + self.facts.num_layers * more
+        return 2 * self._kv_width * tokens * self.batch * self.element
 
     @property
     def _kv_width(self) -> int:
@@ -73,12 +79,14 @@ class Case:
     def peak_bytes(self) -> float:
         """The most that prefill must hold at once above the weights, in bytes.
 
-        In layer ``l`` with ``n_l`` tokens: keys and values of the layers so far (at the length they then have), the
+        In layer ``l`` with ``n_l`` tokens: keys and values of the layers so far (at the lengths they then have), the
         residual stream and one normed copy of it (``2 h``), and gate, up and product of the MLP (``3 I``). Not
         counted: the vision tower, the workspace of kernels, and logits.
         """
         facts, most, layers = self.facts, 0.0, self.layers
         for layer, tokens in enumerate(layers):
-            numbers = tokens * (2 * self._kv_width * (layer + 1) + 2 * facts.hidden_size + 3 * facts.intermediate_size)
+            so_far = [stage for stage in self.stages if stage.after_layer < layer]
+            held = sum(cached_per_layer(self.visual, so_far, layer + 1)) + self.text * (layer + 1)
+            numbers = 2 * self._kv_width * held + tokens * (2 * facts.hidden_size + 3 * facts.intermediate_size)
             most = max(most, float(numbers))
         return most * self.batch * self.element

@@ -1,4 +1,4 @@
-"""Compaction: taking dropped columns out of a left-padded batch and its KV cache."""
+"""Compaction: taking dropped columns out of a left-padded batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,8 @@ class Compaction:
         """Kept columns ``[B, M, D]`` of ``hidden [B, N, D]``."""
         return hidden.gather(1, self.index[..., None].expand(-1, -1, hidden.shape[-1]))
 
-    def compact_cache(self, cache: Cache) -> None:
-        """Gather keys and values of every filled layer, in place. Keys are already rotated; nothing is recomputed."""
-        for layer in cache.layers:
-            layer.keys = self._heads(layer.keys)
-            layer.values = self._heads(layer.values)
-
-    def _heads(self, states: Tensor) -> Tensor:
+    def heads(self, states: Tensor) -> Tensor:
+        """Kept columns ``[B, H, M, d]`` of ``states [B, H, N, d]``."""
         if states.shape[0] == 1:
             return states.index_select(2, self.index[0])
         index = self.index[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
@@ -59,15 +53,3 @@ def pad_left(attention_mask: Tensor) -> Compaction | None:
     if bool((mask[:, 1:] >= mask[:, :-1]).all()):
         return None
     return Compaction.plan(mask)
-
-
-def fork_cache(cache: Cache, repeats: int = 1) -> Cache:
-    """A cache that can grow without touching ``cache``; tensors are shared, or repeated row by row."""
-    new = DynamicCache()
-    for index, layer in enumerate(cache.layers):
-        keys, values = layer.keys, layer.values
-        if repeats > 1:
-            keys, values = keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0)
-        new.update(keys[:, :, :0], values[:, :, :0], index)
-        new.layers[index].keys, new.layers[index].values = keys, values
-    return new

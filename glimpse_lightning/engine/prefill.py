@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
 
-from glimpse_lightning.engine.compaction import fork_cache
+from glimpse_lightning.engine.prompt_cache import PromptCache, fork_cache
 from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import TokenLayout, Trunk
@@ -39,9 +38,10 @@ class PrefillOutput:
         prompt_keep: ``[B, N]`` true where a prompt position survived all stages, in the caller's layout; false at
             padding.
         logits: ``[B, vocab]`` at the last prompt position.
-        position_ids: ``[..., B, M]`` original positions of the kept columns.
+        position_ids: ``[..., B, M]`` positions of the kept columns in the last layer: the original ones, unless a
+            stage renumbered them.
         attention_mask: ``[B, M]`` long, 0 at padding (on the left).
-        cache: keys and values, ``M`` columns in every layer.
+        cache: keys and values: ``M`` columns in every layer, or more in early ones where a stage kept these.
         tokens: where the visual tokens belong.
         prompt_ids, prompt_mask: ``[B, N]`` the unpruned prompt, padded on the left, for what looks at it while
             decoding (repetition penalties); ``None`` where only an embedded prompt is known.
@@ -53,7 +53,7 @@ class PrefillOutput:
     logits: Tensor
     position_ids: Tensor
     attention_mask: Tensor
-    cache: Cache
+    cache: PromptCache
     tokens: TokenLayout
     prompt_ids: Tensor | None = None
     prompt_mask: Tensor | None = None
@@ -145,7 +145,7 @@ def run_prefill(
             keep.append(stage_keep)
             for later in waiting:
                 if later.stream is not None:
-                    later.stream.set_prompt(trunk.mask)
+                    later.stream.set_prompt(trunk.columns)
     missing = 0 if pruner is None else len(pruner.stages) - len(keep)
     total = len(trunk.layout.item)
     return PrefillOutput(
@@ -170,5 +170,5 @@ def _prune(run: StageRun, trunk: Trunk, tokens: VisualTokens, select: Select | N
     if not isinstance(reducer, Drop):
         targets = run.stage.policy.merge_targets(scores, keep, tokens)
         reduced = reducer.reduce(tokens.hidden, keep, replace(tokens, scores=scores, targets=targets))
-    trunk.compact(all_keep, reduced)
+    trunk.compact(all_keep, reduced, run.stage.early_kv == "keep", run.stage.positions == "renumber")
     return all_scores, all_keep

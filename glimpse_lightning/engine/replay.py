@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import Cache
 
-from glimpse_lightning.engine.compaction import fork_cache
 from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
+from glimpse_lightning.engine.prompt_cache import PromptCache, fork_cache
 from glimpse_lightning.engine.streams import SideStream
 from glimpse_lightning.engine.trunk import Trunk
 
@@ -69,23 +68,25 @@ def replay(
     return ReplayOutput(_answer_logits(model.backbone, out, cache, ids, mask), out)
 
 
-def _answer_logits(backbone: Backbone, out: PrefillOutput, cache: Cache, ids: Tensor, mask: Tensor) -> Tensor:
+def _answer_logits(backbone: Backbone, out: PrefillOutput, cache: PromptCache, ids: Tensor, mask: Tensor) -> Tensor:
     repeats = len(ids) // len(out.logits)
     first = out.logits.repeat_interleave(repeats, 0)[:, None]
     if ids.shape[1] == 1:
         return first
-    prompt_mask = out.attention_mask.bool().repeat_interleave(repeats, 0)
-    last = out.position_ids[..., -1:].repeat_interleave(repeats, out.position_ids.ndim - 2)
+    repeated = fork_cache(cache, repeats)
+    columns = repeated.columns[0]
     steps = torch.arange(1, ids.shape[1], device=ids.device)
     embeds = backbone.model.get_input_embeddings()(ids[:, :-1])
-    answers = SideStream(backbone, embeds, mask[:, :-1].bool(), prompt_mask, last + steps)
-    repeated = fork_cache(cache, repeats)
+    answers = SideStream(backbone, embeds, mask[:, :-1].bool(), columns.mask, columns.last + steps)
     for layer in range(len(backbone.layers)):
+        if repeated.columns[layer] is not columns:
+            columns = repeated.columns[layer]
+            answers.set_prompt(columns)
         answers.run_layer(layer, repeated)
     return torch.cat([first, backbone.logits(answers.hidden)], 1)
 
 
-def _prefix_from_embeddings(backbone: Backbone, prompt: Prompt, keep: Tensor) -> Cache:
+def _prefix_from_embeddings(backbone: Backbone, prompt: Prompt, keep: Tensor) -> PromptCache:
     """Keys and values of the prompt where only tokens of ``keep [V]`` ever enter the decoder."""
     trunk = Trunk.start(backbone, prompt)
     trunk.compact(keep, None)

@@ -136,6 +136,8 @@ class StageRun:
             keys=None if keys is None else trunk.visual(keys),
             text_keys=None if keys is None or text is None else keys[text],
             views=layout.views,
+            text_length=(trunk.mask & (trunk.slot < 0)).sum(1),
+            layer_tokens=trunk.layer_lengths(),
         )
 
     def _decoder_keys(self, trunk: Trunk) -> Tensor:
@@ -145,7 +147,7 @@ class StageRun:
                 f"{type(self.stage.policy).__name__} reads decoder keys, and none exist before layer 0; set the "
                 "stage's `after_layer` to 0 or more."
             )
-        return trunk.cache.layers[-1].keys.transpose(1, 2).flatten(2)
+        return trunk.last_keys()
 
     def _probe(self, name: str, probe: AttentionProbe, alive: Tensor) -> Tensor:
         rows = []

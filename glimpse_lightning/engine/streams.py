@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from glimpse_lightning.engine.prompt_cache import Columns
 from glimpse_lightning.engine.taps import AttentionTap
 
 if TYPE_CHECKING:
@@ -60,10 +61,15 @@ class SideStream:
         self.rows_mask = rows_mask
         self.position_embeddings = backbone.position_embeddings(rows, position_ids)
         self._masks: dict[str, Any] = {}
-        self.set_prompt(prompt_mask)
+        self._set_mask(prompt_mask)
 
-    def set_prompt(self, prompt_mask: Tensor) -> None:
-        """From now on the prompt has these columns (it has been compacted)."""
+    def set_prompt(self, prompt: Columns) -> None:
+        """From now on the layers hold these columns of the prompt, and the rows are numbered behind them."""
+        steps = torch.arange(1, self.hidden.shape[1] + 1, device=self.hidden.device)
+        self.position_embeddings = self.backbone.position_embeddings(self.hidden, prompt.last + steps)
+        self._set_mask(prompt.mask)
+
+    def _set_mask(self, prompt_mask: Tensor) -> None:
         self.mask = torch.cat([prompt_mask, self.rows_mask], 1)
         self.prompt_length = prompt_mask.shape[1]
         self._masks.clear()

@@ -1,8 +1,9 @@
 """Training forwards: what decoding will see decides what training must see.
 
 The KV cache is compacted in *all* layers, so answer tokens miss the dropped tokens from layer 0 on, while prompt
-tokens miss them only after the stage's layer ``K``. Up to ``K`` the prompt is exactly the frozen model's and needs no
-gradient: only the glimpse stream and the scorer do.
+tokens miss them only after the stage's layer ``K``. (Where a stage keeps the keys and values of early layers, answer
+tokens, too, miss them only after ``K``.) Up to ``K`` the prompt is exactly the frozen model's and needs no gradient:
+only the glimpse stream and the scorer do.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from glimpse_lightning.engine.compaction import fork_cache
 from glimpse_lightning.engine.prefill import new_stage_runs, run_layer_with_stages
+from glimpse_lightning.engine.prompt_cache import fork_cache
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.engine.streams import SideStream
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import Trunk
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.token_counts import stages_passed
 from glimpse_lightning.visual_tokens import VisualTokens
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.model import PrunedVLM
 
 Gate = Callable[[Tensor, VisualTokens], Tensor]
-"""From scores ``[V]`` to the natural log of soft keep gates ``[V]``, at most 0; ``-inf`` closes one altogether."""
+"""From scores ``[V]`` to the natural log of soft keep gates ``[V]``, at most 0."""
 
 
 @dataclass
@@ -54,7 +57,7 @@ class DistillOutput:
     Attributes:
         teacher_logits, student_logits: ``[B, A, vocab]``.
         stages: one per stage.
-        log_gates: one per stage, ``[V]`` over the tokens that the stage saw.
+        log_gates: one ``[V]`` per stage.
     """
 
     teacher_logits: Tensor
@@ -96,13 +99,20 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
 
     Four passes, three of them without gradient or short: (1) trunk, the prompt through 0..K; (2) glimpse stream and
     scorer; (3) teacher, prompt K+1..L and answers 0..L, ungated; (4) student, the same with ``log g`` added to the
-    attention logits of gated keys. Tokens whose gate is closed altogether leave the student, as a policy's dropped
-    tokens leave a prefill: with hard gates it is exactly the pruned model, and costs what that costs.
+    attention logits of gated keys.
+
+    Raises:
+        GlimpseError: where a stage renumbers positions: these follow from what is kept, and soft gates keep everything.
     """
+    if model.pruner is not None and any(stage.positions == "renumber" for stage in model.pruner.stages):
+        raise GlimpseError(
+            "Soft gates cannot be trained where a stage renumbers positions, which only hard decisions define; train "
+            "with `positions: keep`, or by an objective that samples answers (GRPO)."
+        )
     trunk, runs = _start(model, batch)
     num_layers, total = len(trunk.backbone.layers), len(trunk.layout.item)
     outputs, log_gates = [], []
-    bias = trunk.hidden.new_zeros(total)
+    biases = [trunk.hidden.new_zeros(total)]  # after no stage, after the first one, ...
     student: Trunk | None = None
     for layer in range(-1, num_layers):
         if layer >= 0:
@@ -111,7 +121,7 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
             else:
                 with torch.no_grad():
                     trunk.run_layer(layer)
-                run_layer_with_stages(layer, student, runs, _key_bias(student, bias))
+                run_layer_with_stages(layer, student, runs, _key_bias(student, biases[-1]))
         while runs and (runs[0].stage.after_layer == layer or layer == num_layers - 1):
             run = runs.pop(0)
             student = _fork(trunk) if student is None else student
@@ -119,22 +129,15 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
             scores = run.scorer(tokens)
             outputs.append(StageOutput(scores, tokens))
             log_gates.append(gate(scores, tokens))
-            bias = bias.index_add(0, student.alive, log_gates[-1].to(bias.dtype))
-            _drop_closed(student, log_gates[-1], runs)
+            biases.append(biases[-1] + log_gates[-1].to(biases[-1].dtype))
     student = _fork(trunk) if student is None else student
     with torch.no_grad():
         teacher_logits = _answer_logits(trunk, batch, None)
-    student_logits = _answer_logits(student, batch, _key_bias(student, bias))
+    seen = [_key_bias(student, bias) for bias in biases]
+    stages = [] if len(biases) == 1 or model.pruner is None else model.pruner.stages
+    passed = stages_passed([(stage.after_layer, stage.early_kv) for stage in stages], num_layers)
+    student_logits = _answer_logits(student, batch, [seen[index] for index in passed])
     return DistillOutput(teacher_logits, student_logits, outputs, log_gates)
-
-
-def _drop_closed(student: Trunk, log_gates: Tensor, later: Sequence[StageRun]) -> None:
-    """Take the tokens whose log gate is ``-inf`` out of the student."""
-    is_open = log_gates.detach() > -torch.inf
-    student.compact(student.mask.new_zeros(len(student.layout.item)).index_copy(0, student.alive, is_open), None)
-    for run in later:
-        if run.stream is not None:
-            run.stream.set_prompt(student.mask)
 
 
 def _questions(batch: Batch) -> list[str]:
@@ -174,8 +177,8 @@ def _fork(trunk: Trunk) -> Trunk:
     )  # fmt: skip
 
 
-def _answer_logits(trunk: Trunk, batch: Batch, key_bias: Tensor | None) -> Tensor:
-    """``[B, A, vocab]`` predictions of the answer tokens from a finished main stream."""
+def _answer_logits(trunk: Trunk, batch: Batch, key_bias: Sequence[Tensor] | None) -> Tensor:
+    """``[B, A, vocab]`` predictions of the answer tokens from a finished main stream; ``key_bias`` by layer."""
     first = trunk.hidden[:, -1:]
     ids = batch.answer_ids[:, :-1]
     if ids.shape[1] == 0:
@@ -186,5 +189,5 @@ def _answer_logits(trunk: Trunk, batch: Batch, key_bias: Tensor | None) -> Tenso
         trunk.backbone, embeds, batch.answer_mask[:, :-1].bool(), trunk.mask, trunk.position_ids[..., -1:] + steps
     )
     for layer in range(len(trunk.backbone.layers)):
-        answers.run_layer(layer, trunk.cache, AttentionTap(key_bias=key_bias) if key_bias is not None else None)
+        answers.run_layer(layer, trunk.cache, None if key_bias is None else AttentionTap(key_bias=key_bias[layer]))
     return trunk.backbone.logits(torch.cat([first, answers.hidden], 1))

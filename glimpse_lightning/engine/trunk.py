@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
 
 from glimpse_lightning.engine.compaction import Compaction
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
+from glimpse_lightning.engine.prompt_cache import Columns, PromptCache
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.visual_tokens import Views
 
@@ -55,6 +55,7 @@ class Trunk:
         column: ``[B, M]`` original column.
         alive: ``[V']`` packed indices of the visual tokens still there, ascending.
         shared: how the samples' common prefixes are run only once; ``None`` where each sample runs for itself.
+        numbering: how often positions have been renumbered.
     """
 
     backbone: Backbone
@@ -66,11 +67,13 @@ class Trunk:
     slot: Tensor
     column: Tensor
     alive: Tensor
-    cache: Cache
+    cache: PromptCache
     masks: dict[str, Any] = field(default_factory=dict)
     positions: Any = None
     shared: SharedPrefix | None = None
+    numbering: int = 0
     _places: tuple[Tensor, ...] | None = None
+    _columns: Columns | None = None
 
     @classmethod
     def start(cls, backbone: Backbone, prompt: Prompt) -> Trunk:
@@ -81,7 +84,7 @@ class Trunk:
         alive = torch.arange(len(layout.item), device=visual.device)
         return cls(
             backbone, prompt, layout, prompt.embeds, prompt.mask, prompt.position_ids, slot, column, alive,
-            cache=DynamicCache(),
+            cache=PromptCache(),
         )  # fmt: skip
 
     def run_layer(self, layer: int, tap: AttentionTap | None = None) -> None:
@@ -89,6 +92,8 @@ class Trunk:
             self.hidden = self.shared.run_layer(layer, self.backbone, self.hidden, self.cache, tap)
         else:
             self._run_each(layer, tap)
+        self.cache.columns.append(self.columns)
+        self.cache.ran_on.append(self.columns.length)
         if layer in self.prompt.layer_features:
             features = self.prompt.layer_features[layer][self.alive].to(self.hidden)
             self.hidden = self.hidden.index_put(self.places, self.visual(self.hidden) + features)
@@ -107,22 +112,51 @@ class Trunk:
             return None
         return torch.cat([self.layout.item, self.layout.item.new_full((1,), -1)])[self.slot]
 
-    def compact(self, keep: Tensor, reduced: Tensor | None) -> None:
-        """Drop the visual tokens that ``keep [V]`` (over all of them) does not keep; ``reduced [kept, D]`` replaces
-        the states of the kept ones.
+    @property
+    def columns(self) -> Columns:
+        """The columns still there; the same object until some leave."""
+        if self._columns is None:
+            self._columns = Columns(self.mask, self.position_ids, self.slot, self.column, self.numbering)
+        return self._columns
+
+    def compact(
+        self, keep: Tensor, reduced: Tensor | None, keep_early_kv: bool = False, renumber: bool = False
+    ) -> None:
+        """Drop the visual tokens that ``keep [V]`` (over all of them) does not keep.
+
+        Args:
+            reduced: ``[kept, D]`` what replaces the states of the kept ones.
+            keep_early_kv: the layers so far keep the keys and values that they have.
+            renumber: what is left gets positions without gaps; see :meth:`Columns.renumbered`.
         """
-        kept_columns = self.mask & torch.cat([keep, keep.new_ones(1)])[self.slot]  # slot -1 = text: always kept
-        plan = Compaction.plan(kept_columns)
+        before = self.columns
+        plan = Compaction.plan(before.kept(keep))
+        after = before.compacted(plan)
+        if not keep_early_kv:
+            self.cache.compact(keep, before, plan, after)
         self.hidden = plan.rows(self.hidden)
-        self.position_ids = plan.columns(self.position_ids, 1)
-        self.slot = plan.columns(self.slot, -1)
-        self.column = plan.columns(self.column)
-        self.mask = plan.mask
         self.alive = self.alive[keep[self.alive]]
-        plan.compact_cache(self.cache)
+        self._columns = now = after.renumbered(before) if renumber else after
+        self.mask, self.position_ids, self.slot, self.column = now.mask, now.position_ids, now.slot, now.column
+        self.numbering = now.numbering
         self.masks, self.positions, self._places, self.shared = {}, None, None, None
         if reduced is not None:
             self.hidden[self.places] = reduced
+
+    def layer_lengths(self) -> Tensor:
+        """``[B, layers so far]`` columns of each sample that a layer ran on."""
+        none = self.columns.length[:, None][:, :0]
+        return torch.cat([none, *(length[:, None] for length in self.cache.ran_on)], 1)
+
+    def last_keys(self) -> Tensor:
+        """``[B, M, Hk * d]`` keys of the last layer that has run, of the columns still there."""
+        keys, held = self.cache.layers[-1].keys.transpose(1, 2).flatten(2), self.cache.columns[-1]
+        if held is self.columns:
+            return keys
+        place = torch.zeros_like(self.prompt.mask, dtype=torch.long)
+        order = torch.arange(held.column.shape[1], device=place.device).expand_as(held.column)
+        index = place.scatter(1, held.column, order).gather(1, self.column)
+        return keys.gather(1, index[..., None].expand(-1, -1, keys.shape[-1]))
 
     @property
     def places(self) -> tuple[Tensor, ...]:

@@ -9,21 +9,26 @@ from torch import Tensor
 
 from glimpse_lightning.metrics.running_mean import RunningMean
 from glimpse_lightning.segments import segment_count
-from glimpse_lightning.token_counts import count_tokens
+from glimpse_lightning.token_counts import StageTokens, count_tokens
 from glimpse_lightning.visual_tokens import ModelFacts
 
 WAYS = ("entering", "layer_mean", "decoding", "flops")
 
 
 def token_counts(
-    keep: Sequence[Tensor], after_layers: Sequence[int], sample: Tensor, text: Tensor, facts: ModelFacts
+    keep: Sequence[Tensor],
+    after_layers: Sequence[int],
+    sample: Tensor,
+    text: Tensor,
+    facts: ModelFacts,
+    early_kv: Sequence[str] | None = None,
 ) -> Tensor:
     """``[S, 4]`` visual tokens of each sample that are left, as shares of those there were, in four ways; float64.
 
     The counts are those of :func:`glimpse_lightning.token_counts.count_tokens`: tokens that the first decoder layer
-    sees; tokens that a layer sees in prefill, mean over layers; tokens in the key-value cache when decoding starts;
-    FLOPs of the decoder's prefill, text included. (Upstream's ``cal_flops.py`` leaves the text out of the pruned
-    layers, and so claims more.) Samples without visual tokens get NaN in the first three.
+    sees; tokens that a layer sees in prefill, mean over layers; tokens in the key-value cache when decoding starts,
+    mean over layers; FLOPs of the decoder's prefill, text included. (Upstream's ``cal_flops.py`` leaves the text out of
+    the pruned layers, and so claims more.) Samples without visual tokens get NaN in the first three.
 
     Args:
         keep: of each prune stage, boolean ``[V]`` over all tokens of the batch.
@@ -31,7 +36,9 @@ def token_counts(
         sample: ``[V]``.
         text: ``[S]`` text tokens of each sample's prompt.
         facts: shape of the decoder.
+        early_kv: of each stage, ``prune`` or ``keep``; by default all prune.
     """
+    early_kv = ["prune"] * len(after_layers) if early_kv is None else early_kv
     alive = torch.ones_like(sample, dtype=torch.bool)
     left = [segment_count(sample, len(text), alive).tolist()]
     for mask in keep:
@@ -40,7 +47,8 @@ def token_counts(
     rows = []
     for index, words in enumerate(text.tolist()):
         total, *after = (counts[index] for counts in left)
-        counts = count_tokens(total, words, list(zip(after_layers, after, strict=True)), facts)
+        stages = [StageTokens(*stage) for stage in zip(after_layers, after, early_kv, strict=True)]
+        counts = count_tokens(total, words, stages, facts)
         whole = total or torch.nan
         rows.append([counts.entering / whole, counts.layer_mean / whole, counts.kv / whole, counts.flops])
     return torch.tensor(rows, dtype=torch.float64, device=sample.device)
@@ -53,8 +61,14 @@ class TokenCounts(RunningMean):
     figures = WAYS
 
     def update(
-        self, keep: Sequence[Tensor], after_layers: Sequence[int], sample: Tensor, text: Tensor, facts: ModelFacts
+        self,
+        keep: Sequence[Tensor],
+        after_layers: Sequence[int],
+        sample: Tensor,
+        text: Tensor,
+        facts: ModelFacts,
+        early_kv: Sequence[str] | None = None,
     ) -> None:
         """Add a batch; arguments as of :func:`token_counts`."""
-        counts = token_counts(keep, after_layers, sample, text, facts)
+        counts = token_counts(keep, after_layers, sample, text, facts, early_kv)
         self.add(counts[~counts.isnan().any(1)])

@@ -26,7 +26,7 @@ class BipartiteMatching(Budget, Policy):
     stage, with states.
 
     Args:
-        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
         rounds: in how many rounds tokens go; ToMe has as many as the tower has blocks. With few, all tokens at even
             places go at once, and what is left is little better than a uniform stride.
     """
@@ -38,8 +38,9 @@ class BipartiteMatching(Budget, Policy):
         rounds: int = 24,
         per: Literal["sample", "item"] = "sample",
         min_tokens: int = 1,
+        flops: float | None = None,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens)
+        super().__init__(ratio, count, per, min_tokens, flops)
         check_count("rounds", rounds)
         if rounds == 0:
             raise ValueError("Expected argument `rounds` to be at least 1, but got 0.")

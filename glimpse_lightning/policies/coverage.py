@@ -25,7 +25,7 @@ class Coverage(Budget, Policy):
     memory, a few groups at a time. Departure: one set per sample unless ``per: item``.
 
     Args:
-        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
         power: of the saliency; 0 is coverage alone.
         scale: ``"log"``: scores are logarithms of saliencies (attention scorers); ``"raw"``: saliencies, at least 0.
     """
@@ -38,8 +38,9 @@ class Coverage(Budget, Policy):
         scale: Literal["log", "raw"] = "log",
         per: Literal["sample", "item"] = "sample",
         min_tokens: int = 1,
+        flops: float | None = None,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens)
+        super().__init__(ratio, count, per, min_tokens, flops)
         check_choice("scale", scale, ("log", "raw"))
         self.power = power
         self.scale = scale

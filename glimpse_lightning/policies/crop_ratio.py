@@ -25,7 +25,7 @@ class CropRatio(Budget, Policy):
     the budget is met and no crop gets more than it has; one budget per sample unless ``per: item``.
 
     Args:
-        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
         crops: ranges per image.
         scale: ``"raw"``: scores are weights (HoloV's); ``"log"``: logarithms of weights (attention scorers).
     """
@@ -38,8 +38,9 @@ class CropRatio(Budget, Policy):
         scale: Literal["log", "raw"] = "raw",
         per: Literal["sample", "item"] = "sample",
         min_tokens: int = 1,
+        flops: float | None = None,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens)
+        super().__init__(ratio, count, per, min_tokens, flops)
         check_count("crops", crops)
         check_choice("scale", scale, ("log", "raw"))
         if crops == 0:

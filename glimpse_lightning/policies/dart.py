@@ -27,8 +27,8 @@ class DART(Budget, Policy):
     Departures: shares are rounded so that they sum up to the budget; a sample with fewer pivots shares among those.
 
     Args:
-        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`; text pivots are the
-            sample's.
+        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`; text pivots are
+            the sample's.
         image_pivots, text_pivots: how many of each.
     """
 
@@ -40,8 +40,9 @@ class DART(Budget, Policy):
         text_pivots: int = 4,
         per: Literal["sample", "item"] = "sample",
         min_tokens: int = 1,
+        flops: float | None = None,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens)
+        super().__init__(ratio, count, per, min_tokens, flops)
         check_count("image_pivots", image_pivots)
         check_count("text_pivots", text_pivots)
         if not image_pivots + text_pivots:

@@ -23,7 +23,8 @@ class DominantContextual(Budget, Policy):
     targets.
 
     Args:
-        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`; VisionZip: per item.
+        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`; VisionZip
+            is ``per: item``.
         contextual: share of the budget.
     """
 
@@ -34,8 +35,9 @@ class DominantContextual(Budget, Policy):
         contextual: float = 0.15625,
         per: Literal["sample", "item"] = "item",
         min_tokens: int = 1,
+        flops: float | None = None,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens)
+        super().__init__(ratio, count, per, min_tokens, flops)
         check_fraction("contextual", contextual)
         self.contextual = contextual
 

@@ -34,8 +34,9 @@ class DPP(Budget, Policy):
         count: int | None = None,
         per: Literal["sample", "item"] = "sample",
         min_tokens: int = 1,
+        flops: float | None = None,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens)
+        super().__init__(ratio, count, per, min_tokens, flops)
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         rows = Rows.of(scores, tokens, *self.budget(tokens))

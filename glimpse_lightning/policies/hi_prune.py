@@ -26,7 +26,8 @@ class HiPrune(Budget, Policy):
     ends of rows. ``wrap: false`` leaves out those that are no neighbours on the grid (a departure).
 
     Args:
-        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`; HiPrune is ``per: item``.
+        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`; HiPrune
+            is ``per: item``.
         anchors: share of the budget for anchors and buffers (the paper's alpha).
         object_layer: block of the vision tower, from 0, or from -1 = the last.
         wrap: whether neighbours wrap at row ends.
@@ -41,8 +42,9 @@ class HiPrune(Budget, Policy):
         wrap: bool = True,
         per: Literal["sample", "item"] = "item",
         min_tokens: int = 1,
+        flops: float | None = None,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens)
+        super().__init__(ratio, count, per, min_tokens, flops)
         check_fraction("anchors", anchors)
         self.anchors = anchors
         self.object_layer = object_layer

@@ -26,7 +26,7 @@ class LocalGlobal(Budget, Policy):
     attention get one more; one set per sample unless ``per: item``.
 
     Args:
-        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
         local: share of the budget that goes to windows.
         window: side of a window, in tokens.
         shallow_layer: block of the vision tower, from 0, or from -1 = the last.
@@ -41,8 +41,9 @@ class LocalGlobal(Budget, Policy):
         shallow_layer: int = 6,
         per: Literal["sample", "item"] = "sample",
         min_tokens: int = 1,
+        flops: float | None = None,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens)
+        super().__init__(ratio, count, per, min_tokens, flops)
         check_fraction("local", local)
         check_count("window", window)
         if window == 0:

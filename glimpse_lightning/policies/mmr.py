@@ -25,7 +25,7 @@ class MMR(Budget, Policy):
     is a trained one); one set per sample unless ``per: item``.
 
     Args:
-        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
         trade_off: weight of the importance, in [0, 1].
         scale: ``"log"``: scores are logarithms, and what they are logarithms of is meant; ``"raw"``: as they are.
     """
@@ -38,8 +38,9 @@ class MMR(Budget, Policy):
         scale: Literal["log", "raw"] = "raw",
         per: Literal["sample", "item"] = "sample",
         min_tokens: int = 1,
+        flops: float | None = None,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens)
+        super().__init__(ratio, count, per, min_tokens, flops)
         check_fraction("trade_off", trade_off)
         check_choice("scale", scale, ("log", "raw"))
         self.trade_off = trade_off

@@ -29,7 +29,7 @@ class Recycled(Budget, Policy):
     comes first.
 
     Args:
-        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
         recycle: share of the tokens beyond the budget.
         per_cluster: recycled tokens per centre.
         neighbours: ``k`` of the density.
@@ -44,8 +44,9 @@ class Recycled(Budget, Policy):
         neighbours: int = 5,
         per: Literal["sample", "item"] = "sample",
         min_tokens: int = 1,
+        flops: float | None = None,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens)
+        super().__init__(ratio, count, per, min_tokens, flops)
         check_fraction("recycle", recycle)
         for name, value in {"per_cluster": per_cluster, "neighbours": neighbours}.items():
             check_count(name, value)

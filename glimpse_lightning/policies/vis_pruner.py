@@ -25,7 +25,7 @@ class VisPruner(Budget, Policy):
     Departures: what is left keeps its order from round to round; one set per sample unless ``per: item``.
 
     Args:
-        ratio, count, per, min_tokens: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
         important: share of the budget that goes to the best tokens.
         step: tokens dropped per round.
     """
@@ -38,8 +38,9 @@ class VisPruner(Budget, Policy):
         step: int = 8,
         per: Literal["sample", "item"] = "sample",
         min_tokens: int = 1,
+        flops: float | None = None,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens)
+        super().__init__(ratio, count, per, min_tokens, flops)
         check_fraction("important", important)
         check_count("step", step)
         if step == 0:

@@ -121,7 +121,14 @@ def test_csv_is_tidy(finished: tuple[Path, list[int]]) -> None:
     assert float(accuracy["value"]) == sum(scores) / 4
     assert float(accuracy["ci_low"]) <= float(accuracy["value"]) <= float(accuracy["ci_high"])
     assert (accuracy["methods"], accuracy["retention"], accuracy["n"]) == ("random", "0.33", "4")
-    for metric in ("retention", "entering_retention", "layer_retention", "flops_ratio", "accuracy_difference"):
+    for metric in (
+        "retention",
+        "entering_retention",
+        "layer_retention",
+        "kv_retention",
+        "flops_ratio",
+        "accuracy_difference",
+    ):
         assert (NAMES[1], "all", metric) in found
     assert any(family not in ("all", "") for _, family, _ in keys)
 

@@ -13,12 +13,15 @@ import yaml
 import glimpse_lightning as gl
 from glimpse_lightning.benchmark.figures import figure
 from glimpse_lightning.benchmark.inputs import make_inputs
+from glimpse_lightning.benchmark.measure import Variant, sizes
 from glimpse_lightning.benchmark.memory import peak_bytes
 from glimpse_lightning.benchmark.report import SCALES
 from glimpse_lightning.benchmark.settings import read
+from glimpse_lightning.benchmark.sweep import case_of
 from glimpse_lightning.benchmark.theory import Case
 from glimpse_lightning.cli import main
 from glimpse_lightning.packaged_recipes import recipes
+from glimpse_lightning.token_counts import StageTokens
 
 SMALL = {
     "model": "glimpse-tiny", "device": "cpu", "scorer": "AttentionRank", "visual_tokens": [16, 400], "text_tokens": 12,
@@ -61,6 +64,20 @@ def test_counted_flops_and_kv_bytes_are_the_theoretical_ones(record: dict[str, A
     pruned = record["groups"][0]["variants"][-1]
     assert pruned["kept"] == [8]
     assert pruned["figures"]["kv_length"]["median"] == 8 + 12
+
+
+def test_cache_that_early_layers_keep_is_counted() -> None:
+    backbone = gl.load_backbone("glimpse-tiny")
+    stages = [
+        gl.PruneStage(layer, gl.scorers.FixedRatio(), gl.policies.KeepRatio(ratio), early_kv="keep")
+        for layer, ratio in ((1, 0.5), (3, 0.25))
+    ]
+    variant = Variant("kept", backbone, gl.PrunedVLM(backbone, gl.Pruner(stages)))
+    found = sizes(variant, make_inputs(backbone, 2, 16, 12), [""] * 2, new_tokens=3)
+    assert found.stages == [StageTokens(1, 8, "keep"), StageTokens(3, 4, "keep")]
+    case = case_of(variant, 2, 16, 12, found.stages)
+    assert case.cached_layers == [28, 28, 20, 20, 16, 16, 16, 16]
+    assert (found.kv_length, found.kv_bytes) == (case.cached, case.kv_bytes())
 
 
 def test_phases_add_up_and_unpruned_equals_hugging_face(record: dict[str, Any]) -> None:
@@ -128,10 +145,14 @@ def test_inputs_have_the_wanted_tokens_and_no_padding(preset: str) -> None:
 def test_theory_of_the_articles_figures() -> None:
     """Qwen2.5-VL-7B, K = 18 (19 of 28 layers), 5,000 visual tokens, 2.6 % kept: 69.0 % of the FLOPs."""
     facts = gl.ModelFacts(28, 28, 4, 128, 3584, 18944, 1e-6, 32, 1280)
-    pruned, full = (Case(facts, 1, 5000, 74, stages, 152064, 2) for stages in ([(18, 130)], []))
+    pruned, full = (Case(facts, 1, 5000, 74, stages, 152064, 2) for stages in ([StageTokens(18, 130)], []))
     assert sum(pruned.prefill_flops()) / sum(full.prefill_flops()) == pytest.approx(0.690, abs=1e-3)
     assert full.kv_bytes() == pytest.approx(277 * 2**20, rel=0.01)
     assert pruned.kv_bytes() == pytest.approx(11 * 2**20, rel=0.02)
+    kept = Case(facts, 1, 5000, 74, [StageTokens(18, 130, "keep")], 152064, 2)
+    assert kept.kv_bytes() == pytest.approx((19 * full.kv_bytes() + 9 * pruned.kv_bytes()) / 28)
+    assert kept.prefill_flops() == pruned.prefill_flops()
+    assert full.peak_bytes() > kept.peak_bytes() >= pruned.peak_bytes()
     assert pruned.decode_bytes(15e9, 0) / full.decode_bytes(15e9, 0) > 0.98  # bound by the weights at batch 1
 
 

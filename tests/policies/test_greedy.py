@@ -120,7 +120,7 @@ def test_count_minus_infinity_and_floor(name: str) -> None:
     assert not make(ratio=0.1, min_tokens=0).select(scores, tokens).any()
     assert make(ratio=0.1, min_tokens=0).may_keep_nothing
     assert not make(count=1, min_tokens=0).may_keep_nothing
-    with pytest.raises(ValueError, match="exactly one of `ratio` and `count`"):
+    with pytest.raises(ValueError, match="exactly one of `ratio`, `count` and `flops`"):
         make()
 
 

@@ -1,0 +1,57 @@
+"""The cached step behind a prompt of which each decoder layer holds other columns.
+
+Hugging Face's own step makes one mask and one rotary embedding for all layers. Where early layers keep what later ones
+dropped, or where a stage renumbered positions, each stretch of layers needs its own; the layers themselves are run as
+in prefill. ``generate`` stays the decoding loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from glimpse_lightning.engine.prompt_cache import Columns, PromptCache
+
+if TYPE_CHECKING:
+    from glimpse_lightning.backbones.base import Backbone
+
+
+def step_by_layers(
+    backbone: Backbone, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: PromptCache
+) -> CausalLMOutputWithPast:
+    """Logits ``[B, Q, vocab]`` of ``input_ids [B, Q]``, whose keys and values are added to ``cache``.
+
+    Args:
+        attention_mask: ``[B, M + P + Q]``: columns that the last layer holds of the prompt, tokens decoded before, and
+            these; ``None`` where nothing is padding.
+        position_ids: ``[..., B, Q]`` in the last layer's numbering; in each layer, tokens follow the numbering of the
+            keys that it holds.
+    """
+    final = cache.columns[-1]
+    decoded = cache.layers[-1].get_seq_length() - final.mask.shape[1] + input_ids.shape[1]
+    new = final.mask.new_ones(len(input_ids), decoded) if attention_mask is None else attention_mask[:, -decoded:]
+    hidden = backbone.model.get_input_embeddings()(input_ids)
+    columns: Columns | None = None
+    masks: dict[str, Any] = {}
+    for layer in range(len(backbone.layers)):
+        if cache.columns[layer] is not columns:
+            columns = cache.columns[layer]
+            masks = {}
+            positions = backbone.position_embeddings(hidden, position_ids + columns.last - final.last)
+        kind = backbone.layer_type(layer)
+        if kind not in masks:
+            mask = torch.cat([columns.mask, new.bool()], 1)
+            masks[kind] = backbone.attention_mask(layer, hidden, mask, _only(cache, layer))
+        hidden = backbone.run_layer(layer, hidden, masks[kind], positions, cache, None)
+    return CausalLMOutputWithPast(logits=backbone.logits(hidden), past_key_values=cache)
+
+
+def _only(cache: PromptCache, layer: int) -> DynamicCache:
+    """One layer as a cache: masks are made for the length of the first one."""
+    alone = DynamicCache()
+    alone.layers = [cache.layers[layer]]
+    return alone
