@@ -14,8 +14,16 @@ from torch.nn import functional as F
 
 import glimpse_lightning as gl
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.policies import DART, KeepRatio, TopK
-from glimpse_lightning.scorers import AttentionProbe, FixedRatio, Holistic, Oracle, Requires, TextRank
+from glimpse_lightning.policies import DART, KeepRatio, LogisticRatio, TopK
+from glimpse_lightning.scorers import (
+    AttentionProbe,
+    FixedRatio,
+    Holistic,
+    Oracle,
+    Requires,
+    TextRank,
+    VisionTextRank,
+)
 from glimpse_lightning.testing import SIZES
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
@@ -70,6 +78,8 @@ def test_text_rank_refuses_layers_that_have_not_run(layer: Any, after: int) -> N
         TextRank(layer).build(FACTS, after)
     with pytest.raises(ValueError, match="log_softmax"):
         AttentionProbe(layers=(0,), query="text")
+    with pytest.raises(ValueError, match="'text'"):
+        AttentionProbe(layers=(0,), query="last", scale="information")
 
 
 class _Seen(TextRank):
@@ -126,6 +136,56 @@ def _map(backbone: Any, prompt: Any, kept: Tensor, row: int, layer: int) -> Tens
         hidden = backbone.run_layer(index, hidden, mask[None, None], positions, None, None)
     hook.remove()
     return weights[0][0]
+
+
+# -- AutoPrune -----------------------------------------------------------------------------------------------------
+
+
+class _Informed(LogisticRatio):
+    """Remembers what it was told."""
+
+    def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
+        self.told = self.sample_information(tokens)
+        return super().select(scores, tokens)
+
+
+@pytest.mark.parametrize("build", [qwen2_5_vl, llava])
+def test_information_is_that_of_the_attention_map(build: Any) -> None:
+    """Of a later stage, too, whose tokens are fewer; and of no batch mate."""
+    backbone = gl.wrap_backbone(build("eager"))
+    inputs = backbone.example_inputs(SIZES)
+    policies = [_Informed(0, [0, 2], 0.6), _Informed(1, [0, 2], 0.6)]
+    stages = [gl.PruneStage(layer, TextRank(select=False), p) for layer, p in zip((0, 2), policies, strict=True)]
+    gl.PrunedVLM(backbone, gl.Pruner(stages)).prefill(**inputs)
+    prompt = backbone.embed(inputs)
+    texts = prompt.mask & ~prompt.visual & (prompt.visual.cumsum(1) > 0)
+    for row in range(len(SIZES)):
+        if not SIZES[row]:
+            continue
+        weights = _map(backbone, prompt, prompt.mask, row, 0)[:, texts[row]][..., prompt.visual[row]].double()
+        expected = 0.0
+        for head in weights:
+            joint = head / head.sum()
+            apart = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+            terms = torch.special.xlogy(joint, joint / apart)  # text between two images cannot see the second
+            expected += float(terms.nan_to_num().sum()) / int(texts[row].sum())
+        assert expected > 1e-3
+        for policy in policies:
+            assert float(policy.told[row]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_vision_and_text_rank() -> None:
+    scorer = VisionTextRank(layer=1, vision_layer=-1)
+    scorer.build(FACTS, 2)
+    tokens = visual_tokens(BATCH, scorer.requires)
+    scores = scorer(tokens)
+    vision = tokens.vision[VisionAttention(-1)][:, 0]
+    text = tokens.probes["text"].exp().mean(-1)
+    for sample in tokens.sample.unique().tolist():
+        mine = tokens.sample == sample
+        information = tokens.probes["information"][mine][0].sum()
+        torch.testing.assert_close(scores[mine], vision[mine] / vision[mine].sum() + 0.3 * information * text[mine])
+    assert scorer.raters(visual_tokens(BATCH, Requires(text=True))).all()
 
 
 # -- decoder keys, oracle -------------------------------------------------------------------------------------------
