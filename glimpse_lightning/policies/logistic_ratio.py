@@ -29,8 +29,8 @@ class LogisticRatio(Policy):
     A_h``. Only rows of text queries are computed for it. The more the words differ in where they look, the flatter the
     curve: more tokens go early, and what is left stays longer.
 
-    Departures: the method's code prunes after every layer, here ``after_layers`` say where; it adds clusters of recycled
-    tokens that its budget does not count, here there are none. Ratios are never above 1. ``reach``.
+    Departures: the method's code prunes after every layer, here ``after_layers`` say where; it adds clusters of
+    recycled tokens that its budget does not count, here there are none. Ratios are never above 1. ``reach``.
 
     Args:
         stage: which of ``after_layers`` this policy's stage prunes after, from 0.
@@ -117,7 +117,8 @@ class LogisticRatio(Policy):
             least = self.after_layers[0] + 1
             raise GlimpseError(
                 f"Expected `retention` to be at least {least / num_layers:.3f}, the share of the {least} unpruned "
-                f"layers before the first stage, but got {self.retention}. Raise it, prune earlier, or set `reach: last`."
+                f"layers before the first stage, but got {self.retention}. Raise it, prune earlier, or set "
+                "`reach: last`."
             )
         low, high = torch.zeros_like(steepness), 1 / curve.amin(0)
         for _ in range(60):  # the layer average rises with the factor
