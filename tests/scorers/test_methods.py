@@ -17,6 +17,7 @@ from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.policies import DART, KeepRatio, LogisticRatio, TopK
 from glimpse_lightning.scorers import (
     AttentionProbe,
+    AttentionRank,
     FixedRatio,
     Holistic,
     Oracle,
@@ -120,6 +121,26 @@ def test_text_rows_equal_the_attention_map(build: Any, first: Any) -> None:
         expected = weights[:, raters][:, :, mine].mean((0, 1)).log()
         got = scores[(out.tokens.sample == row) & (scores > -torch.inf)]
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("first", [None, TopK(6)])
+@pytest.mark.parametrize("build", [qwen2_5_vl, llava])
+def test_last_row_equals_the_attention_map(build: Any, first: Any) -> None:
+    """FastV's and PyramidDrop's score."""
+    backbone = gl.wrap_backbone(build("eager"))
+    inputs = backbone.example_inputs(SIZES)
+    stages = [gl.PruneStage(0, FixedRatio(), first)] if first else []
+    model = gl.PrunedVLM(backbone, gl.Pruner([*stages, gl.PruneStage(1, AttentionRank(), KeepRatio(0.5))]))
+    out = model.prefill(**inputs)
+    prompt = backbone.embed(inputs)
+    kept = prompt.mask.clone()
+    if first:
+        kept[prompt.visual] = out.keep[0]
+    for row in range(len(SIZES)):
+        mine = (prompt.visual[row] & kept[row]).nonzero().flatten()
+        expected = _map(backbone, prompt, kept, row, 1)[:, -1, mine].mean(0).log()
+        scores = out.scores[-1][out.tokens.sample == row]
+        torch.testing.assert_close(scores[scores > -torch.inf], expected, atol=1e-4, rtol=1e-4)
 
 
 def _map(backbone: Any, prompt: Any, kept: Tensor, row: int, layer: int) -> Tensor:
