@@ -80,7 +80,8 @@ class QuestionRelevance(Scorer):
         questions = [question or " " for question in tokens.questions] or [" "] * tokens.num_samples
         if not questions:
             return tokens.hidden.float(), tokens.hidden.float(), tokens.sample
-        longest = min(tokenizer.model_max_length, parts["text_model"].config.max_position_embeddings)
+        config: Any = parts["text_model"].config
+        longest = min(tokenizer.model_max_length, config.max_position_embeddings)
         inputs = tokenizer(
             questions, padding=True, truncation=True, max_length=longest, return_overflowing_tokens=True,
             return_tensors="pt",
