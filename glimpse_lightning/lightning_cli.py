@@ -285,7 +285,13 @@ def prepare_parsing() -> None:
     """What has to happen once before a recipe is parsed."""
     _quieten()
     for plugin in entry_points(group=PLUGINS):
-        plugin.load()
+        try:
+            plugin.load()
+        except Exception as error:  # whatever a stranger's module raises
+            raise GlimpseError(
+                f"The plug-in {plugin.name} ({plugin.value}, entry-point group {PLUGINS}) cannot be imported: "
+                f"{type(error).__name__}: {error}. Mend that package, or uninstall it."
+            ) from error
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from glimpse_lightning.scorers import Requires
+from glimpse_lightning.scorers import AttentionProbe, Requires
 from glimpse_lightning.visual_tokens import ModelFacts, VisionAttention, VisionTap, VisualTokens
 
 FACTS = ModelFacts(
@@ -71,6 +71,13 @@ def visual_tokens(
         counts = torch.tensor([TEXT_LENGTH + key % 3 for key in keys], dtype=torch.int64)
         text_sample = torch.arange(len(keys)).repeat_interleave(counts)
 
+    def draw_probe(name: str, probe: AttentionProbe) -> Tensor:
+        drawn = draw(name, len(probe.layers) * facts.num_heads).sub(3)
+        if probe.scale != "information":
+            return drawn
+        first = [(item_sample[item] == sample).nonzero()[:1, 0] for sample in item_sample[item].tolist()]
+        return drawn[torch.cat([torch.zeros(0, dtype=torch.int64), *first])].exp()  # alike within a sample
+
     return VisualTokens(
         embeds=draw("embeds", facts.hidden_size),
         hidden=draw("hidden", facts.hidden_size),
@@ -81,9 +88,7 @@ def visual_tokens(
         position=grid_positions(grid),
         key=torch.tensor(keys, dtype=torch.int64),
         facts=facts,
-        probes={
-            name: draw(name, len(probe.layers) * facts.num_heads).sub(3) for name, probe in requires.probes.items()
-        },
+        probes={name: draw_probe(name, probe) for name, probe in requires.probes.items()},
         vision={tap: draw_vision(tap) for tap in requires.vision_layers},
         text=text,
         text_sample=text_sample,

@@ -40,10 +40,15 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "Recycled": {"ratio": 0.3, "per_cluster": 2},
     "LogisticRatio": {"stage": 1, "after_layers": [0, 3], "retention": 0.5},
 }
+WITHOUT_BUDGET = {"Threshold", "TopP", "Outliers", "GridCells"}
+"""Policies that decide themselves how many tokens stay."""
+ON_TOP = {"Recycled"}
+"""Policies whose docstring says that they keep more than their budget."""
 BATCHES: dict[str, list[list[Grid]]] = {
     "empty": [],
     "no images": [[], []],
     "one token": [[(1, 1, 1)]],
+    "one token each": [[(1, 1, 1), (1, 1, 1)], [(1, 1, 1)]],
     "several": [[(1, 3, 4)], [], [(1, 2, 2), (2, 3, 2)], [(1, 5, 1)]],
 }
 AFTER = 3
@@ -52,9 +57,13 @@ AFTER = 3
 def components(module: Any, base: type) -> list[type]:
     kinds = [getattr(module, name) for name in module.__all__]
     found = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, base) and kind is not base]
-    inside = {kind for kind in base.__subclasses__() if kind.__module__.startswith(f"{module.__name__}.")}
+    inside = {kind for kind in below(base) if kind.__module__.startswith(f"{module.__name__}.")}
     assert inside <= set(found), f"not in {module.__name__}.__all__: {inside - set(found)}"
     return found
+
+
+def below(base: type) -> set[type]:
+    return {kind for direct in base.__subclasses__() for kind in (direct, *below(direct))}
 
 
 SCORERS = components(scorers, Scorer)
@@ -107,6 +116,21 @@ def test_scorer_shapes(kind: type, name: str) -> None:
         scores.sum().backward()  # with no tokens, too: a rank without images must not hang the others
 
 
+@pytest.mark.parametrize("kind", [kind for kind in SCORERS if next(scorer_of(kind).parameters(), None) is not None])
+def test_learned_scorers_have_finite_gradients_everywhere(kind: type) -> None:
+    scorer = scorer_of(kind)
+    tokens = visual_tokens(BATCHES["several"], scorer.requires)
+    weight = torch.randn(len(tokens), generator=torch.Generator().manual_seed(0))
+    (scorer(tokens) * weight).sum().backward()
+    in_glimpse = {id(p) for p in scorer.glimpse.parameters()} if scorer.glimpse is not None else set()
+    for name, parameter in scorer.named_parameters():
+        if id(parameter) in in_glimpse:  # they act through the engine's side stream, not here
+            continue
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert sum(float(p.grad.abs().sum()) > 0 for p in scorer.parameters() if p.grad is not None) >= 2
+
+
 @pytest.mark.parametrize("kind", SCORERS)
 def test_scorer_is_deterministic_and_takes_bf16(kind: type) -> None:
     scorer, batch = scorer_of(kind), BATCHES["several"]
@@ -144,6 +168,45 @@ def test_policy(kind: type, name: str) -> None:
     if not policy.may_keep_nothing:
         for index in range(tokens.num_samples):
             assert keep[tokens.sample == index].any() or not (tokens.sample == index).any()
+
+
+def budgets(policy: Any, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
+    """``(group [V], most tokens of each group)``, from what the policy's arguments say."""
+    group, total = tokens.groups(policy.per)
+    if isinstance(policy, policies.LogisticRatio):
+        ratio = policy.ratios(FACTS.num_layers, policy.sample_information(tokens))[policy.stage]
+        most = (ratio * total.double() + 1e-9).floor().long()
+    elif getattr(policy, "count", None) is not None:
+        most = total.new_full(total.shape, policy.count)
+    else:
+        most = (policy.ratio * total.double() + 1e-9).floor().long()
+    return group, most.clamp(min=getattr(policy, "min_tokens", 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [kind for kind in POLICIES if kind.__name__ not in WITHOUT_BUDGET])
+@pytest.mark.parametrize("name", BATCHES)
+def test_policy_keeps_its_budget(kind: type, name: str, dtype: torch.dtype) -> None:
+    """Exactly it, where there are as many tokens that may be kept; never one whose score is -inf."""
+    policy = make(kind)
+    tokens = visual_tokens(BATCHES[name], policy.requires, dtype=dtype)
+    scores = torch.randn(len(tokens), generator=torch.Generator().manual_seed(1)).to(dtype)
+    for gone in (torch.zeros(len(tokens), dtype=torch.bool), torch.arange(len(tokens)) % 4 == 1):
+        keep = policy.select(scores.masked_fill(gone, -torch.inf), tokens)
+        assert not (keep & gone).any()
+        group, most = budgets(policy, tokens)
+        kept = torch.bincount(group[keep], minlength=len(most))
+        allowed = torch.bincount(group[~gone], minlength=len(most)).minimum(most)
+        assert (kept >= allowed).all() if kind.__name__ in ON_TOP else torch.equal(kept, allowed)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in POLICIES if kind.__name__ in WITHOUT_BUDGET])
+def test_policies_without_a_budget_never_keep_what_is_gone(kind: type) -> None:
+    policy = make(kind)
+    tokens = visual_tokens(BATCHES["several"], policy.requires)
+    scores = torch.randn(len(tokens), generator=torch.Generator().manual_seed(1))
+    scores[::4] = -torch.inf
+    assert not policy.select(scores, tokens)[::4].any()
 
 
 @pytest.mark.parametrize("kind", POLICIES)
@@ -235,4 +298,10 @@ def test_saved_and_loaded(role: str, kind: type, tmp_path: Path) -> None:
     scorer: Callable[..., Tensor] = loaded.stages[0].scorer  # type: ignore[assignment]
     original: Callable[..., Tensor] = saved.stages[0].scorer  # type: ignore[assignment]
     tokens = visual_tokens(BATCHES["several"], saved.stages[0].requires)  # type: ignore[union-attr, arg-type]
-    assert torch.equal(scorer(tokens), original(tokens))
+    scores = original(tokens).detach()
+    assert torch.equal(scorer(tokens), scores)
+    one, two = saved.stages[0], loaded.stages[0]
+    keep = one.policy.select(scores, tokens)
+    assert torch.equal(two.policy.select(scores, tokens), keep)
+    tokens = merging(tokens, keep)
+    assert torch.equal(two.reducer.reduce(tokens.hidden, keep, tokens), one.reducer.reduce(tokens.hidden, keep, tokens))

@@ -84,6 +84,38 @@ def test_trap_every_layer_runs_once_and_caches_once() -> None:
     assert {layer.keys.shape[2] for layer in out.cache.layers} == {after}
 
 
+class _Replay(s.Scorer):
+    """Scores that were written down."""
+
+    def __init__(self, scores: torch.Tensor) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def forward(self, tokens: gl.VisualTokens) -> torch.Tensor:
+        return self.scores
+
+
+def test_trap_no_glimpse_is_left_in_the_cache() -> None:
+    """The reference has to crop its glimpse's keys; here they never get in: all is as if scores fell from the sky."""
+    backbone = gl.wrap_backbone(FAMILIES["qwen2_5_vl"]())
+    inputs = backbone.example_inputs(SIZES)
+    torch.manual_seed(0)
+    vip = s.VIP(vision_layers=[1], attention_dim=16, condition_dim=16, heads=2, attention_layers="all")
+    with torch.no_grad():
+        pruned = gl.PrunedVLM(backbone, gl.Pruner([gl.PruneStage(1, vip, p.KeepRatio(0.5))]))
+        out = pruned.prefill(**inputs)
+        other = gl.PrunedVLM(backbone, gl.Pruner([gl.PruneStage(1, _Replay(out.scores[0]), p.KeepRatio(0.5))]))
+        expected = other.prefill(**inputs)
+    assert torch.equal(out.keep[0], expected.keep[0])
+    assert torch.equal(out.position_ids, expected.position_ids)
+    for mine, theirs in zip(out.cache.layers, expected.cache.layers, strict=True):
+        assert mine.keys.shape[2] == out.attention_mask.shape[1]
+        assert torch.equal(mine.keys, theirs.keys)
+        assert torch.equal(mine.values, theirs.values)
+    ids = [model.generate(prefill=done, max_new_tokens=4) for model, done in ((pruned, out), (other, expected))]
+    assert torch.equal(*ids)
+
+
 def test_trap_positions_are_the_original_ones() -> None:
     """Kept tokens are not renumbered, and decoding goes on behind the prompt's original end."""
     backbone = gl.wrap_backbone(FAMILIES["llava"]())

@@ -158,9 +158,10 @@ def _with_method(cell: Cell, value: Any, settings: Settings) -> Iterator[Cell]:
     if method.get("recipe") is not None:
         tree = _pruned_as_in(tree, read_recipe(method["recipe"]))
     if method.get("pruner"):
-        if settings.pruner is None:
+        folder = settings.pruner_of(method["pruner"])
+        if folder is None:
             return
-        tree = changed(_pruned_as_in(tree, {}), {"model.pruner": settings.pruner})
+        tree = changed(_pruned_as_in(tree, {}), {"model.pruner": folder})
     cell = replace(cell, recipe=tree, mode=mode, at=method.get("at") or {}, reference=bool(method.get("reference")))
     yield _grown(cell, "methods", method["name"], method["name"], method.get("set") or {})
 

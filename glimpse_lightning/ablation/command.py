@@ -17,7 +17,7 @@ from glimpse_lightning.ablation.plots import write_plots
 from glimpse_lightning.ablation.rows import Row, read_rows
 from glimpse_lightning.ablation.runs import CellFolders, CellRunner, checked, process_key
 from glimpse_lightning.ablation.schedule import jobs, slots, visible_devices
-from glimpse_lightning.ablation.settings import Settings, read
+from glimpse_lightning.ablation.settings import UNNAMED, Settings, read
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.packaged_recipes import find_recipe
 from glimpse_lightning.parser_errors import nearest
@@ -42,7 +42,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="the ablation's YAML, or the name of a packaged one")
     parser.add_argument("--base", help="recipe that every cell starts from")
     parser.add_argument("--mode", choices=("fit", "test"), help="fit (train, then test) or test")
-    parser.add_argument("--pruner", help="folder of a saved pruner, for methods that ask for one")
+    parser.add_argument(
+        "--pruner",
+        action="append",
+        metavar="[NAME=]FOLDER",
+        help="saved pruner for methods that ask for one; repeatable",
+    )
     parser.add_argument("--limit", type=int, help="questions each cell is tested on")
     parser.add_argument("--devices_per_cell", type=int, help="GPUs that a cell runs on")
     parser.add_argument("--output", help="where the ablation's folder lies (default: runs/ablations)")
@@ -61,7 +66,8 @@ def run(args: Sequence[str]) -> int:
     """
     options = _parser().parse_args(list(args))
     path = Path(options.config) if Path(options.config).is_file() else find_recipe(options.config)
-    settings = read(path).with_flags({name: getattr(options, name) for name in FLAGS})
+    flags = {name: getattr(options, name) for name in FLAGS}
+    settings = read(path).with_flags(flags | {"pruner": _pruners(options.pruner)})
     every = {cell.name: cell for cell in cells(settings)}
     if options.list:
         print("\n".join(every))
@@ -104,6 +110,14 @@ def run(args: Sequence[str]) -> int:
                 jobs(keys, len(devices)), devices, waiting, folders, settings.root / SETTINGS, show
             )  # fmt: skip
     return _report(settings, read_rows(list(every.values()), folders))
+
+
+def _pruners(flags: Sequence[str] | None) -> dict[str, str] | None:
+    if flags is None:
+        return None
+    parts = [flag.partition("=") for flag in flags]  # a folder's name may have a "=" too, but hardly an identifier's
+    return {name if equals and name.isidentifier() else UNNAMED: folder if equals and name.isidentifier() else flag
+            for flag, (name, equals, folder) in zip(flags, parts, strict=True)}  # fmt: skip
 
 
 def _chosen(every: dict[str, Cell], names: Sequence[str] | None) -> list[Cell]:

@@ -71,9 +71,20 @@ def markdown(rows: Sequence[Row], name: str) -> str:
         lines.append(_line([*labels, *counts, _interval(row.accuracy(), ""), _interval(gain, "+"), *shares]))
     questions = sorted({int(row.figures[ALL]["n"]) for row in rows if row.run is not None})
     lines += ["", NOTE.format(cells=len(rows), questions=" or ".join(map(str, questions)) or "no")]
+    if strayed := [(row, asked, kept) for row in rows for asked, kept in _strayed(row)]:
+        found = [f"* `{row.cell.name}`: {kept:.1%} instead of {asked:.1%}" for row, asked, kept in strayed]
+        lines += ["Kept another share of the tokens than the axis says:", "", *found, ""]
     if failed := [row for row in rows if row.run is None]:
         lines += ["Not finished:", "", *(f"* `{row.cell.name}`: {row.error or 'has not run'}" for row in failed), ""]
     return "\n".join(lines)
+
+
+def _strayed(row: Row) -> list[tuple[float, float]]:
+    """The asked and the kept share where they differ by more than a point, or a tenth of the asked one."""
+    asked, kept = row.cell.labels.get("retention"), row.figure("retention")
+    if not isinstance(asked, (int, float)) or kept is None or abs(kept - asked) <= max(0.01, 0.1 * asked):
+        return []
+    return [(float(asked), kept)]
 
 
 def write_hparams(rows: Sequence[Row], folder: Path) -> None:

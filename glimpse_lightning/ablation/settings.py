@@ -13,6 +13,8 @@ from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.parser_errors import nearest
 
 MODES = ("fit", "test")
+UNNAMED = "pruner"
+"""Name of the pruner that methods mean which say ``pruner: true``."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Settings:
         axes: values by axis: ``methods``, ``retention``, ``layer``, ``backbone``, ``seed``, or any dotted key of the
             recipe; see docs/ablate.md.
         set: dotted keys that are changed in every cell.
-        pruner: folder of a saved pruner, for methods that ask for one; those are left out where there is none.
+        pruner: folder of a saved pruner, for methods that ask for one; or several by name. Methods whose pruner is not
+            there are left out.
         limit: questions each cell is tested on; ``None``: as many as the recipe says.
         devices_per_cell: GPUs that a cell runs on.
         output: where the ablation's folder lies.
@@ -38,7 +41,7 @@ class Settings:
     axes: Mapping[str, list[Any]]
     mode: str = "test"
     set: Mapping[str, Any] = field(default_factory=dict)
-    pruner: str | None = None
+    pruner: str | Mapping[str, str] | None = None
     limit: int | None = None
     devices_per_cell: int = 1
     output: str = "runs/ablations"
@@ -48,6 +51,11 @@ class Settings:
     def root(self) -> Path:
         """The ablation's folder."""
         return Path(self.output) / self.name
+
+    def pruner_of(self, asked: bool | str) -> str | None:
+        """The folder that a method's ``pruner: true`` or ``pruner: NAME`` means; ``None`` where there is none."""
+        named = self.pruner if isinstance(self.pruner, Mapping) else {UNNAMED: self.pruner}
+        return named.get(UNNAMED if asked is True else str(asked))
 
     def with_flags(self, flags: Mapping[str, Any]) -> Settings:
         """These settings under command-line flags, those that are ``None`` not given."""
@@ -86,6 +94,7 @@ def _checked(settings: Settings, where: str) -> Settings:
     expect("base", "the name or file of a recipe", isinstance(settings.base, str))
     expect("axes", "a mapping of at least one axis to a list of values", _is_axes(settings.axes))
     expect("set", "a mapping of dotted keys to values", isinstance(settings.set, Mapping))
+    expect("pruner", "a folder, or a mapping of names to folders", _is_pruner(settings.pruner))
     expect("limit", "at least 1 question", settings.limit is None or _positive(settings.limit))
     expect("devices_per_cell", "at least 1", _positive(settings.devices_per_cell))
     return settings
@@ -93,6 +102,11 @@ def _checked(settings: Settings, where: str) -> Settings:
 
 def _positive(value: Any) -> bool:
     return isinstance(value, int) and value >= 1
+
+
+def _is_pruner(value: Any) -> bool:
+    folders = [*value.values()] if isinstance(value, Mapping) else [value]
+    return all(folder is None or isinstance(folder, str) for folder in folders)
 
 
 def _is_axes(axes: Any) -> bool:

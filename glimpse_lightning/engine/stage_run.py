@@ -69,8 +69,8 @@ class StageRun:
         for name, probe in self.probes(layer, "last"):
             assert main.logits is not None
             self._capture(name, probe, layer, trunk, main.logits, trunk.mask)
-        for name, _ in self.probes(layer, "text"):
-            self._capture_text(name, layer, trunk, main)
+        for name, probe in self.probes(layer, "text"):
+            self._capture_text(name, probe, layer, trunk, main)
         if self.stream is None or self.scorer.glimpse is None:
             return
         vectors = self.scorer.glimpse(layer)
@@ -97,16 +97,21 @@ class StageRun:
         prompt_row = row_BHn[..., : trunk.mask.shape[1]].transpose(1, 2)
         self.captured[name, layer] = (trunk.alive, trunk.visual(prompt_row))
 
-    def _capture_text(self, name: str, layer: int, trunk: Trunk, main: AttentionTap) -> None:
-        """Log of the attention weights of the raters' rows, averaged over raters."""
+    def _capture_text(self, name: str, probe: AttentionProbe, layer: int, trunk: Trunk, main: AttentionTap) -> None:
+        """Log of the attention weights of the raters' rows, averaged over raters; or their information."""
         assert main.rows is not None and main.rows_logits is not None and self.raters is not None
         column = torch.arange(trunk.mask.shape[1], device=trunk.mask.device)
         seen_BRn = trunk.mask[:, None] & (column <= main.rows[..., None])
-        weights_BHRn = main.rows_logits.float().masked_fill(~seen_BRn[:, None], -torch.inf).softmax(-1)
-        mine = (self.raters.gather(1, trunk.column) & trunk.mask).gather(1, main.rows).float()
-        share = mine / mine.sum(1, keepdim=True).clamp(min=1)
-        mean_BHn = (weights_BHRn.nan_to_num() * share[:, None, :, None]).sum(2)
-        row = mean_BHn.clamp(min=torch.finfo(torch.float32).tiny).log()
+        weights_BHRn = main.rows_logits.float().masked_fill(~seen_BRn[:, None], -torch.inf).softmax(-1).nan_to_num()
+        mine_BR = (self.raters.gather(1, trunk.column) & trunk.mask).gather(1, main.rows)
+        if probe.scale == "information":
+            asked = mine_BR[:, None, :, None] & (trunk.slot >= 0)[:, None, None]
+            each = _mutual_information(weights_BHRn * asked) / mine_BR.sum(1, keepdim=True).clamp(min=1)
+            row = each[..., None].expand(-1, -1, len(column))
+        else:
+            share = mine_BR.float() / mine_BR.sum(1, keepdim=True).clamp(min=1)
+            mean_BHn = (weights_BHRn * share[:, None, :, None]).sum(2)
+            row = mean_BHn.clamp(min=torch.finfo(torch.float32).tiny).log()
         self.captured[name, layer] = (trunk.alive, trunk.visual(row.transpose(1, 2)))
 
     def tokens(
@@ -160,3 +165,16 @@ class StageRun:
             seen, values = self.captured[name, layer]
             rows.append(values if seen is alive else values[torch.searchsorted(seen, alive)])
         return torch.cat(rows, -1)
+
+
+def _mutual_information(weights_BHRn: Tensor) -> Tensor:
+    """``[B, H]`` mutual information in nats of row and column, their joint distribution being the weights over their
+    sum; 0 where there are none.
+    """
+    joint = weights_BHRn / weights_BHRn.sum((-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+
+    def negative_entropy(p: Tensor) -> Tensor:
+        return torch.special.xlogy(p, p).flatten(2).sum(-1)
+
+    apart = negative_entropy(joint.sum(-1)) + negative_entropy(joint.sum(-2))
+    return (negative_entropy(joint) - apart).clamp(min=0)

@@ -1,8 +1,7 @@
-"""AutoPrune's schedule: how much to keep at each of several layers."""
+"""AutoPrune's schedule: how much to keep at each of several layers, sample by sample."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,25 +11,36 @@ from torch import Tensor
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.checks import check_choice, check_count, check_fraction
-from glimpse_lightning.segments import rank_in_group
+from glimpse_lightning.scorers.base import AttentionProbe, Requires
+from glimpse_lightning.segments import rank_in_group, segment_mean
 from glimpse_lightning.visual_tokens import VisualTokens
+
+INFORMATION = "information"
+"""Probe under which the sample's information is delivered."""
 
 
 class LogisticRatio(Policy):
     """Keeps the best tokens; how many follows a logistic curve over the decoder's layers (AutoPrune, arXiv 2509.23931).
 
-    ``keep(l) = 0.75 / (1 + exp(k (l - midpoint)))``, ``k = max(0.4 - 0.2 * information, 0)``, times a factor that makes
-    the tokens averaged over all layers ``retention`` (what FLOPs follow, but for the attention's quadratic part).
+    ``keep(l) = 0.75 / (1 + exp(k (l - midpoint)))``, ``k = max(0.4 - gain * I, 0)``, times a factor that makes each
+    sample's tokens, averaged over all layers, ``retention`` (what FLOPs follow, but for the attention's quadratic
+    part). ``I = sum_h MI(A_h[T, V]) / |T|`` is the sample's own: in layer 0, of each head's attention from the text
+    tokens ``T`` behind the image to the visual tokens ``V``, the mutual information in nats of ``A_h[t, v] / sum
+    A_h``. Only rows of text queries are computed for it. The more the words differ in where they look, the flatter the
+    curve: more tokens go early, and what is left stays longer.
 
-    Departures: ``information``, the mutual information of question and image that makes the curve steeper or flatter
-    for each sample, is a constant here; the score is the scorer's. Ratios are never above 1.
+    Departures: the method's code prunes after every layer, here ``after_layers`` say where; it adds clusters of
+    recycled tokens that its budget does not count, here there are none. Ratios are never above 1. ``reach``.
 
     Args:
         stage: which of ``after_layers`` this policy's stage prunes after, from 0.
-        after_layers: ``after_layer`` of all stages, rising.
-        retention: share of the tokens, averaged over all layers of the decoder.
-        midpoint: layer where the curve falls fastest, as a share of the decoder's depth.
-        information: I of the formula.
+        after_layers: ``after_layer`` of all stages, rising, the first at least 0.
+        retention: share of the tokens that ``reach`` is about.
+        reach: ``"mean"``: ``retention`` is the average over all layers of the decoder; ``"last"``: what the last stage
+            leaves, so that the information moves the earlier stages only (to compare at equal tokens while decoding).
+        midpoint: layer where the curve falls fastest, as a share of the decoder's depth; the method: 14.9 of 32.
+        gain: how much a nat of information flattens the curve.
+        information: ``I``; ``None``: measured, as above. A number is the same for all samples.
         per, min_tokens: as in ``KeepRatio``.
     """
 
@@ -39,13 +49,16 @@ class LogisticRatio(Policy):
         stage: int,
         after_layers: Sequence[int],
         retention: float,
-        midpoint: float = 0.3,
-        information: float = 0.5,
+        reach: Literal["mean", "last"] = "mean",
+        midpoint: float = 0.4656,
+        gain: float = 0.2,
+        information: float | None = None,
         per: Literal["sample", "item"] = "sample",
         min_tokens: int = 1,
     ) -> None:
         check_fraction("retention", retention)
         check_fraction("midpoint", midpoint)
+        check_choice("reach", reach, ("mean", "last"))
         check_choice("per", per, ("sample", "item"))
         check_count("min_tokens", min_tokens)
         if list(after_layers) != sorted(set(after_layers)) or not 0 <= stage < len(after_layers):
@@ -56,7 +69,9 @@ class LogisticRatio(Policy):
         self.stage = stage
         self.after_layers = list(after_layers)
         self.retention = retention
+        self.reach = reach
         self.midpoint = midpoint
+        self.gain = gain
         self.information = information
         self.per = per
         self.min_tokens = min_tokens
@@ -65,32 +80,49 @@ class LogisticRatio(Policy):
     def may_keep_nothing(self) -> bool:
         return self.min_tokens == 0
 
+    @property
+    def requires(self) -> Requires:
+        if self.information is not None:
+            return Requires()
+        return Requires(probes={INFORMATION: AttentionProbe(layers=(0,), query="text", scale="information")})
+
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, total = tokens.groups(self.per)
-        ratio = self.ratios(tokens.facts.num_layers)[self.stage]
-        count = (ratio * total.double() + 1e-9).floor().clamp(min=self.min_tokens)
+        ratio = self.ratios(tokens.facts.num_layers, self.sample_information(tokens))[self.stage]
+        ratio_G = ratio if self.per == "sample" else ratio[tokens.item_sample]
+        count = (ratio_G * total.double() + 1e-9).floor().clamp(min=self.min_tokens)
         return (rank_in_group(scores, group, len(total)) < count[group]) & (scores > -torch.inf)
 
-    def ratios(self, num_layers: int) -> list[float]:
-        """The share that each stage keeps, of the tokens before any pruning, in a decoder of ``num_layers`` layers.
+    def sample_information(self, tokens: VisualTokens) -> Tensor:
+        """``[S]`` information ``I`` of each sample, float64; 0 where a sample has no visual tokens."""
+        if self.information is not None:
+            return torch.full(tokens.key.shape, self.information, dtype=torch.float64, device=tokens.key.device)
+        each = tokens.probes[INFORMATION].double().sum(-1)  # over heads; the same for all tokens of a sample
+        return segment_mean(each, tokens.sample, tokens.num_samples)
+
+    def ratios(self, num_layers: int, information: Tensor) -> Tensor:
+        """``[stages, S]`` share that each stage keeps, of the tokens before any pruning, from ``information [S]``.
 
         Raises:
             GlimpseError: where the layers before the first stage alone are more than ``retention``.
         """
-        steepness = max(0.4 - 0.2 * self.information, 0.0)
-        curve = [0.75 / (1 + math.exp(steepness * (layer - self.midpoint * num_layers))) for layer in self.after_layers]
-        ends = [*self.after_layers[1:], num_layers - 1]
-        spans = [end - layer for layer, end in zip(self.after_layers, ends, strict=True)]
+        after = torch.tensor(self.after_layers, dtype=torch.float64, device=information.device)[:, None]
+        steepness = (0.4 - self.gain * information.double()).clamp(min=0)
+        curve = 0.75 * (-steepness * (after - self.midpoint * num_layers)).sigmoid()
+        if self.reach == "last":
+            return (self.retention * curve / curve[-1]).clamp(max=1)
+        span = torch.cat([after[1:], after.new_full((1, 1), num_layers - 1)]) - after
         budget = self.retention * num_layers - (self.after_layers[0] + 1)
         if budget < 0:
             least = self.after_layers[0] + 1
             raise GlimpseError(
                 f"Expected `retention` to be at least {least / num_layers:.3f}, the share of the {least} unpruned "
-                f"layers before the first stage, but got {self.retention}. Raise it, or prune earlier."
+                f"layers before the first stage, but got {self.retention}. Raise it, prune earlier, or set "
+                "`reach: last`."
             )
-        low, high = 0.0, 1 / min(curve)
+        low, high = torch.zeros_like(steepness), 1 / curve.amin(0)
         for _ in range(60):  # the layer average rises with the factor
             factor = (low + high) / 2
-            spent = sum(span * min(1.0, factor * keep) for span, keep in zip(spans, curve, strict=True))
-            low, high = (factor, high) if spent < budget else (low, factor)
-        return [min(1.0, high * keep) for keep in curve]
+            short = (span * (factor * curve).clamp(max=1)).sum(0) < budget
+            low, high = torch.where(short, factor, low), torch.where(short, high, factor)
+        return (high * curve).clamp(max=1)

@@ -11,8 +11,11 @@ from glimpse_lightning.scorers.random import Random
 from glimpse_lightning.scorers.text_rank import TextRank
 from glimpse_lightning.scorers.vip import VIP
 from glimpse_lightning.scorers.vision_rank import VisionRank
+from glimpse_lightning.scorers.vision_selector import VisionSelector
+from glimpse_lightning.scorers.vision_text_rank import VisionTextRank
 
 __all__ = [
     "VIP", "AttentionProbe", "AttentionRank", "FixedRatio", "GlimpseTokens", "Holistic", "Oracle", "QuestionRelevance",
-    "Random", "Requires", "Scorer", "TextRank", "VisionRank",
+    "Random", "Requires", "Scorer", "TextRank", "VisionRank", "VisionSelector",
+    "VisionTextRank",
 ]  # fmt: skip

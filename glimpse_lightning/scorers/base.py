@@ -22,18 +22,23 @@ class AttentionProbe:
         layers: 0-based decoder layers, each at most the stage's ``after_layer``; captured in this order.
         query: the asking row: ``"last"`` = the last prompt token, ``"glimpse"`` = the scorer's last glimpse token,
             ``"text"`` = the mean weights of the text tokens behind the first visual token that ``Scorer.raters``
-            chooses; ``log_softmax`` only.
+            chooses; not as ``logits``.
         scale: ``"logits"`` = ``q.k / sqrt(head_dim)``; ``"log_softmax"`` = natural log of the attention weights over
-            all (unpadded) keys the row can see, text included.
+            all (unpadded) keys the row can see, text included; ``"information"``, of text rows only = how much the
+            text tokens differ in where they look, the same number for all visual tokens of a sample: the mutual
+            information in nats of text and visual token under each head's weights, divided by the number of text
+            tokens.
     """
 
     layers: tuple[int, ...]
     query: Literal["last", "glimpse", "text"] = "last"
-    scale: Literal["logits", "log_softmax"] = "logits"
+    scale: Literal["logits", "log_softmax", "information"] = "logits"
 
     def __post_init__(self) -> None:
-        if self.query == "text" and self.scale != "log_softmax":
-            raise ValueError(f"Expected scale 'log_softmax' of a probe of text rows, but got {self.scale!r}.")
+        if self.query == "text" and self.scale == "logits":
+            raise ValueError("Expected scale 'log_softmax' or 'information' of a probe of text rows, but got 'logits'.")
+        if self.query != "text" and self.scale == "information":
+            raise ValueError(f"Expected query 'text' of a probe of scale 'information', but got {self.query!r}.")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glimpse_lightning.errors import GlimpseError
@@ -14,21 +14,25 @@ from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
 
 
 class QuestionRelevance(Scorer):
-    """``-mean_t cos(x_i, t)`` over the question's tokens ``t``, in [-1, 1] (CDPruner, arXiv 2506.10967).
+    """``-mean_t cos(x_i, t)`` over the question's parts ``t``, in [-1, 1] (CDPruner, arXiv 2506.10967).
 
     **Mind the minus**: CDPruner takes the *negated* similarity as relevance; the plain one is another method
     (``negate: false``).
 
-    With ``clip``, ``x_i`` is the vision tower's last state through that CLIP model's final norm and projection, and
-    ``t`` is its text embedding of the raw question (one vector; CDPruner cuts long questions into parts, here they are
-    cut short). This needs a backbone whose vision tower *is* that CLIP model's (LLaVA-1.5: CLIP-L/336).
+    With ``clip``, ``x_i`` is the backbone's last vision state through that CLIP model's final norm and projection, and
+    the ``t`` are embeddings by its text tower of the raw question: one, or as many as it takes where the question is
+    longer than the tower reads (77 tokens). The text tower is the scorer's own, loaded from ``clip``; the vision tower
+    is the backbone's, so it must *be* that CLIP model's (LLaVA-1.5: CLIP-L/336).
 
-    Departure, the fallback where no ``clip`` is given: cosines of the visual tokens' states at the stage with those of
-    all text tokens of the prompt, the chat template's included; before layer 0 these are embeddings. The minus was made
-    for CLIP; with the fallback ``negate: false`` may well be the better choice: try both.
+    Departure, the fallback where no ``clip`` is given (and the only way on backbones without a CLIP vision tower):
+    cosines of the visual tokens' states at the stage with those of all text tokens of the prompt, the chat template's
+    included; before layer 0 these are embeddings. The minus was made for CLIP; with the fallback ``negate: false`` may
+    well be the better choice: try both.
+
+    Relevance is brought to [0, 1] by the policy ``DPP``, image by image; see there.
 
     Args:
-        clip: hub id or folder of a CLIP model.
+        clip: hub id or folder of a CLIP model with its tokenizer.
         negate: whether far means relevant.
     """
 
@@ -37,14 +41,14 @@ class QuestionRelevance(Scorer):
         self.clip = clip
         self.negate = negate
         self._vision_layer = -1
-        self._model: tuple[Any, Any] | None = None  # in a tuple: not part of this module, nor of a saved pruner
+        self._parts: tuple[nn.ModuleDict, Any] | None = None  # in a tuple: no part of this module, nor saved with it
 
     def build(self, facts: ModelFacts, after_layer: int) -> None:
         if self.clip is None:
             return
         self._vision_layer = facts.vision_layers - 1
-        self._model = _load(self.clip)
-        width = self._model[0].config.vision_config.hidden_size
+        self._parts = _load(self.clip)
+        width = self._parts[0]["visual"].in_features
         if width != facts.vision_hidden_size:
             raise GlimpseError(
                 "Expected `clip` to be the CLIP model of the backbone's vision tower (width "
@@ -58,37 +62,47 @@ class QuestionRelevance(Scorer):
 
     def forward(self, tokens: VisualTokens) -> Tensor:
         """Relevance ``[V]``."""
-        visual, text = self._by_states(tokens) if self._model is None else self._by_clip(tokens)
-        similarity = (F.normalize(visual, dim=-1) * text[tokens.sample]).sum(-1)
+        if self._parts is None:
+            assert tokens.text is not None and tokens.text_sample is not None
+            visual, text, owner = tokens.hidden.float(), tokens.text.float(), tokens.text_sample
+        else:
+            visual, text, owner = self._by_clip(tokens, *self._parts)
+        unit = F.normalize(text, dim=-1)  # the mean of cosines is the cosine with the mean of unit vectors
+        total = unit.new_zeros(tokens.num_samples, unit.shape[-1]).index_add(0, owner, unit)
+        mean = total / torch.bincount(owner, minlength=tokens.num_samples).clamp(min=1)[:, None]
+        similarity = (F.normalize(visual, dim=-1) * mean[tokens.sample]).sum(-1)
         return -similarity if self.negate else similarity
 
-    def _by_states(self, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
-        """``(visual [V, D], text [S, D])``; the mean of cosines is the cosine with the mean of unit vectors."""
-        assert tokens.text is not None and tokens.text_sample is not None
-        unit = F.normalize(tokens.text.float(), dim=-1)
-        total = unit.new_zeros(tokens.num_samples, unit.shape[-1]).index_add(0, tokens.text_sample, unit)
-        count = torch.bincount(tokens.text_sample, minlength=tokens.num_samples).clamp(min=1)
-        return tokens.hidden.float(), total / count[:, None]
-
     @torch.no_grad()
-    def _by_clip(self, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
-        assert self._model is not None
-        model, tokenizer = self._model
-        model.to(tokens.hidden.device)
-        states = model.vision_model.post_layernorm(tokens.vision[self._vision_layer].float())
+    def _by_clip(self, tokens: VisualTokens, parts: nn.ModuleDict, tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """``(visual [V, d], text [parts, d], sample [parts])``."""
+        parts.to(tokens.hidden.device)
         questions = [question or " " for question in tokens.questions] or [" "] * tokens.num_samples
-        inputs = tokenizer(questions, padding=True, truncation=True, return_tensors="pt").to(tokens.hidden.device)
-        pooled = model.text_model(**inputs).pooler_output
-        return model.visual_projection(states), F.normalize(model.text_projection(pooled), dim=-1)
+        if not questions:
+            return tokens.hidden.float(), tokens.hidden.float(), tokens.sample
+        config: Any = parts["text_model"].config
+        longest = min(tokenizer.model_max_length, config.max_position_embeddings)
+        inputs = tokenizer(
+            questions, padding=True, truncation=True, max_length=longest, return_overflowing_tokens=True,
+            return_tensors="pt",
+        ).to(tokens.hidden.device)  # fmt: skip
+        pooled = parts["text_model"](
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+        ).pooler_output
+        visual = parts["visual"](parts["norm"](tokens.vision[self._vision_layer].float()))
+        return visual, parts["text"](pooled), inputs["overflow_to_sample_mapping"]
 
 
-def _load(name: str) -> tuple[Any, Any]:
+def _load(name: str) -> tuple[nn.ModuleDict, Any]:
+    """Text tower, both projections and the vision tower's final norm, in fp32; and the tokenizer."""
     from transformers import AutoTokenizer, CLIPModel
 
     try:
-        return CLIPModel.from_pretrained(name, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(name)
+        model, tokenizer = CLIPModel.from_pretrained(name, dtype=torch.float32), AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise GlimpseError(
             f"Could not load CLIP model {name!r}: {str(error).strip().splitlines()[0]} Expected a hub id or a folder; "
             "or leave `clip` out: embeddings of question and image are compared then."
         ) from error
+    parts = {"text_model": model.text_model, "text": model.text_projection, "visual": model.visual_projection}
+    return nn.ModuleDict(parts | {"norm": model.vision_model.post_layernorm}).eval().requires_grad_(False), tokenizer

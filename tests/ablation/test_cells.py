@@ -7,7 +7,10 @@ import pytest
 import yaml
 
 from glimpse_lightning.ablation.cells import Cell, cells
+from glimpse_lightning.ablation.command import _pruners
 from glimpse_lightning.ablation.overrides import changed, get
+from glimpse_lightning.ablation.report import markdown
+from glimpse_lightning.ablation.rows import Row
 from glimpse_lightning.ablation.settings import Settings, read
 from glimpse_lightning.errors import GlimpseError
 
@@ -98,6 +101,33 @@ def test_a_saved_pruner_is_asked_for(base: str) -> None:
     assert (vip.mode, vip.reference) == ("test", True)
 
 
+def test_saved_pruners_may_have_names(base: str) -> None:
+    methods = [{"name": "vip", "pruner": True}, {"name": "learned", "pruner": "selector"}]
+    axes = {"methods": ["random", *methods]}
+
+    def found(**pruner: Any) -> list[str]:
+        return [f"{cell.name} {get(cell.recipe, 'model.pruner')}" for cell in expand(base, axes, **pruner)[1:]]
+
+    assert found(pruner="one") == ["vip one"]
+    assert found(pruner={"selector": "two"}) == ["learned two"]
+    assert found(pruner=_pruners(["one", "selector=two"])) == ["vip one", "learned two"]
+    assert _pruners(["runs/lr=1/pruner"]) == {"pruner": "runs/lr=1/pruner"}
+    assert _pruners(None) is None
+
+
+def row(asked: float | None, kept: float) -> Row:
+    labels = {"methods": "m"} if asked is None else {"methods": "m", "retention": asked}
+    cell = Cell(f"m-{asked}", "test", labels, {}, {})
+    return Row(cell, Path("run"), None, {"all": {"n": 4.0, "retention": kept}}, {})
+
+
+def test_no_cell_keeps_another_share_in_silence() -> None:
+    table = markdown([row(0.33, 0.328), row(0.11, 0.125), row(0.05, 0.041), row(None, 0.25)], "x")
+    (_, after) = table.split("Kept another share of the tokens than the axis says:")
+    assert after.strip() == "* `m-0.11`: 12.5% instead of 11.0%"
+    assert "another share" not in markdown([row(0.33, 0.32), row(None, 0.9)], "x")
+
+
 def test_values_may_be_bundles_and_any_dotted_key(base: str) -> None:
     brief = {"name": "brief", "set": {"data.prompt": "{question} Briefly.", "model.max_new_tokens": 2}}
     found = expand(base, {"data.prompt": ["{question}", brief]}, limit=7)
@@ -137,6 +167,7 @@ def test_mistakes_in_axes(base: str, axes: dict[str, list[Any]], words: list[str
         ("{base: x, axes: {seed: [1]}, mode: train}", ["`mode`", "fit or test", "'train'"]),
         ("{base: x, axes: {seed: 1}}", ["`axes`", "list"]),
         ("{base: x, axes: {seed: [1]}, limit: many}", ["`limit`", "'many'"]),
+        ("{base: x, axes: {seed: [1]}, pruner: 3}", ["`pruner`", "names to folders", "3"]),
         ("{base: x, axes: {seed: [1]}, devices_per_cell: 0}", ["`devices_per_cell`", "0"]),
     ],
 )

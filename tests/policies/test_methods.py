@@ -336,27 +336,66 @@ def test_trap_recycled_tokens_are_on_top_of_the_budget() -> None:
 
 
 @pytest.mark.parametrize("retention", [0.2, 0.35, 0.6])
-def test_logistic_schedule_meets_its_budget(retention: float) -> None:
+@pytest.mark.parametrize("information", [0.0, 0.5, 1.3])
+def test_logistic_schedule_meets_its_budget(retention: float, information: float) -> None:
     after, layers = [1, 7, 15, 23], 32
-    ratios = LogisticRatio(0, after, retention).ratios(layers)
-    assert ratios == sorted(ratios, reverse=True)
-    kept = [1.0] * layers
-    for layer, ratio in zip(after, ratios, strict=True):
-        kept[layer + 1 :] = [ratio] * (layers - layer - 1)
-    assert sum(kept) / layers == pytest.approx(retention, abs=1e-6)
-    if max(ratios) < 1:
-        curve = [0.75 / (1 + math.exp(0.3 * (layer - 0.3 * layers))) for layer in after]
-        assert [r / ratios[0] for r in ratios] == pytest.approx([c / curve[0] for c in curve])
+    ratios = LogisticRatio(0, after, retention, midpoint=0.3).ratios(layers, torch.tensor([information, 5.0]))
+    steep, flat = ratios.T.tolist()
+    assert steep == sorted(steep, reverse=True)
+    for shares in (steep, flat):
+        kept = [1.0] * layers
+        for layer, ratio in zip(after, shares, strict=True):
+            kept[layer + 1 :] = [ratio] * (layers - layer - 1)
+        assert sum(kept) / layers == pytest.approx(retention, abs=1e-6)
+    assert flat == pytest.approx([flat[0]] * 4)  # k = max(0.4 - 0.2 * 5, 0)
+    if max(steep) < 1:
+        k = 0.4 - 0.2 * information
+        curve = [0.75 / (1 + math.exp(k * (layer - 0.3 * layers))) for layer in after]
+        assert [r / steep[0] for r in steep] == pytest.approx([c / curve[0] for c in curve])
+
+
+def test_logistic_schedule_that_reaches_its_budget_last() -> None:
+    ratios = LogisticRatio(0, [0, 1, 3, 5], 0.05, reach="last").ratios(8, torch.tensor([0.0, 1.0, 9.0]))
+    assert ratios[-1].tolist() == pytest.approx([0.05] * 3)
+    assert ratios[0, 0] > ratios[0, 1] > ratios[0, 2] == pytest.approx(0.05)
+    assert LogisticRatio(0, [0, 5], 0.9, reach="last").ratios(8, torch.zeros(1)).max() == 1
+
+
+def test_logistic_schedule_follows_each_samples_information() -> None:
+    policy = LogisticRatio(1, [0, 3], 0.5)
+    tokens = visual_tokens([[(1, 10, 10)], [], [(1, 10, 10), (1, 5, 5)]], policy.requires)
+    heads = FACTS.num_heads
+    shown = torch.where(tokens.sample[:, None] == 0, 0.1, 0.6).expand(-1, heads)
+    tokens = replace(tokens, probes={"information": shown})
+    information = policy.sample_information(tokens)
+    assert information.tolist() == pytest.approx([0.1 * heads, 0.0, 0.6 * heads])
+    scores = torch.randn(len(tokens), generator=torch.Generator().manual_seed(3))
+    keep = policy.select(scores, tokens)
+    ratios = policy.ratios(FACTS.num_layers, information)[1].tolist()
+    assert ratios[0] != ratios[2]
+    for sample, size in ((0, 100), (2, 125)):
+        mine = tokens.sample == sample
+        assert keep[mine].sum() == floor(ratios[sample], size)
+        best = best_first(scores.tolist(), mine.nonzero().flatten().tolist())[: floor(ratios[sample], size)]
+        assert keep[mine].nonzero().flatten().tolist() == [i - best_start(mine) for i in sorted(best)]
+    by_item = LogisticRatio(1, [0, 3], 0.5, per="item").select(scores, tokens)
+    assert by_item[-25:].sum() == floor(ratios[2], 25)
+    later = tokens.subset(keep)  # an earlier stage has dropped some: the information is still the whole image's
+    assert policy.sample_information(later).tolist() == pytest.approx(information.tolist())
+
+
+def best_start(mine: Tensor) -> int:
+    return int(mine.nonzero()[0])
 
 
 def test_logistic_schedule_selects_and_complains() -> None:
-    policy = LogisticRatio(1, [0, 3], 0.5)
+    policy = LogisticRatio(1, [0, 3], 0.5, information=0.5)
     tokens, scores = drawn(policy, [[(1, 10, 10)]])
-    assert policy.select(scores, tokens).sum() == int(policy.ratios(FACTS.num_layers)[1] * 100)
-    flat = LogisticRatio(0, [0, 3], 0.5, information=2.0).ratios(6)  # k = 0
-    assert flat[0] == pytest.approx(flat[1])
-    with pytest.raises(GlimpseError, match=r"at least 0\.500"):
-        LogisticRatio(0, [2, 3], 0.3).ratios(6)
+    assert not policy.requires.probes
+    ratio = float(policy.ratios(FACTS.num_layers, torch.tensor([0.5]))[1, 0])
+    assert policy.select(scores, tokens).sum() == int(ratio * 100)
+    with pytest.raises(GlimpseError, match=r"at least 0\.500.*reach: last"):
+        LogisticRatio(0, [2, 3], 0.3).ratios(6, torch.zeros(1))
     with pytest.raises(ValueError, match="to rise"):
         LogisticRatio(0, [3, 2], 0.3)
     with pytest.raises(ValueError, match="index into it"):

@@ -14,8 +14,17 @@ from torch.nn import functional as F
 
 import glimpse_lightning as gl
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.policies import DART, KeepRatio, TopK
-from glimpse_lightning.scorers import AttentionProbe, FixedRatio, Holistic, Oracle, Requires, TextRank
+from glimpse_lightning.policies import DART, KeepRatio, LogisticRatio, TopK
+from glimpse_lightning.scorers import (
+    AttentionProbe,
+    AttentionRank,
+    FixedRatio,
+    Holistic,
+    Oracle,
+    Requires,
+    TextRank,
+    VisionTextRank,
+)
 from glimpse_lightning.testing import SIZES
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
@@ -70,6 +79,8 @@ def test_text_rank_refuses_layers_that_have_not_run(layer: Any, after: int) -> N
         TextRank(layer).build(FACTS, after)
     with pytest.raises(ValueError, match="log_softmax"):
         AttentionProbe(layers=(0,), query="text")
+    with pytest.raises(ValueError, match="'text'"):
+        AttentionProbe(layers=(0,), query="last", scale="information")
 
 
 class _Seen(TextRank):
@@ -112,6 +123,26 @@ def test_text_rows_equal_the_attention_map(build: Any, first: Any) -> None:
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("first", [None, TopK(6)])
+@pytest.mark.parametrize("build", [qwen2_5_vl, llava])
+def test_last_row_equals_the_attention_map(build: Any, first: Any) -> None:
+    """FastV's and PyramidDrop's score."""
+    backbone = gl.wrap_backbone(build("eager"))
+    inputs = backbone.example_inputs(SIZES)
+    stages = [gl.PruneStage(0, FixedRatio(), first)] if first else []
+    model = gl.PrunedVLM(backbone, gl.Pruner([*stages, gl.PruneStage(1, AttentionRank(), KeepRatio(0.5))]))
+    out = model.prefill(**inputs)
+    prompt = backbone.embed(inputs)
+    kept = prompt.mask.clone()
+    if first:
+        kept[prompt.visual] = out.keep[0]
+    for row in range(len(SIZES)):
+        mine = (prompt.visual[row] & kept[row]).nonzero().flatten()
+        expected = _map(backbone, prompt, kept, row, 1)[:, -1, mine].mean(0).log()
+        scores = out.scores[-1][out.tokens.sample == row]
+        torch.testing.assert_close(scores[scores > -torch.inf], expected, atol=1e-4, rtol=1e-4)
+
+
 def _map(backbone: Any, prompt: Any, kept: Tensor, row: int, layer: int) -> Tensor:
     """Attention weights ``[H, N, N]`` of a layer, where from layer 1 on only ``kept`` columns are seen."""
     total = prompt.mask.shape[1]
@@ -126,6 +157,56 @@ def _map(backbone: Any, prompt: Any, kept: Tensor, row: int, layer: int) -> Tens
         hidden = backbone.run_layer(index, hidden, mask[None, None], positions, None, None)
     hook.remove()
     return weights[0][0]
+
+
+# -- AutoPrune -----------------------------------------------------------------------------------------------------
+
+
+class _Informed(LogisticRatio):
+    """Remembers what it was told."""
+
+    def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
+        self.told = self.sample_information(tokens)
+        return super().select(scores, tokens)
+
+
+@pytest.mark.parametrize("build", [qwen2_5_vl, llava])
+def test_information_is_that_of_the_attention_map(build: Any) -> None:
+    """Of a later stage, too, whose tokens are fewer; and of no batch mate."""
+    backbone = gl.wrap_backbone(build("eager"))
+    inputs = backbone.example_inputs(SIZES)
+    policies = [_Informed(0, [0, 2], 0.6), _Informed(1, [0, 2], 0.6)]
+    stages = [gl.PruneStage(layer, TextRank(select=False), p) for layer, p in zip((0, 2), policies, strict=True)]
+    gl.PrunedVLM(backbone, gl.Pruner(stages)).prefill(**inputs)
+    prompt = backbone.embed(inputs)
+    texts = prompt.mask & ~prompt.visual & (prompt.visual.cumsum(1) > 0)
+    for row in range(len(SIZES)):
+        if not SIZES[row]:
+            continue
+        weights = _map(backbone, prompt, prompt.mask, row, 0)[:, texts[row]][..., prompt.visual[row]].double()
+        expected = 0.0
+        for head in weights:
+            joint = head / head.sum()
+            apart = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+            terms = torch.special.xlogy(joint, joint / apart)  # text between two images cannot see the second
+            expected += float(terms.nan_to_num().sum()) / int(texts[row].sum())
+        assert expected > 1e-3
+        for policy in policies:
+            assert float(policy.told[row]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_vision_and_text_rank() -> None:
+    scorer = VisionTextRank(layer=1, vision_layer=-1)
+    scorer.build(FACTS, 2)
+    tokens = visual_tokens(BATCH, scorer.requires)
+    scores = scorer(tokens)
+    vision = tokens.vision[VisionAttention(-1)][:, 0]
+    text = tokens.probes["text"].exp().mean(-1)
+    for sample in tokens.sample.unique().tolist():
+        mine = tokens.sample == sample
+        information = tokens.probes["information"][mine][0].sum()
+        torch.testing.assert_close(scores[mine], vision[mine] / vision[mine].sum() + 0.3 * information * text[mine])
+    assert scorer.raters(visual_tokens(BATCH, Requires(text=True))).all()
 
 
 # -- decoder keys, oracle -------------------------------------------------------------------------------------------

@@ -1,0 +1,57 @@
+"""VisionSelector's score: how much a token resembles what its image is about, as learned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from glimpse_lightning.scorers.base import Scorer
+from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
+
+
+class VisionSelector(Scorer):
+    """**Logits**, learned from a token and its image alone, whatever the question (VisionSelector, arXiv 2510.16598).
+
+    ``s_i = mean_j (W_q x_i) . (W_k x_j) / sqrt(d) + b`` over all tokens ``j`` of the item, ``x`` being the states at
+    the stage. The mean goes inside, ``(W_q x_i) . (W_k mean_j x_j)``, so that no matrix of pairs is made and the cost
+    is linear in the tokens. Where the method has it: before layer 0, with a top-k policy, trained by the objective
+    ``DifferentiableTopK``. Defaults have its size (12.85 M weights where the decoder is 3,584 wide).
+
+    Departures: ``b``, a single number that starts at 0 and changes no order: top-k does not see it, but ``Threshold``
+    and the objective ``KL``, which read scores as logits, need it. ``normalise``, off by default.
+
+    Args:
+        dim: width ``d`` of the projections; ``None``: half the decoder's.
+        normalise: whether each ``x`` is divided by its root mean square first, so that scores start at the same size on
+            every backbone.
+    """
+
+    query: nn.Linear
+    key: nn.Linear
+    offset: nn.Parameter
+
+    def __init__(self, dim: int | None = None, normalise: bool = False) -> None:
+        super().__init__()
+        if dim is not None and dim < 1:
+            raise ValueError(f"Expected `dim` to be None (half the decoder's width) or at least 1, but got {dim}.")
+        self.dim = dim
+        self.normalise = normalise
+
+    def build(self, facts: ModelFacts, after_layer: int) -> None:
+        width = max(1, facts.hidden_size // 2) if self.dim is None else self.dim
+        self.query = nn.Linear(facts.hidden_size, width, bias=False)
+        self.key = nn.Linear(facts.hidden_size, width, bias=False)
+        self.offset = nn.Parameter(torch.zeros(()))
+
+    def forward(self, tokens: VisualTokens) -> Tensor:
+        """Logits ``[V]``, fp32."""
+        x_VD = tokens.hidden.float()
+        if self.normalise:
+            x_VD = F.rms_norm(x_VD, x_VD.shape[-1:])
+        count_I = torch.bincount(tokens.item, minlength=tokens.num_items).clamp(min=1)
+        mean_ID = x_VD.new_zeros(tokens.num_items, x_VD.shape[-1]).index_add(0, tokens.item, x_VD) / count_I[:, None]
+        dtype = self.query.weight.dtype
+        query_Vd, key_Id = self.query(x_VD.to(dtype)), self.key(mean_ID.to(dtype))
+        product = (query_Vd.float() * key_Id.float()[tokens.item]).sum(-1)
+        return product / query_Vd.shape[-1] ** 0.5 + self.offset.float()

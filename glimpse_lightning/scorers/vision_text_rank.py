@@ -1,0 +1,50 @@
+"""AutoPrune's score: attention inside the vision tower, and the text's as far as it is informative."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from glimpse_lightning.scorers.base import AttentionProbe, Requires
+from glimpse_lightning.scorers.text_rank import TextRank
+from glimpse_lightning.segments import segment_mean, segment_sum
+from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
+
+
+class VisionTextRank(TextRank):
+    """**Weights, at least 0**: ``v_i + gain * I * mean_(t, h) A_h[t, i]`` (AutoPrune, arXiv 2509.23931).
+
+    ``v`` is the attention inside the vision tower (the class token's, or what a token receives; see
+    ``VisionAttention``), ``t`` runs over the text tokens behind the first visual token, ``h`` over heads, and ``I`` is
+    the sample's information in layer 0; see the policy ``LogisticRatio``. AutoPrune uses it for its first cut; its
+    later ones go by the text's attention alone (``TextRank``, ``select: false``).
+
+    Departure: ``v`` is divided by its sum over the sample's tokens at the stage, so that both parts are shares of one
+    attention row; the class token's attention to itself, in the method's code, makes its ``v`` sum up to less.
+
+    Args:
+        layer: decoder layer whose attention is read; ``None``: the stage's ``after_layer``.
+        vision_layer: block of the vision tower, from 0, or from -1 = the last.
+        gain: weight of the text's attention.
+        select: whether only text tokens that resemble the image count, as in ``TextRank``.
+    """
+
+    def __init__(
+        self, layer: int | None = None, vision_layer: int = -2, gain: float = 0.3, select: bool = False
+    ) -> None:
+        super().__init__(layer, select)
+        self.vision_layer = vision_layer
+        self.gain = gain
+
+    @property
+    def requires(self) -> Requires:
+        information = AttentionProbe(layers=(0,), query="text", scale="information")
+        vision = (VisionAttention(self.vision_layer),)
+        return super().requires | Requires(probes={"information": information}, vision_layers=vision)
+
+    def forward(self, tokens: VisualTokens) -> Tensor:
+        """Weights ``[V]``."""
+        sample, samples = tokens.sample, tokens.num_samples
+        vision = tokens.vision[VisionAttention(self.vision_layer)][:, 0].float()
+        vision = vision / segment_sum(vision, sample, samples).clamp(min=1e-20)[sample]
+        information = segment_mean(tokens.probes["information"].float().sum(-1), sample, samples)[sample]
+        return vision + self.gain * information * super().forward(tokens).exp()
