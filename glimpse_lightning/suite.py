@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
@@ -18,9 +16,8 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.rows import OnError
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.engine.prefill import PrefillOutput
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.evaluation import final_keep
+from glimpse_lightning.evaluation import kept_and_total
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.predictions import Prediction, PredictionFiles
 from glimpse_lightning.run_folder import write_text
@@ -187,7 +184,7 @@ class SuiteModule(PruningModule):
         done = self._done[task.name]
         metric = task_metric(task.name)
         lines = []
-        for row, (kept, total) in enumerate(_token_counts(out, len(batch.samples))):
+        for row, (kept, total) in enumerate(kept_and_total(out, len(batch.samples))):
             sample = batch.samples[row]
             if batch.weight[row] == 0 or sample.id in done:
                 continue
@@ -230,13 +227,3 @@ class SuiteModule(PruningModule):
             folder = Path(self.trainer.default_root_dir)
             write_text(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
             print_suite(tasks)
-
-
-def _token_counts(out: PrefillOutput, num_samples: int) -> list[tuple[int, int]]:
-    """Of each sample the visual tokens that decoding sees, and those there were."""
-    keep: Tensor = final_keep(out)
-    kept, total = (
-        torch.bincount(out.tokens.sample[mask], minlength=num_samples).tolist()
-        for mask in (keep, torch.ones_like(keep))
-    )
-    return list(zip(kept, total, strict=True))
