@@ -19,8 +19,20 @@ import torch
 
 from glimpse_lightning import __version__
 from glimpse_lightning.metrics import (
-    ANLS, MME, POPE, Agreement, EvidenceOverlap, ExactMatch, JudgeScore, MultipleChoice, OracleGap, RelaxedAccuracy,
-    Retention, TokenCounts, TokenKL, VQAAccuracy,
+    ANLS,
+    MME,
+    POPE,
+    Agreement,
+    EvidenceOverlap,
+    ExactMatch,
+    JudgeScore,
+    MultipleChoice,
+    OracleGap,
+    RelaxedAccuracy,
+    Retention,
+    TokenCounts,
+    TokenKL,
+    VQAAccuracy,
 )  # fmt: skip
 from glimpse_lightning.metrics.judge_score import VISUAL_COT_SETS
 from glimpse_lightning.metrics.mme import CATEGORIES
@@ -118,10 +130,10 @@ def main() -> None:
     torch.set_num_threads(1)
     figures = dict(seconds())
     print("# Scoring 100,000 predictions\n")
-    print("Command: `OMP_NUM_THREADS=1 python benchmarks/scoring.py > benchmarks/scoring.md`; one thread, user and system")
-    print(f"seconds of the process, batches of {BATCH}. Limit: {LIMIT:.0f} s.")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, glimpse_lightning {__version__}, one core of an")
-    print(f"{platform.machine()} machine with other work on it.\n")
+    print("Command: `OMP_NUM_THREADS=1 python benchmarks/scoring.py > benchmarks/scoring.md`; one thread, user and")
+    print(f"system seconds of the process, batches of {BATCH}. Limit: {LIMIT:.0f} s.")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, glimpse_lightning {__version__},")
+    print(f"one core of an {platform.machine()} machine with other work on it.\n")
     print("| metric | s |\n|---|---|")
     for name, value in figures.items():
         print(f"| {name} | {value:.1f} |")

@@ -84,8 +84,8 @@ def evaluate(folder: Path, tasks: str, model_args: str, *options: str) -> tuple[
     """What the command line writes: results, and the samples of each task."""
     out = folder / f"out{len(list(folder.glob('out*')))}"
     args = ["lmms-eval", "--model", "glimpse", "--model_args", model_args, "--tasks", tasks]
-    args += ["--include_path", str(folder), "--output_path", str(out), "--log_samples", "--verbosity", "DEBUG", *options]
-    before, sys.argv = sys.argv, args
+    args += ["--include_path", str(folder), "--output_path", str(out), "--log_samples", "--verbosity", "DEBUG"]
+    before, sys.argv = sys.argv, [*args, *options]
     try:
         cli_evaluate()
     finally:
@@ -168,10 +168,14 @@ def test_generation_arguments_are_honoured() -> None:
 
     def said(*kwargs: dict[str, Any]) -> list[str]:
         requests = [
-            Instance("generate_until", (sample.question, kwargs[index % len(kwargs)], lambda s: s.images, index, "t", "test"),
-                     0, {"task": "t", "doc_id": index, "repeats": 1})
+            Instance(
+                "generate_until",
+                (sample.question, kwargs[index % len(kwargs)], lambda s: s.images, index, "t", "test"),
+                idx=0,
+                metadata={"task": "t", "doc_id": index, "repeats": 1},
+            )
             for index, sample in enumerate(samples())
-        ]  # fmt: skip
+        ]
         return [result.text for result in model.generate_until(requests)]
 
     greedy, hot = {"max_new_tokens": 16, "temperature": 0}, {"max_new_tokens": 16, "temperature": 5.0}

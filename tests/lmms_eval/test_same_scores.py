@@ -22,9 +22,13 @@ from glimpse_lightning.metrics.vqa_text import _CONTRACTIONS
 from glimpse_lightning.tasks import task_metric
 
 TASKS = Path(lmms_eval.tasks.__file__).parent
-WORDS = """the a an A The two Two none no No yes Yes YES not man's dont don't cat cats cat. red, blue red,blue 1,000 1000 1
-    10 3.5 5% 50% 0.5 50.0 -1 well-done t-shirt ( ) ? ! . , ... ' " / isnt isn't its it's B B. (B) b A, C: D) E. Answer: is
-    option N/A nan \t é ß İ 猫 #1 $5 can't cant y'all yall'd've somebody'd""".split(" ")  # fmt: skip
+WORDS = [
+    *"""the a an A The two Two none no No yes Yes YES not man's dont don't cat cats cat. red, blue red,blue 1,000 1000
+    1 10 3.5 5% 50% 0.5 50.0 -1 well-done t-shirt ( ) ? ! . , ... ' " / isnt isn't its it's B B. (B) b A, C: D) E.
+    Answer: is option N/A nan é ß İ 猫 #1 $5 can't cant y'all yall'd've somebody'd""".split(),
+    "\t",
+    "",
+]
 ODD_QUESTIONS = ["Is it RED? ", " what  Brand is it?\n", "Is it red?  Please answer yes or no."]
 
 
@@ -119,7 +123,7 @@ def test_scores(name: str) -> None:
                 text["answer"] if isinstance(text, dict) else text
             )
         said = said.strip()  # as our models do
-        if name == "gqa" and (row["answer"] != row["answer"].strip() or _ends_apart(said) or _ends_apart(row["answer"])):
+        if name == "gqa" and any(text != text.strip() or _ends_apart(text) for text in (said, row["answer"])):
             continue  # the repair of `exact_match`
         if name == "gqa" and "İ" in said + row["answer"]:
             continue  # two letters in lower case, for which numpy's array of texts has no room
