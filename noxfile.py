@@ -34,6 +34,13 @@ def slow(session: nox.Session) -> None:
     session.run("pytest", "-m", "slow", *session.posargs)
 
 
+@nox.session(name="lmms-eval")
+def lmms_eval(session: nox.Session) -> None:
+    """The bridge to lmms-eval, and our scores beside its own, with the real package."""
+    install(session, "test", "lmms-eval")
+    session.run("pytest", "tests/lmms_eval", *session.posargs)
+
+
 @nox.session
 def lowest(session: nox.Session) -> None:
     """The tests on the oldest torch and transformers that setup.cfg admits."""

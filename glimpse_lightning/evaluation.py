@@ -232,6 +232,12 @@ def cut_counts(model: PrunedVLM, out: PrefillOutput, whole: Prompt) -> list[Toke
     return [TokenCounts(left, left, left, share) for left, share in zip(entering, shares, strict=True)]
 
 
+def kept_and_total(out: PrefillOutput, samples: int) -> list[tuple[int, int]]:
+    """Of each sample the visual tokens that decoding sees, and those there were."""
+    keep = final_keep(out)
+    return list(zip(_per_sample(keep, out, samples), _per_sample(torch.ones_like(keep), out, samples), strict=True))
+
+
 def _per_sample(mask: Tensor, out: PrefillOutput, samples: int) -> list[int]:
     """Visual tokens of each sample where ``mask [V]`` is true."""
     return torch.bincount(out.tokens.sample[mask], minlength=samples).tolist()

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
@@ -18,9 +17,8 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.rows import OnError
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.engine.prefill import PrefillOutput
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.evaluation import final_keep
+from glimpse_lightning.evaluation import kept_and_total
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.predictions import Prediction, PredictionFiles
 from glimpse_lightning.run_folder import write_text
@@ -188,7 +186,8 @@ class SuiteModule(PruningModule):
         done = self._done[task.name]
         metric = task_metric(task.name)
         lines = []
-        for row, (kept, total) in enumerate(_token_counts(out, prompt)):
+        whole = prompt.visual.sum(1).tolist()  # of uncut images
+        for row, ((kept, _), total) in enumerate(zip(kept_and_total(out, len(whole)), whole, strict=True)):
             sample = batch.samples[row]
             if batch.weight[row] == 0 or sample.id in done:
                 continue
@@ -231,10 +230,3 @@ class SuiteModule(PruningModule):
             folder = Path(self.trainer.default_root_dir)
             write_text(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
             print_suite(tasks)
-
-
-def _token_counts(out: PrefillOutput, whole: Prompt) -> list[tuple[int, int]]:
-    """Of each sample the visual tokens that all stages keep, and those of its whole images."""
-    total = whole.visual.sum(1).tolist()
-    kept = torch.bincount(out.tokens.sample[final_keep(out)], minlength=len(total)).tolist()
-    return list(zip(kept, total, strict=True))

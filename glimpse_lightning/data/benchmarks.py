@@ -15,7 +15,7 @@ from glimpse_lightning.errors import GlimpseError
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
-CHINESE_OPTIONS = "有如下几个选项："  # noqa: RUF001
+UNSAID = 128  # longest answer where the task's file names none: lmms-eval 0.3.5's default for Qwen2.5-VL
 CHINESE_LETTER = "\n请直接使用所提供的选项字母作为答案回答。"
 
 
@@ -47,7 +47,7 @@ class Benchmark:
     split: str
     config: str | None = None
     columns: Columns = field(default_factory=Columns)
-    wording: Wording = field(default_factory=lambda: Wording(suffix=SHORT))
+    wording: Wording = field(default_factory=lambda: Wording(suffix=SHORT, strip=False))
     metric: str = "ExactMatch"
     metric_options: dict[str, Any] = field(default_factory=dict)
     max_new_tokens: int = 16
@@ -70,6 +70,7 @@ POPE = Benchmark(
     "lmms-lab-encoder/POPE",
     "test",
     columns=Columns(answers="answer", id="question_id", family="category"),
+    wording=Wording(suffix=SHORT),
     metric="POPE",
     max_new_tokens=128,
 )
@@ -79,7 +80,7 @@ MMBENCH = Benchmark(
     "en",
     Columns(answers="answer", id="index", family="L2-category", options=["A", "B", "C", "D"], hint="hint"),
     # lmms-eval joins prompt and suffix with a line break, and its suffix begins with one as well.
-    Wording("{hint}{question} There are several options:\n{options}\n", hint="{hint} ", suffix=LETTER),
+    Wording("{hint}{question} There are several options:\n{options}\n", hint="{hint} ", suffix=LETTER, strip=False),
     metric="MultipleChoice",
     metric_options={"rule": "infer", "circular": True},
     max_new_tokens=1024,
@@ -89,7 +90,8 @@ HIDDEN = replace(MMBENCH.columns, answers=None)  # the test split is scored by i
 MMBENCH_CN = replace(
     MMBENCH,
     config="cn",
-    wording=Wording(f"{{hint}}{{question}} {CHINESE_OPTIONS}\n{{options}}\n", hint="{hint} ", suffix=CHINESE_LETTER),
+    wording=replace(MMBENCH.wording, suffix=CHINESE_LETTER),  # the line above the options is English there as well
+    max_new_tokens=256,
 )
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -99,8 +101,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/textvqa",
         "validation",
         columns=Columns(id="question_id"),
-        wording=Wording(suffix=SHORT, capitalize=True),
+        wording=Wording(suffix=SHORT, capitalize=True, strip=False),
         metric="VQAAccuracy",
+        max_new_tokens=UNSAID,
     ),
     "vqav2_val": VQAV2,
     "vqav2_val_lite": replace(VQAV2, hub_id="lmms-lab-encoder/LMMs-Eval-Lite", config="vqav2_val", split="lite"),
@@ -108,8 +111,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/VizWiz-VQA",
         "val",
         columns=Columns(id="question_id", family="category"),
-        wording=Wording(suffix=UNANSWERABLE + SHORT, capitalize=True),
+        wording=Wording(suffix=UNANSWERABLE + SHORT, capitalize=True, strip=False),
         metric="VQAAccuracy",
+        max_new_tokens=UNSAID,
     ),
     "gqa": Benchmark(
         "lmms-lab-encoder/GQA",
@@ -124,7 +128,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/ChartQA",
         "test",
         columns=Columns(answers="answer", family="type"),
-        wording=Wording(suffix="\nAnswer the question with a single word."),
+        wording=Wording(suffix="\nAnswer the question with a single word.", strip=False),
         metric="RelaxedAccuracy",
     ),
     "pope": POPE,
@@ -137,7 +141,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "test",
         "ScienceQA-IMG",
         Columns(answers="answer", options="choices", hint="hint"),
-        Wording("{hint}{question}\n{options}", hint="Context: {hint}\n", suffix=LETTER),
+        Wording("{hint}{question}\n{options}", hint="Context: {hint}\n", suffix=LETTER, strip=False),
         metric="MultipleChoice",
     ),
     "mmbench_en_dev": MMBENCH,
@@ -160,9 +164,10 @@ BENCHMARKS: dict[str, Benchmark] = {
             family="data_type",
             options=["choice_a", "choice_b", "choice_c", "choice_d"],
         ),
-        wording=Wording("{question}\n{options}", suffix=LETTER),
+        wording=Wording("{question}\n{options}", suffix=LETTER, strip=False),
         metric="MultipleChoice",
         metric_options={"rule": "first"},
+        max_new_tokens=UNSAID,
     ),
     "vstar_bench": Benchmark(
         "lmms-lab-encoder/vstar-bench",

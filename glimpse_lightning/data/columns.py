@@ -56,6 +56,7 @@ class Wording:
         capitalize: first letter of the question in upper case, all others in lower case (Python's `capitalize`).
         drop: text that is taken out of questions.
         inline_options: questions hold their options as `(A) ... (B) ...`, which become lines `A. ...` below them.
+        strip: whether spaces at the ends of questions are dropped.
     """
 
     prompt: str = "{question}"
@@ -64,10 +65,11 @@ class Wording:
     capitalize: bool = False
     drop: str = ""
     inline_options: bool = False
+    strip: bool = True
 
 
 def question_text(row: Mapping[str, Any], columns: Columns, wording: Wording, where: str) -> str:
-    """The prompt of a row; spaces at the ends of the question are dropped.
+    """The prompt of a row.
 
     Raises:
         BadSampleError: where it has no question; it begins with ``where``.
@@ -75,7 +77,8 @@ def question_text(row: Mapping[str, Any], columns: Columns, wording: Wording, wh
     text = row[columns.question]
     if not isinstance(text, str) or not text.strip():
         raise BadSampleError(f"{where}: expected a text in column `{columns.question}`, but got {text!r}.")
-    text = text.strip().replace(wording.drop, "") if wording.drop else text.strip()
+    text = text.strip() if wording.strip else text
+    text = text.replace(wording.drop, "") if wording.drop else text
     if wording.inline_options:
         text, *pairs = re.split(r"\s*\(([A-Z])\)\s*", text)
         options = [f"{letter}. {option}" for letter, option in zip(pairs[::2], pairs[1::2], strict=True)]

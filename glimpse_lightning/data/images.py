@@ -14,6 +14,9 @@ from glimpse_lightning.errors import BadSampleError
 MAX_PIXELS = 89_478_485
 """Images with more pixels are refused before they are decoded (Pillow's own limit, a quarter of a gigabyte of RGB)."""
 
+RUNS_A_PROGRAM = "EPS"
+"""A format that Pillow hands to Ghostscript, which no limit of ours binds."""
+
 
 def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image at ``path`` as RGB, turned upright by its EXIF orientation; transparency is laid on white.
@@ -38,37 +41,53 @@ def _read(source: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
             with Image.open(source) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise BadSampleError(
-                        f"{name}: expected at most {max_pixels} pixels, but got {width} x {height}; "
-                        "scale the image down, or raise `max_pixels` if you trust the file."
-                    )
+                if image.format == RUNS_A_PROGRAM:
+                    raise BadSampleError(f"{name}: expected pixels, but it is a program (EPS); convert it to PNG.")
+                _check_size(image, name, max_pixels)
                 image.load()
-                upright = ImageOps.exif_transpose(image)
+                _check_size(image, name, max_pixels)  # an icon may hold another size than it says
+                upright = upright_rgb(image)
     except FileNotFoundError:
         raise BadSampleError(f"{name}: no such image; check the path in the data file.") from None
     except (PermissionError, UnidentifiedImageError) as error:
         raise BadSampleError(f"{name}: not a readable image ({type(error).__name__}); replace the file.") from None
     except Image.DecompressionBombError as error:
         raise BadSampleError(f"{name}: {error} Scale the image down.") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, BadSampleError):
-            raise
+    except BadSampleError:
+        raise
+    except Exception as error:  # decoders of damaged files raise anything: RuntimeError, struct.error, EOFError, ...
         raise BadSampleError(f"{name}: the image is truncated or damaged ({error}); replace the file.") from None
-    if min(upright.size) == 0:
-        raise BadSampleError(f"{name}: expected pixels, but its size is {upright.size}; replace the file.")
-    return _rgb(upright)
+    return upright
+
+
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    width, height = image.size
+    if not (width and height):
+        raise BadSampleError(f"{name}: expected pixels, but its size is {image.size}; replace the file.")
+    if width * height > max_pixels:
+        raise BadSampleError(
+            f"{name}: expected at most {max_pixels} pixels, but got {width} x {height}; "
+            "scale the image down, or raise `max_pixels` if you trust the file."
+        )
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image as RGB, turned upright by its EXIF orientation; transparency is laid on white."""
+    return _rgb(ImageOps.exif_transpose(image))
 
 
 def path_inside(root: Path, name: str, where: str) -> Path:
     """The path that ``name`` is, relative to ``root`` or absolute, links followed.
 
     Raises:
-        BadSampleError: where it leaves ``root``; it begins with ``where``.
+        BadSampleError: where it leaves ``root`` or is no path; it begins with ``where``.
     """
     root = root.resolve()
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a zero byte, links in a circle
+        raise BadSampleError(f"{where}: image path {name[:80]!r} is no path ({error}); mend the data file.") from None
     if not path.is_relative_to(root):
         raise BadSampleError(f"{where}: image path {name!r} leaves the folder {root}; move the image into it.")
     return path

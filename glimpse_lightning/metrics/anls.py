@@ -21,15 +21,16 @@ def anls(prediction: str, references: Sequence[str], lengths: Lengths = "raw") -
     Args:
         prediction: the answer.
         references: answers that count as right.
-        lengths: divide by the longer of the two ``raw`` strings, as lmms-eval does (spare spaces raise the score), or
-            of the two ``normalised`` ones, as VLMEvalKit does.
+        lengths: divide by the longer of the two ``raw`` strings, as lmms-eval does (spare spaces raise the score; it
+            counts letters in upper case, in which a German sharp s is two), or of the two ``normalised`` ones, as
+            VLMEvalKit does.
     """
     return max(_similarity(prediction, reference, lengths) for reference in references)
 
 
 def _similarity(prediction: str, reference: str, lengths: Lengths) -> float:
     a, b = " ".join(prediction.lower().split()), " ".join(reference.lower().split())
-    length = max(len(prediction), len(reference)) if lengths == "raw" else max(len(a), len(b))
+    length = max(len(prediction.upper()), len(reference.upper())) if lengths == "raw" else max(len(a), len(b))
     if length == 0:
         return 1.0
     similarity = 1 - Levenshtein.distance(a, b) / length

@@ -20,7 +20,8 @@ def exact_match(prediction: str, references: Sequence[str], punctuation: Punctua
         prediction: the answer.
         references: answers that count as right.
         punctuation: ``ends``: punctuation at the ends does not count, nor how many spaces there are. ``all``: GQA's
-            rule in lmms-eval: no punctuation counts (``t-shirt`` is ``tshirt``), spaces between words do.
+            rule in lmms-eval: no punctuation counts (``t-shirt`` is ``tshirt``), spaces between words do. One repair:
+            a space that punctuation leaves at an end (``dog .``) does not count.
     """
     if punctuation == "ends":
         return float(normalize(prediction) in {normalize(reference) for reference in references})

@@ -29,15 +29,16 @@ _AROUND = (  # MMBench: what may stand before and behind a letter
 
 
 def letter_exactly(answer: str, options: dict[str, str]) -> str | None:
-    """ScienceQA: the letter alone, or a capital followed by a period at the very start."""
-    if len(answer) >= 2 and answer[0].isupper() and answer[1] == ".":
-        return answer[0]
-    return answer or None
+    """ScienceQA: the letter alone in either case, or a capital followed by a period at the very start."""
+    text = answer.strip()
+    if len(text) >= 2 and text[0].isupper() and text[1] == ".":
+        return text[0]
+    return text.upper() or None
 
 
 def letter_first(answer: str, options: dict[str, str]) -> str | None:
-    """SEED-Bench: the first character, whatever follows."""
-    return answer.strip()[:1] or None
+    """SEED-Bench: the first character, in either case, whatever follows."""
+    return answer.strip()[:1].upper() or None
 
 
 def letter_search(answer: str, options: dict[str, str]) -> str | None:

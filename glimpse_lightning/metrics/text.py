@@ -20,7 +20,7 @@ def number(text: str) -> float | None:
     """The number that ``text`` is, a percentage as its hundredth; ``None`` where it is none."""
     text = text.strip()
     try:
-        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
     except ValueError:
         return None
 

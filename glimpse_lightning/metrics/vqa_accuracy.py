@@ -8,8 +8,8 @@ from typing import Literal
 from glimpse_lightning.metrics.text import AnswerMetric
 from glimpse_lightning.metrics.vqa_text import normalize_vqa, normalize_vqav2, one_line
 
-Normaliser = Literal["full", "vqav2"]
-NORMALISERS = ("full", "vqav2")
+Normaliser = Literal["full", "vqav2", "vqav2-0.3"]
+NORMALISERS = ("full", "vqav2", "vqav2-0.3")
 
 
 def vqa_accuracy(prediction: str, references: Sequence[str], normaliser: Normaliser = "full") -> float:
@@ -21,17 +21,18 @@ def vqa_accuracy(prediction: str, references: Sequence[str], normaliser: Normali
     Args:
         prediction: the answer.
         references: one answer of each annotator.
-        normaliser: ``full``: all steps on both sides (TextVQA, VizWiz). ``vqav2``: as lmms-eval scores VQAv2: the
-            prediction takes all steps, references all but the first (so ``man's`` never matches), and none at all
-            where the annotators are of one mind (so a unanimous ``the cat`` is never matched either).
+        normaliser: ``full``: all steps on both sides (TextVQA, VizWiz). ``vqav2``: as lmms-eval scores VQAv2, all but
+            :func:`~glimpse_lightning.metrics.vqa_text.tokenize` on both sides. ``vqav2-0.3``: as its version 0.3.5
+            did, which papers of 2025 used: where the annotators are of one mind, no step on either side (so ``Yes``
+            does not match a unanimous ``yes``).
     """
-    answer = normalize_vqa(prediction)
     if normaliser == "full":
-        accepted = [normalize_vqa(reference) for reference in references]
+        normalise = normalize_vqa
+    elif normaliser == "vqav2" or len({one_line(reference) for reference in references}) > 1:
+        normalise = normalize_vqav2
     else:
-        accepted = [one_line(reference) for reference in references]
-        if len(set(accepted)) > 1:
-            answer, accepted = normalize_vqav2(answer), [normalize_vqav2(reference) for reference in accepted]
+        normalise = one_line
+    answer, accepted = normalise(prediction), [normalise(reference) for reference in references]
     hits = [answer == reference for reference in accepted]
     matches = sum(hits)
     if len(hits) == 1:
@@ -44,7 +45,7 @@ class VQAAccuracy(AnswerMetric):
     """Mean accuracy of the VQA challenge; see :func:`vqa_accuracy`.
 
     Args:
-        normaliser: ``full`` (TextVQA, VizWiz) or ``vqav2``.
+        normaliser: ``full`` (TextVQA, VizWiz), ``vqav2`` or ``vqav2-0.3``.
     """
 
     def __init__(self, normaliser: Normaliser = "full", **kwargs: object) -> None:

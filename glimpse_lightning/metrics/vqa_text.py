@@ -76,5 +76,5 @@ def normalize_vqa(text: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def normalize_vqav2(text: str) -> str:
-    """The steps that lmms-eval applies to VQAv2's references: all but :func:`tokenize`."""
+    """The steps that lmms-eval applies to VQAv2: all but :func:`tokenize`, so commas and ``'s`` stay for the others."""
     return without_articles(without_punctuation(one_line(text)))

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import io
 import os
+import random
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from glimpse_lightning.data.images import decode_image, load_image
+from glimpse_lightning.data.images import decode_image, load_image, path_inside
 from glimpse_lightning.errors import BadSampleError
 
 
@@ -80,6 +82,59 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
     assert load_image(tmp_path / "x.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "ICO", "JPEG2000", "AVIF", "TGA"])
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_are_read_or_named(kind: str) -> None:
+    """Bytes changed here and there, and ends cut off: an image comes out, or the one error that datasets expect."""
+    rng, data = random.Random(0), io.BytesIO()
+    image = Image.effect_noise((24, 24), 60).convert("RGB")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(data, kind, **({"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF", "AVIF") else {}))
+    whole, named = data.getvalue(), 0
+    for _ in range(120):
+        damaged = bytearray(whole)
+        for _ in range(rng.randint(1, 6)):
+            damaged[rng.randrange(rng.choice([40, len(whole)]))] = rng.randrange(256)
+        try:
+            assert decode_image(bytes(damaged[: rng.choice([len(whole), rng.randrange(len(whole))])]), "x", 10**5)
+        except BadSampleError as error:
+            named += str(error).startswith("x: ")
+    assert named
+
+
+def test_an_icon_cannot_hide_a_bomb() -> None:
+    """It says 16 x 16, and holds a picture of a million pixels."""
+    icon, inside = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (1000, 1000)).save(inside, "PNG")
+    picture = inside.getvalue()
+    icon.write(struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(picture), 22) + picture)
+    with pytest.raises(BadSampleError, match="expected at most 500000 pixels, but got 1000 x 1000"):
+        decode_image(icon.getvalue(), "x", 500_000)
+
+
+def test_programs_are_not_run() -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(data, "EPS")
+    with pytest.raises(BadSampleError, match="it is a program"):
+        decode_image(data.getvalue(), "x")
+
+
+def test_no_path_leads_out(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path)
+    (root / "circle").symlink_to("circle")
+    secret = tmp_path / "secret.png"
+    for name in ("../secret.png", str(secret), "link/secret.png", "a/../../secret.png", "..", "//etc/x"):
+        with pytest.raises(BadSampleError, match=r"row 1: image path .* leaves the folder"):
+            path_inside(root, name, "row 1")
+    for name in ("circle", "circle/x", "a\0b", "a" * 5000):
+        with pytest.raises(BadSampleError, match="row 1: "):
+            load_image(path_inside(root, name, "row 1"))
+    assert path_inside(root, "b/../a.png", "row 1") == root.resolve() / "a.png"
 
 
 def test_a_pipe_does_not_block(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def test_vqa_normaliser(text: str, expected: str) -> None:
         ("abcd", ["abxy"], 0.5),
         ("abcd", ["axyz"], 0.0),
         ("abc   d", ["abc e"], 1 - 1 / 7),  # distance of squeezed texts over the raw length
+        ("abß", ["aby"], 1 - 1 / 4),  # whose letters are counted in upper case
+        (" ", [""], 1.0),
     ],
 )
 def test_anls(prediction: str, references: list[str], expected: float) -> None:
@@ -68,6 +70,11 @@ def test_anls(prediction: str, references: list[str], expected: float) -> None:
         ("Yes", "yes", 1),
         ("-95", "-100", 1),
         ("abc", "100", 0),
+        ("95", "100", 1),
+        ("94.9", "100", 0),
+        ("50%%", "50%", 1),
+        ("%", "%", 1),
+        ("nan", "1", 0),
     ],
 )
 def test_relaxed_accuracy(prediction: str, reference: str, expected: float) -> None:
@@ -117,22 +124,24 @@ def test_exact_match_of_gqa(prediction: str, reference: str, ends: float, everyw
 
 
 @pytest.mark.parametrize(
-    ("prediction", "references", "full", "vqav2"),
+    ("prediction", "references", "full", "vqav2", "old"),
     [
-        ("cat", ["cat"] * 10, 1.0, 1.0),
-        ("cat", ["cat"] * 3 + ["dog"] * 7, 0.9, 0.9),
-        ("the cat", ["the cat"] * 10, 1.0, 0.0),  # unanimous references stay as they are
-        ("the cat", ["the cat"] * 9 + ["dog"], 1.0, 1.0),
-        ("man's", ["man's"] * 9 + ["woman's"], 1.0, 0.0),  # only the prediction is taken apart
-        ("Two", ["2"] * 4 + ["two"] * 6, 1.0, 1.0),
-        ("1,000", ["1,000"] * 9 + ["1000"], 1.0, 1.0),
-        ("red, blue", ["red, blue"] * 9 + ["red blue"], 1.0, 1.0),
-        ("red-blue", ["red-blue 1,000"] * 9 + ["x"], 0.0, 0.0),
+        ("cat", ["cat"] * 10, 1.0, 1.0, 1.0),
+        ("cat", ["cat"] * 3 + ["dog"] * 7, 0.9, 0.9, 0.9),
+        ("The cat", ["the cat"] * 10, 1.0, 1.0, 0.0),  # the old way leaves unanimous references, and what is said
+        ("the\tcat ", ["the cat"] * 10, 1.0, 1.0, 1.0),
+        ("the cat", ["the cat"] * 9 + ["dog"], 1.0, 1.0, 1.0),
+        ("man's", ["man 's"] * 9 + ["x"], 1.0, 0.0, 0.0),  # only `full` takes 's apart
+        ("Two", ["2"] * 4 + ["two"] * 6, 1.0, 1.0, 1.0),
+        ("1,000", ["1,000"] * 9 + ["1000"], 1.0, 1.0, 1.0),
+        ("red,blue", ["redblue"] * 9 + ["x"], 1.0, 0.0, 0.0),  # only `full` drops this comma
+        ("red-blue", ["red-blue 1,000"] * 9 + ["x"], 0.0, 0.0, 0.0),
     ],
 )
-def test_vqa_normalisers(prediction: str, references: list[str], full: float, vqav2: float) -> None:
+def test_vqa_normalisers(prediction: str, references: list[str], full: float, vqav2: float, old: float) -> None:
     assert vqa_accuracy(prediction, references) == pytest.approx(full)
     assert vqa_accuracy(prediction, references, "vqav2") == pytest.approx(vqav2)
+    assert vqa_accuracy(prediction, references, "vqav2-0.3") == pytest.approx(old)
 
 
 def test_punctuation_beside_a_number_with_a_comma_is_dropped() -> None:

@@ -103,6 +103,11 @@ CASES = {
     "ExactMatch": Case(ExactMatch, _answers(WORDS), _add_answers),
     "VQAAccuracy": Case(VQAAccuracy, _answers(WORDS, 10), _add_answers),
     "VQAAccuracy vqav2": Case(lambda: VQAAccuracy("vqav2"), _answers(WORDS, 10), _add_answers),
+    "VQAAccuracy vqav2-0.3": Case(lambda: VQAAccuracy("vqav2-0.3"), _answers(WORDS, 10), _add_answers),
+    "POPE llava": Case(
+        lambda: POPE("llava"), lambda rng, i: (rng.choice(["No, n", "Yes."]), [rng.choice(["yes", "no"])]), _add_answers
+    ),
+    "ANLS normalised": Case(lambda: ANLS("normalised"), _answers(WORDS, 3), _add_answers),
     "ANLS": Case(ANLS, _answers(WORDS, 3), _add_answers),
     "RelaxedAccuracy": Case(RelaxedAccuracy, _answers(NUMBERS), _add_answers),
     "POPE": Case(
