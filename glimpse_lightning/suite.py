@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from glimpse_lightning.backbones.base import Prompt
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.rows import OnError

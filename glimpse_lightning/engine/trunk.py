@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.engine.compaction import Compaction
-from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.prompt_cache import Columns, PromptCache
+from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.visual_tokens import Views
 

@@ -67,7 +67,7 @@ class KL(Objective):
         self.budget_weight = budget_weight
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
-        """One step; logs ``kl``, ``budget``, ``target``, ``retention`` (soft), ``hard_retention``, ``soft_hard_gap``."""
+        """One step; logs ``kl``, ``budget``, ``target``, soft ``retention``, ``hard_retention``, ``soft_hard_gap``."""
         out = model.distill(batch, lambda scores, _: log_gates(scores, self.temperature))
         kl = weighted_mean(token_kl(out.teacher_logits, out.student_logits, batch.answer_mask), batch.weight)
         last = out.stages[-1]
