@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from glimpse_lightning.benchmark import training_report
 from glimpse_lightning.benchmark.figures import TIMES
 
 SCALES: dict[str, tuple[float, str]] = {
@@ -44,8 +45,10 @@ def markdown(record: Mapping[str, Any]) -> str:
     }
     lines = [f"# Benchmark of {model['name']}", "", _line(["field", "value"]), _line(["---"] * 2)]
     lines += [_line(list(pair)) for pair in fields.items()]
-    lines += ["", NOTE]
     groups = record["groups"]
+    if record["settings"]["training"]:
+        return "\n".join([*lines, "", *training_report.lines(groups)])
+    lines += ["", NOTE]
     for group in groups:
         lines += _summary(group)
     lines += ["## All figures", ""]

@@ -68,7 +68,7 @@ class StageRun:
         """Take the attention rows of ``layer`` that ``main`` captured and advance the glimpse stream through it."""
         for name, probe in self.probes(layer, "last"):
             assert main.logits is not None
-            self._capture(name, probe, layer, trunk, main.logits, trunk.mask)
+            self.capture(name, probe, layer, trunk, main.logits, trunk.mask)
         for name, _ in self.probes(layer, "text"):
             self._capture_text(name, layer, trunk, main)
         if self.stream is None or self.scorer.glimpse is None:
@@ -87,11 +87,12 @@ class StageRun:
             assert tap.logits is not None
             seen = self.stream.mask.clone()
             seen[:, trunk.mask.shape[1] + self.scorer.glimpse.length :] = False  # rows behind the glimpse
-            self._capture(name, probe, layer, trunk, tap.logits, seen)
+            self.capture(name, probe, layer, trunk, tap.logits, seen)
 
-    def _capture(
+    def capture(
         self, name: str, probe: AttentionProbe, layer: int, trunk: Trunk, row_BHn: Tensor, seen_Bn: Tensor
     ) -> None:
+        """Keep the logits of one query row, at the visual tokens, for the probe ``name``; the row sees ``seen_Bn``."""
         if probe.scale == "log_softmax":
             row_BHn = row_BHn.float().masked_fill(~seen_Bn[:, None], -torch.inf).log_softmax(-1)
         prompt_row = row_BHn[..., : trunk.mask.shape[1]].transpose(1, 2)

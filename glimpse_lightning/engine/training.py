@@ -130,8 +130,10 @@ def _questions(batch: Batch) -> list[str]:
 
 
 def _start(model: PrunedVLM, batch: Batch) -> tuple[Trunk, list[StageRun]]:
-    with torch.no_grad():
-        prompt = model.backbone.embed(batch.inputs, model.vision_layers)
+    prompt = batch.prompt
+    if prompt is None:
+        with torch.no_grad():
+            prompt = model.backbone.embed(batch.inputs, model.vision_layers)
     trunk = Trunk.start(model.backbone, prompt)
     return trunk, new_stage_runs(model.pruner, trunk)
 
