@@ -70,8 +70,15 @@ class Pruner(nn.Module):
         if self.facts is not None:
             check_facts(self.facts, facts)
             return
+        glimpse = False
         for stage in self.stages:
             stage.scorer.build(facts, stage.after_layer)
+            if stage.scorer.shares_glimpse and not glimpse:
+                raise GlimpseError(
+                    "Expected a stage with glimpse tokens of its own before one whose scorer `shares_glimpse`. "
+                    "Leave that out, or put such a stage before it."
+                )
+            glimpse |= stage.scorer.glimpse is not None
         self.facts = facts
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from glimpse_lightning.backbones.base import Prompt
+from glimpse_lightning.backbones.base import Backbone, Prompt
 from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.training import DistillOutput, Gate, StageOutput
@@ -27,7 +27,7 @@ from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
-    from glimpse_lightning.pruner import PruneStage
+    from glimpse_lightning.pruner import Pruner, PruneStage
 
 
 class _NoCache(DynamicCache):
@@ -40,8 +40,13 @@ class _NoCache(DynamicCache):
 class StraightforwardVLM(PrunedVLM):
     """A ``PrunedVLM`` whose training forwards run whole sequences; the objectives take it as any other.
 
-    For pruners of one stage whose scorer has a glimpse token.
+    Raises:
+        GlimpseError: where the pruner is not one stage whose scorer has a glimpse token.
     """
+
+    def __init__(self, backbone: Backbone, pruner: Pruner) -> None:
+        super().__init__(backbone, pruner)
+        self._stage()
 
     def glimpse_forward(self, batch: Batch, answers: bool = False) -> list[StageOutput]:
         """As ``PrunedVLM.glimpse_forward``, over the one sequence [prompt, glimpse, answers]."""

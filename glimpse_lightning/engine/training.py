@@ -20,7 +20,7 @@ from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.engine.streams import SideStream
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import Trunk
-from glimpse_lightning.visual_tokens import VisualTokens
+from glimpse_lightning.visual_tokens import LOG_GATES, VisualTokens
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
@@ -113,7 +113,7 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
         while runs and (runs[0].stage.after_layer == layer or layer == num_layers - 1):
             run = runs.pop(0)
             student = _fork(trunk) if student is None else student
-            tokens = run.tokens(student, batch.key, _questions(batch), {})
+            tokens = run.tokens(student, batch.key, _questions(batch), {LOG_GATES: bias} if outputs else {})
             scores = run.scorer(tokens)
             outputs.append(StageOutput(scores, tokens))
             log_gates.append(gate(scores, tokens))
@@ -141,13 +141,13 @@ def _start(model: PrunedVLM, batch: Batch) -> tuple[Trunk, list[StageRun]]:
 def _append_answers(run: StageRun, trunk: Trunk, ids: Tensor, mask: Tensor) -> None:
     """Rows ``[B, A]`` of answer tokens behind the glimpse; the answer's positions then follow the glimpse's."""
     glimpse, backbone = run.scorer.glimpse, trunk.backbone
-    if glimpse is None or ids.shape[1] == 0:
+    if run.glimpse is None or glimpse is None or ids.shape[1] == 0:
         return
     embeds = backbone.model.get_input_embeddings()(ids)
     rows = torch.cat([trunk.hidden.new_zeros(len(ids), glimpse.length, embeds.shape[-1]), embeds], 1)
     rows_mask = torch.cat([mask.new_ones(len(ids), glimpse.length), mask], 1)
     steps = torch.arange(1, rows.shape[1] + 1, device=ids.device)
-    run.stream = SideStream(backbone, rows, rows_mask, trunk.mask, trunk.position_ids[..., -1:] + steps)
+    run.glimpse.stream = SideStream(backbone, rows, rows_mask, trunk.mask, trunk.position_ids[..., -1:] + steps)
 
 
 def _key_bias(trunk: Trunk, bias_V: Tensor) -> Tensor:

@@ -1,16 +1,19 @@
-"""KL: the softly pruned model must answer as the full one does, within a token budget."""
+"""KL: the softly pruned model must answer as the full one does, within a budget of tokens or FLOPs."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.metrics.token_kl import token_kl
 from glimpse_lightning.objectives.base import Objective, StepResult
+from glimpse_lightning.objectives.flops_budget import flops_share, text_lengths
 from glimpse_lightning.objectives.losses import weighted_mean
 from glimpse_lightning.segments import segment_sum
 from glimpse_lightning.visual_tokens import VisualTokens
@@ -34,6 +37,11 @@ class KL(Objective):
     fewer. The target falls from 1 to ``retention``, as a cosine over the first ``anneal`` of the training, and the
     temperature from its first to its second value with it.
 
+    Several stages are trained together: their gates multiply, and ``r`` counts what all of them leave. With ``flops``
+    the budget is one of compute in place of tokens, so that how much each stage drops is learned: ``r`` is then the
+    expected share of the decoder's prefill FLOPs (:func:`~.flops_budget.flops_share`), and its target falls to
+    ``flops``.
+
     Needs scorers that return logits (keep = sigmoid > 0.5), and no annotation.
 
     Args:
@@ -41,6 +49,7 @@ class KL(Objective):
         budget_weight: price, in nats, of keeping all tokens above the budget.
         temperature: at the start and at the end.
         anneal: share of the training after which target and temperature have reached their final values.
+        flops: share of the decoder's prefill FLOPs to spend, in (0, 1], in place of ``retention``.
     """
 
     def __init__(
@@ -49,15 +58,19 @@ class KL(Objective):
         budget_weight: float = 10.0,
         temperature: tuple[float, float] = (1.0, 0.3),
         anneal: float = 0.5,
+        flops: float | None = None,
     ) -> None:
         if not 0 < retention <= 1:
             raise ValueError(f"Expected `retention` to be in (0, 1], but got {retention}.")
+        if flops is not None and not 0 < flops <= 1:
+            raise ValueError(f"Expected `flops` to be in (0, 1], but got {flops}.")
         if min(temperature) <= 0:
             raise ValueError(f"Expected both temperatures to be positive, but got {temperature}.")
         self.retention = retention
         self.budget_weight = budget_weight
         self.temperature = temperature
         self.anneal = anneal
+        self.flops = flops
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
         """One step; logs ``kl``, ``budget``, ``retention`` (soft), ``hard_retention``, ``soft_hard_gap`` and more."""
@@ -65,19 +78,51 @@ class KL(Objective):
         share = 0.5 * (1 + math.cos(math.pi * done))  # 1 -> 0
         start, end = self.temperature
         temperature = end + (start - end) * share
-        target = self.retention + (1 - self.retention) * share
+        final = self.retention if self.flops is None else self.flops
+        target = final + (1 - final) * share
 
         out = model.distill(batch, lambda scores, _: log_gates(scores, temperature))
         kl = weighted_mean(token_kl(out.teacher_logits, out.student_logits, batch.answer_mask), batch.weight)
-        last = out.stages[-1]
-        soft = mean_retention(last.scores.float().sigmoid(), last.tokens)
-        hard = mean_retention((last.scores > 0).float(), last.tokens)
-        budget = F.relu(soft - target)
-        logs = {
+        tokens = out.stages[-1].tokens
+        chances = [stage.scores.float().sigmoid() for stage in out.stages]
+        choices = [(stage.scores > 0).float() for stage in out.stages]
+        soft, hard = mean_retention(_product(chances), tokens), mean_retention(_product(choices), tokens)
+        spent, more = soft, {}
+        if self.flops is not None:
+            spent, more = self._flops(model, batch, tokens, chances, choices)
+        budget = F.relu(spent - target)
+        logs = more | {
             "kl": kl, "budget": budget, "retention": soft, "hard_retention": hard, "soft_hard_gap": (soft - hard).abs(),
             "target": torch.tensor(target), "temperature": torch.tensor(temperature),
         }  # fmt: skip
         return StepResult(kl + self.budget_weight * budget, {name: value.detach() for name, value in logs.items()})
+
+    def _flops(
+        self, model: PrunedVLM, batch: Batch, tokens: VisualTokens, chances: list[Tensor], choices: list[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The expected share of FLOPs, and what to log of it.
+
+        Raises:
+            GlimpseError: in the first step, where no choice of tokens could be so cheap.
+        """
+        assert model.pruner is not None and self.flops is not None
+        layers, text = [stage.after_layer for stage in model.pruner.stages], text_lengths(batch, tokens)
+        if self.progress == 0:
+            least = float(flops_share([torch.zeros_like(each) for each in chances], layers, tokens, text))
+            if self.flops < least:
+                raise GlimpseError(
+                    f"Expected `flops` of at least {least:.3f}, which text and the layers before the first stage cost, "
+                    f"but got {self.flops}. Raise it, or prune after an earlier layer."
+                )
+        spent = flops_share(chances, layers, tokens, text)
+        logs = {"flops": spent, "hard_flops": flops_share(choices, layers, tokens, text)}
+        logs |= {f"stage{i}_retention": mean_retention(_product(choices[: i + 1]), tokens) for i in range(len(choices))}
+        return spent, logs
+
+
+def _product(gates: Sequence[Tensor]) -> Tensor:
+    """``[V]`` how open all stages' gates together leave each token."""
+    return torch.stack(list(gates)).prod(0)
 
 
 def log_gates(scores: Tensor, temperature: float) -> Tensor:
