@@ -61,6 +61,13 @@ def pad_left(attention_mask: Tensor) -> Compaction | None:
     return Compaction.plan(mask)
 
 
+def fill_cache(cache: Cache, source: Cache) -> Cache:
+    """An empty ``cache`` of any kind with the keys and values of ``source`` in it."""
+    for index, layer in enumerate(source.layers):
+        cache.update(layer.keys, layer.values, index)
+    return cache
+
+
 def fork_cache(cache: Cache, repeats: int = 1) -> Cache:
     """A cache that can grow without touching ``cache``; tensors are shared, or repeated row by row."""
     new = DynamicCache()

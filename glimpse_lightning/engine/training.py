@@ -99,7 +99,8 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
     """
     trunk, runs = _start(model, batch)
     num_layers, total = len(trunk.backbone.layers), len(trunk.layout.item)
-    outputs, log_gates = [], []
+    outputs: list[StageOutput] = []
+    log_gates: list[Tensor] = []
     bias = trunk.hidden.new_zeros(total)
     student: Trunk | None = None
     for layer in range(-1, num_layers):

@@ -87,7 +87,8 @@ class KL(Objective):
         chances = [stage.scores.float().sigmoid() for stage in out.stages]
         choices = [(stage.scores > 0).float() for stage in out.stages]
         soft, hard = mean_retention(_product(chances), tokens), mean_retention(_product(choices), tokens)
-        spent, more = soft, {}
+        spent = soft
+        more: dict[str, Tensor] = {}
         if self.flops is not None:
             spent, more = self._flops(model, batch, tokens, chances, choices)
         budget = F.relu(spent - target)
