@@ -213,7 +213,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 "does not take over a pruned prompt's keys and values."
             )
         prefill: PrefillOutput = model_kwargs["prefill"]
-        length -= model_kwargs["attention_mask"].shape[1] - prefill.attention_mask.shape[1]
+        whole = 1 if prefill.prompt_ids is None else prefill.prompt_ids.shape[1]
+        length -= whole - prefill.attention_mask.shape[1]
         super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, length)
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:

@@ -215,6 +215,16 @@ def test_static_cache_decodes_the_same_in_less_room(backbone):
     assert left + 3 < inputs["input_ids"].shape[1] + 3
 
 
+def test_static_cache_without_padding_or_known_tokens(backbone):
+    model = pruned(backbone)
+    inputs = backbone.example_inputs([[(3, 4)]])
+    length = {"max_new_tokens": 3, "min_new_tokens": 3}
+    want = model.generate(**inputs, **length)
+    assert torch.equal(model.generate(**inputs, **length, cache_implementation="static"), want)
+    embedded = model.prefill(prompt=backbone.embed(inputs), keys=torch.zeros(1, dtype=torch.long))
+    assert torch.equal(model.generate(prefill=embedded, **length, cache_implementation="static"), want)
+
+
 def test_caches_that_cannot_hold_a_pruned_prompt_are_refused(backbone):
     with pytest.raises(GlimpseError, match=r"`cache_implementation` to be one of None, dynamic, static"):
         pruned(backbone).generate(**backbone.example_inputs([[(3, 4)]]), cache_implementation="quantized")

@@ -31,6 +31,7 @@ FLAGS = {
     "batch_sizes": list, "visual_tokens": list, "after_layers": list, "retention": list, "text_tokens": int,
     "new_tokens": int, "training": list, "answer_tokens": int, "warmup": int, "repetitions": int,
     "max_prompt_tokens": int, "samples": int, "threads": int, "clock": str,
+    "cache_implementation": str,
 }  # fmt: skip
 
 
@@ -48,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="the benchmark's YAML, or the name of a packaged one")
     parser.add_argument("--output", default="bench.json", help="JSON to write; Markdown and a plot go beside it")
     parser.add_argument("--data", help="glyph_vqa or a JSONL file: measure whole generations on its questions instead")
+    parser.add_argument(
+        "--trace", action="store_true", default=None, help="show which operators a prefill spends time in"
+    )
     for name, kind in FLAGS.items():
         text = "beats the config's" + (" (YAML list: '[1, 4]')" if kind is list else "")
         parser.add_argument(f"--{name}", type=yaml.safe_load if kind is list else kind, help=text)
@@ -62,7 +66,7 @@ def run(args: Sequence[str]) -> int:
     """
     options = _parser().parse_args(list(args))
     path = Path(options.config) if Path(options.config).is_file() else find_recipe(options.config)
-    settings = read(path).with_flags({name: getattr(options, name) for name in FLAGS})
+    settings = read(path).with_flags({name: getattr(options, name) for name in (*FLAGS, "trace")})
     output = Path(options.output)
     if output.suffix != ".json":
         raise GlimpseError(f"Expected `--output` to end in .json, but got {options.output!r}.")

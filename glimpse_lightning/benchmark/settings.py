@@ -11,6 +11,7 @@ import yaml
 
 from glimpse_lightning.benchmark.training_theory import STEPS
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.model import CACHES
 from glimpse_lightning.parser_errors import nearest
 
 CLOCKS = ("wall", "process")
@@ -36,6 +37,9 @@ class Settings:
         training: kinds of training step (``mask``, ``mask_with_answers``, ``kl``) to measure in place of inference;
             ``scorer`` must then have a glimpse token, and ``retention`` is not used.
         answer_tokens: of each prompt's answer, in training steps.
+        cache_implementation: of ``generate``, for all variants alike: ``dynamic`` or ``static``; ``None``: as it comes.
+            With ``static``, Hugging Face compiles decoding on CUDA.
+        trace: whether to show, for every variant of a group, which operators its prefill spends its time in.
         warmup, repetitions: passes of every variant, untimed and timed.
         max_prompt_tokens: cases whose batch holds more prompt tokens are left out; ``None``: no limit.
         samples: questions that ``--data`` goes through.
@@ -59,6 +63,8 @@ class Settings:
     new_tokens: int = 8
     training: list[str] = field(default_factory=list)
     answer_tokens: int = 16
+    cache_implementation: str | None = None
+    trace: bool = False
     warmup: int = 3
     repetitions: int = 20
     max_prompt_tokens: int | None = None
@@ -109,6 +115,8 @@ def _checked(settings: Settings, where: str) -> Settings:
     expect("training", f"a list of {', '.join(STEPS)}", known)
     expect("pruner", "left out with `training`, which trains fresh ones", not settings.training or not settings.pruner)
     expect("scorer_args", "a mapping of arguments to values", isinstance(settings.scorer_args, Mapping))
+    expect("cache_implementation", ", ".join(map(str, CACHES)), settings.cache_implementation in CACHES)
+    expect("trace", "true or false", isinstance(settings.trace, bool))
     expect("clock", " or ".join(CLOCKS), settings.clock in CLOCKS)
     one_thread = settings.clock == "wall" or settings.threads == 1
     expect("threads", "1 with `clock: process`, which adds up the threads' seconds", one_thread)

@@ -41,17 +41,18 @@ def variants(settings: Settings, backbone: Backbone) -> list[Variant]:
     Raises:
         GlimpseError: where a scorer or its arguments are not known, or a layer is not in the model.
     """
-    found = [Variant(HF, backbone), Variant(UNPRUNED, backbone, PrunedVLM(backbone))]
+    cache = settings.cache_implementation
+    found = [Variant(HF, backbone, cache=cache), Variant(UNPRUNED, backbone, PrunedVLM(backbone), cache=cache)]
     if settings.pruner is not None:
         saved = load_pruner(settings.pruner).requires_grad_(False)
-        return [*found, Variant("pruner", backbone, PrunedVLM(backbone, saved))]
+        return [*found, Variant("pruner", backbone, PrunedVLM(backbone, saved), cache=cache)]
     check_layers(settings, backbone)
     for layer in settings.after_layers:
         for share in settings.retention:
             pruner = Pruner([PruneStage(layer, scorer_of(settings), KeepRatio(float(share)))])
             model = PrunedVLM(backbone, pruner)
             pruner.to(backbone.model.dtype).requires_grad_(False)  # FLOP counting chokes on what wants a gradient
-            found.append(Variant(f"K={layer} r={share:g}", backbone, model, layer, float(share)))
+            found.append(Variant(f"K={layer} r={share:g}", backbone, model, layer, float(share), cache))
     return found
 
 
