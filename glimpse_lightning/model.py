@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glimpse_lightning.backbones.base import Backbone, Prompt
 from glimpse_lightning.engine.checkpointing import keeps_caches
+from glimpse_lightning.engine.compaction import fill_cache
 from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
 from glimpse_lightning.engine.replay import ReplayOutput, replay
 from glimpse_lightning.engine.training import DistillOutput, StageOutput, distill, glimpse_forward
@@ -24,6 +25,9 @@ _PROMPT_INPUTS = frozenset(
     "input_ids attention_mask pixel_values image_grid_thw pixel_values_videos video_grid_thw second_per_grid_ts "
     "mm_token_type_ids token_type_ids image_sizes pixel_attention_mask batch_num_images first_copies".split()
 )
+
+CACHES = (None, "dynamic", "static")
+"""What ``generate(cache_implementation=...)`` may be."""
 
 
 class PrunedVLM(nn.Module, GenerationMixin):
@@ -152,7 +156,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
         Args:
             prefill: a prefill to continue from; it stays reusable.
             keys, questions, reference_masks: as in :meth:`prefill`, which is called unless there is one.
-            **kwargs: the processor's outputs (unless ``prefill`` is given) and any argument of ``generate``.
+            **kwargs: the processor's outputs (unless ``prefill`` is given) and any argument of ``generate``; with
+                ``cache_implementation="static"`` decoding runs on fixed shapes, which ``torch.compile`` likes.
 
         Returns:
             ``LongTensor [B * num_return_sequences, new]``, or ``generate``'s dict output whose ``sequences`` are so.
@@ -195,7 +200,15 @@ class PrunedVLM(nn.Module, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """``generate``'s step: the first call hands out the prefill, later ones are the model's own cached step."""
         if prefill is not None:
-            return CausalLMOutputWithPast(logits=prefill.logits[:, None], past_key_values=prefill.cache)
+            cache = prefill.cache
+            if isinstance(past_key_values, StaticCache):
+                if not cache.even:
+                    raise GlimpseError(
+                        "A static cache holds the same columns in every layer, but some stage keeps the early layers' "
+                        "KV (`early_kv: keep`); leave `cache_implementation` out."
+                    )
+                cache = fill_cache(past_key_values, cache)
+            return CausalLMOutputWithPast(logits=prefill.logits[:, None], past_key_values=cache)
         return self.backbone.decode_step(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -208,8 +221,23 @@ class PrunedVLM(nn.Module, GenerationMixin):
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         prefill = kwargs.pop("prefill", None)
         if prefill is not None:
-            return {"input_ids": input_ids, "prefill": prefill}
+            return {"input_ids": input_ids, "prefill": prefill, "past_key_values": kwargs.get("past_key_values")}
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
+    ) -> None:
+        """A static cache has room for what pruning left of the prompt, not for all of it."""
+        kind = generation_config.cache_implementation
+        if kind not in CACHES:
+            raise GlimpseError(
+                f"Expected `cache_implementation` to be one of {', '.join(map(str, CACHES))}, but got {kind!r}, which "
+                "does not take over a pruned prompt's keys and values."
+            )
+        prefill: PrefillOutput = model_kwargs["prefill"]
+        whole = 1 if prefill.prompt_ids is None else prefill.prompt_ids.shape[1]
+        length -= whole - prefill.attention_mask.shape[1]
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, length)
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
         prefill: PrefillOutput = kwargs.pop("prefill")

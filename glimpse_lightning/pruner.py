@@ -92,6 +92,7 @@ class Pruner(nn.Module):
         if self.facts is not None:
             check_facts(self.facts, facts)
             return
+        glimpse = False
         for stage in self.stages:
             if stage.early_kv == "keep" and stage.after_layer >= facts.num_layers - 1:
                 raise GlimpseError(
@@ -99,6 +100,12 @@ class Pruner(nn.Module):
                     "cache only, so with `early_kv: keep` nothing; choose an earlier layer, or `early_kv: prune`."
                 )
             stage.scorer.build(facts, stage.after_layer)
+            if stage.scorer.shares_glimpse and not glimpse:
+                raise GlimpseError(
+                    "Expected a stage with glimpse tokens of its own before one whose scorer `shares_glimpse`. "
+                    "Leave that out, or put such a stage before it."
+                )
+            glimpse |= stage.scorer.glimpse is not None
         self.facts = facts
 
 

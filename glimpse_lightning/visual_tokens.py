@@ -11,10 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
+
+LOG_GATES = "log_gates"
+"""Where ``VisualTokens.state`` holds, in training, the log of the soft keep gates ``[V]`` of the stages before."""
+
+Number = TypeVar("Number", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class ModelFacts:
     vision_hidden_size: int
     model_type: str = ""
 
-    def layer_flops(self, tokens: float) -> float:
+    def layer_flops(self, tokens: Number) -> Number:
         """FLOPs (two per multiply-add) of one decoder layer over ``tokens`` tokens.
 
         ``C(n) = 4 n h (H d) + 4 n h (H_kv d) + 4 n^2 (H d) + 6 n h I``: query and output projections, keys and values,

@@ -13,6 +13,7 @@ from transformers import GenerationMixin, LogitsProcessorList, PreTrainedTokeniz
 from transformers.generation import BaseStreamer, LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 import glimpse_lightning as gl
+from glimpse_lightning.errors import GlimpseError
 
 SIZES = [[(3, 4)], [(2, 3), (5, 2)], [], [(4, 4)]]
 
@@ -235,3 +236,34 @@ def test_cache_is_always_used(backbone):
 def test_prompt_goes_by_name(backbone):
     with pytest.raises(gl.GlimpseError, match=r"got a Tensor\. Pass the prompt by name"):
         gl.PrunedVLM(backbone).generate(backbone.example_inputs([[]])["input_ids"])
+def test_static_cache_decodes_the_same_in_less_room(backbone):
+    """Fixed shapes sized by what is left of the prompt, padded rows included."""
+    inputs, seen = backbone.example_inputs(SIZES), []
+    model = pruned(backbone)
+    hook = backbone.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["past_key_values"].layers[-1].keys.shape[2]), with_kwargs=True
+    )
+    try:
+        static = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, cache_implementation="static")
+    finally:
+        hook.remove()
+    dynamic = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4)
+    assert torch.equal(static, dynamic)
+    left = model.prefill(**inputs).attention_mask.shape[1]
+    assert set(seen) == {left + 3} or backbone.facts.model_type == "gemma3"  # whose sliding layers hold a window
+    assert left + 3 < inputs["input_ids"].shape[1] + 3
+
+
+def test_static_cache_without_padding_or_known_tokens(backbone):
+    model = pruned(backbone)
+    inputs = backbone.example_inputs([[(3, 4)]])
+    length = {"max_new_tokens": 3, "min_new_tokens": 3}
+    want = model.generate(**inputs, **length)
+    assert torch.equal(model.generate(**inputs, **length, cache_implementation="static"), want)
+    embedded = model.prefill(prompt=backbone.embed(inputs), keys=torch.zeros(1, dtype=torch.long))
+    assert torch.equal(model.generate(prefill=embedded, **length, cache_implementation="static"), want)
+
+
+def test_caches_that_cannot_hold_a_pruned_prompt_are_refused(backbone):
+    with pytest.raises(GlimpseError, match=r"`cache_implementation` to be one of None, dynamic, static"):
+        pruned(backbone).generate(**backbone.example_inputs([[(3, 4)]]), cache_implementation="quantized")

@@ -151,13 +151,13 @@ def test_training_scores_are_those_of_inference() -> None:
 
 def test_stage_one_step_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the reference's normaliser put in: its logits, its losses and the norm of every gradient."""
-    capture = StageRun._capture
+    capture = StageRun.capture
 
     def over_answers(self: StageRun, name: str, probe: Any, layer: int, trunk: Any, row: Tensor, seen: Tensor) -> None:
         assert self.stream is not None
         capture(self, name, probe, layer, trunk, row, self.stream.mask)
 
-    monkeypatch.setattr(StageRun, "_capture", over_answers)
+    monkeypatch.setattr(StageRun, "capture", over_answers)
     case = tensors("llava/cases/train_single")
     batch, target = training_batch()
     # The reference's loss needs no prediction behind the last answer token, but its graph has the token as a key.

@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,14 +14,14 @@ from typing import Any, NoReturn
 import torch
 import yaml
 
+from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.presets import PREFIX
-from glimpse_lightning.benchmark import dataset, machine, report
-from glimpse_lightning.benchmark.measure import Variant
+from glimpse_lightning.benchmark import dataset, machine, report, training
 from glimpse_lightning.benchmark.memory import CPU_WAY, CUDA_WAY
 from glimpse_lightning.benchmark.plots import write_plot
 from glimpse_lightning.benchmark.settings import Settings, read
 from glimpse_lightning.benchmark.sweep import sweep
-from glimpse_lightning.benchmark.variants import backbone_of, variants
+from glimpse_lightning.benchmark.variants import backbone_of, check_layers, variants
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.packaged_recipes import find_recipe
 from glimpse_lightning.run_folder import write_text
@@ -29,8 +29,9 @@ from glimpse_lightning.run_folder import write_text
 FLAGS = {
     "model": str, "dtype": str, "attn_implementation": str, "device": str, "scorer": str, "pruner": str,
     "batch_sizes": list, "visual_tokens": list, "after_layers": list, "retention": list, "text_tokens": int,
-    "new_tokens": int, "warmup": int, "repetitions": int, "max_prompt_tokens": int, "samples": int, "threads": int,
-    "clock": str,
+    "new_tokens": int, "training": list, "answer_tokens": int, "warmup": int, "repetitions": int,
+    "max_prompt_tokens": int, "samples": int, "threads": int, "clock": str,
+    "cache_implementation": str,
 }  # fmt: skip
 
 
@@ -48,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="the benchmark's YAML, or the name of a packaged one")
     parser.add_argument("--output", default="bench.json", help="JSON to write; Markdown and a plot go beside it")
     parser.add_argument("--data", help="glyph_vqa or a JSONL file: measure whole generations on its questions instead")
+    parser.add_argument(
+        "--trace", action="store_true", default=None, help="show which operators a prefill spends time in"
+    )
     for name, kind in FLAGS.items():
         text = "beats the config's" + (" (YAML list: '[1, 4]')" if kind is list else "")
         parser.add_argument(f"--{name}", type=yaml.safe_load if kind is list else kind, help=text)
@@ -62,34 +66,44 @@ def run(args: Sequence[str]) -> int:
     """
     options = _parser().parse_args(list(args))
     path = Path(options.config) if Path(options.config).is_file() else find_recipe(options.config)
-    settings = read(path).with_flags({name: getattr(options, name) for name in FLAGS})
+    settings = read(path).with_flags({name: getattr(options, name) for name in (*FLAGS, "trace")})
     output = Path(options.output)
     if output.suffix != ".json":
         raise GlimpseError(f"Expected `--output` to end in .json, but got {options.output!r}.")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    if options.data is not None and settings.training:
+        raise GlimpseError("Expected either `--data` or `training`: training steps are measured on random prompts.")
     if options.data is not None:
         dataset.load(options.data, 1)  # before the model is loaded
-    chosen = variants(settings, backbone_of(settings))
-    record = _record(settings, chosen[0], ["bench", *args])
-    if options.data is not None:
-        record["groups"].append(dataset.run(settings, chosen, options.data, _say))
-        _write(record, output)
-    else:
-        for group in sweep(settings, chosen, _say):
-            record["groups"].append(group)
-            _write(record, output)  # what is measured is kept, whatever becomes of the rest
-    try:
-        write_plot(record, output.with_suffix(".png"))
-    except GlimpseError as error:
-        _say(f"note: {error}")
+    backbone = backbone_of(settings)
+    record = _record(settings, backbone, ["bench", *args])
+    for group in _groups(settings, backbone, options.data):
+        record["groups"].append(group)
+        _write(record, output)  # what is measured is kept, whatever becomes of the rest
+    if not settings.training:
+        try:
+            write_plot(record, output.with_suffix(".png"))
+        except GlimpseError as error:
+            _say(f"note: {error}")
     print(report.markdown(record).split("## All figures")[0])
     print(f"Written: {output}, {output.with_suffix('.md')}.")
     return 0
 
 
-def _record(settings: Settings, variant: Variant, args: Sequence[str]) -> dict[str, Any]:
-    model = variant.backbone.model
+def _groups(settings: Settings, backbone: Backbone, data: str | None) -> Iterator[dict[str, Any]]:
+    """What the settings ask for, group by group."""
+    if settings.training:
+        check_layers(settings, backbone)
+        return training.sweep(settings, backbone, _say)
+    chosen = variants(settings, backbone)
+    if data is not None:
+        return iter([dataset.run(settings, chosen, data, _say)])
+    return sweep(settings, chosen, _say)
+
+
+def _record(settings: Settings, backbone: Backbone, args: Sequence[str]) -> dict[str, Any]:
+    model = backbone.model
     return {
         "format": 1,
         "command": f"python -m glimpse_lightning {shlex.join(args)}",

@@ -31,6 +31,7 @@ class Variant:
         backbone: the model.
         model: ours; ``None``: Hugging Face's own forward.
         after_layer, retention: of the pruner, where there is one that the settings made.
+        cache: ``cache_implementation`` of ``generate``; ``None``: a growing one.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Variant:
     model: PrunedVLM | None = None
     after_layer: int | None = None
     retention: float | None = None
+    cache: str | None = None
 
     @property
     def pruner(self) -> Pruner | None:
@@ -58,6 +60,8 @@ class Variant:
     def generate(self, inputs: Mapping[str, Any], questions: list[str], new_tokens: int, **more: Any) -> None:
         """Exactly ``new_tokens``, greedily."""
         length: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
+        if self.cache is not None:
+            length["cache_implementation"] = self.cache
         if self.model is not None:
             self.model.generate(questions=questions, **inputs, **length, **more)
         else:

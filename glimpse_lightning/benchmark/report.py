@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from glimpse_lightning.benchmark import trace, training_report
 from glimpse_lightning.benchmark.figures import TIMES
 
 SCALES: dict[str, tuple[float, str]] = {
@@ -44,8 +45,10 @@ def markdown(record: Mapping[str, Any]) -> str:
     }
     lines = [f"# Benchmark of {model['name']}", "", _line(["field", "value"]), _line(["---"] * 2)]
     lines += [_line(list(pair)) for pair in fields.items()]
-    lines += ["", NOTE]
     groups = record["groups"]
+    if record["settings"]["training"]:
+        return "\n".join([*lines, "", *training_report.lines(groups)])
+    lines += ["", NOTE]
     for group in groups:
         lines += _summary(group)
     lines += ["## All figures", ""]
@@ -72,7 +75,10 @@ def _summary(group: Mapping[str, Any]) -> list[str]:
         kept = ", ".join(map(str, row.get("kept") or [])) or "-"
         cells = [_cell(name, figures[name]) for name in SUMMARY]
         lines.append(_line([row["name"], kept, _versus(figures["prefill"]), *cells]))
-    return [*lines, ""]
+    lines += [""]
+    for row in group["variants"]:
+        lines += trace.lines(row["name"], row["trace"]) if "trace" in row else []
+    return lines
 
 
 def _everything(group: Mapping[str, Any]) -> list[str]:

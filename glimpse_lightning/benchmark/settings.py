@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
+from glimpse_lightning.benchmark.training_theory import STEPS
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.model import CACHES
 from glimpse_lightning.parser_errors import nearest
 
 CLOCKS = ("wall", "process")
@@ -32,6 +34,12 @@ class Settings:
         after_layers: K, the last layer that sees all tokens, counted from 0; -1 = before layer 0.
         retention: shares of visual tokens kept.
         new_tokens: generated per pass, at least 2.
+        training: kinds of training step (``mask``, ``mask_with_answers``, ``kl``) to measure in place of inference;
+            ``scorer`` must then have a glimpse token, and ``retention`` is not used.
+        answer_tokens: of each prompt's answer, in training steps.
+        cache_implementation: of ``generate``, for all variants alike: ``dynamic`` or ``static``; ``None``: as it comes.
+            With ``static``, Hugging Face compiles decoding on CUDA.
+        trace: whether to show, for every variant of a group, which operators its prefill spends its time in.
         warmup, repetitions: passes of every variant, untimed and timed.
         max_prompt_tokens: cases whose batch holds more prompt tokens are left out; ``None``: no limit.
         samples: questions that ``--data`` goes through.
@@ -53,6 +61,10 @@ class Settings:
     after_layers: list[int] = field(default_factory=lambda: [1])
     retention: list[float] = field(default_factory=lambda: [0.11])
     new_tokens: int = 8
+    training: list[str] = field(default_factory=list)
+    answer_tokens: int = 16
+    cache_implementation: str | None = None
+    trace: bool = False
     warmup: int = 3
     repetitions: int = 20
     max_prompt_tokens: int | None = None
@@ -99,11 +111,16 @@ def _checked(settings: Settings, where: str) -> Settings:
         expect(key, "a list of numbers of at least 1", _all(getattr(settings, key), int, 1))
     expect("after_layers", "a list of layers, each -1 or more", _all(settings.after_layers, int, -1))
     expect("retention", "a list of shares in [0, 1]", _all(settings.retention, (int, float), 0, 1))
+    known = isinstance(settings.training, list) and set(settings.training) <= set(STEPS)
+    expect("training", f"a list of {', '.join(STEPS)}", known)
+    expect("pruner", "left out with `training`, which trains fresh ones", not settings.training or not settings.pruner)
     expect("scorer_args", "a mapping of arguments to values", isinstance(settings.scorer_args, Mapping))
+    expect("cache_implementation", ", ".join(map(str, CACHES)), settings.cache_implementation in CACHES)
+    expect("trace", "true or false", isinstance(settings.trace, bool))
     expect("clock", " or ".join(CLOCKS), settings.clock in CLOCKS)
     one_thread = settings.clock == "wall" or settings.threads == 1
     expect("threads", "1 with `clock: process`, which adds up the threads' seconds", one_thread)
-    lowest = {"text_tokens": 1, "new_tokens": 2, "warmup": 0, "repetitions": 1, "samples": 1}
+    lowest = {"text_tokens": 1, "new_tokens": 2, "answer_tokens": 1, "warmup": 0, "repetitions": 1, "samples": 1}
     for key, least in lowest.items():
         expect(key, f"at least {least}", _all([getattr(settings, key)], int, least))
     for key in ("max_prompt_tokens", "threads"):

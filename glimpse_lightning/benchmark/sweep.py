@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from glimpse_lightning.benchmark import figures
+from glimpse_lightning.benchmark import figures, trace
 from glimpse_lightning.benchmark.clock import Clock
 from glimpse_lightning.benchmark.inputs import make_inputs
 from glimpse_lightning.benchmark.measure import HF, Sizes, Variant, sizes, times
@@ -99,9 +99,18 @@ def _group(settings: Settings, variants: Sequence[Variant], batch: int, visual: 
                 "name": variant.name, "after_layer": variant.after_layer, "retention": variant.retention,
                 "kept": [stage.left for stage in mine.stages], "figures": {**measured, **single},
                 "logits_difference_to_hf": _difference(mine, counts[HF]),
+                **_trace(settings, variant, inputs, questions),
             }
         )  # fmt: skip
     return {"visual_tokens": visual, "text_tokens": columns - visual, "variants": rows}
+
+
+def _trace(settings: Settings, variant: Variant, inputs: dict[str, Any], questions: list[str]) -> dict[str, Any]:
+    if not settings.trace:
+        return {}
+    with torch.no_grad():
+        found = trace.summary(lambda: variant.prefill(inputs, questions), variant.backbone.model.device)
+    return {"trace": found}
 
 
 def _difference(mine: Sizes, hf: Sizes) -> float:

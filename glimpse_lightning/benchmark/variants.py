@@ -41,25 +41,33 @@ def variants(settings: Settings, backbone: Backbone) -> list[Variant]:
     Raises:
         GlimpseError: where a scorer or its arguments are not known, or a layer is not in the model.
     """
-    found = [Variant(HF, backbone), Variant(UNPRUNED, backbone, PrunedVLM(backbone))]
+    cache = settings.cache_implementation
+    found = [Variant(HF, backbone, cache=cache), Variant(UNPRUNED, backbone, PrunedVLM(backbone), cache=cache)]
     if settings.pruner is not None:
         saved = load_pruner(settings.pruner).requires_grad_(False)
-        return [*found, Variant("pruner", backbone, PrunedVLM(backbone, saved))]
+        return [*found, Variant("pruner", backbone, PrunedVLM(backbone, saved), cache=cache)]
+    check_layers(settings, backbone)
+    for layer in settings.after_layers:
+        for share in settings.retention:
+            pruner = Pruner([PruneStage(layer, scorer_of(settings), KeepRatio(float(share)))])
+            model = PrunedVLM(backbone, pruner)
+            pruner.to(backbone.model.dtype).requires_grad_(False)  # FLOP counting chokes on what wants a gradient
+            found.append(Variant(f"K={layer} r={share:g}", backbone, model, layer, float(share), cache))
+    return found
+
+
+def check_layers(settings: Settings, backbone: Backbone) -> None:
+    """Raise where a layer of the settings is not before the model's last one."""
     for layer in settings.after_layers:
         if layer >= backbone.facts.num_layers - 1:
             raise GlimpseError(
                 f"Expected `after_layers` below {backbone.facts.num_layers - 1}, the model's last layer, but got "
                 f"{layer}; behind it prefill saves nothing."
             )
-        for share in settings.retention:
-            pruner = Pruner([PruneStage(layer, _scorer(settings), KeepRatio(float(share)))])
-            model = PrunedVLM(backbone, pruner)
-            pruner.to(backbone.model.dtype).requires_grad_(False)  # FLOP counting chokes on what wants a gradient
-            found.append(Variant(f"K={layer} r={share:g}", backbone, model, layer, float(share)))
-    return found
 
 
-def _scorer(settings: Settings) -> Scorer:
+def scorer_of(settings: Settings) -> Scorer:
+    """The scorer that the settings name, with fresh weights."""
     kind = getattr(scorers, settings.scorer, None) if settings.scorer in scorers.__all__ else None
     known = [name for name in scorers.__all__ if _is_scorer(getattr(scorers, name))]
     if kind is None or not _is_scorer(kind):

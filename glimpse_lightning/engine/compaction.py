@@ -53,3 +53,10 @@ def pad_left(attention_mask: Tensor) -> Compaction | None:
     if bool((mask[:, 1:] >= mask[:, :-1]).all()):
         return None
     return Compaction.plan(mask)
+
+
+def fill_cache(cache: Cache, source: Cache) -> Cache:
+    """An empty ``cache`` of any kind with the keys and values of ``source`` in it."""
+    for index, layer in enumerate(source.layers):
+        cache.update(layer.keys, layer.values, index)
+    return cache

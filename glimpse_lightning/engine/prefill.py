@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from glimpse_lightning.engine.glimpse_run import GlimpseRun
 from glimpse_lightning.engine.prompt_cache import PromptCache, fork_cache
 from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.engine.taps import AttentionTap
@@ -85,7 +86,12 @@ def new_stage_runs(pruner: Pruner | None, trunk: Trunk) -> list[StageRun]:
     """One run per stage; none where there is no visual token to prune."""
     if pruner is None or len(trunk.alive) == 0:
         return []
-    return [StageRun(stage, trunk) for stage in pruner.stages]
+    runs: list[StageRun] = []
+    glimpse: GlimpseRun | None = None
+    for stage in pruner.stages:
+        runs.append(StageRun(stage, trunk, glimpse))
+        glimpse = runs[-1].glimpse or glimpse
+    return runs
 
 
 def run_layer_with_stages(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from glimpse_lightning.engine.glimpse_run import GlimpseRun
 from glimpse_lightning.engine.streams import SideStream
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import Trunk
@@ -23,30 +24,42 @@ if TYPE_CHECKING:
 
 
 class StageRun:
-    """What one stage needs while the layers before it run: its glimpse stream and its captured attention rows."""
+    """What one stage needs while the layers before it run: its glimpse tokens and its captured attention rows.
 
-    def __init__(self, stage: PruneStage, trunk: Trunk) -> None:
+    Args:
+        stage: whose.
+        trunk: before layer 0.
+        glimpse: of the stages before, for a scorer that shares it.
+    """
+
+    def __init__(self, stage: PruneStage, trunk: Trunk, glimpse: GlimpseRun | None = None) -> None:
         self.stage = stage
         self.scorer = stage.scorer
         self.requires = stage.requires
         self.captured: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         queries = {probe.query for probe in self.requires.probes.values()}
-        self.stream = self._glimpse_stream(trunk) if "glimpse" in queries else None
-        self.raters = self._raters(trunk) if "text" in queries else None
-        if stage.after_layer < 0 and (self.requires.probes or self.stream):
+        if stage.after_layer < 0 and self.requires.probes:
             raise GlimpseError(
                 f"{type(self.scorer).__name__} reads attention of decoder layers, so it cannot score before layer 0; "
                 "set the stage's `after_layer` to 0 or more."
             )
+        self.glimpse = self._glimpse(trunk, glimpse) if "glimpse" in queries else None
+        self.raters = self._raters(trunk) if "text" in queries else None
 
-    def _glimpse_stream(self, trunk: Trunk) -> SideStream:
-        glimpse = self.scorer.glimpse
-        assert glimpse is not None
-        batch, device = trunk.hidden.shape[0], trunk.hidden.device
-        steps = torch.arange(1, glimpse.length + 1, device=device)
-        rows = trunk.hidden.new_zeros(batch, glimpse.length, trunk.hidden.shape[-1])
-        rows_mask = torch.ones(batch, glimpse.length, dtype=torch.bool, device=device)
-        return SideStream(trunk.backbone, rows, rows_mask, trunk.mask, trunk.position_ids[..., -1:] + steps)
+    @property
+    def stream(self) -> SideStream | None:
+        """Of the glimpse tokens."""
+        return None if self.glimpse is None else self.glimpse.stream
+
+    def _glimpse(self, trunk: Trunk, before: GlimpseRun | None) -> GlimpseRun:
+        if self.scorer.shares_glimpse:
+            assert before is not None  # as `Pruner.build` checks
+            run = before
+        else:
+            assert self.scorer.glimpse is not None
+            run = GlimpseRun(self.scorer.glimpse, trunk)
+        run.wanted |= {n for probe in self.requires.probes.values() if probe.query == "glimpse" for n in probe.layers}
+        return run
 
     def _raters(self, trunk: Trunk) -> Tensor:
         """``[B, N]`` the text tokens whose attention the scorer reads; chosen before layer 0."""
@@ -68,30 +81,20 @@ class StageRun:
         """Take the attention rows of ``layer`` that ``main`` captured and advance the glimpse stream through it."""
         for name, probe in self.probes(layer, "last"):
             assert main.logits is not None
-            self._capture(name, probe, layer, trunk, main.logits, trunk.mask)
+            self.capture(name, probe, layer, trunk, main.logits, trunk.mask)
         for name, probe in self.probes(layer, "text"):
             self._capture_text(name, probe, layer, trunk, main)
-        if self.stream is None or self.scorer.glimpse is None:
+        if self.glimpse is None:
             return
-        vectors = self.scorer.glimpse(layer)
-        if vectors is not None:
-            length = self.scorer.glimpse.length
-            self.stream.hidden = torch.cat(
-                [self.stream.hidden[:, :length] + vectors.to(self.stream.hidden.dtype), self.stream.hidden[:, length:]],
-                dim=1,
-            )
-        wanted = self.probes(layer, "glimpse")
-        tap = AttentionTap(row=self.scorer.glimpse.length - 1 if wanted else None, key_bias=key_bias)
-        self.stream.run_layer(layer, trunk.cache, tap)
-        for name, probe in wanted:
-            assert tap.logits is not None
-            seen = self.stream.mask.clone()
-            seen[:, trunk.mask.shape[1] + self.scorer.glimpse.length :] = False  # rows behind the glimpse
-            self._capture(name, probe, layer, trunk, tap.logits, seen)
+        row = self.glimpse.advance(layer, trunk, key_bias)
+        for name, probe in self.probes(layer, "glimpse"):
+            assert row is not None
+            self.capture(name, probe, layer, trunk, row, self.glimpse.seen(trunk))
 
-    def _capture(
+    def capture(
         self, name: str, probe: AttentionProbe, layer: int, trunk: Trunk, row_BHn: Tensor, seen_Bn: Tensor
     ) -> None:
+        """Keep the logits of one query row, at the visual tokens, for the probe ``name``; the row sees ``seen_Bn``."""
         if probe.scale == "log_softmax":
             row_BHn = row_BHn.float().masked_fill(~seen_Bn[:, None], -torch.inf).log_softmax(-1)
         prompt_row = row_BHn[..., : trunk.mask.shape[1]].transpose(1, 2)

@@ -41,6 +41,7 @@ class AttentionTap:
         row: index of the query row whose logits are captured; ``None`` captures nothing.
         key_bias: ``[B, n]`` added to the attention logits of the first ``n`` keys for every query and head (soft
             gates: the log of each key's gate); ``None`` adds nothing.
+        bias_rows: ``[queries]`` 1 at the query rows that ``key_bias`` is for, 0 elsewhere; ``None``: for all.
         logits: after the call, the captured row: ``[B, H, keys]``, ``q.k`` times the layer's scaling, unmasked.
         rows: ``[B, R]`` indices of further query rows to capture, other ones in each sample; ``None`` for none.
         rows_logits: after the call, those: ``[B, H, R, keys]``.
@@ -48,6 +49,7 @@ class AttentionTap:
 
     row: int | None = None
     key_bias: Tensor | None = None
+    bias_rows: Tensor | None = None
     logits: Tensor | None = None
     rows: Tensor | None = None
     rows_logits: Tensor | None = None
@@ -133,7 +135,7 @@ def _wrap(attend: Callable[..., Any]) -> Callable[..., Any]:
             glimpse_tap.rows_logits = _row_logits(query.gather(2, index), key) * scaling
         head_dim = value.shape[-1]
         if glimpse_tap.key_bias is not None:
-            query, key, value = _fold_bias(query, key, value, glimpse_tap.key_bias / scaling)
+            query, key, value = _fold_bias(query, key, value, glimpse_tap.key_bias / scaling, glimpse_tap.bias_rows)
         output, weights = attend(module, query, key, value, attention_mask, *args, scaling=scaling, **kwargs)
         return output[..., :head_dim], weights
 
@@ -148,11 +150,14 @@ def _row_logits(query_BHRd: Tensor, key_BGNd: Tensor) -> Tensor:
     return (grouped @ key_BGNd.transpose(-1, -2)).reshape(batch, heads, rows, -1)
 
 
-def _fold_bias(query: Tensor, key: Tensor, value: Tensor, bias_Bn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _fold_bias(
+    query: Tensor, key: Tensor, value: Tensor, bias_Bn: Tensor, rows_N: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Add a per-key bias as one more dimension of q and k: any kernel then adds it, without a mask of size N x N."""
     extra_key = F.pad(bias_Bn.to(key.dtype), (0, key.shape[2] - bias_Bn.shape[1]))
     extra_key = extra_key[:, None, :, None].expand(-1, key.shape[1], -1, 1)
     padding = -(query.shape[-1] + 1) % _HEAD_DIM_MULTIPLE
-    query = F.pad(torch.cat([query, query.new_ones(*query.shape[:-1], 1)], -1), (0, padding))
+    ones = query.new_ones(1) if rows_N is None else rows_N.to(query.dtype)[:, None]
+    query = F.pad(torch.cat([query, ones.expand(*query.shape[:-1], 1)], -1), (0, padding))
     key = F.pad(torch.cat([key, extra_key], -1), (0, padding))
     return query, key, F.pad(value, (0, padding + 1))

@@ -24,7 +24,7 @@ from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.token_counts import stages_passed
-from glimpse_lightning.visual_tokens import VisualTokens
+from glimpse_lightning.visual_tokens import LOG_GATES, VisualTokens
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
@@ -111,7 +111,8 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
         )
     trunk, runs = _start(model, batch)
     num_layers, total = len(trunk.backbone.layers), len(trunk.layout.item)
-    outputs, log_gates = [], []
+    outputs: list[StageOutput] = []
+    log_gates: list[Tensor] = []
     biases = [trunk.hidden.new_zeros(total)]  # after no stage, after the first one, ...
     student: Trunk | None = None
     for layer in range(-1, num_layers):
@@ -125,7 +126,7 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
         while runs and (runs[0].stage.after_layer == layer or layer == num_layers - 1):
             run = runs.pop(0)
             student = _fork(trunk) if student is None else student
-            tokens = run.tokens(student, batch.key, _questions(batch), {})
+            tokens = run.tokens(student, batch.key, _questions(batch), {LOG_GATES: biases[-1]} if outputs else {})
             scores = run.scorer(tokens)
             outputs.append(StageOutput(scores, tokens))
             log_gates.append(gate(scores, tokens))
@@ -145,8 +146,10 @@ def _questions(batch: Batch) -> list[str]:
 
 
 def _start(model: PrunedVLM, batch: Batch) -> tuple[Trunk, list[StageRun]]:
-    with torch.no_grad():
-        prompt = model.backbone.embed(batch.inputs, model.vision_layers)
+    prompt = batch.prompt
+    if prompt is None:
+        with torch.no_grad():
+            prompt = model.backbone.embed(batch.inputs, model.vision_layers)
     trunk = Trunk.start(model.backbone, prompt)
     trunk.shared = SharedPrefix.of(model.backbone, prompt)
     return trunk, new_stage_runs(model.pruner, trunk)
@@ -155,13 +158,13 @@ def _start(model: PrunedVLM, batch: Batch) -> tuple[Trunk, list[StageRun]]:
 def _append_answers(run: StageRun, trunk: Trunk, ids: Tensor, mask: Tensor) -> None:
     """Rows ``[B, A]`` of answer tokens behind the glimpse; the answer's positions then follow the glimpse's."""
     glimpse, backbone = run.scorer.glimpse, trunk.backbone
-    if glimpse is None or ids.shape[1] == 0:
+    if run.glimpse is None or glimpse is None or ids.shape[1] == 0:
         return
     embeds = backbone.model.get_input_embeddings()(ids)
     rows = torch.cat([trunk.hidden.new_zeros(len(ids), glimpse.length, embeds.shape[-1]), embeds], 1)
     rows_mask = torch.cat([mask.new_ones(len(ids), glimpse.length), mask], 1)
     steps = torch.arange(1, rows.shape[1] + 1, device=ids.device)
-    run.stream = SideStream(backbone, rows, rows_mask, trunk.mask, trunk.position_ids[..., -1:] + steps)
+    run.glimpse.stream = SideStream(backbone, rows, rows_mask, trunk.mask, trunk.position_ids[..., -1:] + steps)
 
 
 def _key_bias(trunk: Trunk, bias_V: Tensor) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.metrics.token_kl import token_kl
 from glimpse_lightning.objectives.base import Objective, StepResult
+from glimpse_lightning.objectives.flops_budget import flops_share, text_lengths
 from glimpse_lightning.objectives.losses import weighted_mean
+from glimpse_lightning.ranks import mean_over_ranks
 from glimpse_lightning.segments import segment_sum
 from glimpse_lightning.visual_tokens import VisualTokens
 
@@ -37,14 +41,20 @@ class KL(Objective):
     more tokens may take them from one that needs fewer. Over the first ``anneal`` of the training the target falls from
     ``initial`` to ``retention``, by the same factor in every step.
 
+    Several stages are trained together: their gates multiply, and ``r`` counts what all of them leave. With ``flops``
+    the budget is one of compute in place of tokens, so that how much each stage drops is learned: ``r`` is then the
+    expected share of the decoder's prefill FLOPs (:func:`~.flops_budget.flops_share`), and its target falls to
+    ``flops``.
+
     Needs scorers that return logits (keep = sigmoid > 0.5), and no annotation.
 
     Args:
         retention: mean share of visual tokens to keep, in (0, 1].
-        initial: share to keep at first, in (0, 1]; at least ``retention``.
+        initial: share at first, of whatever the budget counts, in (0, 1]; never below the last one.
         anneal: share of the training over which one becomes the other.
         temperature: of the gates.
         budget_weight: of the budget term; the price of all tokens, in nats, at one and a half times the target.
+        flops: share of the decoder's prefill FLOPs to spend, in (0, 1], in place of ``retention``.
     """
 
     def __init__(
@@ -54,14 +64,16 @@ class KL(Objective):
         anneal: float = 0.6,
         temperature: float = 0.3,
         budget_weight: float = 5.0,
+        flops: float | None = None,
     ) -> None:
-        for name, value in (("retention", retention), ("initial", initial)):
+        for name, value in (("retention", retention), ("initial", initial), ("flops", 1 if flops is None else flops)):
             if not 0 < value <= 1:
                 raise ValueError(f"Expected `{name}` to be in (0, 1], but got {value}.")
         if temperature <= 0:
             raise ValueError(f"Expected `temperature` to be positive, but got {temperature}.")
         self.retention = retention
-        self.initial = max(initial, retention)
+        self.initial = initial
+        self.flops = flops
         self.anneal = anneal
         self.temperature = temperature
         self.budget_weight = budget_weight
@@ -70,13 +82,14 @@ class KL(Objective):
         """One step; logs ``kl``, ``budget``, ``target``, soft ``retention``, ``hard_retention``, ``soft_hard_gap``."""
         out = model.distill(batch, lambda scores, _: log_gates(scores, self.temperature))
         kl = weighted_mean(token_kl(out.teacher_logits, out.student_logits, batch.answer_mask), batch.weight)
-        last = out.stages[-1]
-        soft = mean_retention(last.scores.float().sigmoid(), last.tokens)
-        hard = mean_retention((last.scores > 0).float(), last.tokens)
+        tokens = out.stages[-1].tokens
+        chances = [stage.scores.float().sigmoid() for stage in out.stages]
+        choices = [(stage.scores > 0).float() for stage in out.stages]
+        soft, hard = mean_retention(_product(chances), tokens), mean_retention(_product(choices), tokens)
+        spent, more = (soft, {}) if self.flops is None else self._flops(model, batch, tokens, chances, choices)
         target = self.target
-        excess = _mean_over_ranks(soft) - target
-        budget = excess.square() / target
-        logs = {
+        budget = (of_all_ranks(spent) - target).square() / target
+        logs = more | {
             "kl": kl, "budget": budget, "retention": soft, "hard_retention": hard, "soft_hard_gap": (soft - hard).abs(),
             "target": torch.tensor(target),
         }  # fmt: skip
@@ -85,17 +98,37 @@ class KL(Objective):
     @property
     def target(self) -> float:
         """The budget at this point of the training."""
+        last = self.retention if self.flops is None else self.flops
+        first = max(self.initial, last)
         done = 1.0 if self.anneal <= 0 else min(1.0, self.progress / self.anneal)
-        return self.initial * (self.retention / self.initial) ** done
+        return first * (last / first) ** done
+
+    def _flops(
+        self, model: PrunedVLM, batch: Batch, tokens: VisualTokens, chances: list[Tensor], choices: list[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The expected share of FLOPs, and what to log of it.
+
+        Raises:
+            GlimpseError: in the first step, where no choice of tokens could be so cheap.
+        """
+        assert model.pruner is not None and self.flops is not None
+        layers, text = [stage.after_layer for stage in model.pruner.stages], text_lengths(batch, tokens)
+        if self.progress == 0:
+            least = float(flops_share([torch.zeros_like(each) for each in chances], layers, tokens, text))
+            if self.flops < least:
+                raise GlimpseError(
+                    f"Expected `flops` of at least {least:.3f}, which text and the layers before the first stage cost, "
+                    f"but got {self.flops}. Raise it, or prune after an earlier layer."
+                )
+        spent = flops_share(chances, layers, tokens, text)
+        logs = {"flops": spent, "hard_flops": flops_share(choices, layers, tokens, text)}
+        logs |= {f"stage{i}_retention": mean_retention(_product(choices[: i + 1]), tokens) for i in range(len(choices))}
+        return spent, logs
 
 
-def _mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of all ranks' ``value``, with the gradient of this rank's (ranks' gradients are averaged later)."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    mean = value.detach().clone()
-    torch.distributed.all_reduce(mean)
-    return mean / torch.distributed.get_world_size() + value - value.detach()
+def _product(gates: Sequence[Tensor]) -> Tensor:
+    """``[V]`` how open all stages' gates together leave each token."""
+    return torch.stack(list(gates)).prod(0)
 
 
 def log_gates(scores: Tensor, temperature: float) -> Tensor:
@@ -109,4 +142,9 @@ def mean_retention(keep: Tensor, tokens: VisualTokens) -> Tensor:
     """Share of a sample's tokens that ``keep [V]`` keeps, averaged over the samples that have any."""
     group, total = tokens.groups()
     share = segment_sum(keep, group, len(total)) / total.clamp(min=1)
-    return share.sum() / (total > 0).sum().clamp(min=1)
+    return share.sum() / mean_over_ranks((total > 0).sum().float()).clamp(min=1e-6)
+
+
+def of_all_ranks(mean: Tensor) -> Tensor:
+    """The value of the mean of all ranks, with this one's gradient, which is averaged with the others' later."""
+    return mean + (mean_over_ranks(mean) - mean).detach()

@@ -78,6 +78,8 @@ class Scorer(nn.Module, ABC):
 
     glimpse: GlimpseTokens | None
     """Glimpse tokens that run beside the prompt up to the stage; ``None`` for most scorers."""
+    shares_glimpse: bool = False
+    """Whether its glimpse probes read the glimpse tokens of an earlier stage, which run on to this one."""
 
     def __init__(self) -> None:
         super().__init__()

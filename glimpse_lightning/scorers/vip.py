@@ -14,7 +14,7 @@ from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 from glimpse_lightning.scorers.vip_network import Standardise, VIPNetwork, rotary_2d
 from glimpse_lightning.segments import Padding, index_in_item
-from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
+from glimpse_lightning.visual_tokens import LOG_GATES, ModelFacts, VisualTokens
 
 CERTAIN = 1e4
 """Logit whose sigmoid is exactly 1."""
@@ -49,6 +49,8 @@ class VIP(Scorer):
         masks: ``"predicted"``, by the network; ``"reference"``: scores are the logits of the masks that ``prefill`` was
             given as ``reference_masks``; ``"zero"``: every token scores as one outside such masks. With the latter two
             neither glimpse nor network runs (the reference's ``use_ref_masks`` and ``use_zero_masks``).
+        shares_glimpse: read the glimpse token of an earlier stage, which runs on to this one, and have none of its own;
+            the other glimpse arguments then count for nothing.
         query: whose attention is read: the ``"glimpse"`` token's, or the ``"last"`` prompt token's (no glimpse token).
         vision_condition: whether vision states condition the layers; if not, as many layers run without them.
         rotary: whether the layers know where in the image a token lies.
@@ -77,6 +79,7 @@ class VIP(Scorer):
         glimpse_scale: float = 1.0,
         dropout: float = 0.1,
         masks: Literal["predicted", "reference", "zero"] = "predicted",
+        shares_glimpse: bool = False,
         query: Literal["glimpse", "last"] = "glimpse",
         vision_condition: bool = True,
         rotary: bool = True,
@@ -96,6 +99,8 @@ class VIP(Scorer):
                 f"Expected `attention_dim` to be divisible by `heads` = {heads}, and `attention_dim + condition_dim` "
                 f"by {4 * heads} (2-D rotary embedding of each head), but got {attention_dim} and {condition_dim}."
             )
+        if shares_glimpse and query != "glimpse":
+            raise ValueError("Expected `query` to be 'glimpse' with `shares_glimpse`, but got 'last'.")
         if window is not None and window < 1:
             raise ValueError(f"Expected `window` to be None (whole image) or at least 1 token, but got {window}.")
         self.vision_layers = vision_layers
@@ -112,6 +117,7 @@ class VIP(Scorer):
         self.glimpse_scale = glimpse_scale
         self.dropout = dropout
         self.masks = masks
+        self.shares_glimpse = shares_glimpse
         self.query = query
         self.vision_condition = vision_condition
         self.rotary = rotary
@@ -142,7 +148,7 @@ class VIP(Scorer):
             self.scales = nn.ModuleDict({"attention": Standardise(len(self.attended) * facts.num_heads)})
             if self.requires.vision_layers:
                 self.scales["vision"] = Standardise(len(self.conditions) * facts.vision_hidden_size)
-        if self.query == "last":
+        if self.query == "last" or self.shares_glimpse:
             return
         glimpse_layers = range(facts.num_layers) if self.glimpse_layers is None else self.glimpse_layers
         if not set(glimpse_layers) <= set(range(facts.num_layers)):
@@ -187,6 +193,7 @@ class VIP(Scorer):
             [condition.to(dtype) for condition in conditions],
             self._angles(tokens),
             Padding(self._scope(tokens)),
+            tokens.state.get(LOG_GATES),
         )
         return torch.stack(rows)
 

@@ -81,17 +81,23 @@ class ConditionedAttention(nn.Module):
         self.v_proj = nn.Linear(dim, dim, bias=False)
         self.o_proj = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, u_VD: Tensor, condition_VC: Tensor, angle_VE: Tensor, padding: Padding) -> Tensor:
-        """``[V, dim]``; tokens attend to those of their own group only."""
+    def forward(
+        self, u_VD: Tensor, condition_VC: Tensor, angle_VE: Tensor, padding: Padding, log_gates_V: Tensor | None = None
+    ) -> Tensor:
+        """``[V, dim]``; tokens attend to those of their own group only, ``log_gates_V`` added to the logits of each."""
         both = torch.cat([u_VD, condition_VC], dim=-1)
         q = rotate(self.q_proj(both).unflatten(-1, (self.heads, -1)), angle_VE)
         k = rotate(self.k_proj(both).unflatten(-1, (self.heads, -1)), angle_VE)
         v = self.v_proj(u_VD).unflatten(-1, (self.heads, -1))
         mask = None if padding.mask is None else padding.mask[:, None, None, :]
+        scale = q.shape[-1] ** -0.5
+        if log_gates_V is not None:  # as one more dimension, eight for the kernels' sake: no map of all pairs
+            bias = (log_gates_V / scale).to(k.dtype)[:, None, None].expand(-1, self.heads, 1)
+            q, k = F.pad(F.pad(q, (0, 1), value=1.0), (0, 7)), F.pad(torch.cat([k, bias], -1), (0, 7))
         q, k, v = (padding.pad(x).transpose(1, 2) for x in (q, k, v))
         # Kernels that never hold the map of all pairs want values as wide as queries and keys.
         wide = F.pad(v, (0, q.shape[-1] - v.shape[-1]))
-        out = F.scaled_dot_product_attention(q, k, wide, attn_mask=mask)[..., : v.shape[-1]]
+        out = F.scaled_dot_product_attention(q, k, wide, attn_mask=mask, scale=scale)[..., : v.shape[-1]]
         return self.o_proj(padding.unpad(out.transpose(1, 2)).flatten(1))
 
 
@@ -119,8 +125,10 @@ class VIPLayer(nn.Module):
         self.norm2 = nn.RMSNorm(dim, eps=EPS)
         self.mlp = GatedMLP(dim, activation)
 
-    def forward(self, x_VD: Tensor, condition_VC: Tensor, angle_VE: Tensor, padding: Padding) -> Tensor:
-        x_VD = x_VD + self.attn(self.norm1(x_VD), condition_VC, angle_VE, padding)
+    def forward(
+        self, x_VD: Tensor, condition_VC: Tensor, angle_VE: Tensor, padding: Padding, log_gates_V: Tensor | None = None
+    ) -> Tensor:
+        x_VD = x_VD + self.attn(self.norm1(x_VD), condition_VC, angle_VE, padding, log_gates_V)
         return x_VD + self.mlp(self.norm2(x_VD))
 
 
@@ -172,7 +180,12 @@ class VIPNetwork(nn.Module):
                 nn.init.zeros_(head.weight)
 
     def forward(
-        self, features_VF: Tensor, conditions: Sequence[Tensor], angle_VE: Tensor, padding: Padding
+        self,
+        features_VF: Tensor,
+        conditions: Sequence[Tensor],
+        angle_VE: Tensor,
+        padding: Padding,
+        log_gates_V: Tensor | None = None,
     ) -> list[Tensor]:
         """Logits ``[V]`` of every layer that has a head; the last layer's come last.
 
@@ -181,6 +194,7 @@ class VIPNetwork(nn.Module):
             conditions: ``[V, vision_dim]`` for each layer.
             angle_VE: rotation angles of queries and keys.
             padding: of each image's tokens.
+            log_gates_V: log of how open each token is; ``None``: all are.
         """
         x = self.attn_in_proj(features_VF)
         if not self.layers:
@@ -188,7 +202,7 @@ class VIPNetwork(nn.Module):
         rows = []
         parts = zip(self.cond_in_projs, self.layers, self.attn_out_projs, conditions, strict=True)
         for project, layer, head, condition in parts:
-            x = layer(x, project(condition), angle_VE, padding)
+            x = layer(x, project(condition), angle_VE, padding, log_gates_V)
             if isinstance(head, nn.Linear):
                 rows.append(head(x).squeeze(-1))
         return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import glimpse_lightning as gl
+from glimpse_lightning.benchmark.inputs import make_inputs
+from glimpse_lightning.benchmark.memory import peak_bytes
 
 VIP = {"attention_dim": 16, "condition_dim": 16, "heads": 2}
 
@@ -81,3 +84,19 @@ def test_vision_states_only_if_a_scorer_asks(backbone, monkeypatch):
     assert hooked == []
     gl.PrunedVLM(backbone, pruner(gl.scorers.VIP(vision_layers=[2, 0], **VIP))).prefill(**inputs)
     assert hooked == [2, 0]
+
+
+@pytest.mark.parametrize("sizes", [(96, 192, 384), pytest.param((512, 1024, 2048), marks=pytest.mark.slow)])
+@torch.no_grad()
+def test_peak_memory_of_a_batch_grows_linearly(sizes):
+    """Eight samples at growing visual tokens: a further token costs as much as any before, so nothing is a square."""
+    backbone = gl.load_backbone("random:mid-qwen2.5-vl")
+    stage = gl.PruneStage(3, gl.scorers.VIP(attention_dim=16, condition_dim=16, heads=1), gl.policies.KeepRatio(0.1))
+    model = gl.PrunedVLM(backbone, gl.Pruner([stage]))
+    peaks = []
+    for visual in sizes:
+        inputs = make_inputs(backbone, 8, visual, 16)
+        prompt = backbone.embed(inputs, model.vision_layers)
+        peaks.append(peak_bytes(partial(model.prefill, prompt=prompt, **inputs), torch.device("cpu")))
+    first, second = ((peaks[i + 1] - peaks[i]) / (sizes[i + 1] - sizes[i]) for i in (0, 1))  # bytes a further token
+    assert second == pytest.approx(first, rel=0.1)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import glimpse_lightning as gl
 from glimpse_lightning.benchmark.figures import figure
@@ -26,7 +27,7 @@ from glimpse_lightning.token_counts import StageTokens
 SMALL = {
     "model": "glimpse-tiny", "device": "cpu", "scorer": "AttentionRank", "visual_tokens": [16, 400], "text_tokens": 12,
     "after_layers": [2], "retention": [0.5], "new_tokens": 3, "warmup": 0, "repetitions": 2, "max_prompt_tokens": 100,
-    "samples": 2,
+    "samples": 2, "trace": True,
 }  # fmt: skip
 
 
@@ -91,9 +92,29 @@ def test_phases_add_up_and_unpruned_equals_hugging_face(record: dict[str, Any]) 
     assert "vs_hf" in pruned["figures"]["prefill"] and "vs_hf" not in hf["figures"]["prefill"]
 
 
-def test_data_protocol(tmp_path: Path) -> None:
+def test_trace_shows_where_the_time_goes(record: dict[str, Any]) -> None:
+    for row in record["groups"][0]["variants"]:
+        found = row["trace"]
+        assert sum(one["share"] for one in found["operators"]) == pytest.approx(1)
+        assert sum(one["calls"] for one in found["operators"]) == found["calls"] > 100
+        assert any(one["name"].startswith("aten::") for one in found["operators"])
+
+
+def test_unpruned_prefill_calls_hardly_more_operators(record: dict[str, Any]) -> None:
+    """Our loop over the layers adds a fixed number of small ones, and no copies of whole states."""
+    hf, unpruned, _ = (row["trace"]["calls"] for row in record["groups"][0]["variants"])
+    assert unpruned < 1.15 * hf
+
+
+@pytest.mark.parametrize("name", ["glyph_vqa", "questions.jsonl"])
+def test_data_protocol(tmp_path: Path, name: str) -> None:
+    if name != "glyph_vqa":
+        Image.new("RGB", (224, 224)).save(tmp_path / "image.png")
+        rows = [{"question": f"{i}?", "image": "image.png"} for i in range(2)]  # answers may be missing
+        name = str(tmp_path / name)
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = str(write(tmp_path, scorer="VIP", scorer_args={"attention_dim": 32, "condition_dim": 32}))
-    assert main(["bench", "--config", config, "--data", "glyph_vqa", "--output", str(tmp_path / "d.json")]) == 0
+    assert main(["bench", "--config", config, "--data", name, "--output", str(tmp_path / "d.json")]) == 0
     (group,) = json.loads((tmp_path / "d.json").read_text())["groups"]
     hf, _, pruned = (row["figures"] for row in group["variants"])
     assert group["samples"] == hf["prefill"]["n"] == 2
