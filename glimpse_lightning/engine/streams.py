@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.backbones.base import Backbone
 
 
-class _PrefixView(DynamicCache):
+class PrefixView(DynamicCache):
     """Shows a layer the first ``length`` cached states of ``source`` with the new ones behind, and stores nothing."""
 
     def __init__(self, source: Cache, length: int) -> None:
@@ -26,9 +26,13 @@ class _PrefixView(DynamicCache):
         self.source = source
         self.length = length
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+    def states(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Keys and values that are shown."""
         layer = self.source.layers[layer_idx]
-        keys, values = layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
+        return layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        keys, values = self.states(layer_idx)
         return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -70,7 +74,7 @@ class SideStream:
 
     def run_layer(self, layer: int, cache: Cache, tap: AttentionTap | None = None) -> None:
         """Advance through decoder layer ``layer``, reading the prompt's states from ``cache``."""
-        view = _PrefixView(cache, self.prompt_length)
+        view = PrefixView(cache, self.prompt_length)
         kind = self.backbone.layer_type(layer)
         if kind not in self._masks:
             self._masks[kind] = self.backbone.attention_mask(layer, self.hidden, self.mask, view)
