@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from glimpse_lightning.metrics.token_kl import token_kl
 from glimpse_lightning.objectives.base import Objective, StepResult
 from glimpse_lightning.objectives.losses import weighted_mean
+from glimpse_lightning.ranks import mean_over_ranks
 from glimpse_lightning.segments import segment_sum
 from glimpse_lightning.visual_tokens import VisualTokens
 
@@ -72,7 +73,7 @@ class KL(Objective):
         last = out.stages[-1]
         soft = mean_retention(last.scores.float().sigmoid(), last.tokens)
         hard = mean_retention((last.scores > 0).float(), last.tokens)
-        budget = F.relu(soft - target)
+        budget = F.relu(of_all_ranks(soft) - target)
         logs = {
             "kl": kl, "budget": budget, "retention": soft, "hard_retention": hard, "soft_hard_gap": (soft - hard).abs(),
             "target": torch.tensor(target), "temperature": torch.tensor(temperature),
@@ -91,4 +92,9 @@ def mean_retention(keep: Tensor, tokens: VisualTokens) -> Tensor:
     """Share of a sample's tokens that ``keep [V]`` keeps, averaged over the samples that have any."""
     group, total = tokens.groups()
     share = segment_sum(keep, group, len(total)) / total.clamp(min=1)
-    return share.sum() / (total > 0).sum().clamp(min=1)
+    return share.sum() / mean_over_ranks((total > 0).sum().float()).clamp(min=1e-6)
+
+
+def of_all_ranks(mean: Tensor) -> Tensor:
+    """The value of the mean of all ranks, with this one's gradient, which is averaged with the others' later."""
+    return mean + (mean_over_ranks(mean) - mean).detach()
