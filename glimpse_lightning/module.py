@@ -193,7 +193,7 @@ class PruningModule(LightningModule):
                 parameter.data = parameter.data.to(self.trainer.strategy.root_device)
                 distributed.broadcast(parameter.data, 0)
         fill = None if source is None else partial(load_shares, vlm.backbone, source)
-        shard(vlm, mesh[mesh.mesh_dim_names[0]], GATHERED.get(self.trainer.precision), fill)
+        shard(vlm, mesh["data_parallel"], GATHERED.get(self.trainer.precision), fill)
 
     def _load_pruner(self, source: str) -> Pruner:
         pruner = load_pruner(source)

@@ -144,9 +144,10 @@ def gather_for_backward(unit: nn.Module, *outputs: Tensor | None) -> None:
     """
     if not isinstance(unit, FSDPModule):
         return
+    sharded: FSDPModule = unit
 
     def gather(_: Tensor) -> None:
-        unit.unshard()
+        sharded.unshard()
 
     for output in outputs:
         if output is not None and output.requires_grad:

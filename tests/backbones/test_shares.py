@@ -60,9 +60,9 @@ def _loaded(folder: Path) -> dict[str, Any]:
     def watch() -> None:
         while not done.is_set():
             peak[0] = max(peak[0], _anonymous_mb() - before)
-            time.sleep(0.002)
+            time.sleep(0.02)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     backbone = gl.wrap_backbone(empty_model(str(folder), "float32", "sdpa"))
     model = gl.PrunedVLM(backbone)
