@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from glimpse_lightning.run_folder import remove, replacing, saved_checkpoints
+from glimpse_lightning.ranks import any_rank
+from glimpse_lightning.run_folder import remove, replacing, saved_checkpoints, sync
 
 TERMINATED = 128 + 15
 """Exit status of a process that SIGTERM has ended."""
@@ -19,6 +22,9 @@ TERMINATED = 128 + 15
 
 class RunCheckpoints(Checkpoint):
     """Saves ``checkpoints/step=N.ckpt`` every so many steps, at the end and on SIGTERM, each whole or not at all.
+
+    SIGTERM (pre-emption) only leaves a note. When the next optimizer step is done, the ranks agree that one of them has
+    it, save, and stop: in the middle of a step, they would wait for each other for ever.
 
     Args:
         every_n_steps: optimizer steps between checkpoints.
@@ -29,17 +35,31 @@ class RunCheckpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self._saved = -1
+        self._step = -1
+        self._terminated = False
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved = trainer.global_step
+        self._saved = self._step = trainer.global_step
+        self._terminated = False
+        if threading.current_thread() is threading.main_thread():
+            # In place of Lightning's handler, which talks to the other ranks then and there; it gives the one before
+            # back when the fit ends.
+            signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_: Any) -> None:
+        self._terminated = True
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step >= self._saved + self.every_n_steps:
+        stepped, self._step = trainer.global_step > self._step, trainer.global_step
+        stop = stepped and any_rank(self._terminated, pl_module.device)
+        if trainer.global_step >= self._saved + self.every_n_steps or stop:
             self._save(trainer)
+        if stop:  # Lightning itself stops, on all ranks, once the figures of this step are logged
+            trainer._signal_connector.received_sigterm = True
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,10 +68,8 @@ class RunCheckpoints(Checkpoint):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """SIGTERM (pre-emption): Lightning stops between two batches, so what is saved is a state to go on from."""
-        if isinstance(exception, SIGTERMException) and trainer.training:
-            if trainer.global_step > self._saved >= 0:
-                self._save(trainer)
+        """Say what has happened."""
+        if isinstance(exception, SIGTERMException) and self._saved >= 0:
             exception.code = TERMINATED  # Lightning's is that of success
             rank_zero_info("Stopped by SIGTERM and saved; the same command goes on from here.")
 
@@ -64,12 +82,23 @@ class RunCheckpoints(Checkpoint):
         if trainer.world_size == 1:
             with replacing(path) as draft:
                 trainer.save_checkpoint(draft)
-        else:  # all ranks write under one name; rank 0 then gives the whole thing its own
-            draft = path.with_name(f".{path.name}.draft")
-            trainer.save_checkpoint(draft)
-            if trainer.is_global_zero:
-                draft.rename(path)
-            trainer.strategy.barrier()
+        else:
+            self._save_together(trainer, path)
         if trainer.is_global_zero:
             for old in saved_checkpoints(folder)[: -self.keep]:
                 remove(old)
+
+    def _save_together(self, trainer: Trainer, path: Path) -> None:
+        """All ranks write under one name; the first then gives the whole thing its own."""
+        if trainer.is_global_zero:
+            for left in path.parent.glob(".*.draft"):  # by a run that was killed while it wrote
+                remove(left)
+        trainer.strategy.barrier()
+        draft = path.with_name(f".{path.name}.draft")
+        trainer.save_checkpoint(draft)  # waits for all ranks
+        if trainer.is_global_zero:
+            for file in draft.rglob("*") if draft.is_dir() else [draft]:
+                sync(file)
+            remove(path)
+            draft.rename(path)
+        trainer.strategy.barrier()

@@ -14,6 +14,7 @@ from torch import nn
 
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.sharding import release, whole
 
 ADAPTER = "default"
 """Name of our adapter among those that a model may carry."""
@@ -84,6 +85,10 @@ def add_lora(backbone: Backbone, lora: LoRA) -> None:
     peft.inject_adapter_in_model(config, backbone.model, adapter_name=ADAPTER)
     for module in lora_modules(backbone):
         module.eval()
+        if module.get_base_layer().weight.is_meta:  # its weights come later, the adapters' start here
+            module.lora_A.to_empty(device="cpu")
+            module.lora_B.to_empty(device="cpu")
+            module.reset_lora_parameters(ADAPTER, init_lora_weights=True)
         for name, parameter in module.named_parameters():
             if "lora_" in name:  # small, and lost in bfloat16: an update is often below its resolution
                 parameter.data = parameter.data.float()
@@ -109,12 +114,19 @@ def without_lora(backbone: Backbone) -> Iterator[None]:
             module._disable_adapters = False
 
 
-def save_lora(backbone: Backbone, folder: Path) -> None:
-    """Write the adapters as PEFT does (``adapter_config.json``, ``adapter_model.safetensors``)."""
+def save_lora(backbone: Backbone, folder: Path, write: bool = True) -> None:
+    """Write the adapters as PEFT does (``adapter_config.json``, ``adapter_model.safetensors``).
+
+    Where the model is sharded all ranks have to call it, one of them with ``write``.
+    """
     peft = import_peft()
+    release(backbone.model)
     state = peft.get_peft_model_state_dict(backbone.model, adapter_name=ADAPTER)
+    weights = {name: whole(value).contiguous() for name, value in state.items()}
+    if not write:
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / WEIGHTS)
+    save_file(weights, folder / WEIGHTS)
     config = backbone.model.peft_config[ADAPTER]
     config.base_model_name_or_path = backbone.name
     config.save_pretrained(str(folder))

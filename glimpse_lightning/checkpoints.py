@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from glimpse_lightning import __version__, upstream
 from glimpse_lightning.errors import GlimpseError
@@ -24,6 +25,7 @@ from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.pruner import Pruner, PruneStage, check_facts
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.scorers.base import Scorer
+from glimpse_lightning.sharding import own_class
 from glimpse_lightning.visual_tokens import ModelFacts
 
 __all__ = ["check_facts", "init_args", "load_pruner", "save_pruner"]
@@ -33,13 +35,16 @@ WEIGHTS = "pruner.safetensors"
 FORMAT = 1
 
 
-def save_pruner(pruner: Pruner, folder: str | Path, backbone: str = "") -> Path:
+def save_pruner(
+    pruner: Pruner, folder: str | Path, backbone: str = "", weights: Mapping[str, Tensor] | None = None
+) -> Path:
     """Write a built pruner to ``folder``: all of it, or nothing. A pruner that is already there is replaced.
 
     Args:
         pruner: to save.
         folder: new, empty, or holding a saved pruner.
         backbone: name of the model it was trained on; for the reader, nothing depends on it.
+        weights: its state, where it is sharded itself (:func:`glimpse_lightning.sharding.full_state`).
 
     Raises:
         GlimpseError: where the disk is full or the folder cannot be written, where it holds something else, or where
@@ -60,9 +65,10 @@ def save_pruner(pruner: Pruner, folder: str | Path, backbone: str = "") -> Path:
     if pruner.origin is not None:
         config["origin"] = pruner.origin
     text = json.dumps(config, indent=2) + "\n"
-    weights = save({name: value.detach().cpu().contiguous() for name, value in pruner.state_dict().items()})
+    weights = pruner.state_dict() if weights is None else weights
+    file = save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
     with whole_or_nothing(Path(folder)) as temporary:
-        _write(temporary / WEIGHTS, weights)
+        _write(temporary / WEIGHTS, file)
         _write(temporary / CONFIG, text.encode())
     return Path(folder)
 
@@ -126,7 +132,7 @@ def load_pruner(path_or_hub_id: str | Path) -> Pruner:
 def init_args(part: object) -> dict[str, Any]:
     """Constructor arguments of a scorer, policy or reducer, read from its attributes of the same names."""
     arguments = {}
-    for name in inspect.signature(type(part)).parameters:
+    for name in inspect.signature(own_class(part)).parameters:
         if not hasattr(part, name):
             raise GlimpseError(
                 f"Expected {type(part).__name__} to keep its constructor argument `{name}` as an attribute of the same "
@@ -152,7 +158,7 @@ def _stages(pruner: Pruner) -> Iterator[PruneStage]:
 
 
 def _describe(part: object) -> dict[str, Any]:
-    cls = type(part)
+    cls = own_class(part)
     path = f"{cls.__module__}.{cls.__qualname__}"
     if cls.__module__ == "__main__" or "<locals>" in path:
         raise GlimpseError(

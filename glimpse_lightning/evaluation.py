@@ -22,6 +22,7 @@ from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.policies import KeepRatio
 from glimpse_lightning.pruner import Pruner, PruneStage
 from glimpse_lightning.resolution import ResolutionCut, check_fewer
+from glimpse_lightning.ranks import any_rank
 from glimpse_lightning.results import Record
 from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.sharing import SharedQuestions
@@ -125,7 +126,8 @@ class Evaluator:
     def full_answers(self, batch: Batch, prompt: Prompt | None = None) -> list[FullAnswer]:
         """The full model's answers; computed once per sample and remembered."""
         names = [(sample.id, sample.key) for sample in batch.samples]
-        if not all(name in self.cache for name in names):
+        missing = not all(name in self.cache for name in names)
+        if any_rank(missing, self.full.device) if self.full.sharded else missing:
             out = prefill(self.full, batch, prompt)
             logs = answer_log_probs(self.full, out, batch)
             top = logs.topk(min(TEACHER_TOKENS, logs.shape[-1]), dim=-1)

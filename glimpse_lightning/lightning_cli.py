@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
@@ -16,13 +14,14 @@ from typing import Any, NoReturn
 
 import jsonargparse
 import torch
-import transformers
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 import glimpse_lightning.callbacks as callbacks
@@ -36,6 +35,7 @@ import glimpse_lightning.objectives
 import glimpse_lightning.policies
 import glimpse_lightning.reducers
 import glimpse_lightning.scorers
+import glimpse_lightning.strategies
 import glimpse_lightning.suite  # noqa: F401  (imported, so that short class names resolve)
 from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.data.datamodule import VQAData
@@ -45,6 +45,7 @@ from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.packaged_recipes import find_recipe
 from glimpse_lightning.parser_errors import readable
+from glimpse_lightning.quiet import quieten
 from glimpse_lightning.run_folder import (
     CONFIG,
     RECIPE,
@@ -53,6 +54,7 @@ from glimpse_lightning.run_folder import (
     newest_finished_fit,
     write_text,
 )
+from glimpse_lightning.sharding import full_state
 
 RUN_FOLDER = "GLIMPSE_RUN_FOLDER"
 """Environment variable by which the ranks of one run agree on its folder."""
@@ -221,7 +223,23 @@ class RunCLI(LightningCLI):
         self.writer = callbacks.ResultsWriter(self.recipe)
         self.writer.command = self.subcommand
         kwargs["callbacks"].append(self.writer)
-        return super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            if "fsdp" not in str(error).lower():
+                raise
+            raise GlimpseError(
+                f"FSDPStrategy runs on GPUs only ({str(error).splitlines()[0].rstrip('.')}). On CPUs use FSDP2: the "
+                "overlay `--config trainer/fsdp2` in place of `trainer/fsdp` or `trainer.strategy: fsdp`."
+            ) from error
+        checkpoint = self.config_init[self.subcommand].get("ckpt_path")
+        if checkpoint and Path(checkpoint).is_dir() and not isinstance(trainer.strategy, ModelParallelStrategy):
+            raise GlimpseError(
+                f"{checkpoint} is a folder with a file of each rank, which only FSDP2 reads: add `--config "
+                "trainer/fsdp2`, or make one file of it with `python -m "
+                f"lightning.pytorch.utilities.consolidate_checkpoint {checkpoint}`."
+            )
+        return trainer
 
     def _claim(self, root: Path, config: str) -> RunFolder:
         assert self.subcommand is not None
@@ -268,10 +286,12 @@ class RunCLI(LightningCLI):
         if not isinstance(model, PruningModule):
             self.writer.write(self.trainer, model, None)
             return
-        if self.trainer.is_global_zero and model.model.pruner is not None:
-            save_pruner(model.model.pruner, self.run.path / "pruner", model.model.backbone.name)
-        if self.trainer.is_global_zero and model.objective is not None:
-            model.objective.save(model.model, self.run.path)
+        first, pruner = self.trainer.is_global_zero, model.model.pruner
+        weights = None if pruner is None else full_state(pruner)
+        if first and pruner is not None:
+            save_pruner(pruner, self.run.path / "pruner", model.model.backbone.name, weights)
+        if model.objective is not None:
+            model.objective.save(model.model, self.run.path, write=first)
         if not model.test_after_fit:
             self.writer.write(self.trainer, model, None)
             return
@@ -283,7 +303,7 @@ class RunCLI(LightningCLI):
 
 def prepare_parsing() -> None:
     """What has to happen once before a recipe is parsed."""
-    _quieten()
+    quieten()
     for plugin in entry_points(group=PLUGINS):
         try:
             plugin.load()
@@ -327,10 +347,13 @@ def with_recipes(args: Sequence[str]) -> tuple[list[str], list[Path]]:
 
 
 def recipe_name(config_files: Sequence[Path]) -> str:
-    """What a run is called: after its last configuration file, or after the run that this one came from."""
+    """What a run is called: after its last configuration file that is more than a way to train (``trainer:`` alone),
+    or after the run that this one came from.
+    """
     if not config_files:
         return "run"
-    path = config_files[-1].resolve()
+    named = [path for path in config_files if set(_read_yaml(path)) != {"trainer"}] or config_files
+    path = named[-1].resolve()
     return path.parent.parent.name if path.name in (CONFIG, RECIPE) else path.stem
 
 
@@ -391,27 +414,5 @@ def _checkpoint_model(path: Path) -> dict[str, Any] | None:
     return checkpoint.get("hyper_parameters", {}).get("model")
 
 
-def _is_news(line: logging.LogRecord) -> bool:
-    """False for Lightning's advertisement, and for what it says about a default that is right."""
-    return not any(word in str(line.msg) for word in ("litlogger", "`weights_only` was not set"))
-
-
 def _as_text(path: Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-def _quieten() -> None:
-    """Silence advice that does not apply here, each for its reason."""
-    for message in (
-        ".*does not have many workers.*",  # rendering keeps up with one
-        ".*eval mode at the start of training.*",  # the frozen backbone is meant to be
-        ".*dataloader is not resumable.*",  # its order follows from the number of batches done: data/order.py
-        ".*LeafSpec.*is deprecated.*",  # inside Lightning
-        r"(?s).*(instantiate_classes.. was deprecated|JsonargparseDeprecationWarning).*",  # inside Lightning
-        ".*You have overridden .* in `LightningModule` but.*",  # the module owns the processor
-        ".*It is recommended to use `self.log.*sync_dist=True.*",  # figures are of all ranks already
-    ):
-        warnings.filterwarnings("ignore", message)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.connectors.checkpoint_connector"):
-        logging.getLogger(name).addFilter(_is_news)
-    transformers.utils.logging.disable_progress_bar()

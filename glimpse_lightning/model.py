@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, GenerationMixin, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -18,6 +19,7 @@ from glimpse_lightning.engine.replay import ReplayOutput, replay
 from glimpse_lightning.engine.training import DistillOutput, StageOutput, distill, glimpse_forward
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.pruner import Pruner, PruneStage
+from glimpse_lightning.ranks import running
 from glimpse_lightning.scorers.vip import REFERENCE_MASKS
 from glimpse_lightning.visual_tokens import VisionTap
 
@@ -56,7 +58,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
         if pruner is not None:
             fresh = pruner.facts is None
             pruner.build(backbone.facts)
-            pruner.to(self.device)
+            if self.device.type != "meta":
+                pruner.to(self.device)
             if fresh:
                 pruner.eval()  # as Hugging Face models start; after building, which makes modules that would drop out
 
@@ -76,6 +79,14 @@ class PrunedVLM(nn.Module, GenerationMixin):
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    def run_first(self) -> None:
+        """Does nothing; sharding makes it an entrance, through which FSDP2 gets to know the model."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks have to run the same layers as often as each other."""
+        return running() and isinstance(self.backbone.layers[0], FSDPModule)
 
     @property
     def vision_layers(self) -> tuple[VisionTap, ...]:
@@ -183,6 +194,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
         if ids is None:  # logits processors that look at the prompt then see padding only
             ids = torch.full((len(prefill.logits), 1), self._pad_id, device=self.device)
             mask = torch.ones_like(ids)
+        if self.sharded:  # which Hugging Face does not see
+            kwargs.setdefault("synced_gpus", True)
         out = super().generate(input_ids=ids, attention_mask=mask, prefill=prefill.fork(), **kwargs)
         if isinstance(out, Tensor):
             return out[:, ids.shape[1] :]

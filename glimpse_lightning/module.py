@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor, distributed
+from torch.distributed import DeviceMesh
+from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.backbones.load import source_of
+from glimpse_lightning.backbones.presets import PREFIX
+from glimpse_lightning.backbones.shares import load_shares
 from glimpse_lightning.checkpoints import load_pruner
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import RawBatch
@@ -28,35 +33,21 @@ from glimpse_lightning.evaluation import Evaluator, baseline_models, kept_by_ite
 from glimpse_lightning.metrics import AnswerMetric, ExactMatch
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.objectives.base import Objective
+from glimpse_lightning.objectives.rollouts import one_more
+from glimpse_lightning.optimization import OptimizerOptions, adamw, name_parameters
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.pruner import EarlyKV, Positions, Pruner, PruneStage
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.resolution import ResolutionCut
 from glimpse_lightning.results import Record, Summary, gathered, summarise
 from glimpse_lightning.scorers.base import Scorer
+from glimpse_lightning.sharding import release, shard
 from glimpse_lightning.sharing import SharedQuestions
 
 OBJECTIVE = "objective"
-"""Under which a checkpoint holds the objective's state."""
-
-
-@dataclass
-class OptimizerOptions:
-    """AdamW, linear warm-up, then a cosine.
-
-    Args:
-        lr: peak learning rate.
-        weight_decay: on matrices; vectors (biases, norms) are spared.
-        warmup: share of the training over which the rate rises from 0.
-        final: share of the peak rate that is left at the end.
-        betas: of AdamW.
-    """
-
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.05
-    final: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
+"""Under which a checkpoint holds the objective's state, one for each rank."""
+GATHERED: dict[Any, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""In which type sharded weights travel, by the trainer's precision; they are kept, and summed up, in their own."""
 
 
 class PruningModule(LightningModule):
@@ -88,6 +79,8 @@ class PruningModule(LightningModule):
             one that needs no training.
         fit_baselines: those that the test at the end of `fit` compares with; default: Random.
         test_after_fit: whether `fit` ends with a test.
+        activation_checkpointing: compute the decoder layers' activations again in the backward pass instead of keeping
+            them: less memory, more time.
         allow_empty: permit policies that may keep nothing and layers beyond the model (methods like VTW).
     """
 
@@ -112,6 +105,7 @@ class PruningModule(LightningModule):
         baselines: list[Scorer] | None = None,
         fit_baselines: list[Scorer] | None = None,
         test_after_fit: bool = True,
+        activation_checkpointing: bool = False,
         allow_empty: bool = False,
     ) -> None:
         super().__init__()
@@ -119,6 +113,7 @@ class PruningModule(LightningModule):
         self.backbone_options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
         self.backbone: str | Backbone = backbone
         self.allow_empty = allow_empty
+        self.activation_checkpointing = activation_checkpointing
         # In a tuple, or it would be registered a second time beside `vlm.pruner`.
         self._policy = policy if pruner else None
         single = {"after_layer": after_layer, "scorer": scorer, "policy": None if pruner else policy}
@@ -150,9 +145,13 @@ class PruningModule(LightningModule):
         """Load the backbone and build the pruner for it; does nothing the second time."""
         if self.vlm is not None:
             return
-        backbone = self.backbone
+        backbone, later = self.backbone, None
         if isinstance(backbone, str):
-            backbone = load_backbone(backbone, **self.backbone_options)
+            if self.device_mesh is not None and not backbone.startswith(PREFIX):
+                later = source_of(backbone)  # each rank loads its share once it knows which that is
+            placement = {"device_map": "meta"} if later else {}
+            backbone = load_backbone(backbone, **self.backbone_options, **placement)
+        backbone.recompute = self.activation_checkpointing
         (source,) = self._source
         pruner = self._load_pruner(source) if isinstance(source, str) else source
         if isinstance(source, Pruner) and not self.allow_empty:
@@ -163,8 +162,25 @@ class PruningModule(LightningModule):
         patterns = self.objective.trainable if self.objective is not None else ()
         for name, parameter in vlm.named_parameters():
             parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in patterns))
+        if self.device_mesh is not None:
+            self._shard(vlm, self.device_mesh, later)
+        if self.objective is not None:
+            self.objective.remember(vlm)
         self.vlm = vlm
         self.evaluator = Evaluator(PrunedVLM(backbone), self.metric or ExactMatch(), self.max_new_tokens, self.shared)
+
+    def _shard(self, vlm: PrunedVLM, mesh: DeviceMesh, source: str | None) -> None:
+        if mesh.size(1) > 1:
+            raise GlimpseError(
+                f"Expected `tensor_parallel_size: 1`, but got {mesh.size(1)}: the engine is sharded over samples only. "
+                "Use the overlay recipes/trainer/fsdp2.yaml, which sets it."
+            )
+        for parameter in vlm.parameters():  # what was drawn at random must be the same everywhere
+            if parameter.requires_grad and not parameter.is_meta:
+                parameter.data = parameter.data.to(self.trainer.strategy.root_device)
+                distributed.broadcast(parameter.data, 0)
+        fill = None if source is None else partial(load_shares, vlm.backbone, source)
+        shard(vlm, mesh["data_parallel"], GATHERED.get(self.trainer.precision), fill)
 
     def _load_pruner(self, source: str) -> Pruner:
         pruner = load_pruner(source)
@@ -180,11 +196,17 @@ class PruningModule(LightningModule):
     @property
     def learns(self) -> bool:
         """Whether weights have to be trained that nothing saved brings: a new pruner's, or what is refined."""
-        self.configure_model()
         if self.objective is not None and self.objective.refines:
             return True
-        pruner = self.model.pruner
-        return isinstance(self._source[0], Pruner) and next(pruner.parameters(), None) is not None  # type: ignore
+        (pruner,) = self._source
+        if not isinstance(pruner, Pruner):
+            return False
+        if pruner.facts is None:  # the model itself is loaded once the strategy is known, which may shard it
+            backbone = self.backbone
+            if isinstance(backbone, str):
+                backbone = load_backbone(backbone, **self.backbone_options, device_map="meta")
+            pruner.build(backbone.facts)
+        return next(pruner.parameters(), None) is not None
 
     @property
     def model(self) -> PrunedVLM:
@@ -201,11 +223,12 @@ class PruningModule(LightningModule):
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load what :meth:`state_dict` gave.
+        """Load what :meth:`state_dict` gave, if :meth:`check_state` has no objection."""
+        self.check_state(state_dict)
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
 
-        Raises:
-            GlimpseError: where the names or shapes are those of another pruner or backbone.
-        """
+    def check_state(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Raise GlimpseError where names or shapes are those of another pruner or backbone."""
         own = self.state_dict()
         wrong = sorted(set(own) ^ set(state_dict)) or [
             name for name, value in state_dict.items() if own[name].shape != value.shape
@@ -215,7 +238,6 @@ class PruningModule(LightningModule):
                 f"This checkpoint holds other trained parameters than this recipe's pruner on this backbone has: "
                 f"{len(wrong)} differ, the first is {wrong[0]!r}. Use the recipe and the backbone it was trained with."
             )
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     # -- data ---------------------------------------------------------------------------------------------------
 
@@ -233,6 +255,9 @@ class PruningModule(LightningModule):
                 rank_zero_warn(f"Skipped a bad sample ({len(self.skipped)} so far): {message}")
         collated = self.model.backbone.collate(raw.samples)
         collated.weight = torch.tensor(raw.weight)
+        if self.model.sharded and collated.answer_ids.shape[1] == 1:
+            # No token of such an answer runs through the layers, and other ranks would wait for this one.
+            collated.answer_ids, collated.answer_mask = one_more(collated.answer_ids), one_more(collated.answer_mask)
         return collated
 
     @override
@@ -264,14 +289,22 @@ class PruningModule(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = self.objective.state_dict() if self.objective is not None else {}
-        if state:
-            checkpoint[OBJECTIVE] = state
+        states = gathered([self.objective.state_dict() if self.objective is not None else {}])
+        if any(states):
+            checkpoint[OBJECTIVE] = states
+        if not any(isinstance(value, DTensor) for value in checkpoint["state_dict"].values()):
+            release(self)
+            names = {id(parameter): name for name, parameter in self.named_parameters()}
+            # A checkpoint of weights alone has no states.
+            for state, optimizer in zip(checkpoint.get("optimizer_states", []), self.trainer.optimizers, strict=False):
+                ordered = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+                name_parameters(state, ordered)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.objective is not None and OBJECTIVE in checkpoint:
-            self.objective.load_state_dict(checkpoint[OBJECTIVE])
+        states = checkpoint.get(OBJECTIVE, [])
+        if self.objective is not None and len(states) == self.trainer.world_size:
+            self.objective.load_state_dict(states[self.global_rank])
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -300,16 +333,8 @@ class PruningModule(LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        options = self.optimizer_options
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas)
-        total = self._total_steps
-        schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step / total, options))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw(trained, self.optimizer_options, self._total_steps)
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 
@@ -326,10 +351,12 @@ class PruningModule(LightningModule):
 
     def _start_evaluation(self) -> None:
         self._records, self._baseline_records, self._rivals = [], {}, None
+        release(self)
         if any(p.requires_grad for name, p in self.model.named_parameters() if name.startswith("model.")):
             self.evaluator.cache.clear()  # the full model itself is being trained
 
     def _finish_evaluation(self, stage: str) -> None:
+        release(self)  # optimizers and checkpoints know the shards only
         self.summary = Summary(
             gathered(self._records), {name: gathered(records) for name, records in self._baseline_records.items()}
         )
@@ -430,14 +457,6 @@ def _pruner_source(
             f"is missing (given: {', '.join(given)})."
         )
     return Pruner([PruneStage(**given)])
-
-
-def learning_rate_factor(progress: float, options: OptimizerOptions) -> float:
-    """Factor on the peak learning rate where the share ``progress`` of the training is done."""
-    if progress < options.warmup:
-        return max(progress / options.warmup, 1e-3)
-    done = min(1.0, (progress - options.warmup) / max(1e-9, 1 - options.warmup))
-    return options.final + (1 - options.final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _check_recipe(pruner: Pruner, num_layers: int) -> None:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.distributed.checkpoint import FileSystemReader
 
 from glimpse_lightning.errors import GlimpseError
 
@@ -38,8 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield draft
         if draft.is_file():
-            with draft.open("rb+") as file:
-                os.fsync(file.fileno())  # or a crash could leave the new name on missing contents
+            sync(draft)
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(draft, path)
@@ -48,6 +48,13 @@ def replacing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             raise full_disk(path) from error
         raise
+
+
+def sync(path: Path) -> None:
+    """Have a file on the disk before it gets its name: or a crash could leave the name on missing contents."""
+    if path.is_file():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def full_disk(path: Path | str | None) -> GlimpseError:
@@ -133,8 +140,8 @@ def saved_checkpoints(folder: Path) -> list[Path]:
 
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint; ``None`` where it can be read."""
-    if path.is_dir():  # sharded
-        return None if any(path.iterdir()) else "empty folder"
+    if path.is_dir():
+        return _damage_of_shards(path)
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -143,6 +150,23 @@ def damage(path: Path) -> str | None:
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         return _first_line(error)
     return None
+
+
+def _damage_of_shards(folder: Path) -> str | None:
+    """What is wrong with a checkpoint that every rank has written a file of."""
+    try:
+        metadata = FileSystemReader(folder).read_metadata()
+    except Exception as error:  # pickle raises what it likes over a file that is cut short
+        return f"{type(error).__name__}: {_first_line(error)}"
+    ends: dict[str, int] = {}
+    for piece in (metadata.storage_data or {}).values():
+        ends[piece.relative_path] = max(ends.get(piece.relative_path, 0), piece.offset + piece.length)
+    for name, end in ends.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size < end:
+            return f"{name} is {'cut short' if file.is_file() else 'missing'}"
+    rest = folder / "meta.pt"  # Lightning's name for what is no tensor
+    return damage(rest) if rest.is_file() else f"{rest.name} is missing"
 
 
 def _first_line(error: Exception) -> str:

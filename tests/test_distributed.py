@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from lightning.pytorch import Trainer
+from ranks import on_two_ranks
+from test_module import glyphs, random_module
 
-WORLD = 2
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from glimpse_lightning.strategies import FSDP2
 
 
 def _evaluate(root: Path, **kwargs: Any) -> dict[str, Any]:
-    from lightning.pytorch import Trainer
-    from test_module import glyphs, random_module
-
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     module = random_module(0.3)
     runner = Trainer(accelerator="cpu", logger=False, default_root_dir=root, **quiet, **kwargs)
@@ -32,33 +23,21 @@ def _evaluate(root: Path, **kwargs: Any) -> dict[str, Any]:
     return {"ids": sorted(record.id for record in module.summary.records), **figures}
 
 
-def _rank(rank: int, port: int, root: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": str(WORLD),
-        "LOCAL_WORLD_SIZE": str(WORLD),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "test",
-    }
-    torch.save(_evaluate(root, devices=WORLD, strategy="ddp"), root / f"rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+def _on_a_rank(root: Path, strategy: str) -> dict[str, Any]:
+    return _evaluate(root, devices=2, strategy=FSDP2() if strategy == "fsdp2" else strategy)
 
 
 @pytest.mark.timeout(180)
-def test_two_ranks_agree_with_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, (_free_port(), tmp_path), nprocs=WORLD)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_agree_with_one(strategy: str, tmp_path: Path) -> None:
     alone = _evaluate(tmp_path, devices=1)
     assert len(alone["ids"]) == 5
-    for rank in range(WORLD):
-        assert _close(torch.load(tmp_path / f"rank{rank}.pt", weights_only=False), alone)
+    for rank in on_two_ranks(_on_a_rank, tmp_path, tmp_path, strategy):
+        assert close(rank, alone)
 
 
-def _close(a: Any, b: Any) -> bool:
+def close(a: Any, b: Any) -> bool:
     """Equality up to rounding, at any depth."""
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_close(a[name], b[name]) for name in a)
+        return a.keys() == b.keys() and all(close(a[name], b[name]) for name in a)
     return abs(a - b) < 1e-5 if isinstance(a, float) else a == b

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -10,15 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from glimpse_lightning.callbacks import RunProgress
+from glimpse_lightning.callbacks import RunCheckpoints, RunProgress
 from glimpse_lightning.callbacks.run_progress import visual_tokens
+from ranks import on_two_ranks
 from runs import SMALL, run, scalars, write_recipe
+from sharded_runs import fit
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import glimpse_lightning as gl
 from glimpse_lightning.cli import explain
 from glimpse_lightning.module import PruningModule
-from glimpse_lightning.objectives import KL, StepResult
-from glimpse_lightning.run_folder import saved_checkpoints
+from glimpse_lightning.objectives import GRPO, KL, StepResult
+from glimpse_lightning.run_folder import RunFolder, damage, saved_checkpoints
 
 QUICK = ("--model.test_after_fit", "false", "--trainer.limit_val_batches", "0")
 
@@ -44,6 +49,93 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path, monkeypatch:
     assert len(calls) == 8
     theirs = scalars(tmp_path / "whole" / "small" / "fit_0")
     assert scalars(folder)["train/loss"] == theirs["train/loss"]
+
+
+def _fit_and_die(recipe: Path, root: Path, flags: tuple[str, ...], fatal: int) -> None:
+    """Train in a process of its own, which SIGKILL ends in the middle of step ``fatal``."""
+    step, calls = GRPO.step, []
+
+    def killed(self: GRPO, *args: Any) -> StepResult:
+        calls.append(1)
+        if len(calls) == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *args)
+
+    GRPO.step = killed  # type: ignore[method-assign]
+    run("fit", recipe, root, *flags)
+
+
+def test_kill_9_in_mid_epoch_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """Sampler, random numbers, optimizer, and GRPO's answers between their iterations."""
+    recipe = write_recipe(tmp_path, SMALL.replace("every_n_steps: 2", "every_n_steps: 3"))
+    rewards = "{length: {weight: 1.0, free: 1, longest: 4}}"
+    options = f"iterations: 2, group_size: 4, max_new_tokens: 4, temperature: 4.0, rewards: {rewards}"
+    objective = f"{{class_path: GRPO, init_args: {{{options}}}}}"
+    flags = (*QUICK, "--model.objective", objective, "--model.optimizer.lr", "1e-4", "--trainer.max_steps", "6")
+    assert run("fit", recipe, tmp_path / "whole", *flags) == 0
+    child = multiprocessing.get_context("fork").Process(target=_fit_and_die, args=(recipe, tmp_path / "runs", flags, 6))
+    child.start()
+    child.join(100)
+    assert child.exitcode == -signal.SIGKILL
+    folder = tmp_path / "runs" / "small" / "fit_0"
+    assert [path.name for path in saved_checkpoints(folder / "checkpoints")] == ["step=000003.ckpt"]
+    assert run("fit", recipe, tmp_path / "runs", *flags) == 0
+    theirs = scalars(tmp_path / "whole" / "small" / "fit_0")
+    assert len(theirs["train/loss"]) == 6 and len(set(theirs["train/loss"].values())) > 3
+    for tag, curve in theirs.items():
+        if tag.startswith("train/"):
+            assert scalars(folder)[tag] == curve, tag
+
+
+def _sharded_checkpoint(folder: Path) -> None:
+    torch.distributed.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (2,))
+    state = {"weight": distribute_tensor(torch.arange(4096.0), mesh, [Shard(0)])}
+    torch.distributed.checkpoint.save(state, checkpoint_id=folder)
+    if torch.distributed.get_rank() == 0:
+        torch.save({"epoch": 0}, folder / "meta.pt")
+    torch.distributed.barrier()
+
+
+def test_a_truncated_shard_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "step=000002.ckpt"
+    path.parent.mkdir()
+    on_two_ranks(_sharded_checkpoint, tmp_path, path)
+    assert damage(path) is None
+    for name, problem in [("__1_0.distcp", "__1_0.distcp is cut short"), ("meta.pt", ""), (".metadata", "")]:
+        whole = (path / name).read_bytes()
+        (path / name).write_bytes(whole[: len(whole) // 2])
+        assert problem in (damage(path) or "whole")
+        (path / name).unlink()
+        assert damage(path) is not None
+        (path / name).write_bytes(whole)
+    torch.save({"state_dict": {}}, path.with_name("step=000001.ckpt"))
+    (path / "__0_0.distcp").unlink()
+    said: list[str] = []
+    assert RunFolder(tmp_path).last_checkpoint(said.append) == path.with_name("step=000001.ckpt")
+    assert "__0_0.distcp is missing" in said[0]
+
+
+def _preempted(root: Path) -> tuple[list[str], int]:
+    """SIGTERM reaches one rank only, in the middle of a step."""
+    step = KL.step
+
+    def terminated(self: KL, *args: Any) -> StepResult:
+        if torch.distributed.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args)
+
+    KL.step = terminated  # type: ignore[method-assign]
+    try:
+        fit(root, "kl", 2, callbacks=[RunCheckpoints(every_n_steps=100)], enable_checkpointing=True)
+    except SystemExit as stopped:
+        return [path.name for path in saved_checkpoints(root / "checkpoints")], int(str(stopped.code))
+    return [], 0
+
+
+def test_sigterm_to_one_of_two_ranks_stops_both_with_a_checkpoint(tmp_path: Path) -> None:
+    assert on_two_ranks(_preempted, tmp_path, tmp_path) == [(["step=000001.ckpt"], 143)] * 2
+    assert damage(tmp_path / "checkpoints" / "step=000001.ckpt") is None
 
 
 def test_a_loss_that_is_no_number_names_its_samples(

@@ -11,8 +11,9 @@ from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.module import OptimizerOptions, PruningModule, learning_rate_factor
+from glimpse_lightning.module import OptimizerOptions, PruningModule
 from glimpse_lightning.objectives import KL
+from glimpse_lightning.optimization import learning_rate_factor
 from glimpse_lightning.policies import KeepRatio, Threshold
 from glimpse_lightning.pruner import PruneStage
 from glimpse_lightning.scorers import VIP, Random

@@ -10,8 +10,9 @@ import pytest
 import tiny_models
 import torch
 import yaml
+from lightning.pytorch.strategies import DDPStrategy
 from PIL import Image
-from runs import run
+from runs import run, write_recipe
 
 import glimpse_lightning as gl
 from glimpse_lightning import module
@@ -19,10 +20,12 @@ from glimpse_lightning.backbones.presets import PRESETS
 from glimpse_lightning.lightning_cli import RunCLI
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.packaged_recipes import purpose, recipes
+from glimpse_lightning.strategies import FSDP2
 
 ALL = sorted(recipes().items())
-# What `ablate` and `bench` read is no recipe of a run: tests/ablation/, tests/benchmark/.
-RECIPES = [(name, path) for name, path in ALL if not name.startswith(("ablations/", "bench/"))]
+# What `ablate` and `bench` read is no recipe of a run: tests/ablation/, tests/benchmark/. An overlay is none by itself.
+RECIPES = [(name, path) for name, path in ALL if not name.startswith(("ablations/", "bench/", "trainer/"))]
+OVERLAYS = {"fsdp2": FSDP2, "ddp": DDPStrategy}
 STAND_INS = {  # recipe folder: the stand-in's family, the published model's preset, blocks of its vision tower
     "qwen2_5_vl_3b": (tiny_models.qwen2_5_vl, "qwen2.5-vl-3b", 32),
     "qwen2_5_vl_7b": (tiny_models.qwen2_5_vl, "qwen2.5-vl-7b", 32),
@@ -72,6 +75,24 @@ def stand_in(name: str, path: Path, folder: Path, monkeypatch: pytest.MonkeyPatc
         "--vars.train", str(data), "--vars.val", str(data), "--model.after_layer", str(layer),
         "--trainer.accelerator", "cpu", *vision,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_says_how_to_train_and_gives_no_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[RunCLI] = []
+    monkeypatch.setattr(RunCLI, "_run_subcommand", lambda self, command: built.append(self))
+    overlay = ("--config", f"trainer/{name}", "--trainer.devices", "2")
+    assert run("fit", write_recipe(tmp_path), tmp_path / "runs", *overlay) == 0
+    assert type(built[0].trainer.strategy) is OVERLAYS[name]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["small"]
+
+
+def test_fsdp_on_a_cpu_names_the_overlay_to_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in (("--config", "trainer/fsdp"), ("--trainer.strategy", "fsdp")):
+        assert run("fit", write_recipe(tmp_path), tmp_path / "runs", *flags) == 1
+        assert "`--config trainer/fsdp2`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "path"), RECIPES, ids=[name for name, _ in RECIPES])

@@ -20,8 +20,10 @@ from glimpse_lightning.engine import taps
 from glimpse_lightning.engine.compaction import Compaction, pad_left
 from glimpse_lightning.engine.decoding import step_by_layers
 from glimpse_lightning.engine.prompt_cache import PromptCache
+from glimpse_lightning.engine.recompute import recomputed
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.sharding import gather_for_backward
 from glimpse_lightning.visual_tokens import ModelFacts, Views, VisionTap
 
 
@@ -97,6 +99,9 @@ class Backbone(ABC):
         processor: its processor; ``None`` where ready tensor batches are fed.
         prune_video: whether tokens of videos are items that a pruner sees; else they are kept, as text is. Families
             that feed frames as images (InternVL, SmolVLM) cannot tell them apart and prune both.
+
+    Attributes:
+        recompute: whether the decoder layers' activations are computed again in the backward pass instead of kept.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
@@ -108,7 +113,13 @@ class Backbone(ABC):
         self.model: Any = model
         self.processor = processor
         self.prune_video = prune_video
+        self.recompute = False
         self.name = model.name_or_path or type(model).__name__
+        taps.install(self.text_config)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process (``ddp_spawn``) transformers knows nothing of the taps yet."""
+        self.__dict__.update(state)
         taps.install(self.text_config)
 
     # -- what a family must say ---------------------------------------------------------------------------------
@@ -212,15 +223,23 @@ class Backbone(ABC):
         self, layer: int, hidden: Tensor, mask: Any, positions: Any, cache: Cache | None, tap: AttentionTap | None
     ) -> Tensor:
         """One decoder layer, Hugging Face's own: ``[B, n, D] -> [B, n, D]``."""
-        out = self.layers[layer](
-            hidden,
-            attention_mask=mask,
-            position_embeddings=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            glimpse_tap=tap,
-        )
-        return out[0] if isinstance(out, tuple) else out
+
+        def call(hidden: Tensor, cache: Cache | None) -> Tensor:
+            out = self.layers[layer](
+                hidden,
+                attention_mask=mask,
+                position_embeddings=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                glimpse_tap=tap,
+            )
+            return out[0] if isinstance(out, tuple) else out
+
+        recompute = self.recompute and torch.is_grad_enabled()
+        out = recomputed(call, layer, hidden, cache) if recompute else call(hidden, cache)
+        if tap is not None:
+            gather_for_backward(self.layers[layer], tap.logits, tap.rows_logits)
+        return out
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D] -> [..., vocab]`` through the final norm and the language-model head."""
@@ -268,9 +287,9 @@ class Backbone(ABC):
         """
         return inputs
 
-    def save(self, folder: Path) -> None:
-        """Write model and processor as a plain Hugging Face folder."""
-        self.model.save_pretrained(folder)
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write model and processor as a plain Hugging Face folder; ``weights`` in place of the model's own."""
+        self.model.save_pretrained(folder, state_dict=weights)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
 

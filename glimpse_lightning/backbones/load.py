@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTra
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.presets import PREFIX, random_model
 from glimpse_lightning.backbones.processing import load_processor
+from glimpse_lightning.backbones.shares import empty_model
 from glimpse_lightning.errors import GlimpseError
 
 TINY = "glimpse-tiny"
@@ -41,7 +42,8 @@ def load_backbone(
         attn_implementation: any of transformers' (``sdpa``, ``eager``, ``flash_attention_2``, ...), or a dict of one
             for each part of the model (``text_config``, ``vision_config``).
         device_map: as in ``from_pretrained``. A single device (``"cuda"``) needs no further package, anything else
-            accelerate. Random weights are created directly on a single device.
+            accelerate. Random weights are created directly on a single device. ``"meta"`` reads no weights: they are
+            loaded by :func:`~glimpse_lightning.backbones.shares.load_shares` once the model is sharded.
         quantization: ``"bnb-4bit"`` or ``"bnb-8bit"`` (needs bitsandbytes and accelerate); ``None`` for none.
         prune_video: whether tokens of videos are items that a pruner sees; else they are kept, as the reference does.
         **kwargs: further arguments of ``from_pretrained``.
@@ -61,10 +63,12 @@ def load_backbone(
         backbone = wrap_backbone(model, prune_video=prune_video)
         backbone.name = name
         return backbone
+    if device_map == "meta":
+        return _without_weights(name, dtype, attn_implementation, prune_video)
     if quantization is not None:
         kwargs["quantization_config"] = _quantization_config(quantization, dtype)
     device_map, device = _placement(device_map, quantization)
-    source = str(Path(__file__).parent / "glimpse_tiny") if name == TINY else name
+    source = source_of(name)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype, attn_implementation=attn_implementation, device_map=device_map, **kwargs
@@ -77,6 +81,21 @@ def load_backbone(
     if device is not None:
         model.to(device)
     backbone = wrap_backbone(model.eval(), processor, prune_video)
+    backbone.name = name
+    return backbone
+
+
+def source_of(name: str) -> str:
+    """Where the files of ``name`` are: a folder or a hub id."""
+    return str(Path(__file__).parent / "glimpse_tiny") if name == TINY else name
+
+
+def _without_weights(name: str, dtype: str | torch.dtype, attn: str | dict[str, str], prune_video: bool) -> Backbone:
+    try:
+        model, processor = empty_model(source_of(name), dtype, attn), load_processor(source_of(name))
+    except (OSError, ValueError, ImportError) as error:
+        raise _explained(name, error) from error
+    backbone = wrap_backbone(model, processor, prune_video)
     backbone.name = name
     return backbone
 

@@ -27,9 +27,13 @@ class PrefixView(DynamicCache):
         self.source = source
         self.length = length
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+    def states(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Keys and values that are shown."""
         layer = self.source.layers[layer_idx]
-        keys, values = layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
+        return layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        keys, values = self.states(layer_idx)
         return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -62,9 +62,7 @@ def install(config: PretrainedConfig) -> None:
         GlimpseError: where transformers has no such implementation.
     """
     name = config._attn_implementation or "eager"
-    if name == TAPPED_EAGER:
-        return
-    if name == "eager":
+    if name in ("eager", TAPPED_EAGER):
         if TAPPED_EAGER not in ALL_ATTENTION_FUNCTIONS:
             AttentionInterface.register(TAPPED_EAGER, _wrap(_module_eager))
             AttentionMaskInterface.register(TAPPED_EAGER, ALL_MASK_ATTENTION_FUNCTIONS["eager"])

@@ -48,13 +48,18 @@ class Objective(ABC):
     def prepare(self, model: PrunedVLM) -> None:
         """Called once, when the model has been built and nothing has been loaded into it yet; sets ``trainable``."""
 
+    def remember(self, model: PrunedVLM) -> None:
+        """Called once after ``prepare``, when parameters are where they stay (under FSDP2: sharded), before anything
+        is loaded into them.
+        """
+
     def start(self, model: PrunedVLM) -> None:
         """Called when training starts or goes on, with the whole model in evaluation mode."""
         if model.pruner is not None:  # pruners start in evaluation mode, and Lightning keeps each module's
             model.pruner.train()
 
-    def save(self, model: PrunedVLM, folder: Path) -> None:
-        """Write what was trained beside the pruner to the run's ``folder``."""
+    def save(self, model: PrunedVLM, folder: Path, write: bool = True) -> None:
+        """Write what was trained beside the pruner to the run's ``folder``; called on all ranks, ``write`` on one."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: tensors and plain values."""

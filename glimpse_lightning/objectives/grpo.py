@@ -19,11 +19,11 @@ from glimpse_lightning.objectives.policy_gradient import (
     Variant,
     clipped_objective,
     group_advantages,
-    mean_over_ranks,
     reduce_tokens,
 )
 from glimpse_lightning.objectives.rollouts import Rollout, reward_facts, sample_answers, token_log_probs
 from glimpse_lightning.objectives.trained_parts import AnswerObjective, Part
+from glimpse_lightning.ranks import mean_over_ranks
 from glimpse_lightning.rewards import CombinedReward
 from glimpse_lightning.segments import segment_mean
 
@@ -127,8 +127,7 @@ class GRPO(AnswerObjective):
         self.forward = forward
         self._rollouts: dict[str, tuple[int, list[Rollout]]] = {}
 
-    def prepare(self, model: PrunedVLM) -> None:
-        super().prepare(model)
+    def remember(self, model: PrunedVLM) -> None:
         if self.kl_weight > 0:
             self.keep_reference(model)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from glimpse_lightning.ranks import mean_over_ranks
 from glimpse_lightning.segments import segment_mean, segment_sum
 
 EPS = 1e-6
@@ -37,10 +38,15 @@ def bce_loss(logits: Tensor, target: Tensor, sample: Tensor, num_samples: int) -
 
 
 def weighted_mean(per_sample: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean of ``[S]`` with weights ``[S]`` (``None`` = equal ones); 0 where all weights are 0."""
+    """Mean of ``[S]`` with weights ``[S]`` (``None`` = equal ones); 0 where all weights are 0.
+
+    The ranks of a distributed run divide by their mean weight, so that the mean of what they find (and of its
+    gradients) is that of all samples together.
+    """
     if weight is None:
         return per_sample.mean()
-    return (per_sample * weight).sum() / weight.sum().clamp(min=torch.finfo(per_sample.dtype).tiny)
+    total = mean_over_ranks(weight.sum())
+    return (per_sample * weight).sum() / total.clamp(min=torch.finfo(per_sample.dtype).tiny)
 
 
 def mask_loss(

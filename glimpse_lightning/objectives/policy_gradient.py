@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from glimpse_lightning.ranks import mean_over_ranks
+
 Variant = Literal["grpo", "dr_grpo", "rloo"]
 Mean = Literal["sequence", "token", "constant"]
 STD_EPS = 1e-4
@@ -71,15 +73,6 @@ def reduce_tokens(values_RT: Tensor, mask_RT: Tensor, weight_R: Tensor, mean: Me
         return per_answer.sum() / mean_over_ranks(mask.sum()).clamp(min=1)
     lengths = mask_RT.sum(1).clamp(min=1) if mean == "sequence" else longest
     return (per_answer / lengths).sum() / mean_over_ranks(weight_R.sum()).clamp(min=torch.finfo(weight_R.dtype).tiny)
-
-
-def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a scalar over all ranks; itself where there is one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    value = value.detach().clone()
-    torch.distributed.all_reduce(value)
-    return value / torch.distributed.get_world_size()
 
 
 def sequence_mask(ids: Tensor, end_ids: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import GenerationConfig
 
 from glimpse_lightning.engine.prefill import PrefillOutput
@@ -107,7 +108,14 @@ def sample_answers(
         [token_log_probs(logits, ids[:, step], temperature) for step, logits in enumerate(generated.logits)], 1
     )
     mask = sequence_mask(ids, end_ids(model))
+    if model.sharded and ids.shape[1] == 1:  # no token would run through the layers when it is replayed
+        ids, mask, log_probs = one_more(ids), one_more(mask), one_more(log_probs)
     return Rollout(ids, mask, log_probs, choice, retention_by_prompt(out, len(batch.samples)))
+
+
+def one_more(values: Tensor) -> Tensor:
+    """``[R, T]`` with a column of padding, zeros, behind it."""
+    return F.pad(values, (0, 1))
 
 
 def end_ids(model: PrunedVLM) -> Tensor:

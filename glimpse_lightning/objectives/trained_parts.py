@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from glimpse_lightning.adapters import LoRA, add_lora, lora_modules, save_lora, without_lora
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.objectives.base import Objective
+from glimpse_lightning.sharding import full_state, release
 
 if TYPE_CHECKING:
     from glimpse_lightning.backbones.base import Backbone
@@ -79,18 +80,24 @@ class AnswerObjective(Objective):
     def reference(self, backbone: Backbone) -> Iterator[None]:
         """While the context is open, the language model is what it was before training. Not while a graph is alive."""
         with torch.no_grad(), without_lora(backbone):
+            if self._reference:
+                release(backbone.model)
             trained = [parameter.detach().clone() for parameter, _ in self._reference]
             for parameter, value in self._reference:
                 parameter.copy_(value)
             try:
                 yield
             finally:
+                if self._reference:
+                    release(backbone.model)
                 for (parameter, _), value in zip(self._reference, trained, strict=True):
                     parameter.copy_(value)
 
-    def save(self, model: PrunedVLM, folder: Path) -> None:
+    def save(self, model: PrunedVLM, folder: Path, write: bool = True) -> None:
         """Write what was trained of the language model: ``adapter/`` as PEFT does, or ``model/`` as Hugging Face."""
         if self.lora is not None:
-            save_lora(model.backbone, folder / "adapter")
+            save_lora(model.backbone, folder / "adapter", write)
         elif self.trains_language_model:
-            model.backbone.save(folder / "model")
+            weights = full_state(model.backbone.model, keep=write)
+            if write:
+                model.backbone.save(folder / "model", weights)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
-from tiny_models import qwen2_5_vl
+from tiny_models import llava, qwen2_5_vl
 from torch.nn import functional as F
 
 import glimpse_lightning as gl
@@ -47,3 +49,21 @@ def test_install_is_idempotent_and_reversible():
         assert config._attn_implementation == taps.TAPPED_EAGER
     taps.uninstall(config)
     assert config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_taps_come_along_to_a_process_that_knows_none(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``ddp_spawn`` does: the model is pickled, and unpickled where nothing was registered."""
+    backbone = gl.wrap_backbone(llava(attention))
+    inputs = backbone.example_inputs([[(4, 4)]])
+    pruner = gl.Pruner([gl.PruneStage(1, gl.scorers.AttentionRank(), gl.policies.KeepRatio(0.5))])
+    expected = gl.PrunedVLM(backbone, pruner).prefill(**inputs).logits
+    pickled = pickle.dumps((backbone, pruner))
+    name = backbone.text_config._attn_implementation
+    plain = taps.ALL_ATTENTION_FUNCTIONS[name].untapped
+    registered = type(taps.ALL_ATTENTION_FUNCTIONS)._global_mapping
+    if attention == "eager":
+        monkeypatch.delitem(registered, name)
+    else:
+        monkeypatch.setitem(registered, name, plain)
+    assert torch.equal(gl.PrunedVLM(*pickle.loads(pickled)).prefill(**inputs).logits, expected)

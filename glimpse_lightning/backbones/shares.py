@@ -1,0 +1,124 @@
+"""Models too large for one rank: built without memory, sharded, and then loaded share by share.
+
+Hugging Face's ``from_pretrained`` would read all weights on every rank. Here each rank reads from the safetensors files
+the rows that it holds and nothing else, so that no rank ever has the whole model in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
+
+from glimpse_lightning.errors import GlimpseError
+
+if TYPE_CHECKING:
+    from glimpse_lightning.backbones.base import Backbone
+
+
+def empty_model(source: str, dtype: str | torch.dtype, attn_implementation: str | dict[str, str]) -> PreTrainedModel:
+    """The model in ``source`` (hub id or folder) with parameters on the meta device; its buffers are real."""
+    config = AutoConfig.from_pretrained(source)
+    if isinstance(dtype, str):
+        dtype = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+        module._is_hf_initialized = False
+    model.initialize_weights()  # nothing happens to what is on the meta device: these are the buffers
+    with suppress(OSError):  # where it has none, its configuration says what there is to say
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    return model.eval()
+
+
+def load_shares(backbone: Backbone, source: str) -> None:
+    """Fill the parameters that are on the meta device: sharded ones with this rank's rows, others whole.
+
+    Raises:
+        GlimpseError: where ``source`` holds no safetensors, or lacks a parameter.
+    """
+    model = backbone.model
+    owners: dict[str, list[tuple[nn.Module, str]]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                # PEFT puts the weights of a layer that has adapters one step down.
+                owners.setdefault(f"{path}.{name}".replace(".base_layer.", "."), []).append((module, name))
+    renamed = _names(model, owners)
+    for file in _files(source):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118  (it is no dict)
+                places = owners.get(renamed(key))
+                meta = getattr(*places[0]) if places else None
+                if meta is not None and meta.is_meta:
+                    _fill(owners, meta, _share(tensors.get_slice(key), meta))
+    missing = [name for name, places in owners.items() if getattr(*places[0]).is_meta]
+    if missing:
+        raise GlimpseError(
+            f"{source} lacks {len(missing)} of the model's parameters, {missing[0]!r} for example. Give a folder that "
+            "`save_pretrained` wrote, or train with `trainer.strategy: ddp`, which loads as Hugging Face does."
+        )
+
+
+def _fill(owners: dict[str, list[tuple[nn.Module, str]]], meta: Tensor, value: Tensor) -> None:
+    """Put ``value`` wherever ``meta`` stands: tied weights are in the file once, under one of their names."""
+    parameter = nn.Parameter(value, requires_grad=meta.requires_grad)
+    for module, name in [place for places in owners.values() for place in places]:
+        if getattr(module, name) is meta:
+            module.load_state_dict({name: parameter}, strict=False, assign=True)
+
+
+def _share(rows: Any, like: Tensor) -> Tensor:
+    """This rank's rows of a tensor in a file, in the type and the layout of ``like``."""
+    if not isinstance(like, DTensor):
+        return rows[:].to(like.dtype)
+    mesh = like.device_mesh
+    length = -(-like.shape[0] // mesh.size())
+    start = min(mesh.get_local_rank() * length, like.shape[0])
+    end = min(start + length, like.shape[0])
+    local = rows[start:end] if end > start else torch.empty(0, *like.shape[1:])
+    local = local.to(mesh.device_type, like.dtype)
+    return DTensor.from_local(
+        local, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )  # fmt: skip
+
+
+def _names(model: PreTrainedModel, known: dict[str, Any]) -> Any:
+    """From names in a published file to those of the model, as Hugging Face itself renames them."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    converters = [change for change in mapping if isinstance(change, WeightConverter)]
+    renamings: list[Any] = [change for change in mapping if not isinstance(change, WeightConverter)]
+
+    def renamed(key: str) -> str:
+        name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, known)
+        if converted is not None:
+            raise GlimpseError(
+                f"{key} is stored in another form than {type(model).__name__} uses, so it cannot be loaded share by "
+                "share. Save the model with `save_pretrained` and give that folder, or use `trainer.strategy: ddp`."
+            )
+        return name
+
+    return renamed
+
+
+def _files(source: str) -> Iterator[Path]:
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(source, allow_patterns=["*.safetensors"]))
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise GlimpseError(f"Expected safetensors files in {source}, but found none; other formats load on ddp only.")
+    yield from files

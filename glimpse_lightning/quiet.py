@@ -1,0 +1,31 @@
+"""Advice of other packages that does not apply here is not printed."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import transformers
+
+
+def quieten() -> None:
+    """Silence advice that does not apply here, each for its reason."""
+    for message in (
+        ".*does not have many workers.*",  # rendering keeps up with one
+        ".*eval mode at the start of training.*",  # the frozen backbone is meant to be
+        ".*dataloader is not resumable.*",  # its order follows from the number of batches done: data/order.py
+        ".*LeafSpec.*is deprecated.*",  # inside Lightning
+        r"(?s).*(instantiate_classes.. was deprecated|JsonargparseDeprecationWarning).*",  # inside Lightning
+        ".*You have overridden .* in `LightningModule` but.*",  # the module owns the processor
+        ".*FSDP2-wrapped module .FSDPPrunedVLM. returned a view.*",  # it holds no parameters itself
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # figures are of all ranks already
+    ):
+        warnings.filterwarnings("ignore", message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.connectors.checkpoint_connector"):
+        logging.getLogger(name).addFilter(_is_news)
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _is_news(line: logging.LogRecord) -> bool:
+    """False for Lightning's advertisement, and for what it says about a default that is right."""
+    return not any(word in str(line.msg) for word in ("litlogger", "`weights_only` was not set"))

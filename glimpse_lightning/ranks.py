@@ -1,0 +1,29 @@
+"""What the ranks of a distributed run have to agree on; in a single process nothing happens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed
+
+
+def running() -> bool:
+    """Whether there are several ranks."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a scalar over all ranks, without gradient; itself where there is one."""
+    if not running():
+        return value
+    value = value.detach().clone()
+    distributed.all_reduce(value)
+    return value / distributed.get_world_size()
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` is true on at least one rank: what one of them has to do, all have to do."""
+    if not running():
+        return flag
+    votes = torch.tensor(int(flag), device=device)
+    distributed.all_reduce(votes, distributed.ReduceOp.MAX)
+    return bool(votes)

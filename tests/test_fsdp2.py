@@ -1,0 +1,126 @@
+"""FSDP2 on two gloo ranks computes what one process computes, for every objective."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import on_two_ranks
+from sharded_runs import OBJECTIVES, STEPS, fit
+from torch.distributed.device_mesh import init_device_mesh
+
+import glimpse_lightning as gl
+from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.objectives import GRPO
+from glimpse_lightning.sharding import shard
+from glimpse_lightning.strategies import FSDP2
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_ranks_train_as_one(name: str, tmp_path: Path) -> None:
+    """Losses, gradients, and figures of a validation split of 5, which two ranks pad."""
+    alone = fit(tmp_path, name, 1)
+    assert all(norm > 0 for norm in alone["norms"]) and len(alone["losses"]) == STEPS
+    for rank in on_two_ranks(fit, tmp_path, tmp_path, name, 2):
+        assert rank["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+        assert rank["norms"] == pytest.approx(alone["norms"], rel=1e-4)
+        local, total = rank["share"]
+        assert 0.45 < local / total < 0.6
+        assert close(rank["val"], alone["val"])
+
+
+def _fit_in_bfloat16(root: Path) -> dict[str, Any]:
+    return fit(root, "grpo_both", 2, recompute=True, precision="bf16-mixed", max_steps=2, val_check_interval=100)
+
+
+def test_mixed_precision_and_activation_checkpointing(tmp_path: Path) -> None:
+    alone = fit(tmp_path, "grpo_both", 1, precision="bf16-mixed", max_steps=2, val_check_interval=100)
+    for rank in on_two_ranks(_fit_in_bfloat16, tmp_path, tmp_path):
+        assert rank["norms"] == pytest.approx(alone["norms"], rel=0.1)
+
+
+def _finish_apart(root: Path) -> list[int]:
+    """Answers end at once on one rank, and never on the other; then both learn from them."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    torch.manual_seed(rank)
+    pruner = gl.Pruner([gl.PruneStage(1, gl.scorers.Random(), gl.policies.KeepRatio(0.5))])
+    model = gl.PrunedVLM(gl.load_backbone("glimpse-tiny"), pruner)
+    objective = GRPO(rewards={"length": {"weight": 1.0, "free": 1, "longest": 6}}, group_size=2, max_new_tokens=6)
+    objective.prepare(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in objective.trainable))
+    shard(model, init_device_mesh("cpu", (2,)))
+    objective.remember(model)
+    data, lengths = gl.GlyphVQA("train", 4, image_size=224), []
+    batches = [model.backbone.collate([data[2 * rank + index]]) for index in range(2)]
+    model.generation_config.eos_token_id = list(range(model.config.text_config.vocab_size)) if rank else None
+    for batch in batches:
+        result = objective.step(model, batch)
+        result.loss.backward()
+        lengths.append(int(result.logs["length_max"]))
+    return lengths
+
+
+def test_ranks_may_finish_their_answers_at_different_lengths(tmp_path: Path) -> None:
+    assert on_two_ranks(_finish_apart, tmp_path, tmp_path) == [[6, 6], [1, 1]]
+
+
+def _resumed(root: Path, name: str, distributed: bool) -> dict[str, Any]:
+    """Two steps and a checkpoint, and two more from there."""
+    options: dict[str, Any] = {"val_check_interval": 100}
+    fit(root, name, 2, save=root / "two.ckpt", strategy=FSDP2(distributed), max_steps=2, **options)
+    return fit(root, name, 2, resume=root / "two.ckpt", strategy=FSDP2(distributed), max_steps=4, **options)
+
+
+@pytest.mark.parametrize(("name", "distributed"), [("grpo", True), ("kl", False)])
+def test_two_ranks_resume_from_what_two_saved(name: str, distributed: bool, tmp_path: Path) -> None:
+    """GRPO's checkpoint holds the rollouts of each rank, in the middle of their iterations."""
+    alone = fit(tmp_path, name, 1, max_steps=4, val_check_interval=100)
+    for rank in on_two_ranks(_resumed, tmp_path, tmp_path, name, distributed):
+        assert rank["losses"] == pytest.approx(alone["losses"][2:], abs=1e-4)
+    assert (tmp_path / "two.ckpt").is_dir() == distributed
+    if distributed:
+        return
+    one = fit(tmp_path, name, 1, resume=tmp_path / "two.ckpt", max_steps=4, val_check_interval=100)
+    assert one["losses"] == pytest.approx(alone["losses"][2:], abs=1e-4)
+    for key, value in torch.load(tmp_path / "two.ckpt")["state_dict"].items():
+        assert value.shape == alone["state"][key].shape and type(value) is torch.Tensor
+
+
+def test_two_ranks_resume_from_what_one_saved(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"val_check_interval": 100}
+    alone = fit(tmp_path, "kl", 1, max_steps=4, **options)
+    fit(tmp_path, "kl", 1, save=tmp_path / "one.ckpt", max_steps=2, **options)
+    for rank in on_two_ranks(_resume_one, tmp_path, tmp_path):
+        assert rank["losses"] == pytest.approx(alone["losses"][2:], abs=1e-4)
+        for name, value in alone["state"].items():
+            torch.testing.assert_close(rank["state"][name], value, atol=1e-5, rtol=1e-4)
+
+
+def _resume_one(root: Path) -> dict[str, Any]:
+    return fit(root, "kl", 2, resume=root / "one.ckpt", max_steps=4, val_check_interval=100)
+
+
+def close(a: Any, b: Any) -> bool:
+    """Equality up to rounding, at any depth."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(close(a[name], b[name]) for name in a)
+    return abs(a - b) < 1e-4 if isinstance(a, float) else a == b
+
+
+def _resume_other(root: Path) -> str:
+    try:
+        fit(root, "grpo_both", 2, resume=root / "one.ckpt", max_steps=4)
+    except GlimpseError as error:
+        return str(error)
+    return ""
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"vlm.x": torch.zeros(1)}, "optimizer_states": []}, tmp_path / "one.ckpt")
+    for message in on_two_ranks(_resume_other, tmp_path, tmp_path):
+        assert "other trained parameters" in message
