@@ -21,8 +21,8 @@ from glimpse_lightning.metrics.text import AnswerMetric
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.policies import KeepRatio
 from glimpse_lightning.pruner import Pruner, PruneStage
-from glimpse_lightning.resolution import ResolutionCut, check_fewer
 from glimpse_lightning.ranks import any_rank
+from glimpse_lightning.resolution import ResolutionCut, check_fewer
 from glimpse_lightning.results import Record
 from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.sharing import SharedQuestions
