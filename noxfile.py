@@ -38,7 +38,7 @@ def slow(session: nox.Session) -> None:
 def lmms_eval(session: nox.Session) -> None:
     """The bridge to lmms-eval, and our scores beside its own, with the real package."""
     install(session, "test", "lmms-eval")
-    session.run("pytest", "tests/lmms_eval", *session.posargs)
+    session.run("pytest", "tests/lmms_eval_bridge", *session.posargs)
 
 
 @nox.session
