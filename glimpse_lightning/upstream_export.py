@@ -90,8 +90,8 @@ def _expressible(pruner: Pruner) -> tuple[PruneStage, VIP, Threshold]:
         if type(part) is not wanted:
             raise _refuse(f"the {name} {wanted.__name__}", type(part).__name__)
     assert isinstance(scorer, VIP) and isinstance(policy, Threshold)
-    if scorer.standardise:
-        raise _refuse("a VIP whose inputs are as the model has them", "one with `standardise`")
+    if scorer.standardise or scorer.query == "both":
+        raise _refuse("standardise=False and query='glimpse' or 'last'", f"{scorer.standardise} and {scorer.query!r}")
     if not (scorer.vision_condition and scorer.rotary and scorer.fusion):
         raise _refuse("a whole VIP (vision_condition, rotary, fusion)", "one that lacks a part")
     per = "sample" if scorer.masks == "predicted" else "item"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.model import PrunedVLM
 
 
-_MIN_LOG_GATE = -30.0  # exp(-30) is nothing beside any kept key, and is still exact enough in bfloat16
+_MIN_LOG_GATE = -9.0  # exp(-9) is nothing beside any kept key
 
 
 class KL(Objective):
@@ -132,10 +132,11 @@ def _product(gates: Sequence[Tensor]) -> Tensor:
 
 
 def log_gates(scores: Tensor, temperature: float) -> Tensor:
-    """Log of binary-concrete gates ``[V]`` of logits ``scores [V]``."""
+    """Log of binary-concrete gates ``[V]`` of logits ``scores [V]``; ``-inf`` where they are as good as closed."""
     uniform = torch.rand_like(scores, dtype=torch.float32).clamp(1e-6, 1 - 1e-6)
     noise = uniform.log() - (-uniform).log1p()
-    return F.logsigmoid((scores.float() + noise) / temperature).clamp(min=_MIN_LOG_GATE)
+    log_gates = F.logsigmoid((scores.float() + noise) / temperature)
+    return log_gates.masked_fill(log_gates < _MIN_LOG_GATE, -torch.inf)
 
 
 def mean_retention(keep: Tensor, tokens: VisualTokens) -> Tensor:

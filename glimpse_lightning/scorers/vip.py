@@ -51,7 +51,8 @@ class VIP(Scorer):
             neither glimpse nor network runs (the reference's ``use_ref_masks`` and ``use_zero_masks``).
         shares_glimpse: read the glimpse token of an earlier stage, which runs on to this one, and have none of its own;
             the other glimpse arguments then count for nothing.
-        query: whose attention is read: the ``"glimpse"`` token's, or the ``"last"`` prompt token's (no glimpse token).
+        query: whose attention is read: the ``"glimpse"`` token's, as in the paper, the ``"last"`` prompt token's (no
+            glimpse token then), or ``"both"``. The last prompt token was trained to look for the answer.
         vision_condition: whether vision states condition the layers; if not, as many layers run without them.
         rotary: whether the layers know where in the image a token lies.
         fusion: whether the layers run at all; if not, a logit is linear in a token's attention, head by head.
@@ -80,7 +81,7 @@ class VIP(Scorer):
         dropout: float = 0.1,
         masks: Literal["predicted", "reference", "zero"] = "predicted",
         shares_glimpse: bool = False,
-        query: Literal["glimpse", "last"] = "glimpse",
+        query: Literal["glimpse", "last", "both"] = "glimpse",
         vision_condition: bool = True,
         rotary: bool = True,
         fusion: bool = True,
@@ -90,8 +91,8 @@ class VIP(Scorer):
         super().__init__()
         if activation not in ACT2FN:
             raise ValueError(f"Expected `activation` to be one of {', '.join(ACT2FN)}, but got {activation!r}.")
-        if query not in ("glimpse", "last"):
-            raise ValueError(f"Expected `query` to be 'glimpse' or 'last', but got {query!r}.")
+        if query not in ("glimpse", "last", "both"):
+            raise ValueError(f"Expected `query` to be 'glimpse', 'last' or 'both', but got {query!r}.")
         if masks not in ("predicted", "reference", "zero"):
             raise ValueError(f"Expected `masks` to be 'predicted', 'reference' or 'zero', but got {masks!r}.")
         if attention_dim % heads or (attention_dim + condition_dim) % (4 * heads):
@@ -99,8 +100,8 @@ class VIP(Scorer):
                 f"Expected `attention_dim` to be divisible by `heads` = {heads}, and `attention_dim + condition_dim` "
                 f"by {4 * heads} (2-D rotary embedding of each head), but got {attention_dim} and {condition_dim}."
             )
-        if shares_glimpse and query != "glimpse":
-            raise ValueError("Expected `query` to be 'glimpse' with `shares_glimpse`, but got 'last'.")
+        if shares_glimpse and query == "last":
+            raise ValueError("Expected `query` to be 'glimpse' or 'both' with `shares_glimpse`, but got 'last'.")
         if window is not None and window < 1:
             raise ValueError(f"Expected `window` to be None (whole image) or at least 1 token, but got {window}.")
         self.vision_layers = vision_layers
@@ -132,8 +133,9 @@ class VIP(Scorer):
         layers = range(last + 1) if self.attention_layers == "all" else self.attention_layers or (last,)
         self.attended = _checked_layers(layers, last)
         self.conditions = _vision_layers(self.vision_layers, facts)
+        features = len(self.queries) * len(self.attended) * facts.num_heads
         self.network = VIPNetwork(
-            features=len(self.attended) * facts.num_heads,
+            features=features,
             vision_dim=facts.vision_hidden_size,
             conditions=len(self.conditions),
             dim=self.attention_dim,
@@ -145,7 +147,7 @@ class VIP(Scorer):
         )
         if self.standardise:
             self.network.start_at_zero()
-            self.scales = nn.ModuleDict({"attention": Standardise(len(self.attended) * facts.num_heads)})
+            self.scales = nn.ModuleDict({"attention": Standardise(features)})
             if self.requires.vision_layers:
                 self.scales["vision"] = Standardise(len(self.conditions) * facts.vision_hidden_size)
         if self.query == "last" or self.shares_glimpse:
@@ -170,9 +172,16 @@ class VIP(Scorer):
     def requires(self) -> Requires:
         if self.masks != "predicted":
             return Requires()
-        probe = AttentionProbe(layers=self.attended, query=self.query, scale=self.attention)
+        probes = {
+            query: AttentionProbe(layers=self.attended, query=query, scale=self.attention) for query in self.queries
+        }
         conditioned = self.vision_condition and self.fusion
-        return Requires(probes={"glimpse": probe}, vision_layers=self.conditions if conditioned else ())
+        return Requires(probes=probes, vision_layers=self.conditions if conditioned else ())
+
+    @property
+    def queries(self) -> tuple[Literal["glimpse", "last"], ...]:
+        """Whose attention is read."""
+        return ("glimpse", "last") if self.query == "both" else (self.query,)
 
     def forward(self, tokens: VisualTokens) -> Tensor:
         """Logits ``[V]``."""
@@ -183,7 +192,8 @@ class VIP(Scorer):
         if self.masks != "predicted":
             return self._given(tokens)[None]
         dtype = self.network.attn_in_proj.weight.dtype
-        attention, conditions = tokens.probes["glimpse"], self._conditions(tokens)
+        attention = torch.cat([tokens.probes[query] for query in self.queries], -1)
+        conditions = self._conditions(tokens)
         if self.standardise:
             attention = self.scales["attention"](attention)
             if "vision" in self.scales:

@@ -27,8 +27,9 @@ def vip(after_layer: int = 3, **kwargs: Any) -> VIP:
 
 def seen_by(scorer: VIP, tokens: VisualTokens, index: int) -> list[int]:
     """Tokens whose attention feature reaches the logit of token ``index``."""
-    features = tokens.probes["glimpse"].clone().requires_grad_()
-    scorer(replace(tokens, probes={"glimpse": features}))[index].backward()
+    ((name, probe),) = tokens.probes.items()
+    features = probe.clone().requires_grad_()
+    scorer(replace(tokens, probes={name: features}))[index].backward()
     assert features.grad is not None
     return (features.grad.abs().sum(-1) > 0).nonzero().flatten().tolist()
 
@@ -173,7 +174,7 @@ def test_vip_without_one_of_its_parts(part: dict[str, Any]) -> None:
     scorer = vip(vision_layers=[3, 1], **part)
     requires = scorer.requires
     assert (scorer.glimpse is None) == ("query" in part)
-    assert requires.probes["glimpse"].query == part.get("query", "glimpse")
+    assert {probe.query for probe in requires.probes.values()} == {part.get("query", "glimpse")}
     assert requires.vision_layers == (() if {"vision_condition", "fusion"} & set(part) else (3, 1))
     tokens = visual_tokens([[(1, 3, 3)], [(1, 1, 2)]], requires)
     rows = scorer.forward_rows(tokens)
@@ -186,7 +187,7 @@ def test_vip_without_one_of_its_parts(part: dict[str, Any]) -> None:
 
 
 def test_a_query_that_nobody_knows() -> None:
-    with pytest.raises(ValueError, match="'glimpse' or 'last', but got 'first'"):
+    with pytest.raises(ValueError, match="'glimpse', 'last' or 'both', but got 'first'"):
         VIP(query="first")  # type: ignore[arg-type]
 
 
@@ -200,3 +201,31 @@ def test_attention_never_holds_the_map_of_all_pairs() -> None:
         return peak_bytes(lambda: attention(*inputs, one_image), torch.device("cpu"))
 
     assert peak(1600) < 2.2 * peak(800)
+
+
+def test_vip_that_reads_glimpse_and_last_token() -> None:
+    scorer = vip(query="both", vision_layers=[3, 1])
+    probes = scorer.requires.probes
+    assert {name: probe.query for name, probe in probes.items()} == {"glimpse": "glimpse", "last": "last"}
+    tokens = visual_tokens([[(1, 3, 3)], [(1, 1, 2)]], scorer.requires)
+    for name in probes:
+        changed = {**tokens.probes, name: tokens.probes[name] + torch.randn_like(tokens.probes[name])}
+        assert not torch.allclose(scorer(replace(tokens, probes=changed)), scorer(tokens))
+
+
+def test_inputs_are_standardised_as_the_first_batch_was() -> None:
+    scorer = vip(standardise=True, vision_layers=[3, 1])
+    tokens = visual_tokens([[(1, 8, 8)], [(1, 4, 4)]], scorer.requires)
+    wide = replace(tokens, vision={layer: 50 * value + 9 for layer, value in tokens.vision.items()})
+    assert (scorer.train()(wide) == 0).all()  # untrained
+    vision = torch.cat([wide.vision[layer] for layer in (3, 1)], -1)
+    scaled = scorer.scales["vision"](vision)
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(vision.shape[1]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(scaled.std(0, correction=0), torch.ones(vision.shape[1]), rtol=1e-4, atol=1e-4)
+    again = scorer.scales["vision"](vision[:5])  # later batches do not move it, nor does their size
+    torch.testing.assert_close(again, scaled[:5])
+    other = vip(standardise=True, vision_layers=[3, 1])
+    other.load_state_dict(scorer.state_dict())
+    torch.testing.assert_close(other.train().scales["vision"](vision[:5]), again)
+    fresh = vip(standardise=True, vision_layers=[3, 1]).eval()
+    assert torch.equal(fresh.scales["vision"](vision), vision)  # nothing was measured, and evaluation measures nothing
