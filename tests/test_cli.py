@@ -81,8 +81,16 @@ def test_recipes_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_runs_are_named_after_their_recipe(tmp_path: Path) -> None:
     assert recipe_name([]) == "run"
-    assert recipe_name([Path("a.yaml"), Path("b/c.yaml")]) == "c"
-    assert recipe_name([tmp_path / "vip_kl" / "fit_3" / "config.yaml"]) == "vip_kl"
+    files = {
+        name: tmp_path / name for name in ("a.yaml", "b/c.yaml", "overlay.yaml", "vip_kl/fit_3/config.yaml")
+    }
+    for path in files.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("model: {}\n")
+    files["overlay.yaml"].write_text("trainer: {devices: 2}\n")
+    assert recipe_name([files["a.yaml"], files["b/c.yaml"]]) == "c"
+    assert recipe_name([files["a.yaml"], files["overlay.yaml"]]) == "a"
+    assert recipe_name([files["vip_kl/fit_3/config.yaml"]]) == "vip_kl"
 
 
 @pytest.mark.parametrize(

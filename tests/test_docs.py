@@ -38,7 +38,7 @@ COMMANDS = sorted(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     args = shlex.split(command)
-    if args[0] not in ("fit", "test", "validate", "predict"):
+    if args[0] not in ("fit", "test", "validate", "predict") or "my_pruners" in command:  # test_plugins.py runs these
         return
     monkeypatch.setattr(RunCLI, "_run_subcommand", lambda self, subcommand: None)
     monkeypatch.setattr(RunCLI, "instantiate_classes", lambda self: None)  # their files are examples

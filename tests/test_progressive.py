@@ -17,7 +17,7 @@ from glimpse_lightning.benchmark.training import training_batch
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.objectives import KL
 from glimpse_lightning.objectives.flops_budget import flops_share
-from glimpse_lightning.token_counts import count_tokens
+from glimpse_lightning.token_counts import StageTokens, count_tokens
 
 
 def vip(**kwargs: Any) -> gl.scorers.VIP:
@@ -125,7 +125,7 @@ def test_flops_of_hard_choices_are_those_that_tables_show() -> None:
     each = []
     for sample, total in enumerate((16, 14)):
         mine = tokens.sample == sample
-        stages = [(0, int((early & mine).sum())), (3, int((early & late & mine).sum()))]
+        stages = [StageTokens(0, int((early & mine).sum())), StageTokens(3, int((early & late & mine).sum()))]
         each.append(count_tokens(total, int(text[sample]), stages, FACTS).flops)
     assert float(found) == pytest.approx(sum(each) / 2, rel=1e-5)
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache
 
 from glimpse_lightning.backbones.base import Backbone, Prompt
+from glimpse_lightning.engine.prompt_cache import PromptCache
 from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.training import DistillOutput, Gate, StageOutput
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.pruner import Pruner, PruneStage
 
 
-class _NoCache(DynamicCache):
+class _NoCache(PromptCache):
     """Hands a layer its own keys and values back: a pass over a whole sequence needs no cache."""
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
@@ -93,7 +93,7 @@ class StraightforwardVLM(PrunedVLM):
         first = batch.prompt.mask.shape[1] - 1
         whole = _behind(batch.prompt, answers, mask)
         teacher, student = _sequence(self, whole), _sequence(self, whole)
-        bias = log_gates.to(student.hidden.dtype)
+        bias = log_gates.to(student.hidden.dtype).clamp(min=-1e4)  # rows that are not gated multiply it by 0
         key_bias = torch.cat([bias, bias.new_zeros(1)])[student.slot]
         # Up to K the prompt saw all tokens, while the answers will meet what is left of them in every layer's cache.
         late = torch.arange(whole.mask.shape[1], device=mask.device) > first

@@ -255,7 +255,11 @@ def test_ready_made_ablations_parse_instantiate_and_build(name: str, tmp_path: P
     vip = gl.Pruner([gl.PruneStage(2, gl.scorers.VIP(vision_layers=[1]), gl.policies.Threshold())])
     vip.build(backbone.facts)
     pruner = gl.save_pruner(vip, tmp_path / "pruner")
-    settings = read(recipes()[name]).with_flags({"pruner": str(pruner), "output": str(tmp_path)})
+    selecting = gl.Pruner([gl.PruneStage(-1, gl.scorers.VisionSelector(), gl.policies.KeepRatio(0.1))])
+    selecting.build(backbone.facts)
+    selector = gl.save_pruner(selecting, tmp_path / "selector")
+    pruners = {"pruner": str(pruner), "selector": str(selector)}
+    settings = read(recipes()[name]).with_flags({"pruner": pruners, "output": str(tmp_path)})
     every = cells(settings)
     assert len({cell.labels["methods"] for cell in every}) == len(settings.axes["methods"])
     # One value of each other axis is enough: the next one differs by a number.
@@ -265,9 +269,3 @@ def test_ready_made_ablations_parse_instantiate_and_build(name: str, tmp_path: P
         assert isinstance(cell.model, PruningModule)
         cell.model.backbone = backbone
         cell.model.configure_model()
-
-
-def test_the_zoo_holds_every_method() -> None:
-    entries = read(recipes()["ablations/methods"]).axes["methods"]
-    used = {entry if isinstance(entry, str) else entry.get("recipe") for entry in entries}
-    assert used >= {name.removeprefix("methods/") for name in recipes() if name.startswith("methods/")}

@@ -57,8 +57,8 @@ def test_taps_come_along_to_a_process_that_knows_none(attention: str, monkeypatc
     backbone = gl.wrap_backbone(llava(attention))
     inputs = backbone.example_inputs([[(4, 4)]])
     pruner = gl.Pruner([gl.PruneStage(1, gl.scorers.AttentionRank(), gl.policies.KeepRatio(0.5))])
+    pickled = pickle.dumps((backbone, pruner))  # before anything has run, as `ddp_spawn` does
     expected = gl.PrunedVLM(backbone, pruner).prefill(**inputs).logits
-    pickled = pickle.dumps((backbone, pruner))
     name = backbone.text_config._attn_implementation
     plain = taps.ALL_ATTENTION_FUNCTIONS[name].untapped
     registered = type(taps.ALL_ATTENTION_FUNCTIONS)._global_mapping

@@ -127,7 +127,7 @@ def test_training_lowers_the_loss(tiny: tuple[Any, Any], objective: Any) -> None
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     with torch.no_grad():
         out = model.prefill(**batch.inputs)
     assert out.keep[0].float().mean() == pytest.approx(12 / 64)

@@ -48,6 +48,7 @@ def prepared(model: PrunedVLM, **kwargs: Any) -> GRPO:
     objective.prepare(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in objective.trainable))
+    objective.remember(model)
     objective.start(model)
     return objective
 
