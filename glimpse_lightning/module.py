@@ -149,7 +149,7 @@ class PruningModule(LightningModule):
         if isinstance(backbone, str):
             if self.device_mesh is not None and not backbone.startswith(PREFIX):
                 later = source_of(backbone)  # each rank loads its share once it knows which that is
-            placement = {"device_map": "meta"} if later else {}
+            placement: dict[str, Any] = {"device_map": "meta"} if later else {}
             backbone = load_backbone(backbone, **self.backbone_options, **placement)
         backbone.recompute = self.activation_checkpointing
         (source,) = self._source

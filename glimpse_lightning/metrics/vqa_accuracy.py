@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from glimpse_lightning.metrics.text import AnswerMetric
@@ -26,6 +26,7 @@ def vqa_accuracy(prediction: str, references: Sequence[str], normaliser: Normali
             did, which papers of 2025 used: where the annotators are of one mind, no step on either side (so ``Yes``
             does not match a unanimous ``yes``).
     """
+    normalise: Callable[[str], str]
     if normaliser == "full":
         normalise = normalize_vqa
     elif normaliser == "vqav2" or len({one_line(reference) for reference in references}) > 1:

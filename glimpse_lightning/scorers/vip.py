@@ -172,7 +172,7 @@ class VIP(Scorer):
     def requires(self) -> Requires:
         if self.masks != "predicted":
             return Requires()
-        probes = {
+        probes: dict[str, AttentionProbe] = {
             query: AttentionProbe(layers=self.attended, query=query, scale=self.attention) for query in self.queries
         }
         conditioned = self.vision_condition and self.fusion
