@@ -32,7 +32,7 @@ OURS, PLAIN = WAYS = "ours", "straightforward"
 
 
 def objective_of(step: str) -> Objective:
-    """The objective of a kind of step, as at the end of a training; no gate is closed, so that a step costs the most."""
+    """The objective of a kind of step, as at the end of a training, with no gate closed: what costs most."""
     objective = {MASK: Mask(answer_weight=0.0), MASK_ANSWERS: Mask(), DISTIL: KL(temperature=1.0)}[step]
     objective.progress = 1.0
     return objective
