@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
+from glimpse_lightning.ranks import running
 from glimpse_lightning.segments import Padding
 
 EPS = 1e-6
@@ -58,8 +59,8 @@ class Standardise(nn.Module):
     def _measure(self, x_VF: Tensor) -> None:
         x = x_VF.double()
         moments = torch.stack([torch.full_like(self.mean, len(x), dtype=x.dtype), x.sum(0), x.square().sum(0)])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(moments)
+        if running():
+            distributed.all_reduce(moments)
         count, total, squares = moments.clone()
         if count[0] == 0:  # no image in any first batch
             return
