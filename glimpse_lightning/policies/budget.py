@@ -102,5 +102,5 @@ def tokens_for_flops(share: float, tokens: VisualTokens) -> Tensor:
 
 def layer_cost(length: Tensor, tokens: VisualTokens) -> Tensor:
     """FLOPs of a decoder layer over ``length`` tokens, element by element, in fp64."""
-    cost: Tensor = tokens.facts.layer_flops(length)  # type: ignore[arg-type]  # only + and *
+    cost: Tensor = tokens.facts.layer_flops(length)
     return cost
