@@ -19,7 +19,7 @@ from glimpse_lightning.backbones.base import Backbone, Prompt
 from glimpse_lightning.engine.prompt_cache import PromptCache
 from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.engine.taps import AttentionTap
-from glimpse_lightning.engine.training import DistillOutput, Gate, StageOutput
+from glimpse_lightning.engine.training import CLOSED, DistillOutput, Gate, StageOutput
 from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.model import PrunedVLM
@@ -93,7 +93,7 @@ class StraightforwardVLM(PrunedVLM):
         first = batch.prompt.mask.shape[1] - 1
         whole = _behind(batch.prompt, answers, mask)
         teacher, student = _sequence(self, whole), _sequence(self, whole)
-        bias = log_gates.to(student.hidden.dtype).clamp(min=-1e4)  # rows that are not gated multiply it by 0
+        bias = log_gates.to(student.hidden.dtype).clamp(min=CLOSED)  # rows that are not gated multiply it by 0
         key_bias = torch.cat([bias, bias.new_zeros(1)])[student.slot]
         # Up to K the prompt saw all tokens, while the answers will meet what is left of them in every layer's cache.
         late = torch.arange(whole.mask.shape[1], device=mask.device) > first

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 Gate = Callable[[Tensor, VisualTokens], Tensor]
 """From scores ``[V]`` to the natural log of soft keep gates ``[V]``, at most 0; ``-inf`` = closed altogether."""
 
+CLOSED = -1e4
+"""What a closed gate adds to attention logits: nothing is left of its key, and products with it stay finite."""
+
 
 @dataclass
 class StageOutput:
@@ -99,8 +102,8 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
 
     Four passes, three of them without gradient or short: (1) trunk, the prompt through 0..K; (2) glimpse stream and
     scorer; (3) teacher, prompt K+1..L and answers 0..L, ungated; (4) student, the same with ``log g`` added to the
-    attention logits of gated keys. Tokens that the last stage closes altogether leave the student as dropped ones leave
-    a prefill: a step gets cheaper as fewer are kept.
+    attention logits of gated keys. Behind the last stage, tokens that any of them has closed altogether leave the
+    student as dropped ones leave a prefill: a step gets cheaper as fewer are kept.
 
     Raises:
         GlimpseError: where a stage renumbers positions: these follow from what is kept, and soft gates keep everything.
@@ -131,9 +134,9 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
             scores = run.scorer(tokens)
             outputs.append(StageOutput(scores, tokens))
             log_gates.append(gate(scores, tokens))
-            biases.append(biases[-1] + log_gates[-1].to(biases[-1].dtype))
+            biases.append((biases[-1] + log_gates[-1].to(biases[-1].dtype)).clamp(min=CLOSED))
             if not runs and run.stage.early_kv == "prune":
-                student.compact(log_gates[-1].detach() > -torch.inf, None)
+                student.compact(torch.stack(log_gates).detach().amin(0) > -torch.inf, None)
     student = _fork(trunk) if student is None else student
     with torch.no_grad():
         teacher_logits = _answer_logits(trunk, batch, None)
