@@ -12,7 +12,7 @@ def running() -> bool:
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a scalar over all ranks, without gradient; itself where there is one."""
+    """The mean of ``value`` over all ranks, entry by entry and without gradient; itself where there is one."""
     if not running():
         return value
     value = value.detach().clone()

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from glimpse_lightning.metrics.token_kl import token_kl
 from glimpse_lightning.objectives.base import Objective, StepResult
-from glimpse_lightning.objectives.losses import answer_loss, weighted_mean
+from glimpse_lightning.objectives.kl import mean_retention
+from glimpse_lightning.objectives.losses import answer_loss, mean_of_pruned, weighted_mean
 from glimpse_lightning.segments import rank_in_group, segment_max, segment_mean, segment_sum
 from glimpse_lightning.visual_tokens import VisualTokens
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
     from glimpse_lightning.model import PrunedVLM
 
-_MIN_GATE = math.exp(-30.0)  # as KL's: nothing beside any kept key, and exact enough in bfloat16
+_MIN_GATE = math.exp(-30.0)  # nothing beside any kept key, and exact enough in bfloat16
 _MARGIN = 20.0
 """Beyond the extreme scores: there a sigmoid is 2e-9 from 0 or 1."""
 _HALVINGS = 40
@@ -73,8 +74,7 @@ class DifferentiableTopK(Objective):
         logs = {"answer": answer, "bce": bce, "kl": kl, "weight": torch.tensor(weight)}
         if masks:
             _, hard, tokens = masks[-1]
-            group, total = tokens.groups()
-            logs["hard_retention"] = (segment_sum(hard, group, len(total)) / total.clamp(min=1))[total > 0].mean()
+            logs["hard_retention"] = mean_retention(hard, tokens)
         return StepResult(answer + weight * bce, {name: value.detach() for name, value in logs.items()})
 
     def masks(self, scores: Tensor, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
@@ -117,4 +117,4 @@ def _bce(soft: Tensor, hard: Tensor, tokens: VisualTokens) -> Tensor:
     with torch.autocast(soft.device.type, enabled=False):  # torch refuses it under autocast
         loss = F.binary_cross_entropy(soft.clamp(0, 1), hard, reduction="none")
     group, total = tokens.groups()
-    return segment_mean(loss, group, len(total)).sum() / (total > 0).sum().clamp(min=1)
+    return mean_of_pruned(segment_mean(loss, group, len(total)), total)

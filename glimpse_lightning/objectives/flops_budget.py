@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from glimpse_lightning.objectives.losses import mean_of_pruned
 from glimpse_lightning.segments import segment_sum
 from glimpse_lightning.visual_tokens import VisualTokens
-
-if TYPE_CHECKING:
-    from glimpse_lightning.data.batch import Batch
 
 
 def flops_share(keep: Sequence[Tensor], after_layers: Sequence[int], tokens: VisualTokens, text: Tensor) -> Tensor:
@@ -41,12 +38,4 @@ def flops_share(keep: Sequence[Tensor], after_layers: Sequence[int], tokens: Vis
             left = segment_sum(open_V, group, len(total))
         spent = spent + facts.layer_flops(left + text)
     share = spent / (facts.num_layers * facts.layer_flops(visual + text))
-    pruned = (total > 0).to(share.dtype)
-    return (share * pruned).sum() / pruned.sum().clamp(min=1)
-
-
-def text_lengths(batch: Batch, tokens: VisualTokens) -> Tensor:
-    """``[S]`` tokens of each prompt that are not visual."""
-    mask = batch.inputs["attention_mask"] if batch.prompt is None else batch.prompt.mask
-    _, total = tokens.groups()
-    return mask.to(total.device).sum(1) - total
+    return mean_of_pruned(share, total)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.metrics.token_kl import token_kl
 from glimpse_lightning.objectives.base import Objective, StepResult
-from glimpse_lightning.objectives.flops_budget import flops_share, text_lengths
-from glimpse_lightning.objectives.losses import weighted_mean
+from glimpse_lightning.objectives.flops_budget import flops_share
+from glimpse_lightning.objectives.losses import mean_of_pruned, weighted_mean
 from glimpse_lightning.ranks import mean_over_ranks
 from glimpse_lightning.segments import segment_sum
 from glimpse_lightning.visual_tokens import VisualTokens
@@ -86,7 +86,7 @@ class KL(Objective):
         chances = [stage.scores.float().sigmoid() for stage in out.stages]
         choices = [(stage.scores > 0).float() for stage in out.stages]
         soft, hard = mean_retention(_product(chances), tokens), mean_retention(_product(choices), tokens)
-        spent, more = (soft, {}) if self.flops is None else self._flops(model, batch, tokens, chances, choices)
+        spent, more = (soft, {}) if self.flops is None else self._flops(model, tokens, chances, choices)
         target = self.target
         budget = (of_all_ranks(spent) - target).square() / target
         logs = more | {
@@ -104,7 +104,7 @@ class KL(Objective):
         return first * (last / first) ** done
 
     def _flops(
-        self, model: PrunedVLM, batch: Batch, tokens: VisualTokens, chances: list[Tensor], choices: list[Tensor]
+        self, model: PrunedVLM, tokens: VisualTokens, chances: list[Tensor], choices: list[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The expected share of FLOPs, and what to log of it.
 
@@ -112,7 +112,8 @@ class KL(Objective):
             GlimpseError: in the first step, where no choice of tokens could be so cheap.
         """
         assert model.pruner is not None and self.flops is not None
-        layers, text = [stage.after_layer for stage in model.pruner.stages], text_lengths(batch, tokens)
+        layers, text = [stage.after_layer for stage in model.pruner.stages], tokens.text_length
+        assert text is not None
         if self.progress == 0:
             least = float(flops_share([torch.zeros_like(each) for each in chances], layers, tokens, text))
             if self.flops < least:
@@ -142,8 +143,7 @@ def log_gates(scores: Tensor, temperature: float) -> Tensor:
 def mean_retention(keep: Tensor, tokens: VisualTokens) -> Tensor:
     """Share of a sample's tokens that ``keep [V]`` keeps, averaged over the samples that have any."""
     group, total = tokens.groups()
-    share = segment_sum(keep, group, len(total)) / total.clamp(min=1)
-    return share.sum() / mean_over_ranks((total > 0).sum().float()).clamp(min=1e-6)
+    return mean_of_pruned(segment_sum(keep, group, len(total)) / total.clamp(min=1), total)
 
 
 def of_all_ranks(mean: Tensor) -> Tensor:

@@ -88,19 +88,13 @@ def tokens_for_flops(share: float, tokens: VisualTokens) -> Tensor:
         raise GlimpseError("A budget of `flops` needs a stage before the last layer, but this one stands behind it.")
     total = tokens.groups("sample")[1].double()
     text = tokens.text_length.double()
-    allowed = share * facts.num_layers * layer_cost(total + text, tokens)
-    each = (allowed - layer_cost(tokens.layer_tokens.double(), tokens).sum(1)) / layers
+    allowed = share * facts.num_layers * facts.layer_flops(total + text)
+    each = (allowed - facts.layer_flops(tokens.layer_tokens.double()).sum(1)) / layers
     # C(n) = linear n + square n^2, so the root of C(n) = each; then the whole numbers beside it, against rounding.
     one, two = facts.layer_flops(1.0), facts.layer_flops(2.0)
     square = (two - 2 * one) / 2
     linear = one - square
     root = ((linear**2 + 4 * square * each.clamp(min=0)).sqrt() - linear) / (2 * square) - text
     near = root.floor()[:, None] + torch.arange(-1, 2, device=root.device)
-    fits = layer_cost(near + text[:, None], tokens) <= each[:, None] * (1 + 1e-12)
+    fits = facts.layer_flops(near + text[:, None]) <= each[:, None] * (1 + 1e-12)
     return torch.where(fits, near, 0.0).amax(1).minimum(total).clamp(min=0).long()
-
-
-def layer_cost(length: Tensor, tokens: VisualTokens) -> Tensor:
-    """FLOPs of a decoder layer over ``length`` tokens, element by element, in fp64."""
-    cost: Tensor = tokens.facts.layer_flops(length)
-    return cost

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from glimpse_lightning.ranks import running
+from glimpse_lightning.ranks import mean_over_ranks
 from glimpse_lightning.segments import Padding
 
 EPS = 1e-6
@@ -59,9 +59,7 @@ class Standardise(nn.Module):
     def _measure(self, x_VF: Tensor) -> None:
         x = x_VF.double()
         moments = torch.stack([torch.full_like(self.mean, len(x), dtype=x.dtype), x.sum(0), x.square().sum(0)])
-        if running():
-            distributed.all_reduce(moments)
-        count, total, squares = moments.clone()
+        count, total, squares = mean_over_ranks(moments)
         if count[0] == 0:  # no image in any first batch
             return
         mean = total / count
