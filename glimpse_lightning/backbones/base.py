@@ -275,7 +275,7 @@ class Backbone(ABC):
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Samples through chat template and processor into a batch, padded on the left, with answer tokens."""
         batch = collate_samples(samples, self.processor, self.tokenizer, self.end_token_id)
-        first = first_copies(samples)
+        first = first_copies([image for sample in samples for image in sample.images])
         if len(set(first)) < len(first):
             batch.inputs = self.share_images(batch.inputs, first)
         return batch

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from glimpse_lightning.data.batch import Batch
@@ -38,10 +39,9 @@ def collate_samples(samples: Sequence[Sample], processor: Any, tokenizer: Any, e
     )
 
 
-def first_copies(samples: Sequence[Sample]) -> list[int]:
-    """For each image of the batch, the first one that is the very same object."""
+def first_copies(images: Sequence[Image]) -> list[int]:
+    """For each image, the number of the first one that is the very same object."""
     first: dict[int, int] = {}
-    images = [image for sample in samples for image in sample.images]
     return [first.setdefault(id(image), number) for number, image in enumerate(images)]
 
 

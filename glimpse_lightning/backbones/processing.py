@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, BatchFeature
 from transformers.utils import is_torchvision_available
 
+from glimpse_lightning.backbones.collate import first_copies
 from glimpse_lightning.errors import GlimpseError
 
 
@@ -80,12 +81,12 @@ class ImageOnlyProcessor:
 
     def _features(self, pictures: Sequence[Image.Image]) -> dict[str, Any]:
         """``pixel_values`` and ``image_grid_thw``; a picture that stands there several times is processed once."""
-        distinct = list({id(picture): picture for picture in pictures}.values())
-        features = dict(self.image_processor(images=distinct, return_tensors="pt"))
+        first = first_copies(pictures)
+        distinct = sorted(set(first))
+        features = dict(self.image_processor(images=[pictures[number] for number in distinct], return_tensors="pt"))
         if len(distinct) == len(pictures):
             return features
-        place = {id(picture): number for number, picture in enumerate(distinct)}
-        which = [place[id(picture)] for picture in pictures]
+        which = [distinct.index(number) for number in first]
         patches = features["pixel_values"].split(features["image_grid_thw"].prod(-1).tolist())
         pixels = torch.cat([patches[number] for number in which])
         return {**features, "pixel_values": pixels, "image_grid_thw": features["image_grid_thw"][which]}

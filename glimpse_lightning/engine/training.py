@@ -181,8 +181,8 @@ def _key_bias(trunk: Trunk, bias_V: Tensor) -> Tensor:
 def _fork(trunk: Trunk) -> Trunk:
     """A second main stream that starts from the states so far; keys and values so far are shared."""
     return Trunk(
-        trunk.backbone, trunk.prompt, trunk.layout, trunk.hidden, trunk.mask, trunk.position_ids, trunk.slot,
-        trunk.column, trunk.alive, fork_cache(trunk.cache), dict(trunk.masks), trunk.positions,
+        trunk.backbone, trunk.prompt, trunk.layout, trunk.hidden, trunk.columns, trunk.alive, fork_cache(trunk.cache),
+        dict(trunk.masks), trunk.positions,
     )  # fmt: skip
 
 

@@ -51,29 +51,22 @@ class Trunk:
     """The main stream: hidden states of the columns still there, and what is known of each column.
 
     Attributes:
-        slot: ``[B, M]`` packed index of the visual token at a column; -1 elsewhere.
-        column: ``[B, M]`` original column.
+        columns: the columns still there; the same object until some leave.
         alive: ``[V']`` packed indices of the visual tokens still there, ascending.
         shared: how the samples' common prefixes are run only once; ``None`` where each sample runs for itself.
-        numbering: how often positions have been renumbered.
     """
 
     backbone: Backbone
     prompt: Prompt
     layout: TokenLayout
     hidden: Tensor
-    mask: Tensor
-    position_ids: Tensor
-    slot: Tensor
-    column: Tensor
+    columns: Columns
     alive: Tensor
     cache: PromptCache
     masks: dict[str, Any] = field(default_factory=dict)
     positions: Any = None
     shared: SharedPrefix | None = None
-    numbering: int = 0
     _places: tuple[Tensor, ...] | None = None
-    _columns: Columns | None = None
 
     @classmethod
     def start(cls, backbone: Backbone, prompt: Prompt) -> Trunk:
@@ -82,10 +75,8 @@ class Trunk:
         layout = TokenLayout.of(visual, prompt.grid, prompt.views)
         column = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
         alive = torch.arange(len(layout.item), device=visual.device)
-        return cls(
-            backbone, prompt, layout, prompt.embeds, prompt.mask, prompt.position_ids, slot, column, alive,
-            cache=PromptCache(),
-        )  # fmt: skip
+        columns = Columns(prompt.mask, prompt.position_ids, slot, column)
+        return cls(backbone, prompt, layout, prompt.embeds, columns, alive, PromptCache())
 
     def run_layer(self, layer: int, tap: AttentionTap | None = None) -> None:
         if self.shared is not None and self.shared.allows(tap):
@@ -113,11 +104,24 @@ class Trunk:
         return torch.cat([self.layout.item, self.layout.item.new_full((1,), -1)])[self.slot]
 
     @property
-    def columns(self) -> Columns:
-        """The columns still there; the same object until some leave."""
-        if self._columns is None:
-            self._columns = Columns(self.mask, self.position_ids, self.slot, self.column, self.numbering)
-        return self._columns
+    def mask(self) -> Tensor:
+        """``[B, M]`` false at padding."""
+        return self.columns.mask
+
+    @property
+    def position_ids(self) -> Tensor:
+        """``[..., B, M]``."""
+        return self.columns.position_ids
+
+    @property
+    def slot(self) -> Tensor:
+        """``[B, M]`` packed index of the visual token at a column; -1 elsewhere."""
+        return self.columns.slot
+
+    @property
+    def column(self) -> Tensor:
+        """``[B, M]`` original column."""
+        return self.columns.column
 
     def compact(
         self, keep: Tensor, reduced: Tensor | None, keep_early_kv: bool = False, renumber: bool = False
@@ -136,9 +140,7 @@ class Trunk:
             self.cache.compact(keep, before, plan, after)
         self.hidden = plan.rows(self.hidden)
         self.alive = self.alive[keep[self.alive]]
-        self._columns = now = after.renumbered(before) if renumber else after
-        self.mask, self.position_ids, self.slot, self.column = now.mask, now.position_ids, now.slot, now.column
-        self.numbering = now.numbering
+        self.columns = after.renumbered(before) if renumber else after
         self.masks, self.positions, self._places, self.shared = {}, None, None, None
         if reduced is not None:
             self.hidden[self.places] = reduced
