@@ -18,6 +18,7 @@ def quieten() -> None:
         r"(?s).*(instantiate_classes.. was deprecated|JsonargparseDeprecationWarning).*",  # inside Lightning
         ".*You have overridden .* in `LightningModule` but.*",  # the module owns the processor
         ".*FSDP2-wrapped module .FSDPPrunedVLM. returned a view.*",  # it holds no parameters itself
+        ".*Mismatch dtype between input and weight.*Cannot dispatch to fused.*",  # norms under autocast, as intended
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # figures are of all ranks already
     ):
         warnings.filterwarnings("ignore", message)
