@@ -113,7 +113,7 @@ def test_recipe_parses_and_instantiates(name: str, path: Path, tmp_path: Path, m
 @pytest.mark.parametrize(("name", "path"), ALL, ids=[name for name, _ in ALL])
 def test_recipe_says_what_it_is_for(name: str, path: Path) -> None:
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
-    assert purpose(path)
+    assert purpose(path).endswith("."), f"{path}: `recipes list` shows the first line: let it be a whole sentence"
     for word in ("Launch:", "Override:", "Hardware:"):
         assert word in header, f"{path}: expected `{word}` in the header comment"
     assert f"recipes/{name}.yaml" in header
