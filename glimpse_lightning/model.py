@@ -24,8 +24,9 @@ from glimpse_lightning.scorers.vip import REFERENCE_MASKS
 from glimpse_lightning.visual_tokens import VisionTap
 
 _PROMPT_INPUTS = frozenset(
-    "input_ids attention_mask pixel_values image_grid_thw pixel_values_videos video_grid_thw second_per_grid_ts "
-    "mm_token_type_ids token_type_ids image_sizes pixel_attention_mask batch_num_images first_copies".split()
+    "input_ids attention_mask pixel_values image_grid_thw pixel_values_videos video_grid_thw "
+    "second_per_grid_ts mm_token_type_ids token_type_ids image_sizes image_sizes_videos pixel_attention_mask "
+    "batch_num_images first_copies".split()
 )
 
 CACHES = (None, "dynamic", "static")

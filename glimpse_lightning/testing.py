@@ -216,7 +216,7 @@ def check_untouched(backbone: Backbone) -> None:
     assert classes == [type(module) for module in backbone.model.modules()], "a module was replaced"
     assert hooks == [len(module._forward_hooks) for module in backbone.model.modules()], "a hook was left behind"
     config, name = backbone.text_config, backbone.text_config._attn_implementation
-    taps.uninstall(config)
+    backbone.unwrap()
     untapped = config._attn_implementation
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

@@ -109,6 +109,10 @@ class Views:
         region = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64, device=device).repeat(images, 1)
         return cls(torch.arange(images, device=device), region)
 
+    def to(self, device: torch.device) -> Views:
+        """The same on another device."""
+        return Views(self.image.to(device), self.region.to(device))
+
 
 @dataclass(frozen=True)
 class VisualTokens:

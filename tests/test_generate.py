@@ -236,6 +236,8 @@ def test_cache_is_always_used(backbone):
 def test_prompt_goes_by_name(backbone):
     with pytest.raises(gl.GlimpseError, match=r"got a Tensor\. Pass the prompt by name"):
         gl.PrunedVLM(backbone).generate(backbone.example_inputs([[]])["input_ids"])
+
+
 def test_static_cache_decodes_the_same_in_less_room(backbone):
     """Fixed shapes sized by what is left of the prompt, padded rows included."""
     inputs, seen = backbone.example_inputs(SIZES), []

@@ -65,6 +65,7 @@ class Prompt:
             vision={tap: value.to(device) for tap, value in self.vision.items()},
             left_padding=None if plan is None else Compaction(plan.index.to(device), plan.mask.to(device)),
             layer_features={layer: value.to(device) for layer, value in self.layer_features.items()},
+            views=None if self.views is None else self.views.to(device),
         )
 
     @property
@@ -121,6 +122,14 @@ class Backbone(ABC):
         """In another process (``ddp_spawn``) transformers knows nothing of the taps yet."""
         self.__dict__.update(state)
         taps.install(self.text_config)
+
+    def unwrap(self) -> PreTrainedModel:
+        """The Hugging Face model as it was before it was wrapped: its attention, too, is Hugging Face's own again.
+
+        Other backbones work on; so does this one, which wraps the model anew when it is used.
+        """
+        taps.uninstall(self.text_config)
+        return self.model
 
     # -- what a family must say ---------------------------------------------------------------------------------
 
@@ -223,6 +232,8 @@ class Backbone(ABC):
         self, layer: int, hidden: Tensor, mask: Any, positions: Any, cache: Cache | None, tap: AttentionTap | None
     ) -> Tensor:
         """One decoder layer, Hugging Face's own: ``[B, n, D] -> [B, n, D]``."""
+        if tap is not None:
+            taps.install(self.text_config)  # again where another backbone, of equal attention, was unwrapped
 
         def call(hidden: Tensor, cache: Cache | None) -> Tensor:
             out = self.layers[layer](

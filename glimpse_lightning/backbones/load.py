@@ -36,8 +36,9 @@ def load_backbone(
     """Load a model and its processor as a backbone.
 
     Args:
-        name: ``"glimpse-tiny"`` (embedded, no download), a hub id, a folder, or ``"random:<preset>"``: a published
-            architecture with random weights and no processor, to measure speed without a download.
+        name: ``"glimpse-tiny"`` (embedded, no download), a hub id, a folder (a model without a processor takes ready
+            tensor batches), or ``"random:<preset>"``: a published architecture with random weights and no processor,
+            to measure speed without a download.
         dtype: weights' data type.
         attn_implementation: any of transformers' (``sdpa``, ``eager``, ``flash_attention_2``, ...), or a dict of one
             for each part of the model (``text_config``, ``vision_config``).

@@ -19,6 +19,8 @@ from transformers.utils import is_torchvision_available
 from glimpse_lightning.backbones.collate import first_copies
 from glimpse_lightning.errors import GlimpseError
 
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
+
 
 class ImageOnlyProcessor:
     """Tokenizer + PIL image processor + chat template of a Qwen-VL model, called as the stock processor is.
@@ -95,9 +97,13 @@ class ImageOnlyProcessor:
 def load_processor(name: str, **kwargs: Any) -> Any:
     """Stock ``AutoProcessor``; where torchvision is missing and the model is a Qwen-VL, the image-only stand-in.
 
+    ``None`` for a folder that holds a model alone: it takes ready tensor batches.
+
     Raises:
         GlimpseError: where the stock processor cannot do without torchvision.
     """
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in PROCESSOR_FILES):
+        return None
     model_type = AutoConfig.from_pretrained(name, **kwargs).model_type
     if is_torchvision_available() or model_type not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
         try:
@@ -105,7 +111,8 @@ def load_processor(name: str, **kwargs: Any) -> Any:
         except ImportError as error:
             raise GlimpseError(
                 f"The processor of {name!r} ({model_type}) needs a package that is missing: "
-                f"{str(error).strip().splitlines()[0]} For video processors: `pip install glimpse_lightning[video]`."
+                f"{str(error).strip().splitlines()[0]} For video processors: `pip install glimpse_lightning[video]`. "
+                "Without a processor, `gl.wrap_backbone(model)` takes ready tensor batches."
             ) from error
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 

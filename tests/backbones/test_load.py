@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import FAMILIES
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
 
 import glimpse_lightning as gl
@@ -143,10 +144,47 @@ def test_processor_without_its_package_says_what_to_install(monkeypatch, tmp_pat
 
     model = FAMILIES["internvl"]()
     model.save_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").write_text("{}")
     monkeypatch.setattr(processing, "is_torchvision_available", lambda: False)
     monkeypatch.setattr(processing.AutoProcessor, "from_pretrained", no_torchvision)
     with pytest.raises(gl.GlimpseError, match=r"requires the Torchvision library\. .*glimpse_lightning\[video\]"):
         gl.load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folder_with_a_model_alone(tmp_path, family, attention):
+    """What `save_pretrained` wrote loads as the very same model, and takes tensors; nothing of ours is in the file."""
+    wrapped = gl.wrap_backbone(FAMILIES[family](attention))
+    wrapped.model.save_pretrained(tmp_path)
+    assert "glimpse" not in (tmp_path / "config.json").read_text()
+    loaded = gl.load_backbone(str(tmp_path), attn_implementation=attention)
+    assert type(loaded) is type(wrapped)
+    assert loaded.processor is None
+    inputs = wrapped.example_inputs([[(3, 4)], []])
+    stage = gl.PruneStage(1, gl.scorers.AttentionRank(), gl.policies.KeepRatio(0.4))
+    outs = [gl.PrunedVLM(backbone, gl.Pruner([stage])).prefill(**inputs) for backbone in (wrapped, loaded)]
+    assert torch.equal(outs[0].logits, outs[1].logits)
+    assert torch.equal(outs[0].keep[0], outs[1].keep[0])
+    with pytest.raises(gl.GlimpseError, match="has no processor"):
+        loaded.decode(torch.zeros(1, 1, dtype=torch.long))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_unwrapping_gives_the_model_back(attention):
+    """Its attention is Hugging Face's own again, and other backbones of the same attention do not miss it."""
+    other = gl.wrap_backbone(FAMILIES["llava"](attention))
+    model = FAMILIES["qwen2_5_vl"](attention)
+    backbone = gl.wrap_backbone(model)
+    stage = gl.PruneStage(1, gl.scorers.AttentionRank(), gl.policies.KeepRatio(0.4))
+    pruned, inputs = gl.PrunedVLM(other, gl.Pruner([stage])), other.example_inputs([[(3, 4)], [(2, 2), (4, 4)]])
+    before = pruned.generate(**inputs, max_new_tokens=4)
+    assert backbone.unwrap() is model
+    assert model.config._attn_implementation == model.config.text_config._attn_implementation == attention
+    assert not hasattr(ALL_ATTENTION_FUNCTIONS.get(attention), "untapped")
+    assert torch.equal(pruned.generate(**inputs, max_new_tokens=4), before)
+    again = gl.PrunedVLM(backbone, gl.Pruner([stage])).prefill(**backbone.example_inputs([[(3, 4)]]))
+    assert 0 < again.keep[0].sum() < 12
 
 
 def test_missing_model_names_what_can_be_loaded(tmp_path):

@@ -125,6 +125,17 @@ def test_evidence_of_an_oblong_image(family, box, expected):
     assert torch.equal(whole, tokens.views.image[tokens.item] == first)
 
 
+def test_what_items_show_travels_with_an_embedded_prompt():
+    """Questions that several models share are kept embedded in main memory; evidence still finds its tiles."""
+    backbone = gl.wrap_backbone(FAMILIES["llava_next"](), processor("llava_next"))
+    batch = backbone.collate(samples()[:1])
+    prompt = backbone.embed(batch.inputs).to(torch.device("cpu"))
+    tokens = gl.PrunedVLM(backbone).prefill(prompt=prompt, keys=batch.key).tokens
+    whole = gl.PrunedVLM(backbone).prefill(**batch.inputs).tokens
+    boxes = [[[(0.6, 0.6, 0.7, 0.7)]]]
+    assert torch.equal(evidence_mask(tokens, boxes), evidence_mask(whole, boxes))
+
+
 CONVERSATION = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is this"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "cat"}]},

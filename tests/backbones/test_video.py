@@ -114,6 +114,47 @@ def test_onevision_video_is_one_item_without_its_newline():
     assert prompt.vision[1].shape == (24, 32)
 
 
+def onevision_mixed(padding_side: str = "left") -> dict[str, Tensor]:
+    """Videos beside images and text: [image, video], [video], [], [video, image]."""
+    image = gl.wrap_backbone(FAMILIES["llava_onevision"]()).example_inputs([[(4, 4)]])
+    picture, video = [IMAGE] * int((image["input_ids"] == IMAGE).sum()), [VIDEO] * 13
+    rows = [[20, *picture, 30, *video, 40], [21, *video, 41, 42], [22, 23, 24], [25, *video, 31, *picture, 44]]
+    inputs = pad_rows([torch.tensor(row) for row in rows], padding_side, 0)
+    pixels = torch.randn(3, 3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return inputs | {
+        "pixel_values": image["pixel_values"].repeat(2, 1, 1, 1, 1),
+        "image_sizes": image["image_sizes"].repeat(2, 1),
+        "pixel_values_videos": pixels,
+        "image_sizes_videos": torch.tensor([[[16, 16]] * 3] * 3),
+    }
+
+
+def test_onevision_videos_beside_images_and_text():
+    backbone = gl.wrap_backbone(FAMILIES["llava_onevision"]())
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    left, right = onevision_mixed(), onevision_mixed("right")
+    hf = backbone.model.generate(**backbone.hf_inputs(left), **options)
+    assert torch.equal(gl.PrunedVLM(backbone).generate(**left, **options), hf[:, left["input_ids"].shape[1] :])
+    model = gl.PrunedVLM(backbone, attention_rank())
+    out = model.prefill(**left)
+    assert out.tokens.item_sample.tolist() == [0, 0, 0, 1, 3, 3, 3]  # an image is two items: the whole, and its tiles
+    assert [len(frames) for frames in out.frame_retention()] == [1, 1, 3, 3, 3, 1, 1]
+    assert torch.equal(model.generate(**left, **options), model.generate(**right, **options))
+
+
+@pytest.mark.parametrize("family", ["internvl", "smolvlm", "idefics3"])
+def test_frames_that_are_fed_as_images(family):
+    """A video of three frames beside text and an image: one item, hence one retention, for each frame."""
+    backbone = gl.wrap_backbone(FAMILIES[family]())
+    sizes = [[(2, 2)] * 3, [], [(2, 2)]]
+    out = gl.PrunedVLM(backbone, attention_rank()).prefill(**backbone.example_inputs(sizes))
+    assert out.tokens.item_sample.tolist() == [0, 0, 0, 2]
+    frames = out.frame_retention()
+    for item, shares in enumerate(frames):
+        assert shares.tolist() == [pytest.approx(out.keep[0][out.tokens.item == item].float().mean().item())]
+    assert round(sum(4 * float(shares) for shares in frames)) == int(out.kept().sum()) == 4 + 1  # of 12, and of 4
+
+
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 def test_videos_can_be_kept_as_the_reference_does(family):
     model = FAMILIES[family]()
