@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from golden import CASES, GOLDEN, cases, needs_golden, tensors
+from plain_reference import plain_forward
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -109,6 +112,35 @@ def test_generation(name: str) -> None:
     elif "row0.gen_logits" in case:
         expected = torch.stack([case[f"row{row}.gen_logits"].view_as(logits[0]) for row in rows])
         torch.testing.assert_close(logits, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"max_remain_ratio": 0.111, "min_remain_num": 3}, {"reduce_layer": 1000}])
+@pytest.mark.parametrize("prefix", ["multi", "bmulti"])
+def test_inputs_with_several_images(tmp_path: Path, prefix: str, overrides: dict[str, Any]) -> None:
+    """Prompts and pictures whose numbers are kept apart: the reference's weights by a second implementation."""
+    source, images = GOLDEN / "new_modules" / "main", tensors("images")
+    config = json.loads((source / "config.json").read_text()) | overrides
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(source / "new_modules_gp.pt", tmp_path)
+    saved = torch.load(source / "new_modules_gp.pt", weights_only=True)
+    ids, mask, grid = (tensors("inputs")[f"{prefix}.{n}"] for n in ("input_ids", "attention_mask", "image_grid_thw"))
+    known = {images[f"img{i}.image_grid_thw"][0].tolist()[1]: images[f"img{i}.pixel_values"] for i in range(3)}
+    pixels = [known[height] for _, height, _ in grid.tolist()]
+    backbone = golden_backbone()
+    out = gl.PrunedVLM(backbone, gl.load_pruner(tmp_path)).prefill(
+        input_ids=ids, attention_mask=mask, image_grid_thw=grid, pixel_values=torch.cat(pixels)
+    )
+    begun = (ids == backbone.model.config.vision_start_token_id).sum(1).tolist()
+    for row, mine in enumerate(torch.arange(len(grid)).split(begun)):
+        alone = {
+            "input_ids": ids[row : row + 1, mask[row].bool()],
+            "image_grid_thw": grid[mine],
+            "pixel_values": torch.cat([pixels[image] for image in mine]),
+        }
+        expected, here = plain_forward(backbone, config, saved, alone), out.tokens.sample == row
+        torch.testing.assert_close(out.scores[0][here], expected.rows[-1], **CLOSE)
+        assert torch.equal(out.keep[0][here], expected.keep)
+        torch.testing.assert_close(out.logits[row], expected.logits, **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["a_single", "c_batch2_leftpad"])
