@@ -21,6 +21,8 @@ UNFIT = {
     "MllamaForConditionalGeneration": "it reads images through cross-attention, so its prompt has no visual tokens",
     "PaliGemmaForConditionalGeneration": "its whole prompt attends in both directions, which the engine does not do",
 }
+WHERE = ("revision", "cache_dir", "token", "local_files_only", "trust_remote_code")
+"""Arguments of ``from_pretrained`` that say where files are, the processor's too."""
 SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -71,10 +73,11 @@ def load_backbone(
     device_map, device = _placement(device_map, quantization)
     source = source_of(name)
     try:
+        # First, because it is small: what it lacks is said before gigabytes of weights are read.
+        processor = load_processor(source, **{key: kwargs[key] for key in WHERE if key in kwargs})
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype, attn_implementation=attn_implementation, device_map=device_map, **kwargs
         )
-        processor = load_processor(source)
     except GlimpseError:
         raise
     except (OSError, ValueError, ImportError) as error:

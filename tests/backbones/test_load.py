@@ -119,6 +119,21 @@ def test_device_map_reaches_from_pretrained(monkeypatch):
     assert (seen["device_map"], seen["max_memory"]) == ("auto", {0: "10GiB"})
 
 
+def test_processor_comes_first_and_from_the_same_revision(monkeypatch):
+    """What it lacks is said before gigabytes of weights are read."""
+    seen = []
+
+    def load_processor(source, **kwargs):
+        seen.append((source, kwargs))
+        raise ImportError("no torchvision")
+
+    monkeypatch.setattr(load.AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: seen.append("model"))
+    monkeypatch.setattr(load, "load_processor", load_processor)
+    with pytest.raises(gl.GlimpseError, match="no torchvision"):
+        gl.load_backbone("some/model", revision="main", max_memory={0: "10GiB"})
+    assert seen == [("some/model", {"revision": "main"})]
+
+
 @pytest.mark.parametrize("name", ["glimpse-tiny", "random:smolvlm-256m"])
 def test_flash_attention_without_its_package(name):
     if is_flash_attn_2_available():
