@@ -63,7 +63,7 @@ def save_pruner(
     config: dict[str, Any] = {"format": FORMAT, "glimpse_lightning": __version__, "backbone": backbone}
     config |= {"facts": asdict(pruner.facts), "stages": stages}
     if pruner.origin is not None:
-        config["origin"] = pruner.origin
+        config |= {"origin": pruner.origin, "origin_dtype": pruner.origin_dtype}
     text = json.dumps(config, indent=2) + "\n"
     weights = pruner.state_dict() if weights is None else weights
     file = save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
@@ -116,7 +116,7 @@ def load_pruner(path_or_hub_id: str | Path) -> Pruner:
             f"glimpse_lightning {config.get('glimpse_lightning')}: save the pruner anew, or install that version."
         ) from error
     pruner = Pruner(stages)
-    pruner.origin = config.get("origin")
+    pruner.origin, pruner.origin_dtype = config.get("origin"), config.get("origin_dtype")
     with torch.random.fork_rng(devices=[]):  # first values are drawn only to be replaced
         pruner.build(facts)
     try:

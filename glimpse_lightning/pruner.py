@@ -72,6 +72,7 @@ class Pruner(nn.Module):
     Attributes:
         facts: of the model that it was built for; ``None`` before.
         origin: the reference's ``config.json`` where the pruner was read from one, so that it can be written back.
+        origin_dtype: the data type that its weights had there, such as ``"bfloat16"``.
     """
 
     def __init__(self, stages: Sequence[PruneStage]) -> None:
@@ -82,6 +83,7 @@ class Pruner(nn.Module):
         self.stages: list[PruneStage] = nn.ModuleList(stages)  # type: ignore[assignment]
         self.facts: ModelFacts | None = None
         self.origin: dict[str, Any] | None = None
+        self.origin_dtype: str | None = None
 
     def build(self, facts: ModelFacts) -> None:
         """Create what depends on the model. Building twice for equal facts does nothing.

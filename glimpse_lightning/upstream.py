@@ -134,6 +134,7 @@ def read_pruner(folder: Path) -> Pruner:
             "files of the same release."
         ) from error
     pruner.origin = config
+    pruner.origin_dtype = str(weights[VISION_PROJECTION].dtype).removeprefix("torch.")
     return pruner.eval()
 
 

@@ -24,8 +24,8 @@ MODEL_TYPES = {"qwen2_5_vl": "qwen2_5_vl_gp", "llava": "llava_llama_gp"}
 def upstream_files(pruner: Pruner, base: Config | None = None) -> tuple[Config, dict[str, Any]]:
     """Contents of ``config.json`` and ``new_modules_gp.pt``.
 
-    Fields that a pruner was read with, and that still say the same, stay as they were. Weights are written in bfloat16,
-    as released ones are, where that loses nothing; else as they are.
+    Fields that a pruner was read with, and that still say the same, stay as they were. Weights are written in the data
+    type that they were read in (bfloat16 for others, as released ones are) where that loses nothing; else as they are.
 
     Args:
         pruner: built.
@@ -59,7 +59,7 @@ def upstream_files(pruner: Pruner, base: Config | None = None) -> tuple[Config, 
         silent = name not in config and pruner.origin is None  # class defaults are no release's: say everything
         if silent or _plain(old.get(name)) != _plain(value):
             config[name] = value
-    return config, _weights(scorer)
+    return config, _weights(scorer, getattr(torch, pruner.origin_dtype or "bfloat16"))
 
 
 def write_upstream(pruner: Pruner, folder: Path, base: Config | None = None) -> None:
@@ -188,10 +188,10 @@ def _vision_config(config: Config, scorer: VIP, facts: ModelFacts, silent: bool)
     return vision
 
 
-def _weights(scorer: VIP) -> dict[str, Any]:
+def _weights(scorer: VIP, dtype: torch.dtype) -> dict[str, Any]:
     state = {name: value.detach().cpu() for name, value in scorer.state_dict().items()}
-    if all(torch.equal(value.bfloat16().to(value.dtype), value) for value in state.values()):
-        state = {name: value.bfloat16() for name, value in state.items()}
+    if all(torch.equal(value.to(dtype).to(value.dtype), value) for value in state.values()):
+        state = {name: value.to(dtype) for name, value in state.items()}
 
     def part(prefix: str) -> dict[str, Tensor]:
         found = {name: value.clone() for name, value in state.items() if name.startswith(prefix)}

@@ -306,6 +306,17 @@ def test_every_variant_is_written_back(tmp_path: Path, family: str, dtype: torch
             torch.testing.assert_close(weights, saved, atol=0, rtol=0, msg=lambda m, v=variant: f"{v}: {m}")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_weights_keep_their_data_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Also where fewer bits would do: these weights are numbers that bfloat16 has."""
+    _, saved = pruner_files(tmp_path, "qwen")
+    saved = {name: moved(moved(part, torch.bfloat16), dtype) for name, part in saved.items()}
+    torch.save(saved, tmp_path / "new_modules_gp.pt")
+    first = gl.load_pruner(tmp_path)
+    for pruner in (first, gl.load_pruner(gl.save_pruner(first, tmp_path / "ours"))):
+        torch.testing.assert_close(upstream_files(pruner)[1], saved, atol=0, rtol=0)
+
+
 def moved(part: Any, dtype: torch.dtype) -> Any:
     return part.to(dtype) if isinstance(part, Tensor) else {name: value.to(dtype) for name, value in part.items()}
 
