@@ -81,9 +81,7 @@ def test_recipes_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_runs_are_named_after_their_recipe(tmp_path: Path) -> None:
     assert recipe_name([]) == "run"
-    files = {
-        name: tmp_path / name for name in ("a.yaml", "b/c.yaml", "overlay.yaml", "vip_kl/fit_3/config.yaml")
-    }
+    files = {name: tmp_path / name for name in ("a.yaml", "b/c.yaml", "overlay.yaml", "vip_kl/fit_3/config.yaml")}
     for path in files.values():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("model: {}\n")

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.sharding import gather_for_backward
 from glimpse_lightning.visual_tokens import ModelFacts, Views, VisionTap
+
+if TYPE_CHECKING:
+    from glimpse_lightning.backbones.placeholders import Visuals
 
 
 @dataclass
@@ -144,8 +147,18 @@ class Backbone(ABC):
         """Sizes that pruners are built for."""
 
     @abstractmethod
-    def embed_prompt(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap]) -> Prompt:
-        """Embed processor outputs ``inputs``, in the caller's layout; ``inputs["attention_mask"]`` is always there."""
+    def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap]) -> list[Visuals]:
+        """The visual inputs of a batch as the vision tower sees them, one entry per kind of placeholder."""
+
+    @abstractmethod
+    def embed_prompt(
+        self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap], seen: list[Visuals] | None = None
+    ) -> Prompt:
+        """Embed processor outputs ``inputs``, in the caller's layout; ``inputs["attention_mask"]`` is always there.
+
+        Args:
+            seen: what :meth:`visuals` made of the same inputs, where the vision tower has run already.
+        """
 
     @abstractmethod
     def example_inputs(
@@ -190,8 +203,17 @@ class Backbone(ABC):
         """Class names of the units that sharding must keep whole."""
         return tuple(self.model._no_split_modules or ())
 
-    def embed(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap] = ()) -> Prompt:
+    def embed(
+        self,
+        inputs: Mapping[str, Any],
+        vision_layers: Sequence[VisionTap] = (),
+        seen: list[Visuals] | None = None,
+    ) -> Prompt:
         """Embed processor outputs; whatever the padding side, the prompt comes back padded on the left.
+
+        Args:
+            seen: what :meth:`visuals` made of these ``inputs`` and ``vision_layers``, so that prompts can be embedded
+                anew, as the text embeddings train, without the vision tower.
 
         Raises:
             GlimpseError: where ``input_ids`` are missing or a prompt is empty.
@@ -201,7 +223,7 @@ class Backbone(ABC):
             raise GlimpseError("Expected `input_ids` of shape [batch, tokens]; pass on everything the processor made.")
         mask = inputs.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask
-        prompt = self.embed_prompt({**inputs, "attention_mask": mask}, vision_layers)
+        prompt = self.embed_prompt({**inputs, "attention_mask": mask}, vision_layers, seen)
         plan = pad_left(prompt.mask)
         return prompt if plan is None else prompt.moved_left(plan)
 

@@ -76,10 +76,6 @@ class PlaceholderBackbone(Backbone):
         """Blocks of the vision tower; ``vision_layers`` count them from 0."""
 
     @abstractmethod
-    def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap]) -> list[Visuals]:
-        """The visual inputs of a batch, one entry per kind of placeholder."""
-
-    @abstractmethod
     def example_image(self, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Prompt tokens and random pixel inputs of one image of about ``height x width`` visual tokens."""
 
@@ -124,11 +120,13 @@ class PlaceholderBackbone(Backbone):
         """Positions ``[..., B, N]`` of the prompt's tokens, as the rotary embedding takes them."""
         return text_position_ids(inputs["attention_mask"])
 
-    def embed_prompt(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap]) -> Prompt:
+    def embed_prompt(
+        self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap], seen: list[Visuals] | None = None
+    ) -> Prompt:
         ids = inputs["input_ids"]
         embeds = self.model.get_input_embeddings()(ids)
         visual = torch.zeros_like(ids, dtype=torch.bool)
-        parts, places = self.visuals(inputs, vision_layers), []
+        parts, places = self.visuals(inputs, vision_layers) if seen is None else seen, []
         for part in parts:
             where = ids == part.token_id
             embeds = _place(embeds, where, part.features)

@@ -23,6 +23,7 @@ class Batch:
         weight: ``[B]`` 1.0, or 0.0 for a sample that only pads an uneven split and counts nowhere.
         samples: where the tensors come from.
         prompt: ``inputs`` as the backbone embedded them, where several models share that; then ``inputs`` may be empty.
+        seen: what the frozen vision tower made of ``inputs``, for embedding them again while the language model trains.
     """
 
     inputs: dict[str, Tensor]
@@ -32,3 +33,4 @@ class Batch:
     weight: Tensor
     samples: list[Sample]
     prompt: Any = None
+    seen: Any = None

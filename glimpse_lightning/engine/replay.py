@@ -61,7 +61,7 @@ def replay(
         # The vision tower is frozen, so it keeps no graph; the embedding of text may be trained.
         embeds = model.backbone.model.get_input_embeddings().weight
         with torch.set_grad_enabled(torch.is_grad_enabled() and embeds.requires_grad):
-            prompt = model.backbone.embed(batch.inputs, model.vision_layers)
+            prompt = model.backbone.embed(batch.inputs, model.vision_layers, batch.seen)
     questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
     out = run_prefill(model.backbone, model.pruner, prompt, batch.key, questions, boxes, select=select)
     cache = _prefix_from_embeddings(model.backbone, prompt, out.kept()) if from_embeddings else out.cache

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.adapters import LoRA
+from glimpse_lightning.engine.checkpointing import caches_kept
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.objectives.base import StepResult
 from glimpse_lightning.objectives.keep_choice import repeat
@@ -133,9 +134,7 @@ class GRPO(AnswerObjective):
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
         """One step; logs rewards, advantages, ``kl``, ``entropy``, ``clipped``, ``ratio``, lengths and retention."""
-        if not any(p.requires_grad for p in model.backbone.decoder.parameters()):
-            with torch.no_grad():
-                batch = replace(batch, prompt=model.backbone.embed(batch.inputs, model.vision_layers))
+        batch = self._seen(model, batch)
         name = ",".join(map(str, batch.key.tolist()))
         visits, rollouts = self._rollouts.pop(name, (0, []))
         logs: Logs = {}
@@ -151,6 +150,15 @@ class GRPO(AnswerObjective):
         if visits + 1 < self.repeats:
             self._rollouts[name] = (visits + 1, rollouts)
         return StepResult(loss, logs)
+
+    @torch.no_grad()
+    def _seen(self, model: PrunedVLM, batch: Batch) -> Batch:
+        """The batch with all that stays the same for rollouts, reference and loss: nothing of it is trained."""
+        backbone, layers = model.backbone, model.vision_layers
+        with caches_kept(model.model):
+            if any(parameter.requires_grad for parameter in backbone.decoder.parameters()):
+                return replace(batch, seen=backbone.visuals(batch.inputs, layers))
+            return replace(batch, prompt=backbone.embed(batch.inputs, layers))
 
     # -- rollouts -----------------------------------------------------------------------------------------------
 

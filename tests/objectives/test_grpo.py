@@ -68,6 +68,20 @@ def ratio_error(model: PrunedVLM, batch: Batch, rollout: Rollout, temperature: f
     return (ratio - 1)[rollout.mask].abs().max().item()
 
 
+@pytest.mark.parametrize("train", [("language_model",), ("pruner",)])
+def test_the_vision_tower_runs_once_a_step(model: PrunedVLM, batch: Batch, train: tuple[Any, ...]) -> None:
+    """For rollouts, reference and loss together, while the text embeddings are those of the moment."""
+    objective = prepared(model, train=train, kl_weight=0.1)
+    calls: list[int] = []
+    handle = model.model.model.visual.register_forward_hook(lambda *_: calls.append(1))
+    seen = objective.step(model, batch).loss
+    handle.remove()
+    assert calls == [1]
+    objective = prepared(model, train=train, kl_weight=0.1)
+    objective._seen = lambda model, batch: batch  # type: ignore[method-assign]
+    torch.testing.assert_close(seen, objective.step(model, batch).loss)
+
+
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "gemma3", "qwen3_vl", "internvl"])
 def test_before_any_update_the_ratio_is_one(family: str) -> None:
     """Batched, ragged prompts and answers, several stages, random weights; against ``generate``'s own numbers."""
