@@ -91,7 +91,9 @@ def make_task(
     if name.startswith(VISUAL_COT):
         file = Path(places.benchmark_dir) / f"{name.removeprefix(VISUAL_COT)}.json"
         if not file.is_file():
-            raise GlimpseError(f"{file}: no such file; name the folder of Visual-CoT's files as `--data.places.benchmark_dir`.")
+            raise GlimpseError(
+                f"{file}: no such file; name the folder of Visual-CoT's files by `--data.places.benchmark_dir DIR`."
+            )
         data = VisualCoTBenchmark(str(file), places.img_dir, brief, limit, on_error)
         return Task(name, data, 1024)
     benchmark = BENCHMARKS[name]

@@ -15,10 +15,14 @@ from hub_layouts import write_copy
 from PIL import Image
 from runs import run
 
+from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.cli import main
 from glimpse_lightning.data.benchmarks import BENCHMARKS
 from glimpse_lightning.evaluation import Evaluator
+from glimpse_lightning.module import PruningModule
+from glimpse_lightning.policies import KeepRatio
 from glimpse_lightning.predictions import Prediction, PredictionFiles, read_predictions
+from glimpse_lightning.scorers import Random
 from glimpse_lightning.suite_report import suite_figures, task_figures
 from glimpse_lightning.tasks import task_metric
 
@@ -145,9 +149,46 @@ def test_a_suite_of_the_full_model_alone(recipe: Path, tmp_path: Path) -> None:
     assert (report["n"], report["retention"], report["agreement"], report["difference"]) == (2, 1.0, 1.0, 0.0)
 
 
+def test_a_pruner_of_the_command_line_replaces_the_recipes(recipe: Path, tmp_path: Path) -> None:
+    module = PruningModule(after_layer=0, scorer=Random(), policy=KeepRatio(0.25))
+    module.configure_model()
+    assert module.model.pruner is not None
+    save_pruner(module.model.pruner, tmp_path / "pruner")
+    flags = ["--data.tasks", "[glyph_vqa]", "--data.own", "null", "--pruner", str(tmp_path / "pruner")]
+    assert run("test", recipe, tmp_path / "runs", *flags) == 0
+    report = json.loads((tmp_path / "runs/small/test_0/suite.json").read_text())["tasks"]["glyph_vqa"]
+    assert report["retention"] == 0.25
+
+
+def test_broken_lines_that_are_skipped_are_named_in_the_results(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "own.jsonl").open("a") as file:
+        file.write('{"question"')
+    assert run("test", recipe, tmp_path / "runs", "--data.tasks", "[]") == 1
+    error = capsys.readouterr().err
+    assert "own.jsonl, line 5: broken JSON" in error
+    assert "Union" not in error
+    flags = ("--data.tasks", "[]", "--model.full", "false", "--data.own.mine.on_error", "skip")
+    assert run("test", recipe, tmp_path / "runs", *flags) == 0
+    (skipped,) = json.loads((tmp_path / "runs/small/test_0/results.json").read_text())["skipped"]
+    assert "line 5: broken JSON" in skipped
+
+
+def test_a_line_cut_in_the_middle_of_a_letter_is_left_out(tmp_path: Path) -> None:
+    files = PredictionFiles(tmp_path)
+    files.add([Prediction("mine", str(i), "q", ["a"], "é") for i in range(2)])
+    path = tmp_path / "mine.0.jsonl"
+    path.write_bytes(path.read_bytes()[: path.read_bytes().rfind("é".encode()) + 1])
+    assert list(PredictionFiles(tmp_path).read("mine")) == ["0"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--limit", "x"], "<class 'int'>, but got x\n"),
+        (["--data.places.data_dir", "/none", "--data.tasks", "[gqa]"], "copy of lmms-lab-encoder/GQA"),
+        (["--data.own.mine.class_path", "Tabel"], "Did you mean Table"),
         (["--data.tasks", "[glyph]"], "out of docvqa_val"),
         (["--data.tasks", "[mine]"], "out of docvqa_val"),
         (["--data.tasks", "[gqa, gqa]"], "named twice"),
