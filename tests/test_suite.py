@@ -13,7 +13,9 @@ import pytest
 import yaml
 from hub_layouts import write_copy
 from PIL import Image
+from ranks import on_two_ranks
 from runs import run
+from torch import distributed
 
 from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.cli import main
@@ -201,6 +203,29 @@ def test_mistakes_are_one_paragraph(
 ) -> None:
     assert run("test", recipe, tmp_path / "runs", *flags) == 1
     assert message in capsys.readouterr().err
+
+
+def _mme_figures() -> dict[str, Any]:
+    lines = [
+        Prediction("mme", f"{image}#{turn}", "q", ["yes"], "yes", "color", kept=image + 1, total=7)
+        for image in range(3)
+        for turn in range(2)
+    ]
+    return task_figures(lines, task_metric("mme"))
+
+
+def _mme_figures_of_a_rank() -> dict[str, Any]:
+    distributed.init_process_group("gloo")
+    try:
+        return _mme_figures()
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_ranks_that_all_read_everything_count_it_once(tmp_path: Path) -> None:
+    alone = _mme_figures()
+    assert alone["metric"]["color"] == 200
+    assert on_two_ranks(_mme_figures_of_a_rank, tmp_path) == [alone, alone]
 
 
 def _line(name: str, said: str, full: str | None = None, references: tuple[str, ...] = ("a",)) -> Prediction:
