@@ -264,8 +264,17 @@ def test_score_reads_what_test_wrote_and_a_judges_replies(tmp_path: Path, capsys
     assert "2 answers of 'visual_cot/cub' have no reply" in capsys.readouterr().err
     file.write_text(json.dumps({"id": "1", "question": "q", "references": ["a b"], "prediction": "a  b", "kl": 1.0}))
     assert main(["score", str(file), "--metric", "ANLS"]) == 0
+    pope = tmp_path / "pope.jsonl"
+    pope.write_text(json.dumps({"id": "1", "question": "q", "references": ["yes"], "prediction": "Yes."}))
+    for reading, accuracy in (("strict", 0.0), ("llava", 1.0)):
+        args = ["score", str(pope), "--metric", "POPE", "--option", f"reading={reading}"]
+        assert main([*args, "--output", str(tmp_path / "out.json")]) == 0
+        assert json.loads((tmp_path / "out.json").read_text())["mean"]["accuracy"] == accuracy
     for args, message in (
         ([str(file), "--metric", "BLEU"], "--metric"),
+        ([str(file), "--metric", "ANLS", "--option", "length=raw"], "out of lengths, but got 'length=raw'"),
+        ([str(file), "--metric", "ANLS", "--option", "lengths=long"], "`lengths` to be one of"),
+        ([str(file), "--option", "lengths=raw"], "what `--option` is of"),
         ([str(tmp_path / "none.jsonl")], "none.jsonl"),
         ([str(recipe_folder(tmp_path))], "there are none"),
     ):
