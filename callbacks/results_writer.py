@@ -127,7 +127,9 @@ class ResultsWriter(Callback):
     def _results(
         self, trainer: Trainer, module: LightningModule, split: str | None, summary: Summary | None
     ) -> dict[str, Any]:
-        dataset: Any = getattr(trainer.datamodule, split or "train", None)  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        dataset: Any = getattr(data, split or "train", None)
+        skipped = {message for holder in (module, data, dataset) for message in getattr(holder, "skipped", [])}
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         return {
             "recipe": self.recipe,
@@ -141,7 +143,7 @@ class ResultsWriter(Callback):
             "metrics": summary.metrics if summary else logged,
             "families": summary.families if summary else {},
             "steps": trainer.global_step,
-            "skipped": sorted({*getattr(module, "skipped", []), *getattr(dataset, "skipped", [])}),
+            "skipped": sorted(skipped),
             "wall_time_s": round(self.elapsed, 1),
             "peak_memory_mb": peak_memory_mb(),
             "devices": trainer.world_size,

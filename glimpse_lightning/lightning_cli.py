@@ -45,6 +45,7 @@ from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.packaged_recipes import find_recipe
 from glimpse_lightning.parser_errors import readable
+from glimpse_lightning.pruner_flag import pruner_alone
 from glimpse_lightning.quiet import quieten
 from glimpse_lightning.run_folder import (
     CONFIG,
@@ -319,6 +320,7 @@ def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> N
     """Run ``fit``, ``validate``, ``test`` or ``predict``; ``prepare`` as in :class:`RunCLI`."""
     prepare_parsing()
     args, config_files = with_recipes([SHORT_FLAGS.get(arg, arg) for arg in args])
+    args = pruner_alone(args, [_read_yaml(path) for path in config_files])
     before = os.environ.get(RUN_FOLDER)
     try:
         RunCLI(args, config_files, prepare)

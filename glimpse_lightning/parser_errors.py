@@ -34,8 +34,9 @@ def readable(message: str, options: Sequence[str] = ()) -> str:
         return _unknown_option(key, unknown[1] or unknown[2], options)
     if flag := re.match(r"unrecognized arguments: (--[\w.]+)", message):
         return f"there is no option {flag[1]}.{nearest(flag[1], options)} `fit --help` lists all options."
-    given = re.search(r"Given value: (.{1,60})$", message)
-    return _at(key, "; ".join(_reasons(message)) + (f", but got {given[1]}" if given else ""))
+    given = re.search(r"Given value: (?!NestedArg)(.{1,60})$", message)
+    reasons = "; ".join(_reasons(message))
+    return _at(key, reasons + (f", but got {given[1]}" if given and not reasons.endswith(".") else ""))
 
 
 def _at(key: str, text: str) -> str:
@@ -53,7 +54,8 @@ def _reasons(message: str) -> list[str]:
     if "Errors:" in text:
         text = re.split(r"\n\s*Given value", text.split("Errors:", 1)[1], maxsplit=1)[0]
     parts = [" ".join(part.split()) for part in re.split(r"(?:^|\n)\s*- ", text)]
-    return [part for part in parts if part and part != "Expected a <class 'NoneType'>"]
+    noise = ("Expected a <class 'NoneType'>", "Does not validate against any of the Union subtypes")
+    return [part for part in parts if part and not part.startswith(noise)]
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:
@@ -65,7 +67,8 @@ def nearest(name: str, choices: Sequence[str]) -> str:
 def _class_names(message: str, key: str) -> dict[str, str]:
     """Concrete subclasses of the base classes that ``message`` or ``key`` speaks of: name -> module."""
     bases = [base for base in BASES if base.__name__.lower() == key.rpartition(".")[2]]
-    for dotted in re.findall(r"<class '([\w.]+)'>", message):
+    expected = message.split("Given value", 1)[0]
+    for dotted in re.findall(r"(?:<class '|dict\[str, )([\w.]+)['\]]", expected):
         module, _, name = dotted.rpartition(".")
         base = getattr(importlib.import_module(module), name, None) if module else None
         bases += [base] if inspect.isclass(base) else []

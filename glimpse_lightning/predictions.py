@@ -76,13 +76,16 @@ def read_predictions(path: Path, partial: bool = False) -> list[Prediction]:
 
     Args:
         path: a JSONL file that a suite, or ``test``, wrote.
-        partial: whether the last line may be broken, as a killed run leaves it; it is left out.
+        partial: whether a last line without its end is left out: a killed run leaves such.
 
     Raises:
         GlimpseError: where it holds anything else.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        data = path.read_bytes()
+        if partial:  # which may end in the middle of a character
+            data = data[: data.rfind(b"\n") + 1]
+        lines = data.decode("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise GlimpseError(f"{path}: expected a JSONL file of predictions, but reading it failed: {error}.") from None
     known = {field.name for field in fields(Prediction)}
@@ -94,8 +97,6 @@ def read_predictions(path: Path, partial: bool = False) -> list[Prediction]:
             row: dict[str, Any] = {"task": "", **json.loads(line)}
             out.append(Prediction(**{name: value for name, value in row.items() if name in known}))
         except (ValueError, TypeError) as error:
-            if partial and number == len(lines):
-                continue
             raise GlimpseError(
                 f"{path}, line {number}: expected a prediction with `id`, `question`, `references` and `prediction`, "
                 f"but {error}."

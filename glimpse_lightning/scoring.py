@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 from glimpse_lightning import metrics
 from glimpse_lightning.errors import GlimpseError
@@ -24,13 +27,18 @@ def run(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="glimpse-lightning score", description="Score saved predictions again.")
     parser.add_argument("paths", nargs="+", type=Path, help="JSONL files of predictions, or folders of them")
     parser.add_argument("--metric", help="score every task by this metric (ANLS, VQAAccuracy, ...)")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="of --metric (reading=llava); repeatable"
+    )
     parser.add_argument("--judge", type=Path, help="JSONL of a judge's replies: {task, id, reply} a line")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     given = parser.parse_args(args)
     tasks = by_task(unique(p for path in given.paths for file in _files(path) for p in read_predictions(file)))
     if not tasks:
         raise GlimpseError("Expected at least one prediction, but the files are empty.")
-    metric = None if given.metric is None else find_metric(given.metric)
+    if given.option and given.metric is None:
+        raise GlimpseError("Expected `--metric` to say what `--option` is of, but got none.")
+    metric = None if given.metric is None else find_metric(given.metric, given.option)
     figures = {name: task_figures(some, metric or task_metric(name)) for name, some in tasks.items()}
     report: dict[str, object] = {"tasks": figures, "mean": suite_figures(figures)}
     print_suite(figures)
@@ -54,11 +62,11 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def find_metric(name: str) -> AnswerMetric:
-    """A metric of answers by its name.
+def find_metric(name: str, options: Sequence[str] = ()) -> AnswerMetric:
+    """A metric of answers by its name, with options as ``name=value``.
 
     Raises:
-        GlimpseError: where there is none.
+        GlimpseError: where there is none, or it has no such option.
     """
     known = {
         kind.__name__: kind
@@ -67,7 +75,15 @@ def find_metric(name: str) -> AnswerMetric:
     }
     if name not in known:
         raise GlimpseError(f"Expected `--metric` out of {', '.join(known)}, but got {name!r}.")
-    return known[name]()
+    allowed = [option for option in inspect.signature(known[name]).parameters if option != "kwargs"]
+    values = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in allowed:
+            choices = ", ".join(allowed) or "none"
+            raise GlimpseError(f"Expected `--option` of {name} out of {choices}, but got {option!r}.")
+        values[key] = yaml.safe_load(value)
+    return known[name](**values)
 
 
 def judged(tasks: dict[str, list[Prediction]], path: Path) -> dict[str, float]:

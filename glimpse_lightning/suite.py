@@ -83,6 +83,11 @@ class SuiteData(LightningDataModule):
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
         self.tasks: list[Task] = []
 
+    @property
+    def skipped(self) -> list[str]:
+        """What was wrong with lines of your own files that were left out."""
+        return [message for dataset in self.own.values() for message in getattr(dataset, "skipped", [])]
+
     @override
     def setup(self, stage: str) -> None:
         """Open the data of all tasks."""

@@ -104,7 +104,7 @@ def _agreement(predictions: Sequence[Prediction]) -> float | None:
 
 
 def _retention(predictions: Sequence[Prediction]) -> float | None:
-    metric = Retention()
+    metric = Retention(sync_on_compute=False)  # every rank has read the predictions of all
     metric.update(torch.tensor([p.kept for p in predictions]), torch.tensor([p.total for p in predictions]))
     mean = float(metric.compute()["mean"])
     return None if mean != mean else mean

@@ -91,7 +91,9 @@ def make_task(
     if name.startswith(VISUAL_COT):
         file = Path(places.benchmark_dir) / f"{name.removeprefix(VISUAL_COT)}.json"
         if not file.is_file():
-            raise GlimpseError(f"{file}: no such file; name the folder of Visual-CoT's files as `data.benchmark_dir`.")
+            raise GlimpseError(
+                f"{file}: no such file; name the folder of Visual-CoT's files by `--data.places.benchmark_dir DIR`."
+            )
         data = VisualCoTBenchmark(str(file), places.img_dir, brief, limit, on_error)
         return Task(name, data, 1024)
     benchmark = BENCHMARKS[name]
@@ -112,10 +114,13 @@ def task_metric(name: str) -> AnswerMetric:
     """How answers of a task are scored.
 
     Visual-CoT's are scored by similarity (:class:`ANLS`) until a judge has read them: ``score --judge``. Questions of
-    your own, and those without a task, by :class:`ExactMatch`.
+    your own, and those without a task, by :class:`ExactMatch`. The metric does not gather from ranks: it is for
+    predictions of all of them, read from their files.
     """
     if name in BENCHMARKS:
         benchmark = BENCHMARKS[name]
         kind: Any = getattr(metrics, benchmark.metric)
-        return kind(**benchmark.metric_options)
-    return ANLS(lengths="normalised") if name.startswith(VISUAL_COT) else ExactMatch()
+        return kind(**benchmark.metric_options, sync_on_compute=False)
+    if name.startswith(VISUAL_COT):
+        return ANLS(lengths="normalised", sync_on_compute=False)
+    return ExactMatch(sync_on_compute=False)

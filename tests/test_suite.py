@@ -13,12 +13,18 @@ import pytest
 import yaml
 from hub_layouts import write_copy
 from PIL import Image
+from ranks import on_two_ranks
 from runs import run
+from torch import distributed
 
+from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.cli import main
 from glimpse_lightning.data.benchmarks import BENCHMARKS
 from glimpse_lightning.evaluation import Evaluator
+from glimpse_lightning.module import PruningModule
+from glimpse_lightning.policies import KeepRatio
 from glimpse_lightning.predictions import Prediction, PredictionFiles, read_predictions
+from glimpse_lightning.scorers import Random
 from glimpse_lightning.suite_report import suite_figures, task_figures
 from glimpse_lightning.tasks import task_metric
 
@@ -145,9 +151,46 @@ def test_a_suite_of_the_full_model_alone(recipe: Path, tmp_path: Path) -> None:
     assert (report["n"], report["retention"], report["agreement"], report["difference"]) == (2, 1.0, 1.0, 0.0)
 
 
+def test_a_pruner_of_the_command_line_replaces_the_recipes(recipe: Path, tmp_path: Path) -> None:
+    module = PruningModule(after_layer=0, scorer=Random(), policy=KeepRatio(0.25))
+    module.configure_model()
+    assert module.model.pruner is not None
+    save_pruner(module.model.pruner, tmp_path / "pruner")
+    flags = ["--data.tasks", "[glyph_vqa]", "--data.own", "null", "--pruner", str(tmp_path / "pruner")]
+    assert run("test", recipe, tmp_path / "runs", *flags) == 0
+    report = json.loads((tmp_path / "runs/small/test_0/suite.json").read_text())["tasks"]["glyph_vqa"]
+    assert report["retention"] == 0.25
+
+
+def test_broken_lines_that_are_skipped_are_named_in_the_results(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "own.jsonl").open("a") as file:
+        file.write('{"question"')
+    assert run("test", recipe, tmp_path / "runs", "--data.tasks", "[]") == 1
+    error = capsys.readouterr().err
+    assert "own.jsonl, line 5: broken JSON" in error
+    assert "Union" not in error
+    flags = ("--data.tasks", "[]", "--model.full", "false", "--data.own.mine.on_error", "skip")
+    assert run("test", recipe, tmp_path / "runs", *flags) == 0
+    (skipped,) = json.loads((tmp_path / "runs/small/test_0/results.json").read_text())["skipped"]
+    assert "line 5: broken JSON" in skipped
+
+
+def test_a_line_cut_in_the_middle_of_a_letter_is_left_out(tmp_path: Path) -> None:
+    files = PredictionFiles(tmp_path)
+    files.add([Prediction("mine", str(i), "q", ["a"], "é") for i in range(2)])
+    path = tmp_path / "mine.0.jsonl"
+    path.write_bytes(path.read_bytes()[: path.read_bytes().rfind("é".encode()) + 1])
+    assert list(PredictionFiles(tmp_path).read("mine")) == ["0"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--limit", "x"], "<class 'int'>, but got x\n"),
+        (["--data.places.data_dir", "/none", "--data.tasks", "[gqa]"], "copy of lmms-lab-encoder/GQA"),
+        (["--data.own.mine.class_path", "Tabel"], "Did you mean Table"),
         (["--data.tasks", "[glyph]"], "out of docvqa_val"),
         (["--data.tasks", "[mine]"], "out of docvqa_val"),
         (["--data.tasks", "[gqa, gqa]"], "named twice"),
@@ -160,6 +203,29 @@ def test_mistakes_are_one_paragraph(
 ) -> None:
     assert run("test", recipe, tmp_path / "runs", *flags) == 1
     assert message in capsys.readouterr().err
+
+
+def _mme_figures() -> dict[str, Any]:
+    lines = [
+        Prediction("mme", f"{image}#{turn}", "q", ["yes"], "yes", "color", kept=image + 1, total=7)
+        for image in range(3)
+        for turn in range(2)
+    ]
+    return task_figures(lines, task_metric("mme"))
+
+
+def _mme_figures_of_a_rank() -> dict[str, Any]:
+    distributed.init_process_group("gloo")
+    try:
+        return _mme_figures()
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_ranks_that_all_read_everything_count_it_once(tmp_path: Path) -> None:
+    alone = _mme_figures()
+    assert alone["metric"]["color"] == 200
+    assert on_two_ranks(_mme_figures_of_a_rank, tmp_path) == [alone, alone]
 
 
 def _line(name: str, said: str, full: str | None = None, references: tuple[str, ...] = ("a",)) -> Prediction:
@@ -198,8 +264,17 @@ def test_score_reads_what_test_wrote_and_a_judges_replies(tmp_path: Path, capsys
     assert "2 answers of 'visual_cot/cub' have no reply" in capsys.readouterr().err
     file.write_text(json.dumps({"id": "1", "question": "q", "references": ["a b"], "prediction": "a  b", "kl": 1.0}))
     assert main(["score", str(file), "--metric", "ANLS"]) == 0
+    pope = tmp_path / "pope.jsonl"
+    pope.write_text(json.dumps({"id": "1", "question": "q", "references": ["yes"], "prediction": "Yes."}))
+    for reading, accuracy in (("strict", 0.0), ("llava", 1.0)):
+        args = ["score", str(pope), "--metric", "POPE", "--option", f"reading={reading}"]
+        assert main([*args, "--output", str(tmp_path / "out.json")]) == 0
+        assert json.loads((tmp_path / "out.json").read_text())["mean"]["accuracy"] == accuracy
     for args, message in (
         ([str(file), "--metric", "BLEU"], "--metric"),
+        ([str(file), "--metric", "ANLS", "--option", "length=raw"], "out of lengths, but got 'length=raw'"),
+        ([str(file), "--metric", "ANLS", "--option", "lengths=long"], "`lengths` to be one of"),
+        ([str(file), "--option", "lengths=raw"], "what `--option` is of"),
         ([str(tmp_path / "none.jsonl")], "none.jsonl"),
         ([str(recipe_folder(tmp_path))], "there are none"),
     ):

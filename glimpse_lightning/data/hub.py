@@ -9,6 +9,7 @@ from glimpse_lightning.data.arrow import JoinedRows, cache_folder, hub_rows
 from glimpse_lightning.data.benchmarks import find_benchmark
 from glimpse_lightning.data.images import MAX_PIXELS
 from glimpse_lightning.data.rows import OnError, RowDataset, Rows
+from glimpse_lightning.errors import GlimpseError
 
 
 class HubVQA(RowDataset):
@@ -42,6 +43,11 @@ class HubVQA(RowDataset):
     ) -> None:
         self.name = name
         self.benchmark = benchmark = find_benchmark(name)
+        if folder is not None and not Path(folder).is_dir():  # or the Hub would be asked for a stranger's repository
+            raise GlimpseError(
+                f"{folder}: no such folder; expected a copy of {benchmark.hub_id}: `hf download {benchmark.hub_id} "
+                f"--repo-type dataset --local-dir {folder}`."
+            )
         place, revision = folder or benchmark.hub_id, revision or benchmark.revision
         rows: Rows = hub_rows(place, benchmark.config, split or benchmark.split, revision, streaming, size)
         if benchmark.join is not None:

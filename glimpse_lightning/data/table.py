@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from glimpse_lightning.data.arrow import folder_rows, parquet_rows
 from glimpse_lightning.data.boxes import BoxFormat
 from glimpse_lightning.data.columns import Columns, Wording
@@ -46,10 +48,11 @@ class Table(RowDataset):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.path = Path(path)
+        self.skipped: list[str] = []
         if not self.path.exists():
             raise GlimpseError(f"{path}: no such file or folder; expected a table of questions.")
         super().__init__(
-            read_rows(self.path, split, size),
+            read_rows(self.path, split, size, self.skipped if on_error == "skip" else None),
             source=path,
             columns=columns,
             wording=wording,
@@ -59,10 +62,20 @@ class Table(RowDataset):
             box_format=box_format,
             max_pixels=max_pixels,
         )
+        if self.skipped:
+            rank_zero_warn(f"{path}: skipped {len(self.skipped)} bad lines; the first: {self.skipped[0]}")
 
 
-def read_rows(path: Path, split: str | None = None, size: int | None = None) -> Rows:
+def read_rows(
+    path: Path, split: str | None = None, size: int | None = None, skipped: list[str] | None = None
+) -> Rows:
     """The rows of a file or folder.
+
+    Args:
+        path: the file or folder.
+        split: of a folder with several.
+        size: the first so many rows.
+        skipped: where to note what is wrong with broken lines of JSONL, which are then left out; default: they raise.
 
     Raises:
         GlimpseError: where the format is unknown or the contents are damaged.
@@ -73,7 +86,7 @@ def read_rows(path: Path, split: str | None = None, size: int | None = None) -> 
         return parquet_rows(path, size)
     try:
         if path.suffix in (".jsonl", ".json"):
-            return ListRows(_json_rows(path)[:size])
+            return ListRows((_json_lines(path, skipped) if path.suffix == ".jsonl" else _json_rows(path))[:size])
         if path.suffix in (".csv", ".tsv"):
             with path.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
@@ -88,17 +101,26 @@ def read_rows(path: Path, split: str | None = None, size: int | None = None) -> 
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        rows = json.loads(text)
-    else:
-        rows = []
-        for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 is legal in JSON
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise GlimpseError(f"{path}, line {number}: broken JSON ({error.msg}); mend the line.") from None
+    rows = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise GlimpseError(f"{path}: expected JSON objects, one a line (.jsonl) or in one list (.json).")
+        raise GlimpseError(f"{path}: expected JSON objects in one list.")
+    return rows
+
+
+def _json_lines(path: Path, skipped: list[str] | None) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):  # U+2028 is legal in JSON
+        if not line.strip():
+            continue
+        try:
+            row, problem = json.loads(line), "no JSON object"
+        except json.JSONDecodeError as error:
+            row, problem = None, f"broken JSON ({error.msg})"
+        if isinstance(row, dict):
+            rows.append(row)
+            continue
+        message = f"{path}, line {number}: {problem}; mend the line."
+        if skipped is None:
+            raise GlimpseError(message)
+        skipped.append(message)
     return rows

@@ -93,7 +93,7 @@ class VisualCoTTrain(Dataset[Sample]):
             rows = read_rows(file)
             chosen = draw(len(rows), part.sampling_strategy, part.sampling_seed)
             named = [(part, f"{number}/{file.stem}:{index}", dict(rows[index])) for index in chosen]
-            kept = [row for row in named if self._fits(*row)]
+            kept = [row for row in named if _is_damaged(*row) or self._fits(*row)]
             if len(kept) < len(named):
                 rank_zero_warn(f"{file}: {len(named) - len(kept)} of {len(named)} rows are longer than allowed.")
             self.rows += kept
@@ -106,6 +106,8 @@ class VisualCoTTrain(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         part, name, row = self.rows[index]
         where = f"{part.json_path}, {name}"
+        if problem := _is_damaged(part, name, row):
+            raise BadSampleError(f"{where}: {problem}.")
         boxes = part_boxes(part, row, where)
         return Sample(
             id=name,
@@ -131,6 +133,21 @@ class VisualCoTTrain(Dataset[Sample]):
         lengths = {"max_input_seq_length": rows * columns, "max_input_remain_seq_length": int(evidence.sum())}
         limits = {limit: getattr(part, limit) for limit in lengths}
         return all(limit is None or lengths[key] + text <= limit for key, limit in limits.items())
+
+
+def _is_damaged(part: Part, name: str, row: dict[str, Any]) -> str:
+    """What is wrong with a row's keys; nothing where they are as they should be."""
+    if row.get("answer") is None:
+        return "expected an `answer`, but got none"
+    for key in ("question", "image", "dataset"):
+        if not isinstance(row.get(key), str):
+            return f"expected a text `{key}`, but got {row.get(key)!r}"
+    for key in ("width", "height"):
+        if not isinstance(row.get(key), (int, float)) or not row[key] > 0:
+            return f"expected `{key}` in pixels, but got {row.get(key)!r}"
+    if not isinstance(row.get("bboxs"), list):
+        return f"expected a list of boxes `bboxs`, but got {row.get('bboxs')!r}"
+    return ""
 
 
 def read_parts(path: Path) -> list[Part]:

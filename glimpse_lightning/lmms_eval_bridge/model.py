@@ -181,8 +181,13 @@ def load_model(pretrained: str | None, pruner: str | None, recipe: str | None, o
                 "`recipe=NAME`, for example `recipe=methods/fastv`."
             )
         module = PruningModule(backbone=pretrained, pruner=pruner, **options)  # type: ignore[arg-type]
-        module.configure_model()
-        return module.model
+    else:
+        module = _module_of(recipe, pretrained, pruner, options)
+    module.configure_model()
+    return module.model
+
+
+def _module_of(recipe: str, pretrained: str | None, pruner: str | None, options: dict[str, str]) -> PruningModule:
     if pruner is not None:
         raise GlimpseError("Expected `pruner` or `recipe` to say what prunes, but got both; drop one.")
     path = Path(recipe) if Path(recipe).is_file() else find_recipe(recipe)
@@ -197,7 +202,7 @@ def load_model(pretrained: str | None, pruner: str | None, recipe: str | None, o
             f"The recipe {recipe!r} trains its pruner: train it (`glimpse-lightning fit --config {recipe}`) and give "
             "the saved one as `pruner=DIR`, with `pretrained=NAME` in place of `recipe`."
         )
-    return module.model
+    return module
 
 
 def generation_options(wanted: Mapping[str, Any], max_new_tokens: int) -> dict[str, Any]:

@@ -142,3 +142,12 @@ def test_benchmark_looks_below_val(folder: Path) -> None:
         _benchmark(folder, "cot/cub/3.jpg")[0]
     with pytest.raises(BadSampleError, match="not a row of the benchmark"):
         _benchmark(folder, conversations=[])[0]
+
+
+@pytest.mark.parametrize("change", [{"question": None}, {"answer": None}, {"width": 0}, {"bboxs": None}])
+def test_a_damaged_training_row_is_a_bad_sample(folder: Path, change: dict) -> None:
+    (folder / "cub_cot_train.jsonl").write_text(json.dumps(ROW) + "\n" + json.dumps(ROW | change))
+    data = load(folder, {"max_input_seq_length": 100})
+    assert data[0].answers == ["a gull"]
+    with pytest.raises(BadSampleError, match=rf"cub_cot_train:1: expected .*`{next(iter(change))}`"):
+        data[1]

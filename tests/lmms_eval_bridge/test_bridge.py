@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import socket
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-import torch.multiprocessing as mp
+import torchvision_operators
 from lmms_eval.__main__ import cli_evaluate
 from lmms_eval.api.instance import Instance
 from lmms_eval.models import get_model
@@ -239,31 +240,17 @@ def test_what_it_cannot_do_is_said() -> None:
     assert model.generate_until([]) == []
 
 
-def rank_main(rank: int, port: int, folder: str) -> None:
-    """One of two processes that share the questions, as ``accelerate launch`` starts them."""
-    import os
-
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    args = ["lmms-eval", "--model", "glimpse", "--model_args", "pretrained=glimpse-tiny,pruner=" + folder + "/pruner"]
-    args += ["--tasks", "glyphs", "--include_path", folder, "--output_path", folder + "/ranks", "--log_samples"]
-    sys.argv = [*args, "--batch_size", "2", "--limit", "7"]
-    cli_evaluate()
-
-
-def test_two_processes(folder: Path, pruned: tuple[PruningModule, Path]) -> None:
+def test_two_processes(folder: Path, pruned: tuple[PruningModule, Path], tmp_path: Path) -> None:
     """Seven questions over two processes: the padded eighth counts nowhere, retention is that of both."""
-    assert pruned[0].model.pruner is not None
-    save_pruner(pruned[0].model.pruner, folder / "pruner")
-    alone, said = evaluate(folder, "glyphs", f"pretrained=glimpse-tiny,pruner={folder / 'pruner'}", "--limit", "7")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(rank_main, (port, str(folder)), nprocs=2)
-    both, shared = read(folder / "ranks")
+    model_args = f"pretrained=glimpse-tiny,pruner={pruned[1]}"
+    alone, said = evaluate(folder, "glyphs", model_args, "--limit", "7")
+    (tmp_path / "sitecustomize.py").write_text(Path(torchvision_operators.__file__).read_text())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    command += ["lmms_eval", "--model", "glimpse", "--model_args", model_args, "--tasks", "glyphs", "--limit", "7"]
+    command += ["--include_path", str(folder), "--output_path", str(tmp_path / "out"), "--log_samples", "-b", "2"]
+    environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=os.environ | environment, check=True, timeout=250)
+    both, shared = read(tmp_path / "out")
     assert answers(shared["glyphs"]) == answers(said["glyphs"])
     assert both["results"]["glyphs"]["right,none"] == alone["results"]["glyphs"]["right,none"]
     for name in ("avg_retention", "avg_retention_p10", "avg_retention_glyphs"):

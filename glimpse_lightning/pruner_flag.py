@@ -1,0 +1,30 @@
+"""The flag ``--pruner`` beside a recipe that says itself what prunes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+KEYS = ("after_layer", "scorer", "policy", "reducer", "early_kv", "positions", "stages", "resolution")
+"""What else says, or goes with, what prunes."""
+
+
+def pruner_alone(args: Sequence[str], recipes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """``args`` in which a pruner, named by a flag, replaces what the recipes prune with, as flags beat recipes.
+
+    Keys that other flags set stay as they are.
+
+    Args:
+        args: of the command line.
+        recipes: contents of its configuration files.
+    """
+    out = list(args)
+    if not any(re.match(r"--model\.pruner(=|$)", arg) for arg in args):
+        return out
+    models = [recipe.get("model") or {} for recipe in recipes]
+    set_there = {key for model in models for key in {**model, **(model.get("init_args") or {})}}
+    for key in KEYS:
+        if key in set_there and not any(re.match(rf"--model\.{key}(\.|=|$)", arg) for arg in args):
+            out += [f"--model.{key}", "null"]
+    return out
