@@ -36,7 +36,7 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
         ) from None
     written = []
     for cost, (name, label) in COSTS.items():
-        figure = Figure(figsize=(9, 6), layout="constrained")
+        figure = Figure(figsize=(11, 6), layout="constrained")
         FigureCanvasAgg(figure)
         _draw(figure.add_subplot(), rows, cost, label)
         for suffix in (".png", ".svg"):
@@ -75,4 +75,4 @@ def _draw(axes: Axes, rows: Sequence[Row], cost: str, label: str) -> None:
     axes.set_xlabel(f"{label}, share of the full model's")
     axes.set_ylabel("accuracy")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

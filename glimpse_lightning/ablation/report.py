@@ -61,8 +61,9 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 def markdown(rows: Sequence[Row], name: str) -> str:
     """The table for people; failed cells stand below it with their errors."""
     names = axes(rows)
+    lines = [f"# Ablation `{name}`", "", *glance(rows)]
     header = [*names, *COUNTS.values(), "accuracy", "difference", "relative", "agreement"]
-    lines = [f"# Ablation `{name}`", "", _line(header), _line(["---"] * len(header))]
+    lines += [_line(header), _line(["---"] * len(header))]
     for row in rows:
         counts = [_percent(row.figure(key)) for key in COUNTS]
         gain = row.gain(rows[0])
@@ -77,6 +78,33 @@ def markdown(rows: Sequence[Row], name: str) -> str:
     if failed := [row for row in rows if row.run is None]:
         lines += ["Not finished:", "", *(f"* `{row.cell.name}`: {row.error or 'has not run'}" for row in failed), ""]
     return "\n".join(lines)
+
+
+def glance(rows: Sequence[Row]) -> list[str]:
+    """Accuracy in percent, a line for each method and a column for each value of the other axis, as papers print it.
+
+    A cell that has no value on that axis tells, in a last column, the share of tokens at which it has its accuracy.
+    Empty unless there are ``methods`` and exactly one other axis.
+    """
+    others = [axis for axis in axes(rows) if axis != "methods"]
+    if len(others) != 1 or all("methods" not in row.cell.labels for row in rows):
+        return []
+    (axis,) = others
+    values = list(dict.fromkeys(row.cell.labels[axis] for row in rows if axis in row.cell.labels))
+    header = ["methods", *(f"{axis} {value}" for value in values), "at its own share"]
+    lines = [_line(header), _line(["---"] * len(header))]
+    for method in dict.fromkeys(row.method for row in rows):
+        of_method = {row.cell.labels.get(axis): row.accuracy() for row in rows if row.method == method}
+        columns = ["-" if (found := of_method.get(value)) is None else f"{100 * found.value:.1f}" for value in values]
+        own = [row for row in rows if row.method == method and axis not in row.cell.labels]
+        columns.append(
+            ", ".join(
+                f"{100 * a.value:.1f} at {_percent(r.figure('kv_retention'))}" for r in own if (a := r.accuracy())
+            )
+            or "-"
+        )
+        lines.append(_line([method, *columns]))
+    return [*lines, ""]
 
 
 def _strayed(row: Row) -> list[tuple[float, float]]:

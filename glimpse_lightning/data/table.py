@@ -66,9 +66,7 @@ class Table(RowDataset):
             rank_zero_warn(f"{path}: skipped {len(self.skipped)} bad lines; the first: {self.skipped[0]}")
 
 
-def read_rows(
-    path: Path, split: str | None = None, size: int | None = None, skipped: list[str] | None = None
-) -> Rows:
+def read_rows(path: Path, split: str | None = None, size: int | None = None, skipped: list[str] | None = None) -> Rows:
     """The rows of a file or folder.
 
     Args:

@@ -94,8 +94,14 @@ def test_a_failed_cell_is_recorded_and_stops_nothing(finished: tuple[Path, list[
 def test_markdown(finished: tuple[Path, list[int]]) -> None:
     lines = (finished[0] / "results.md").read_text().splitlines()
     rows = [[column.strip() for column in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    assert rows[0][:6] == ["methods", "retention", "tokens entering", "tokens per layer", "KV at decode", "FLOPs"]
-    full, random, too_deep, _, pooling = rows[2:]
+    header = ["methods", "retention", "tokens entering", "tokens per layer", "KV at decode", "FLOPs"]
+    start = [row[:6] for row in rows].index(header)
+    glance, (full, random, too_deep, _, pooling) = rows[:start], rows[start + 2 :]
+    assert glance[0] == ["methods", "retention 0.33", "at its own share"]
+    shown = {row[0]: row[1:] for row in glance[2:]}
+    assert shown["full"] == ["-", full[6].split()[0] + " at 100.0%"]
+    assert shown["random"] == [random[6].split()[0], "-"]
+    assert shown["pooling"] == ["-", pooling[6].split()[0] + " at 25.0%"]
     assert full[:6] == ["full", "-", "100.0%", "100.0%", "100.0%", "100.0%"]
     assert full[7] == "+0.0 [+0.0, +0.0]"
     assert random[:5] == ["random", "0.33", "32.8%", "32.8%", "32.8%"]
@@ -258,7 +264,7 @@ def test_ready_made_ablations_parse_instantiate_and_build(name: str, tmp_path: P
     selecting = gl.Pruner([gl.PruneStage(-1, gl.scorers.VisionSelector(), gl.policies.KeepRatio(0.1))])
     selecting.build(backbone.facts)
     selector = gl.save_pruner(selecting, tmp_path / "selector")
-    pruners = {"pruner": str(pruner), "selector": str(selector)}
+    pruners = {"pruner": str(pruner), "tight": str(pruner), "selector": str(selector)}
     settings = read(recipes()[name]).with_flags({"pruner": pruners, "output": str(tmp_path)})
     every = cells(settings)
     assert len({cell.labels["methods"] for cell in every}) == len(settings.axes["methods"])
