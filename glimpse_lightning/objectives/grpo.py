@@ -245,18 +245,19 @@ class GRPO(AnswerObjective):
             rollout.choice.log_probs = [part.detach() for part in actions]
         answers = len(rollout.ids) // len(batch.samples)
         weight = batch.weight.repeat_interleave(answers)
-        loss, logs = log_probs.new_zeros(()), {"entropy": self._mean(entropy, rollout, weight)}
+        loss, logs = log_probs.new_zeros(()), {"entropy": self._logged(entropy, rollout, weight)}
         if self.trains_language_model:
             surrogate = clipped_objective(log_probs, rollout.log_probs, rollout.advantages[:, None], self.clip)
             loss = loss + self._mean(surrogate, rollout, weight)
             ratio = (log_probs.detach() - rollout.log_probs).exp()
-            logs["ratio"] = self._mean(ratio, rollout, weight)
+            logs["ratio"] = self._logged(ratio, rollout, weight)
             if self.clip is not None:
                 outside = (ratio < 1 - self.clip[0]) | (ratio > 1 + self.clip[1])
-                logs["clipped"] = self._mean(outside.float(), rollout, weight)
+                logs["clipped"] = self._logged(outside.float(), rollout, weight)
             if rollout.reference is not None:
-                kl = self._mean(k3(log_probs, rollout.reference), rollout, weight)
-                loss, logs["kl"] = loss + self.kl_weight * kl, kl
+                kl = k3(log_probs, rollout.reference)
+                loss = loss + self.kl_weight * self._mean(kl, rollout, weight)
+                logs["kl"] = self._logged(kl, rollout, weight)
         if self.trains_pruner and actions:
             decisions = self._decision_loss(batch, rollout, actions)
             loss, logs["decisions"] = loss + self.pruner_weight * decisions, decisions
@@ -277,6 +278,11 @@ class GRPO(AnswerObjective):
 
     def _mean(self, values: Tensor, rollout: Rollout, weight: Tensor) -> Tensor:
         return reduce_tokens(values, rollout.mask, weight, self.mean, self.max_new_tokens)
+
+    def _logged(self, values: Tensor, rollout: Rollout, weight: Tensor) -> Tensor:
+        """A true mean, whatever the loss divides by: a ratio of 1 everywhere is logged as 1."""
+        mean: Mean = "token" if self.mean == "constant" else self.mean
+        return reduce_tokens(values, rollout.mask, weight, mean, self.max_new_tokens)
 
     # -- resuming -----------------------------------------------------------------------------------------------
 
