@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -183,11 +184,16 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 f"Expected `prefill` to be what `prefill(...)` returned, but got a {type(prefill).__name__}. Pass the "
                 "prompt by name: `generate(**inputs)`, or `generate(input_ids=..., attention_mask=..., ...)`."
             )
-        if not kwargs.setdefault("use_cache", True):  # said here, it overrules configurations saved while training
+        if not kwargs.pop("use_cache", True):
             raise GlimpseError(
                 "Expected `generate` with a cache, but got `use_cache=False`. Without the cache decoding would forget "
                 "what was pruned where; leave the argument out."
             )
+        if kwargs.get("generation_config") is None:
+            kwargs["use_cache"] = True  # said here, it overrules configurations saved while training
+        else:  # which wants no further options beside it
+            kwargs["generation_config"] = config = copy.deepcopy(kwargs["generation_config"])
+            config.use_cache = True
         inputs = {name: kwargs.pop(name) for name in list(kwargs) if name in _PROMPT_INPUTS}
         if prefill is None:
             prefill = self.prefill(keys=keys, questions=questions, reference_masks=reference_masks, **inputs)

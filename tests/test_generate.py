@@ -9,7 +9,7 @@ import torch
 from tiny_models import FAMILIES
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import GenerationMixin, LogitsProcessorList, PreTrainedTokenizerFast, set_seed
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedTokenizerFast, set_seed
 from transformers.generation import BaseStreamer, LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 import glimpse_lightning as gl
@@ -229,6 +229,9 @@ def test_cache_is_always_used(backbone):
         assert torch.equal(model.generate(**inputs, max_new_tokens=4), expected)
     finally:
         backbone.model.generation_config.use_cache = True
+    given = GenerationConfig(max_new_tokens=4, use_cache=False)
+    assert torch.equal(model.generate(**inputs, generation_config=given), expected)
+    assert given.use_cache is False  # the caller's own object stays as it is
     with pytest.raises(gl.GlimpseError, match="use_cache=False"):
         model.generate(**inputs, max_new_tokens=4, use_cache=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -103,7 +104,8 @@ class VQAData(LightningDataModule):
         batch_size: samples per step and rank in training.
         eval_batch_size: samples per step and rank elsewhere.
         num_workers: processes that render or read images.
-        seed: of the order of the training samples.
+        seed: of the order of the training samples; ``None``: that of ``seed_everything``, so that runs with other seeds
+            see other batches.
         group: so many training samples in a row stay together when they are shuffled: questions about one image, whose
             work in the vision tower is then done once per batch.
         test_size: use only the first so many test samples; default: all.
@@ -124,7 +126,7 @@ class VQAData(LightningDataModule):
         batch_size: int = 16,
         eval_batch_size: int = 50,
         num_workers: int = 1,
-        seed: int = 0,
+        seed: int | None = None,
         group: int = 1,
         test_size: int | None = None,
         fit_test_size: int | None = 500,
@@ -141,7 +143,7 @@ class VQAData(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
-        self.seed = seed
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.group = group
         self.test_size = test_size
         self.fit_test_size = fit_test_size

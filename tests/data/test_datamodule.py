@@ -80,6 +80,14 @@ def _batches(data: VQAData) -> list[RawBatch]:
     return list(data.val_dataloader())
 
 
+def test_runs_with_other_seeds_see_other_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`seed_everything` reaches the order, unless the data have a seed of their own."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    assert (VQAData(train=Numbers(4)).seed, VQAData(train=Numbers(4), seed=2).seed) == (5, 2)
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    assert VQAData(train=Numbers(4)).seed == 0
+
+
 def test_training_keeps_groups_together_and_shuffles_them() -> None:
     order = list(TrainOrder(Numbers(10), 2, 7, group=4))
     assert sorted(order) == list(range(10))
