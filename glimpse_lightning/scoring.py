@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from glimpse_lightning import metrics
+from glimpse_lightning.chosen_metric import find_metric, read_choices
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.metrics import AnswerMetric, JudgeScore
+from glimpse_lightning.metrics import JudgeScore
 from glimpse_lightning.predictions import Prediction, by_task, read_predictions
 from glimpse_lightning.suite_report import print_suite, suite_figures, task_figures
 from glimpse_lightning.tasks import VISUAL_COT, task_metric
@@ -33,13 +33,19 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("--judge", type=Path, help="JSONL of a judge's replies: {task, id, reply} a line")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     given = parser.parse_args(args)
-    tasks = by_task(unique(p for path in given.paths for file in _files(path) for p in read_predictions(file)))
+    files = [file for path in given.paths for file in _files(path)]
+    tasks = by_task(unique(p for file in files for p in read_predictions(file)))
     if not tasks:
         raise GlimpseError("Expected at least one prediction, but the files are empty.")
     if given.option and given.metric is None:
         raise GlimpseError("Expected `--metric` to say what `--option` is of, but got none.")
-    metric = None if given.metric is None else find_metric(given.metric, given.option)
-    figures = {name: task_figures(some, metric or task_metric(name)) for name, some in tasks.items()}
+    if given.metric is not None:
+        metric = find_metric(given.metric, read_options(given.option))
+        chosen = dict.fromkeys(tasks, metric)
+    else:
+        noted = (read_choices(folder) for folder in {file.parent: None for file in files})
+        chosen = {name: choice.build() for choices in noted for name, choice in choices.items()}
+    figures = {name: task_figures(some, chosen.get(name) or task_metric(name)) for name, some in tasks.items()}
     report: dict[str, object] = {"tasks": figures, "mean": suite_figures(figures)}
     print_suite(figures)
     if given.judge is not None:
@@ -62,28 +68,10 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def find_metric(name: str, options: Sequence[str] = ()) -> AnswerMetric:
-    """A metric of answers by its name, with options as ``name=value``.
-
-    Raises:
-        GlimpseError: where there is none, or it has no such option.
-    """
-    known = {
-        kind.__name__: kind
-        for kind in (getattr(metrics, each) for each in metrics.__all__)
-        if issubclass(kind, AnswerMetric) and kind is not AnswerMetric
-    }
-    if name not in known:
-        raise GlimpseError(f"Expected `--metric` out of {', '.join(known)}, but got {name!r}.")
-    allowed = [option for option in inspect.signature(known[name]).parameters if option != "kwargs"]
-    values = {}
-    for option in options:
-        key, _, value = option.partition("=")
-        if key not in allowed:
-            choices = ", ".join(allowed) or "none"
-            raise GlimpseError(f"Expected `--option` of {name} out of {choices}, but got {option!r}.")
-        values[key] = yaml.safe_load(value)
-    return known[name](**values)
+def read_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Options of a metric, written as ``name=value``."""
+    pairs = (text.partition("=") for text in texts)
+    return {name: yaml.safe_load(value) for name, _, value in pairs}
 
 
 def judged(tasks: dict[str, list[Prediction]], path: Path) -> dict[str, float]:

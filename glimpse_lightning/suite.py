@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
+from glimpse_lightning.chosen_metric import MetricChoice, write_choices
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.rows import OnError
@@ -46,11 +48,14 @@ class SuiteData(LightningDataModule):
 
     Args:
         tasks: names of benchmarks (`docvqa_val`, `gqa`, ...), `visual_cot/<set>`, or `glyph_vqa`.
-        own: datasets of your own by name, scored by ExactMatch.
+        own: datasets of your own by name.
+        metrics: by the name of a task or of a dataset of your own, how its answers are scored; default: a task's own
+            metric, and ExactMatch for your own.
         places: where data lies.
         limit: use the first so many questions of each task.
         max_new_tokens: longest answer; default: what each task allows (1,024 for Visual-CoT, 64 for your own).
         brief: ask Visual-CoT's questions for a single word or phrase.
+        ocr: show TextVQA's words, read in the image, below each of its questions.
         streaming: fetch the questions from the Hub without storing the datasets; needs `limit`.
         on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
         eval_batch_size: questions per step and rank.
@@ -61,10 +66,12 @@ class SuiteData(LightningDataModule):
         self,
         tasks: list[str],
         own: dict[str, Dataset] | None = None,
+        metrics: dict[str, MetricChoice] | None = None,
         places: Places = Places(),
         limit: int | None = None,
         max_new_tokens: int | None = None,
         brief: bool = False,
+        ocr: bool = False,
         streaming: bool = False,
         on_error: OnError = "raise",
         eval_batch_size: int = 1,
@@ -78,8 +85,14 @@ class SuiteData(LightningDataModule):
         if limit is not None and limit < 1:
             raise GlimpseError(f"Expected `data.limit` to be at least 1, but got {limit}.")
         self.names, self.own, self.places = tasks, own or {}, places
+        self.metrics = metrics or {}
+        for name in self.metrics:
+            if name not in (*tasks, *self.own):
+                named = ", ".join((*tasks, *self.own)) or "none"
+                raise GlimpseError(f"Expected `data.metrics` of tasks out of {named}, but got {name!r}.")
+        self._chosen = {name: choice.build() for name, choice in self.metrics.items()}
         self.max_new_tokens = max_new_tokens
-        self.limit, self.brief, self.streaming, self.on_error = limit, brief, streaming, on_error
+        self.limit, self.brief, self.ocr, self.streaming, self.on_error = limit, brief, ocr, streaming, on_error
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
         self.tasks: list[Task] = []
 
@@ -94,9 +107,13 @@ class SuiteData(LightningDataModule):
         if self.tasks:
             return
         self.tasks = [
-            make_task(name, self.places, self.limit, self.brief, self.streaming, self.on_error) for name in self.names
+            make_task(name, self.places, self.limit, self.brief, self.streaming, self.on_error, self.ocr)
+            for name in self.names
         ]
-        self.tasks += [Task(name, self._limited(dataset), 64) for name, dataset in self.own.items()]
+        self.tasks += [
+            Task(name, self._limited(dataset), 64, task_metric(name)) for name, dataset in self.own.items()
+        ]
+        self.tasks = [replace(task, metric=self._chosen.get(task.name, task.metric)) for task in self.tasks]
         if not self.tasks:
             raise GlimpseError(f"Expected `data.tasks` to name at least one task, out of {', '.join(NAMES)}.")
 
@@ -170,7 +187,10 @@ class SuiteModule(PruningModule):
 
     @override
     def on_test_epoch_start(self) -> None:
-        self._files = PredictionFiles(Path(self.trainer.default_root_dir) / PREDICTIONS, self.global_rank)
+        folder = Path(self.trainer.default_root_dir) / PREDICTIONS
+        if self.trainer.is_global_zero:
+            write_choices(folder, self._data.metrics)
+        self._files = PredictionFiles(folder, self.global_rank)
         self._done = {task.name: set(self._files.read(task.name)) for task in self._data.tasks}
 
     @override
@@ -188,7 +208,6 @@ class SuiteModule(PruningModule):
             plain = self.model.pruner is None and seen is batch
             full = texts if plain else self.evaluator.predict(self.evaluator.full, batch, prompt)[0]
         done = self._done[task.name]
-        metric = task_metric(task.name)
         lines = []
         whole = prompt.visual.sum(1).tolist()  # of uncut images
         for row, ((kept, _), total) in enumerate(zip(kept_and_total(out, len(whole)), whole, strict=True)):
@@ -197,7 +216,7 @@ class SuiteModule(PruningModule):
                 continue
             done.add(sample.id)
             score, full_score = (
-                metric.score(text, sample.answers) if sample.answers and text is not None else None
+                task.metric.score(text, sample.answers) if sample.answers and text is not None else None
                 for text in (texts[row], full[row])
             )
             lines.append(
@@ -223,7 +242,7 @@ class SuiteModule(PruningModule):
         assert self._files is not None
         self.trainer.strategy.barrier("predictions are written")
         tasks = {
-            task.name: task_figures(list(self._files.read(task.name).values()), task_metric(task.name))
+            task.name: task_figures(list(self._files.read(task.name).values()), task.metric)
             for task in self._data.tasks
         }
         report = {"tasks": tasks, "mean": suite_figures(tasks)}

@@ -31,11 +31,13 @@ class Task:
         name: of the task.
         dataset: its questions.
         max_new_tokens: longest answer.
+        metric: how answers are scored.
     """
 
     name: str
     dataset: Dataset[Sample]
     max_new_tokens: int
+    metric: AnswerMetric
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def make_task(
     brief: bool = False,
     streaming: bool = False,
     on_error: OnError = "raise",
+    ocr: bool = False,
 ) -> Task:
     """Open the data of a task.
 
@@ -81,13 +84,14 @@ def make_task(
         brief: ask Visual-CoT's questions for a single word or phrase.
         streaming: fetch these questions from the Hub without storing the dataset.
         on_error: what a row that cannot be used does.
+        ocr: show the words read in an image below its question, where a benchmark has them.
 
     Raises:
         GlimpseError: where the name is unknown or the data is not there.
     """
     check_name(name)
     if name == GLYPH_VQA:
-        return Task(name, GlyphVQA("test", size=limit or 2000), 16)
+        return Task(name, GlyphVQA("test", size=limit or 2000), 16, task_metric(name))
     if name.startswith(VISUAL_COT):
         file = Path(places.benchmark_dir) / f"{name.removeprefix(VISUAL_COT)}.json"
         if not file.is_file():
@@ -95,23 +99,24 @@ def make_task(
                 f"{file}: no such file; name the folder of Visual-CoT's files by `--data.places.benchmark_dir DIR`."
             )
         data = VisualCoTBenchmark(str(file), places.img_dir, brief, limit, on_error)
-        return Task(name, data, 1024)
+        return Task(name, data, 1024, task_metric(name))
     benchmark = BENCHMARKS[name]
     folder = Path(places.data_dir) / benchmark.hub_id.split("/")[-1] if places.data_dir else None
     hidden = benchmark.columns.answers is None
     questions = HubVQA(
         name,
         folder=str(folder) if folder else None,
+        ocr=ocr and benchmark.ocr is not None,
         size=limit,
         streaming=streaming,
         on_error=on_error,
         require_answers=not hidden,
     )
-    return Task(name, questions, benchmark.max_new_tokens)
+    return Task(name, questions, benchmark.max_new_tokens, task_metric(name))
 
 
 def task_metric(name: str) -> AnswerMetric:
-    """How answers of a task are scored.
+    """How answers of a task are scored where nobody chose.
 
     Visual-CoT's are scored by similarity (:class:`ANLS`) until a judge has read them: ``score --judge``. Questions of
     your own, and those without a task, by :class:`ExactMatch`. The metric does not gather from ranks: it is for

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,16 @@ def test_a_killed_run_goes_on_where_it_was(
     assert json.loads((folder / "suite.json").read_text()) == json.loads((whole / "suite.json").read_text())
 
 
+def test_words_read_in_images_reach_the_question(recipe: Path, tmp_path: Path) -> None:
+    write_copy("textvqa_val", tmp_path / "hub/textvqa")
+    flags = ("--data.tasks", "[textvqa_val, mme]", "--data.own", "null", "--data.ocr", "true", "--model.full", "false")
+    assert run("test", recipe, tmp_path / "runs", *flags) == 0
+    folder = tmp_path / "runs/small/test_0/predictions"
+    (line,) = read_predictions(folder / "textvqa_val.0.jsonl")
+    assert line.question.startswith("What brand is it?\nReference OCR token: dakota\nAnswer")
+    assert len(read_predictions(folder / "mme.0.jsonl")) == 2
+
+
 def test_two_ranks_give_the_figures_of_one(recipe: Path, tmp_path: Path) -> None:
     config = yaml.safe_load(recipe.read_text())
     config["data"]["init_args"] |= {"tasks": ["glyph_vqa"], "own": None}
@@ -160,6 +171,28 @@ def test_a_pruner_of_the_command_line_replaces_the_recipes(recipe: Path, tmp_pat
     assert run("test", recipe, tmp_path / "runs", *flags) == 0
     report = json.loads((tmp_path / "runs/small/test_0/suite.json").read_text())["tasks"]["glyph_vqa"]
     assert report["retention"] == 0.25
+
+
+def test_metrics_of_own_data_are_chosen_in_the_recipe(recipe: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(recipe.read_text())
+    config["data"]["init_args"] |= {"tasks": ["mme"], "metrics": {"mine": {"name": "POPE", "options": {"reading": "llava"}}}}
+    recipe.write_text(yaml.safe_dump(config))
+    assert run("test", recipe, tmp_path / "runs", "--model.full", "false") == 0
+    folder = tmp_path / "runs/small/test_0"
+    tasks = json.loads((folder / "suite.json").read_text())["tasks"]
+    assert "yes_ratio" in tasks["mine"]["metric"]
+    assert "perception" in tasks["mme"]["metric"]
+    # A reading that is the user's choice for this task holds where the predictions are scored again.
+    for name in ("mine", "mme"):
+        lines = read_predictions(folder / f"predictions/{name}.0.jsonl")
+        (folder / f"predictions/{name}.0.jsonl").unlink()
+        PredictionFiles(folder / "predictions").add([replace(line, prediction="Yes, I think so.") for line in lines])
+    assert main(["score", str(folder / "predictions"), "--output", str(tmp_path / "again.json")]) == 0
+    again = json.loads((tmp_path / "again.json").read_text())["tasks"]
+    assert (again["mine"]["accuracy"], again["mine"]["metric"]["yes_ratio"]) == (1.0, 1.0)
+    assert "perception" in again["mme"]["metric"]
+    (folder / "predictions/metrics.json").write_text('{"mine": "POPE"}')
+    assert main(["score", str(folder / "predictions")]) == 1
 
 
 def test_broken_lines_that_are_skipped_are_named_in_the_results(
@@ -195,6 +228,10 @@ def test_a_line_cut_in_the_middle_of_a_letter_is_left_out(tmp_path: Path) -> Non
         (["--data.tasks", "[mine]"], "out of docvqa_val"),
         (["--data.tasks", "[gqa, gqa]"], "named twice"),
         (["--limit", "0"], "`data.limit`"),
+        (["--data.metrics", "{mine: {name: BLEU}}"], "a metric out of ANLS"),
+        (["--data.metrics", "{mine: {name: ANLS, options: {length: raw}}}"], "out of lengths, but got 'length'"),
+        (["--data.metrics", "{mine: {name: ANLS, options: {lengths: long}}}"], "`lengths` to be one of"),
+        (["--data.metrics", "{mien: {name: ANLS}}"], "visual_cot/cub, glyph_vqa, mine, but got 'mien'"),
         (["--data.tasks", "[visual_cot/vsr]"], "vsr.json"),
     ],
 )
@@ -271,8 +308,8 @@ def test_score_reads_what_test_wrote_and_a_judges_replies(tmp_path: Path, capsys
         assert main([*args, "--output", str(tmp_path / "out.json")]) == 0
         assert json.loads((tmp_path / "out.json").read_text())["mean"]["accuracy"] == accuracy
     for args, message in (
-        ([str(file), "--metric", "BLEU"], "--metric"),
-        ([str(file), "--metric", "ANLS", "--option", "length=raw"], "out of lengths, but got 'length=raw'"),
+        ([str(file), "--metric", "BLEU"], "Expected a metric out of ANLS"),
+        ([str(file), "--metric", "ANLS", "--option", "length=raw"], "out of lengths, but got 'length'"),
         ([str(file), "--metric", "ANLS", "--option", "lengths=long"], "`lengths` to be one of"),
         ([str(file), "--option", "lengths=raw"], "what `--option` is of"),
         ([str(tmp_path / "none.jsonl")], "none.jsonl"),

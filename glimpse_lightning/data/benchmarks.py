@@ -40,6 +40,7 @@ class Benchmark:
         max_new_tokens: of an answer.
         join: where the images are, if not beside the questions.
         id_modulo: ids that are equal modulo this belong to one question (rotations of its options).
+        ocr: column of the words that were read in the image, which may be shown with the question.
         revision: of the dataset that the columns were checked against; ``None``: the newest.
     """
 
@@ -53,6 +54,7 @@ class Benchmark:
     max_new_tokens: int = 16
     join: Join | None = None
     id_modulo: int = 0
+    ocr: str | None = None
     revision: str | None = None
 
 
@@ -78,7 +80,14 @@ MMBENCH = Benchmark(
     "lmms-lab-encoder/MMBench",
     "dev",
     "en",
-    Columns(answers="answer", id="index", family="L2-category", options=["A", "B", "C", "D"], hint="hint"),
+    Columns(
+        answers="answer",
+        id="index",
+        family="L2-category",
+        options=["A", "B", "C", "D"],
+        more_options=["E", "F", "G", "H"],
+        hint="hint",
+    ),
     # lmms-eval joins prompt and suffix with a line break, and its suffix begins with one as well.
     Wording("{hint}{question} There are several options:\n{options}\n", hint="{hint} ", suffix=LETTER, strip=False),
     metric="MultipleChoice",
@@ -101,9 +110,10 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/textvqa",
         "validation",
         columns=Columns(id="question_id"),
-        wording=Wording(suffix=SHORT, capitalize=True, strip=False),
+        wording=Wording("{question}{ocr}", suffix=SHORT, capitalize=True, strip=False),
         metric="VQAAccuracy",
         max_new_tokens=UNSAID,
+        ocr="ocr_tokens",
     ),
     "vqav2_val": VQAV2,
     "vqav2_val_lite": replace(VQAV2, hub_id="lmms-lab-encoder/LMMs-Eval-Lite", config="vqav2_val", split="lite"),

@@ -7,7 +7,7 @@ import math
 import re
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from glimpse_lightning.errors import BadSampleError
@@ -27,7 +27,9 @@ class Columns:
         family: question family, by which figures are grouped.
         boxes: evidence, a list of [x1, y1, x2, y2] (with several images: one such list per image).
         options: of a multiple choice, a list, or one column per option; empty ones are left out.
+        more_options: columns of further options, which a table need not have.
         hint: context of the question; may be empty.
+        ocr: words that were read in the image, a list.
     """
 
     question: str = "question"
@@ -37,11 +39,13 @@ class Columns:
     family: str | None = None
     boxes: str | None = None
     options: str | list[str] | None = None
+    more_options: list[str] = field(default_factory=list)
     hint: str | None = None
+    ocr: str | None = None
 
     def names(self) -> list[str]:
-        """Every column that is named."""
-        values = (getattr(self, name) for name in self.__dataclass_fields__)
+        """Every column that has to be there."""
+        values = (getattr(self, name) for name in self.__dataclass_fields__ if name != "more_options")
         return [name for value in values for name in (value if isinstance(value, list) else [value]) if name]
 
 
@@ -50,8 +54,9 @@ class Wording:
     """How a question is put to the model.
 
     Args:
-        prompt: out of `{question}`, `{options}` (a line `A. ...` each) and `{hint}`.
+        prompt: out of `{question}`, `{options}` (a line `A. ...` each), `{hint}` and `{ocr}`.
         hint: what stands for `{hint}` in the prompt where a question has a hint.
+        ocr: what stands for `{ocr}` in the prompt where the columns name words that were read.
         suffix: behind the prompt.
         capitalize: first letter of the question in upper case, all others in lower case (Python's `capitalize`).
         drop: text that is taken out of questions.
@@ -61,6 +66,7 @@ class Wording:
 
     prompt: str = "{question}"
     hint: str = "{hint}\n"
+    ocr: str = "\nReference OCR token: {ocr}"
     suffix: str = ""
     capitalize: bool = False
     drop: str = ""
@@ -88,6 +94,7 @@ def question_text(row: Mapping[str, Any], columns: Columns, wording: Wording, wh
         "question": text.capitalize() if wording.capitalize else text,
         "hint": "" if is_missing(hint) else wording.hint.format(hint=hint),
         "options": "\n".join(option_lines(row, columns)),
+        "ocr": wording.ocr.format(ocr=", ".join(map(str, as_list(row[columns.ocr])))) if columns.ocr else "",
     }
     return wording.prompt.format(**parts) + wording.suffix
 
@@ -96,10 +103,14 @@ def option_lines(row: Mapping[str, Any], columns: Columns) -> list[str]:
     """``A. red``, ``B. blue``, ...; nothing where the question is no multiple choice."""
     if columns.options is None:
         return []
-    named = [columns.options] if isinstance(columns.options, str) else columns.options
-    values = as_list(row[named[0]]) if isinstance(columns.options, str) else [row[name] for name in named]
-    options = [str(value) for value in values if not is_missing(value)]
-    return [f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, options, strict=False)]
+    named = columns.options
+    values = as_list(row[named]) if isinstance(named, str) else [row[name] for name in named]
+    values += [row.get(name) for name in columns.more_options]
+    return [
+        f"{letter}. {value}"
+        for letter, value in zip(string.ascii_uppercase, values, strict=False)
+        if not is_missing(value)
+    ]
 
 
 def answer_texts(row: Mapping[str, Any], columns: Columns, where: str, required: bool = True) -> list[str]:
@@ -126,7 +137,7 @@ def answer_texts(row: Mapping[str, Any], columns: Columns, where: str, required:
     options = option_lines(row, columns)
     letters = [option[0] for option in options]
     (right,) = texts[:1]
-    right = letters[int(right)] if right.isdigit() and int(right) < len(letters) else right
+    right = string.ascii_uppercase[int(right)] if right.isdigit() and int(right) < 26 else right
     if right not in letters:
         raise BadSampleError(f"{where}: expected the answer to be one of {', '.join(letters)}, but got {texts[0]!r}.")
     return [right, *options]

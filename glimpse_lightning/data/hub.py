@@ -21,6 +21,7 @@ class HubVQA(RowDataset):
         split: default: the one that is scored.
         revision: branch, tag or commit of the dataset.
         suffix: behind each question; default: the benchmark's own.
+        ocr: show the words that were read in the image below each question, where the benchmark has them (TextVQA).
         size: use the first so many rows only.
         streaming: fetch these rows only, without storing the dataset; needs `size`.
         on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
@@ -35,6 +36,7 @@ class HubVQA(RowDataset):
         split: str | None = None,
         revision: str | None = None,
         suffix: str | None = None,
+        ocr: bool = False,
         size: int | None = None,
         streaming: bool = False,
         on_error: OnError = "raise",
@@ -48,6 +50,8 @@ class HubVQA(RowDataset):
                 f"{folder}: no such folder; expected a copy of {benchmark.hub_id}: `hf download {benchmark.hub_id} "
                 f"--repo-type dataset --local-dir {folder}`."
             )
+        if ocr and benchmark.ocr is None:
+            raise GlimpseError(f"Expected `ocr` with a benchmark that has words read in its images, but {name} has none.")
         place, revision = folder or benchmark.hub_id, revision or benchmark.revision
         rows: Rows = hub_rows(place, benchmark.config, split or benchmark.split, revision, streaming, size)
         if benchmark.join is not None:
@@ -56,7 +60,7 @@ class HubVQA(RowDataset):
         super().__init__(
             rows,
             source=f"{place} ({name})",
-            columns=benchmark.columns,
+            columns=replace(benchmark.columns, ocr=benchmark.ocr) if ocr else benchmark.columns,
             wording=benchmark.wording if suffix is None else replace(benchmark.wording, suffix=suffix),
             root=Path(folder) if folder else cache_folder(),
             on_error=on_error,

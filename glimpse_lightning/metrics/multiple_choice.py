@@ -55,15 +55,16 @@ def letter_search(answer: str, options: dict[str, str]) -> str | None:
 
 
 def letter_inferred(answer: str, options: dict[str, str]) -> str | None:
-    """MMBench (Liu et al., arXiv 2307.06281): a letter out of A to E among the words, if there is just one; else the
-    option whose text stands in the answer, if there is just one.
+    """MMBench (Liu et al., arXiv 2307.06281): a letter out of A to E (and of any further options) among the words, if
+    there is just one; else the option whose text stands in the answer, if there is just one.
 
     A lone ``A`` among more than three words may be an article and is passed over. Where neither rule decides, the
     original asks GPT and, failing that, draws by lot; here the answer is wrong.
     """
     words = set(answer.split())
+    letters = sorted({*"ABCDE", *options})
     for number, (before, behind) in enumerate(_AROUND):
-        found = [letter for letter in "ABCDE" if before + letter + behind in words]
+        found = [letter for letter in letters if before + letter + behind in words]
         article = number == 0 and "A" in words and len(answer.split()) > 3
         if len(found) == 1 and not article:
             return found[0]

@@ -40,6 +40,25 @@ def test_multiple_choice_answers_name_the_options(right: object, letter: str) ->
         answer_texts({**row, "answers": "C"}, columns, "x")
 
 
+def test_further_options_keep_their_letters_and_may_be_missing() -> None:
+    columns = Columns(options=["A", "B"], more_options=["C", "D", "E"])
+    row = {"answers": "E", "A": "red", "B": "blue", "C": None, "D": "nan", "E": "green"}
+    assert answer_texts(row, columns, "x") == ["E", "A. red", "B. blue", "E. green"]
+    assert answer_texts({**row, "answers": 4}, columns, "x")[0] == "E"
+    assert answer_texts({"answers": "B", "A": "red", "B": "blue"}, columns, "x") == ["B", "A. red", "B. blue"]
+    assert columns.names() == ["question", "answers", "image", "A", "B"]
+    with pytest.raises(BadSampleError, match="one of A, B, E, but got 'D'"):
+        answer_texts({**row, "answers": "D"}, columns, "x")
+
+
+def test_words_that_were_read_stand_where_the_prompt_says() -> None:
+    row = {"question": "What brand?", "words": ["dakota", "5"]}
+    wording = Wording("{question}{ocr}", suffix="\nBriefly.")
+    assert question_text(row, Columns(), wording, "x") == "What brand?\nBriefly."
+    shown = "What brand?\nReference OCR token: dakota, 5\nBriefly."
+    assert question_text(row, Columns(ocr="words"), wording, "x") == shown
+
+
 def test_missing_answers() -> None:
     with pytest.raises(BadSampleError, match=r"x: .*require_answers: false"):
         answer_texts({"answers": None}, Columns(), "x")

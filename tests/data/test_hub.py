@@ -5,7 +5,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from hub_layouts import PICTURE, ROWS, write_copy
+from hub_layouts import MMBENCH_ROW, PICTURE, ROWS, write_copy
 
 from glimpse_lightning import metrics
 from glimpse_lightning.data.benchmarks import BENCHMARKS, LETTER, SHORT
@@ -92,6 +92,39 @@ def test_rotations_and_hints_of_mmbench(tmp_path: Path) -> None:
     data = HubVQA("mmbench_en_dev", folder=write_copy("mmbench_en_dev", tmp_path))
     assert [data[i].id for i in range(3)] == ["241#0", "241#1", "242"]
     assert data[2].question.startswith("It is day. Which one? There are")
+
+
+def test_mmbench_with_a_fifth_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read, asked and scored, each rotation and all together, where only some rows have column E's option."""
+    texts = ["red", "blue", "green", "grey", "pink"]
+    rotations = [texts[turn:] + texts[:turn] for turn in range(5)]
+    five = [
+        {**MMBENCH_ROW, "index": turn * 1_000_000 + 7, **dict(zip("ABCDE", options, strict=True)),
+         "answer": "ABCDE"[options.index("pink")]}
+        for turn, options in enumerate(rotations)
+    ]  # fmt: skip
+    monkeypatch.setitem(ROWS, "mmbench_en_dev", [*five, {**MMBENCH_ROW, "E": "nan"}])
+    data = HubVQA("mmbench_en_dev", folder=write_copy("mmbench_en_dev", tmp_path))
+    samples = [data[i] for i in range(len(data))]
+    assert samples[0].question.endswith("D. grey\nE. pink\n" + LETTER)
+    assert samples[0].answers == ["E", "A. red", "B. blue", "C. green", "D. grey", "E. pink"]
+    assert samples[5].answers == ["B", "A. red", "B. blue"]
+    for said, accuracy, circular in (
+        (["E.", "D", "C.", "pink", "A", "B"], 1.0, 1.0),
+        (["E", "E", "C", "B", "A", "B"], 5 / 6, 0.5),
+    ):
+        metric = metrics.MultipleChoice("infer", circular=True)
+        metric.update(said, [s.answers for s in samples], [s.id for s in samples], [s.family for s in samples])
+        assert {k: float(v) for k, v in metric.compute().items()} == pytest.approx(
+            {"accuracy": accuracy, "circular_accuracy": circular}
+        )
+
+
+def test_words_of_textvqa_are_shown_on_request(tmp_path: Path) -> None:
+    data = HubVQA("textvqa_val", folder=write_copy("textvqa_val", tmp_path), ocr=True)
+    assert data[0].question == "What brand is it?\nReference OCR token: dakota" + SHORT
+    with pytest.raises(GlimpseError, match="gqa has none"):
+        HubVQA("gqa", ocr=True)
 
 
 def test_frames_of_a_video_are_images(tmp_path: Path) -> None:
