@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.order import EvalOrder, TrainOrder
 from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.data.workers import end_with_parent
 from glimpse_lightning.errors import BadSampleError, GlimpseError
 
 QUESTION = "{question}"
@@ -170,6 +171,7 @@ class VQAData(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=False,  # they would live on through validation, beside its own
             collate_fn=_together,
+            worker_init_fn=end_with_parent,
             **kwargs,
         )
 

@@ -1,0 +1,25 @@
+"""Data workers end with the process that started them, however that ends."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+PERIOD = 1.0  # seconds
+
+
+def end_with_parent(worker: int) -> None:
+    """Have this worker process end soon after its parent, for ``DataLoader(worker_init_fn=...)``.
+
+    PyTorch's own watchdog ends the worker's loop when the parent was killed; but the worker then waits for its results
+    to be written into a pipe whose reading end it has inherited itself, so that a batch larger than the pipe (64 KiB)
+    keeps it for ever, with all files that it holds open.
+    """
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PERIOD)
+    os._exit(1)  # at once: what `sys.exit` waits for is the write that nobody reads
