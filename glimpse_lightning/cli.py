@@ -48,6 +48,10 @@ OUT_OF_MEMORY = (
     "(`model.objective.lora`) instead of the whole model; set `model.dtype: bfloat16`; use smaller images. The same "
     "command goes on from the last checkpoint."
 )
+RANK_LOST = (
+    "Another rank of this run has ended, and this one with it. Why, that rank says above; where it says nothing, the "
+    "system has killed it, mostly for want of memory."
+)
 COMMANDS = ("fit", "validate", "test", "predict", "ablate", "score", "bench", "export", "recipes")
 
 
@@ -132,6 +136,8 @@ def explain(error: BaseException) -> str | None:
         return str(full_disk(error.filename))
     if _out_of_memory(error):
         return OUT_OF_MEMORY.format(_one_paragraph(error).split(". ")[0])
+    if _rank_lost(error):
+        return RANK_LOST
     if type(error).__module__.startswith("omegaconf"):
         key = getattr(error, "full_key", None)
         where = f" at `{key}`" if key else ""
@@ -147,6 +153,14 @@ def _out_of_memory(error: BaseException) -> bool:
     """By name: torch has one class for accelerators, and says it in a text on the CPU."""
     return type(error).__name__ == "OutOfMemoryError" or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+def _rank_lost(error: BaseException) -> bool:
+    """By their words: what gloo raises over a rank that is gone is a plain RuntimeError, NCCL's is a kind of it."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        ("gloo" in text and ("by peer" in text or "Broken pipe" in text)) or "remote process exited" in text
     )
 
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
-import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -37,16 +32,17 @@ import glimpse_lightning.reducers
 import glimpse_lightning.scorers
 import glimpse_lightning.strategies
 import glimpse_lightning.suite  # noqa: F401  (imported, so that short class names resolve)
+from glimpse_lightning.checkpoint_config import checkpoint_config
 from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.images import load_image
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.module import PruningModule
-from glimpse_lightning.packaged_recipes import find_recipe
 from glimpse_lightning.parser_errors import readable
 from glimpse_lightning.pruner_flag import pruner_alone
 from glimpse_lightning.quiet import quieten
+from glimpse_lightning.recipe_files import names_class, read_yaml, recipe_name, recipe_text, with_recipes
 from glimpse_lightning.run_folder import (
     CONFIG,
     RECIPE,
@@ -205,7 +201,7 @@ class RunCLI(LightningCLI):
         text = self._parser(self.subcommand).dump(config, skip_link_targets=False)
         dump = yaml.safe_load(text)
         self.run = self._claim(root, text)
-        write_text(self.run.path / RECIPE, _source(self.config_files))
+        write_text(self.run.path / RECIPE, recipe_text(self.config_files))
         write_text(self.run.path / CONFIG, text)
         self._choose_checkpoint(root)
         # So that a checkpoint alone says how its model is built. (Not what `--model.pruner` of another run said.)
@@ -270,12 +266,23 @@ class RunCLI(LightningCLI):
             fit = newest_finished_fit(root, self.recipe)
             settings["ckpt_path"] = _as_text(fit.last_checkpoint(rank_zero_info)) if fit else None
             if settings["ckpt_path"] is None:
-                raise GlimpseError(
-                    f"The scorer of recipe {self.recipe!r} has to be trained first, but there is no finished fit under "
-                    f"{root / self.recipe}. Run `fit` with the same config and root, or name weights with --ckpt_path "
-                    "FILE or --model.pruner FOLDER."
-                )
+                raise self._untrained(root / self.recipe)
             rank_zero_info(f"Using the weights of {settings['ckpt_path']}.")
+
+    def _untrained(self, folder: Path) -> GlimpseError:
+        objective = self.model.objective
+        if objective is not None and objective.refines:
+            what = f"What the {type(objective).__name__} of recipe {self.recipe!r} refines"
+            instead = (
+                "test what it starts from with --model.objective null (and --backbone FOLDER for a refined model, or "
+                "--pruner FOLDER for a refined pruner, that a fit has saved)"
+            )
+        else:
+            what, instead = f"The scorer of recipe {self.recipe!r}", "name a saved pruner with --pruner FOLDER"
+        return GlimpseError(
+            f"{what} has to be trained first, but there is no finished fit under {folder}. Run `fit` with the same "
+            f"config and root, name weights with --ckpt_path FILE, or {instead}."
+        )
 
     def before_fit(self) -> None:
         rank_zero_info(f"Run folder: {self.run.path if self.run else None}")
@@ -320,7 +327,7 @@ def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> N
     """Run ``fit``, ``validate``, ``test`` or ``predict``; ``prepare`` as in :class:`RunCLI`."""
     prepare_parsing()
     args, config_files = with_recipes([SHORT_FLAGS.get(arg, arg) for arg in args])
-    args = pruner_alone(args, [_read_yaml(path) for path in config_files])
+    args = pruner_alone(args, [read_yaml(path) for path in config_files])
     before = os.environ.get(RUN_FOLDER)
     try:
         RunCLI(args, config_files, prepare)
@@ -331,89 +338,6 @@ def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> N
     finally:
         if before is None:
             os.environ.pop(RUN_FOLDER, None)
-
-
-def with_recipes(args: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """``args`` with names of packaged recipes replaced by their paths; and all configuration files."""
-    out, found = [], []
-    expected = False
-    for arg in args:
-        name = arg if expected else arg.removeprefix("--config=") if arg.startswith("--config=") else None
-        if name is not None:
-            path = Path(name) if Path(name).is_file() else find_recipe(name)
-            found.append(path)
-            arg = str(path) if expected else f"--config={path}"
-        expected = not expected and arg in ("-c", "--config")
-        out.append(arg)
-    return out, found
-
-
-def recipe_name(config_files: Sequence[Path]) -> str:
-    """What a run is called: after its last configuration file that is more than a way to train (``trainer:`` alone),
-    or after the run that this one came from.
-    """
-    if not config_files:
-        return "run"
-    named = [path for path in config_files if set(_read_yaml(path)) != {"trainer"}] or config_files
-    path = named[-1].resolve()
-    return path.parent.parent.name if path.name in (CONFIG, RECIPE) else path.stem
-
-
-def _source(config_files: Sequence[Path]) -> str:
-    texts = [path.read_text(encoding="utf-8") for path in config_files]
-    if len(texts) == 1:
-        return texts[0]
-    return "---\n".join(f"# {path}\n{text}" for path, text in zip(config_files, texts, strict=True))
-
-
-def names_class(key: str, args: Sequence[str], config_files: Sequence[Path]) -> bool:
-    """Whether a flag or file names the class of the model or the data, instead of options of the default one."""
-    if any(re.match(rf"--{key}(\.class_path)?(=|$)", arg) for arg in args):
-        return True
-    return any("class_path" in (_read_yaml(path).get(key) or {}) for path in config_files)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GlimpseError(f"{path}: not valid YAML: {error}") from None
-    if data is not None and not isinstance(data, dict):
-        raise GlimpseError(f"{path}: expected a YAML mapping (model: ..., data: ..., trainer: ...).")
-    return data or {}
-
-
-@contextmanager
-def checkpoint_config(args: Sequence[str]) -> Iterator[list[str]]:
-    """Arguments that name a temporary config with what the checkpoint in ``args`` was trained with."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--ckpt_path")
-    name = parser.parse_known_args(list(args))[0].ckpt_path
-    if name is None or name in ("null", "best", "last", "hpc"):
-        yield []
-        return
-    path = Path(name)
-    if not path.exists():
-        raise GlimpseError(f"No checkpoint {name}; --ckpt_path expects a file that a run left in its `checkpoints/`.")
-    model = _checkpoint_model(path) if path.is_file() else None
-    if not model:
-        yield []
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "checkpoint.yaml"
-        file.write_text(yaml.safe_dump({"model": model}), encoding="utf-8")
-        yield ["--config", str(file)]
-
-
-def _checkpoint_model(path: Path) -> dict[str, Any] | None:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise GlimpseError(
-            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}); it may be truncated: use another "
-            "one of the same run."
-        ) from None
-    return checkpoint.get("hyper_parameters", {}).get("model")
 
 
 def _as_text(path: Path | None) -> str | None:

@@ -12,7 +12,8 @@ from lightning.pytorch import LightningModule
 from typing_extensions import override
 
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.lightning_cli import RunCLI, names_class, prepare_parsing
+from glimpse_lightning.lightning_cli import RunCLI, prepare_parsing
+from glimpse_lightning.recipe_files import names_class
 
 
 @dataclass(frozen=True)

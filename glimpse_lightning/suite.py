@@ -110,9 +110,7 @@ class SuiteData(LightningDataModule):
             make_task(name, self.places, self.limit, self.brief, self.streaming, self.on_error, self.ocr)
             for name in self.names
         ]
-        self.tasks += [
-            Task(name, self._limited(dataset), 64, task_metric(name)) for name, dataset in self.own.items()
-        ]
+        self.tasks += [Task(name, self._limited(dataset), 64, task_metric(name)) for name, dataset in self.own.items()]
         self.tasks = [replace(task, metric=self._chosen.get(task.name, task.metric)) for task in self.tasks]
         if not self.tasks:
             raise GlimpseError(f"Expected `data.tasks` to name at least one task, out of {', '.join(NAMES)}.")

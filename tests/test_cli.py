@@ -12,8 +12,12 @@ from runs import SMALL, run, write_recipe
 
 import glimpse_lightning
 from glimpse_lightning import packaged_recipes
+from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.cli import main
-from glimpse_lightning.lightning_cli import recipe_name, with_recipes
+from glimpse_lightning.module import PruningModule
+from glimpse_lightning.policies import KeepRatio
+from glimpse_lightning.recipe_files import recipe_name, with_recipes
+from glimpse_lightning.scorers import Random
 
 
 def _error(capsys: pytest.CaptureFixture[str]) -> str:
@@ -173,8 +177,31 @@ def test_mistakes_in_flags_are_one_paragraph(
 
 
 def test_an_untrained_scorer_is_not_tested_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("test", write_recipe(tmp_path), tmp_path / "runs") == 1
-    assert "has to be trained first" in _error(capsys)
+    recipe = write_recipe(tmp_path)
+    assert run("test", recipe, tmp_path / "runs") == 1
+    error = _error(capsys)
+    assert "The scorer of recipe 'small' has to be trained first" in error
+    assert "--pruner FOLDER" in error
+    grpo = "{class_path: GRPO, init_args: {rewards: {exact_match: 1.0}, train: [language_model]}}"
+    assert run("test", recipe, tmp_path / "runs", "--model.objective", grpo) == 1
+    error = _error(capsys)
+    assert "What the GRPO of recipe 'small' refines has to be trained first" in error
+    assert "--model.objective null" in error
+
+
+def test_what_a_refinement_starts_from_is_tested_without_it(tmp_path: Path) -> None:
+    module = PruningModule(after_layer=1, scorer=Random(), policy=KeepRatio(0.5))
+    module.configure_model()
+    assert module.model.pruner is not None
+    save_pruner(module.model.pruner, tmp_path / "pruner")
+    grpo = "{class_path: GRPO, init_args: {rewards: {exact_match: 1.0}, train: [language_model]}}"
+    text = SMALL.replace(
+        SMALL[SMALL.index("  after_layer") : SMALL.index("  max_new_tokens")],
+        (f"  pruner: {tmp_path / 'pruner'}\n  objective: {grpo}\n"),
+    )
+    recipe = write_recipe(tmp_path, text)
+    assert run("test", recipe, tmp_path / "runs") == 1
+    assert run("test", recipe, tmp_path / "runs", "--model.objective", "null", "--model.baselines", "[]") == 0
 
 
 def test_flags_beat_interpolated_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,6 +163,19 @@ def test_out_of_memory_says_which_knobs_to_turn(error: Exception) -> None:
     assert explain(RuntimeError("something else")) is None
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:8592. This is typically"),
+        torch.distributed.DistBackendError("NCCL error in: x.cpp:1, remote process exited or there was a"),
+    ],
+)
+def test_a_rank_that_was_left_alone_points_at_the_others_message(error: Exception) -> None:
+    message = explain(error)
+    assert message is not None
+    assert "Another rank of this run has ended" in message
+
+
 def test_the_bar_shows_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
     module = PruningModule()
     module.configure_model()

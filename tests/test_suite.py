@@ -175,7 +175,10 @@ def test_a_pruner_of_the_command_line_replaces_the_recipes(recipe: Path, tmp_pat
 
 def test_metrics_of_own_data_are_chosen_in_the_recipe(recipe: Path, tmp_path: Path) -> None:
     config = yaml.safe_load(recipe.read_text())
-    config["data"]["init_args"] |= {"tasks": ["mme"], "metrics": {"mine": {"name": "POPE", "options": {"reading": "llava"}}}}
+    config["data"]["init_args"] |= {
+        "tasks": ["mme"],
+        "metrics": {"mine": {"name": "POPE", "options": {"reading": "llava"}}},
+    }
     recipe.write_text(yaml.safe_dump(config))
     assert run("test", recipe, tmp_path / "runs", "--model.full", "false") == 0
     folder = tmp_path / "runs/small/test_0"

@@ -51,7 +51,7 @@ class HubVQA(RowDataset):
                 f"--repo-type dataset --local-dir {folder}`."
             )
         if ocr and benchmark.ocr is None:
-            raise GlimpseError(f"Expected `ocr` with a benchmark that has words read in its images, but {name} has none.")
+            raise GlimpseError(f"Expected `ocr` with a benchmark whose images were read, but {name} has no words.")
         place, revision = folder or benchmark.hub_id, revision or benchmark.revision
         rows: Rows = hub_rows(place, benchmark.config, split or benchmark.split, revision, streaming, size)
         if benchmark.join is not None:

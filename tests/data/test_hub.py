@@ -123,7 +123,7 @@ def test_mmbench_with_a_fifth_option(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_words_of_textvqa_are_shown_on_request(tmp_path: Path) -> None:
     data = HubVQA("textvqa_val", folder=write_copy("textvqa_val", tmp_path), ocr=True)
     assert data[0].question == "What brand is it?\nReference OCR token: dakota" + SHORT
-    with pytest.raises(GlimpseError, match="gqa has none"):
+    with pytest.raises(GlimpseError, match="gqa has no words"):
         HubVQA("gqa", ocr=True)
 
 
