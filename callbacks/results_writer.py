@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import platform
 import sys
 import time
@@ -23,6 +22,7 @@ from typing_extensions import override
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.results import Summary, gathered, summarise
 from glimpse_lightning.run_folder import RESULTS, write_text
+from glimpse_lightning.seeds import global_seed
 
 PACKAGES = ("glimpse-lightning", "torch", "transformers", "lightning")
 SHOWN = {
@@ -135,7 +135,7 @@ class ResultsWriter(Callback):
             "recipe": self.recipe,
             "command": self.command or str(trainer.state.fn),
             "backbone": _backbone_name(module),
-            "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            "seed": global_seed(),
             "dataset": type(dataset).__name__ if dataset is not None else None,
             "data_file": str(dataset.path) if hasattr(dataset, "path") else None,
             "split": split,

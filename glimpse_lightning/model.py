@@ -13,6 +13,7 @@ from transformers import GenerationConfig, GenerationMixin, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glimpse_lightning.backbones.base import Backbone, Prompt
+from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.engine.checkpointing import keeps_caches
 from glimpse_lightning.engine.compaction import fill_cache
 from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
@@ -95,6 +96,21 @@ class PrunedVLM(nn.Module, GenerationMixin):
         """What some stage asks of the vision tower."""
         stages: list[PruneStage] = [] if self.pruner is None else self.pruner.stages
         return tuple(dict.fromkeys(layer for stage in stages for layer in stage.requires.vision_layers))
+
+    @property
+    def trains_embeddings(self) -> bool:
+        """Whether the text embeddings are trained; then a prompt that was embedded before a step is out of date."""
+        return bool(self.backbone.model.get_input_embeddings().weight.requires_grad)
+
+    def embed(self, batch: Batch) -> Prompt:
+        """The batch's prompts as they were embedded already, or embedded now.
+
+        The vision tower is frozen, so it keeps no graph; the embedding of text may be trained.
+        """
+        if batch.prompt is not None:
+            return batch.prompt
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_embeddings):
+            return self.backbone.embed(batch.inputs, self.vision_layers, batch.seen)
 
     # -- prefill ------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -41,6 +40,7 @@ from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.resolution import ResolutionCut
 from glimpse_lightning.results import Record, Summary, gathered, summarise
 from glimpse_lightning.scorers.base import Scorer
+from glimpse_lightning.seeds import global_seed
 from glimpse_lightning.sharding import release, shard
 from glimpse_lightning.sharing import SharedQuestions
 
@@ -311,7 +311,7 @@ class PruningModule(LightningModule):
         assert self.objective is not None
         # Whatever is random in a step follows from the seed and the step alone, so that a resumed run repeats it.
         step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)) + 1_000_003 * step + self.global_rank)
+        torch.manual_seed(global_seed() + 1_000_003 * step + self.global_rank)
         self.objective.progress = self.global_step / max(1, self._total_steps)
         result = self.objective.step(self.model, batch)
         if not torch.isfinite(result.loss):

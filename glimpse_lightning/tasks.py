@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch.utils.data import Dataset
 
-from glimpse_lightning import metrics
+from glimpse_lightning.chosen_metric import find_metric
 from glimpse_lightning.data.benchmarks import BENCHMARKS
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.hub import HubVQA
@@ -16,7 +15,7 @@ from glimpse_lightning.data.rows import OnError
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.data.visual_cot import VisualCoTBenchmark
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.metrics import ANLS, AnswerMetric, ExactMatch
+from glimpse_lightning.metrics import AnswerMetric
 from glimpse_lightning.metrics.judge_score import VISUAL_COT_SETS
 
 VISUAL_COT, GLYPH_VQA = "visual_cot/", "glyph_vqa"
@@ -123,9 +122,7 @@ def task_metric(name: str) -> AnswerMetric:
     predictions of all of them, read from their files.
     """
     if name in BENCHMARKS:
-        benchmark = BENCHMARKS[name]
-        kind: Any = getattr(metrics, benchmark.metric)
-        return kind(**benchmark.metric_options, sync_on_compute=False)
+        return find_metric(BENCHMARKS[name].metric, BENCHMARKS[name].metric_options)
     if name.startswith(VISUAL_COT):
-        return ANLS(lengths="normalised", sync_on_compute=False)
-    return ExactMatch(sync_on_compute=False)
+        return find_metric("ANLS", {"lengths": "normalised"})
+    return find_metric("ExactMatch")

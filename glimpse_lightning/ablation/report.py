@@ -94,16 +94,16 @@ def glance(rows: Sequence[Row]) -> list[str]:
     header = ["methods", *(f"{axis} {value}" for value in values), "at its own share"]
     lines = [_line(header), _line(["---"] * len(header))]
     for method in dict.fromkeys(row.method for row in rows):
-        of_method = {row.cell.labels.get(axis): row.accuracy() for row in rows if row.method == method}
-        columns = ["-" if (found := of_method.get(value)) is None else f"{100 * found.value:.1f}" for value in values]
-        own = [row for row in rows if row.method == method and axis not in row.cell.labels]
-        columns.append(
-            ", ".join(
-                f"{100 * a.value:.1f} at {_percent(r.figure('kv_retention'))}" for r in own if (a := r.accuracy())
-            )
-            or "-"
-        )
-        lines.append(_line([method, *columns]))
+        columns, own = dict.fromkeys(values, "-"), []
+        for row in rows:
+            accuracy = row.figure("accuracy")
+            if row.method != method or accuracy is None:
+                continue
+            if axis in row.cell.labels:
+                columns[row.cell.labels[axis]] = f"{100 * accuracy:.1f}"
+            else:
+                own.append(f"{100 * accuracy:.1f} at {_percent(row.figure('kv_retention'))}")
+        lines.append(_line([method, *columns.values(), ", ".join(own) or "-"]))
     return [*lines, ""]
 
 

@@ -116,10 +116,8 @@ class StraightforwardVLM(PrunedVLM):
         return stages[0], stages[0].scorer.glimpse
 
     def _prompt(self, batch: Batch) -> Prompt:
-        if batch.prompt is not None:
-            return batch.prompt
         with torch.no_grad():
-            return self.backbone.embed(batch.inputs, self.vision_layers)
+            return self.embed(batch)
 
     def _answers(self, batch: Batch) -> Tensor:
         """``[B, A - 1, D]`` embeddings of all answer tokens but the last."""

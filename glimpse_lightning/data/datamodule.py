@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +14,7 @@ from glimpse_lightning.data.order import EvalOrder, TrainOrder
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.data.workers import end_with_parent
 from glimpse_lightning.errors import BadSampleError, GlimpseError
+from glimpse_lightning.seeds import global_seed
 
 QUESTION = "{question}"
 """Where the question stands in ``VQAData``'s ``prompt``."""
@@ -144,7 +144,7 @@ class VQAData(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.seed = global_seed() if seed is None else seed
         self.group = group
         self.test_size = test_size
         self.fit_test_size = fit_test_size

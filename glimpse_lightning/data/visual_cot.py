@@ -93,7 +93,7 @@ class VisualCoTTrain(Dataset[Sample]):
             rows = read_rows(file)
             chosen = draw(len(rows), part.sampling_strategy, part.sampling_seed)
             named = [(part, f"{number}/{file.stem}:{index}", dict(rows[index])) for index in chosen]
-            kept = [row for row in named if _is_damaged(*row) or self._fits(*row)]
+            kept = [row for row in named if _damage(*row) or self._fits(*row)]
             if len(kept) < len(named):
                 rank_zero_warn(f"{file}: {len(named) - len(kept)} of {len(named)} rows are longer than allowed.")
             self.rows += kept
@@ -106,7 +106,7 @@ class VisualCoTTrain(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         part, name, row = self.rows[index]
         where = f"{part.json_path}, {name}"
-        if problem := _is_damaged(part, name, row):
+        if problem := _damage(part, name, row):
             raise BadSampleError(f"{where}: {problem}.")
         boxes = part_boxes(part, row, where)
         return Sample(
@@ -135,7 +135,7 @@ class VisualCoTTrain(Dataset[Sample]):
         return all(limit is None or lengths[key] + text <= limit for key, limit in limits.items())
 
 
-def _is_damaged(part: Part, name: str, row: dict[str, Any]) -> str:
+def _damage(part: Part, name: str, row: dict[str, Any]) -> str:
     """What is wrong with a row's keys; nothing where they are as they should be."""
     if row.get("answer") is None:
         return "expected an `answer`, but got none"

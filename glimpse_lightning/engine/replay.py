@@ -56,12 +56,7 @@ def replay(
             behind a prompt that was pruned before layer 0, so that no layer ever saw the dropped tokens. That is not
             the forward that sampled them.
     """
-    prompt = batch.prompt
-    if prompt is None:
-        # The vision tower is frozen, so it keeps no graph; the embedding of text may be trained.
-        embeds = model.backbone.model.get_input_embeddings().weight
-        with torch.set_grad_enabled(torch.is_grad_enabled() and embeds.requires_grad):
-            prompt = model.backbone.embed(batch.inputs, model.vision_layers, batch.seen)
+    prompt = model.embed(batch)
     questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
     out = run_prefill(model.backbone, model.pruner, prompt, batch.key, questions, boxes, select=select)
     cache = _prefix_from_embeddings(model.backbone, prompt, out.kept()) if from_embeddings else out.cache

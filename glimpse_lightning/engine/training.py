@@ -152,10 +152,8 @@ def _questions(batch: Batch) -> list[str]:
 
 
 def _start(model: PrunedVLM, batch: Batch) -> tuple[Trunk, list[StageRun]]:
-    prompt = batch.prompt
-    if prompt is None:
-        with torch.no_grad():
-            prompt = model.backbone.embed(batch.inputs, model.vision_layers)
+    with torch.no_grad():
+        prompt = model.embed(batch)
     trunk = Trunk.start(model.backbone, prompt)
     trunk.shared = SharedPrefix.of(model.backbone, prompt)
     return trunk, new_stage_runs(model.pruner, trunk)

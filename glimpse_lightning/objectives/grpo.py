@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.adapters import LoRA
-from glimpse_lightning.engine.checkpointing import caches_kept
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.objectives.base import StepResult
 from glimpse_lightning.objectives.keep_choice import repeat
@@ -154,11 +153,9 @@ class GRPO(AnswerObjective):
     @torch.no_grad()
     def _seen(self, model: PrunedVLM, batch: Batch) -> Batch:
         """The batch with all that stays the same for rollouts, reference and loss: nothing of it is trained."""
-        backbone, layers = model.backbone, model.vision_layers
-        with caches_kept(model.model):
-            if any(parameter.requires_grad for parameter in backbone.decoder.parameters()):
-                return replace(batch, seen=backbone.visuals(batch.inputs, layers))
-            return replace(batch, prompt=backbone.embed(batch.inputs, layers))
+        if model.trains_embeddings:
+            return replace(batch, seen=model.backbone.visuals(batch.inputs, model.vision_layers))
+        return replace(batch, prompt=model.embed(batch))
 
     # -- rollouts -----------------------------------------------------------------------------------------------
 

@@ -90,12 +90,9 @@ def sample_answers(
     oracle = torch.zeros_like(batch.key, dtype=torch.bool) if oracle is None else oracle
     questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
     inputs: dict[str, Any] = batch.inputs
-    prompt = batch.prompt
-    if prompt is None:
-        prompt = model.backbone.embed(inputs, model.vision_layers, batch.seen)
     out = model.prefill(
-        prompt=prompt, keys=batch.key, questions=questions, boxes=boxes, select=choose(choice, draw, oracle),
-        **inputs,
+        prompt=model.embed(batch), keys=batch.key, questions=questions, boxes=boxes,
+        select=choose(choice, draw, oracle), **inputs,
     )  # fmt: skip
     own = model.generation_config
     config = GenerationConfig(
