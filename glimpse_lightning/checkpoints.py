@@ -199,7 +199,10 @@ def _local_folder(path_or_hub_id: str | Path) -> Path:
         return folder
     name = str(path_or_hub_id)
     if isinstance(path_or_hub_id, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists():
-        raise GlimpseError(f"Expected a pruner's folder or a Hugging Face id `owner/name`, but {name} is no folder.")
+        raise GlimpseError(
+            f"Expected a pruner's folder or a Hugging Face id `owner/name`, but {name} is no folder. A `fit` leaves "
+            "one, `pruner/`, in the folder of its run."
+        )
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, upstream.WEIGHTS]))
     except Exception as error:  # hub clients raise a dozen unrelated types: unknown id, no access, no network, ...
