@@ -13,6 +13,8 @@ from glimpse_lightning.ranks import mean_over_ranks
 from glimpse_lightning.segments import Padding
 
 EPS = 1e-6
+Turn = tuple[Tensor, Tensor]
+"""Cosine and sine ``[V, 1, E]`` of the angles by which all heads are rotated."""
 
 
 def rotary_2d(row_V: Tensor, column_V: Tensor, dim: int, theta: float = 1e4) -> Tensor:
@@ -26,9 +28,9 @@ def rotary_2d(row_V: Tensor, column_V: Tensor, dim: int, theta: float = 1e4) -> 
     return torch.cat([angle, angle], dim=-1)
 
 
-def rotate(x_VHE: Tensor, angle_VE: Tensor) -> Tensor:
+def rotate(x_VHE: Tensor, turn: Turn) -> Tensor:
     """Rotary embedding of ``[V, heads, E]``, in fp32, returned in the dtype of ``x_VHE``."""
-    x, cos, sin = x_VHE.float(), angle_VE.cos()[:, None], angle_VE.sin()[:, None]
+    x, (cos, sin) = x_VHE.float(), turn
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x_VHE.dtype)
 
@@ -81,12 +83,12 @@ class ConditionedAttention(nn.Module):
         self.o_proj = nn.Linear(dim, dim, bias=False)
 
     def forward(
-        self, u_VD: Tensor, condition_VC: Tensor, angle_VE: Tensor, padding: Padding, log_gates_V: Tensor | None = None
+        self, u_VD: Tensor, condition_VC: Tensor, turn: Turn, padding: Padding, log_gates_V: Tensor | None = None
     ) -> Tensor:
         """``[V, dim]``; tokens attend to those of their own group only, ``log_gates_V`` added to the logits of each."""
         both = torch.cat([u_VD, condition_VC], dim=-1)
-        q = rotate(self.q_proj(both).unflatten(-1, (self.heads, -1)), angle_VE)
-        k = rotate(self.k_proj(both).unflatten(-1, (self.heads, -1)), angle_VE)
+        q = rotate(self.q_proj(both).unflatten(-1, (self.heads, -1)), turn)
+        k = rotate(self.k_proj(both).unflatten(-1, (self.heads, -1)), turn)
         v = self.v_proj(u_VD).unflatten(-1, (self.heads, -1))
         mask = None if padding.mask is None else padding.mask[:, None, None, :]
         scale = q.shape[-1] ** -0.5
@@ -125,9 +127,9 @@ class VIPLayer(nn.Module):
         self.mlp = GatedMLP(dim, activation)
 
     def forward(
-        self, x_VD: Tensor, condition_VC: Tensor, angle_VE: Tensor, padding: Padding, log_gates_V: Tensor | None = None
+        self, x_VD: Tensor, condition_VC: Tensor, turn: Turn, padding: Padding, log_gates_V: Tensor | None = None
     ) -> Tensor:
-        x_VD = x_VD + self.attn(self.norm1(x_VD), condition_VC, angle_VE, padding, log_gates_V)
+        x_VD = x_VD + self.attn(self.norm1(x_VD), condition_VC, turn, padding, log_gates_V)
         return x_VD + self.mlp(self.norm2(x_VD))
 
 
@@ -198,10 +200,10 @@ class VIPNetwork(nn.Module):
         x = self.attn_in_proj(features_VF)
         if not self.layers:
             return [self.head(x).squeeze(-1)]
-        rows = []
+        rows, turn = [], (angle_VE.cos()[:, None], angle_VE.sin()[:, None])
         parts = zip(self.cond_in_projs, self.layers, self.attn_out_projs, conditions, strict=True)
         for project, layer, head, condition in parts:
-            x = layer(x, project(condition), angle_VE, padding, log_gates_V)
+            x = layer(x, project(condition), turn, padding, log_gates_V)
             if isinstance(head, nn.Linear):
                 rows.append(head(x).squeeze(-1))
         return rows

@@ -197,7 +197,8 @@ def test_attention_never_holds_the_map_of_all_pairs() -> None:
 
     def peak(tokens: int) -> int:
         one_image = Padding(torch.zeros(tokens, dtype=torch.long))
-        inputs = torch.zeros(tokens, 32), torch.zeros(tokens, 32), torch.zeros(tokens, 32)
+        turn = torch.ones(tokens, 1, 32), torch.zeros(tokens, 1, 32)
+        inputs = torch.zeros(tokens, 32), torch.zeros(tokens, 32), turn
         return peak_bytes(lambda: attention(*inputs, one_image), torch.device("cpu"))
 
     assert peak(1600) < 2.2 * peak(800)
