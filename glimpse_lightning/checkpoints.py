@@ -117,6 +117,11 @@ def load_pruner(path_or_hub_id: str | Path) -> Pruner:
         ) from error
     pruner = Pruner(stages)
     pruner.origin, pruner.origin_dtype = config.get("origin"), config.get("origin_dtype")
+    if pruner.origin_dtype is not None and not isinstance(getattr(torch, str(pruner.origin_dtype), None), torch.dtype):
+        raise GlimpseError(
+            f"Expected `origin_dtype` in {folder / CONFIG} to name a data type of torch, such as bfloat16, but got "
+            f"{pruner.origin_dtype!r}. Restore the file, or set it to the one that the reference's weights had."
+        )
     with torch.random.fork_rng(devices=[]):  # first values are drawn only to be replaced
         pruner.build(facts)
     try:

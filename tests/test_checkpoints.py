@@ -134,6 +134,8 @@ def spoil(folder: Path, how: str) -> None:
         case "other weights":
             content["stages"][1]["scorer"]["init_args"]["attention_dim"] = 64
             config.write_text(json.dumps(content))
+        case "unknown data type":
+            config.write_text(json.dumps(content | {"origin_dtype": "bfloat17"}))
         case "unknown argument":
             content["stages"][0]["policy"]["init_args"]["counts"] = 3
             config.write_text(json.dumps(content))
@@ -150,6 +152,7 @@ def spoil(folder: Path, how: str) -> None:
         ("unknown class", "nowhere.Policy, which cannot be imported"),
         ("wrong class", "to be a Policy, but it is not"),
         ("other weights", "does not hold the weights"),
+        ("unknown data type", "name a data type of torch.*'bfloat17'"),
         ("unknown argument", "does not describe a pruner.*counts"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +52,19 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
         self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
+        self._settled = False  # what `measured` says, on the host: asking the buffer would wait for the device
 
     def forward(self, x_VF: Tensor) -> Tensor:
         x_VF = x_VF.float()
-        if self.training and not self.measured:
-            self._measure(x_VF.detach())
+        if self.training and not self._settled:
+            if not self.measured:
+                self._measure(x_VF.detach())
+            self._settled = bool(self.measured)
         return (x_VF - self.mean) * self.scale
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._settled = False
 
     def _measure(self, x_VF: Tensor) -> None:
         x = x_VF.double()
