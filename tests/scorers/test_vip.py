@@ -230,3 +230,5 @@ def test_inputs_are_standardised_as_the_first_batch_was() -> None:
     torch.testing.assert_close(other.train().scales["vision"](vision[:5]), again)
     fresh = vip(standardise=True, vision_layers=[3, 1]).eval()
     assert torch.equal(fresh.scales["vision"](vision), vision)  # nothing was measured, and evaluation measures nothing
+    scorer.load_state_dict(fresh.state_dict())
+    torch.testing.assert_close(scorer.scales["vision"](vision), scaled)  # nor had what it now holds: it measures anew
