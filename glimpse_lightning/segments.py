@@ -113,14 +113,10 @@ class Padding:
             self.mask = torch.arange(self.longest, device=label.device) < count[:, None]
 
     def pad(self, packed: Tensor) -> Tensor:
-        """``[V, ...]`` to ``[groups, longest, ...]``, zeros in the gaps; of one group, a view."""
-        if self.groups == 1:
-            return packed[None]
+        """``[V, ...]`` to ``[groups, longest, ...]``, zeros in the gaps."""
         flat = packed.new_zeros(self.groups * self.longest, *packed.shape[1:])
         return flat.index_copy(0, self.slot, packed).unflatten(0, (self.groups, self.longest))
 
     def unpad(self, padded: Tensor) -> Tensor:
         """``[groups, longest, ...]`` to ``[V, ...]``, in the order of the packed tokens."""
-        if self.groups == 1:
-            return padded[0]
         return padded.flatten(0, 1)[self.slot]
