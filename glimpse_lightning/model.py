@@ -18,6 +18,7 @@ from glimpse_lightning.engine.checkpointing import keeps_caches
 from glimpse_lightning.engine.compaction import fill_cache
 from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
 from glimpse_lightning.engine.replay import ReplayOutput, replay
+from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.training import DistillOutput, StageOutput, distill, glimpse_forward
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.pruner import Pruner, PruneStage
@@ -125,6 +126,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         boxes: Sequence[Any] = (),
         reference_masks: Sequence[Tensor] | None = None,
         select: Select | None = None,
+        shared: SharedPrefix | None = None,
         **inputs: Any,
     ) -> PrefillOutput:
         """Run a batch of prompts, pruning on the way.
@@ -139,6 +141,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 boolean or a probability for each visual token, as one tensor of any shape per image, in the order of
                 the prompts.
             select: decides what is kept in place of the stages' policies: called with stage, scores ``[V]`` and tokens.
+            shared: how prompts that begin alike run their common prefix once, from ``SharedPrefix.of``.
             **inputs: what the processor made: ``input_ids [B, N]``, ``attention_mask``, ``pixel_values``, ... Padding
                 on either side.
         """
@@ -147,7 +150,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
             prompt = self.backbone.embed(inputs, self.vision_layers)
         state = {} if reference_masks is None else {REFERENCE_MASKS: reference_masks}
         keys = self._keys(keys, inputs)
-        out = run_prefill(self.backbone, self.pruner, prompt, keys, questions, boxes, state, select)
+        out = run_prefill(self.backbone, self.pruner, prompt, keys, questions, boxes, state, select, shared)
         if "input_ids" in inputs:
             ids, plan = inputs["input_ids"], prompt.left_padding
             out.prompt_ids = ids if plan is None else plan.columns(ids, self._pad_id)

@@ -333,7 +333,8 @@ class PruningModule(LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        assert self.vlm is not None
+        trained = {name: parameter for name, parameter in self.vlm.named_parameters() if parameter.requires_grad}
         return adamw(trained, self.optimizer_options, self._total_steps)
 
     # -- evaluation ---------------------------------------------------------------------------------------------

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+
+from glimpse_lightning.errors import GlimpseError
 
 
 @dataclass
@@ -19,6 +22,8 @@ class OptimizerOptions:
 
     Args:
         lr: peak learning rate.
+        lr_of: other peak rates for parts, by glob pattern (``fnmatch``) over parameter names, such as
+            ``{"pruner.*": 1.0e-3}``; where several fit, the first one counts.
         weight_decay: on matrices; vectors (biases, norms) are spared.
         warmup: share of the training over which the rate rises from 0.
         final: share of the peak rate that is left at the end.
@@ -26,21 +31,40 @@ class OptimizerOptions:
     """
 
     lr: float = 1e-3
+    lr_of: dict[str, float] = field(default_factory=dict)
     weight_decay: float = 0.01
     warmup: float = 0.05
     final: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
 
 
-def adamw(trained: Sequence[nn.Parameter], options: OptimizerOptions, total: int) -> OptimizerLRScheduler:
-    """The optimizer of the parameters ``trained`` and its schedule over ``total`` steps, as Lightning wants them."""
+def adamw(trained: Mapping[str, nn.Parameter], options: OptimizerOptions, total: int) -> OptimizerLRScheduler:
+    """The optimizer of the parameters ``trained``, by name, and its schedule over ``total`` steps, as Lightning wants
+    them.
+
+    Raises:
+        GlimpseError: where a pattern of ``lr_of`` fits no trained parameter.
+    """
+    for pattern in options.lr_of:
+        if not any(fnmatch(name, pattern) for name in trained):
+            raise GlimpseError(
+                f"`optimizer.lr_of` has {pattern!r}, which fits none of the {len(trained)} parameters that are "
+                f"trained; the first of them is {next(iter(trained), None)!r}."
+            )
+    rates = {name: _peak(name, options) for name in trained}
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+        {"params": [p for name, p in trained.items() if rates[name] == lr and (p.ndim > 1) == decays], "lr": lr,
+         "weight_decay": options.weight_decay if decays else 0.0}
+        for lr in dict.fromkeys([options.lr, *rates.values()])
+        for decays in (True, False)
+    ]  # fmt: skip
     optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas)
     schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step / total, options))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _peak(name: str, options: OptimizerOptions) -> float:
+    return next((lr for pattern, lr in options.lr_of.items() if fnmatch(name, pattern)), options.lr)
 
 
 def name_parameters(state: dict[str, Any], names: list[str]) -> None:

@@ -6,10 +6,13 @@ waits for the device, except :class:`Padding`, which has to know the length of t
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from glimpse_lightning.visual_tokens import VisualTokens
+if TYPE_CHECKING:
+    from glimpse_lightning.visual_tokens import VisualTokens
 
 
 def segment_sum(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
@@ -33,6 +36,17 @@ def segment_max(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
     """Largest of ``values [V]`` per group, without gradient; 0 where a group is empty or holds only infinities."""
     top = values.new_full((num_groups,), -torch.inf).scatter_reduce(0, group, values.detach(), "amax")
     return torch.where(top.isinf(), 0.0, top)
+
+
+def repeated_segments(sizes: Tensor, copies: int) -> Tensor:
+    """Indices ``[copies * V]`` that give each of the segments of ``sizes``, contiguous and ``V`` long together,
+    ``copies`` times in a row.
+    """
+    starts = sizes.cumsum(0) - sizes
+    lengths = sizes.repeat_interleave(copies)
+    shift = starts.repeat_interleave(copies) - (lengths.cumsum(0) - lengths)
+    total = torch.arange(int(lengths.sum()), device=sizes.device)
+    return total + shift.repeat_interleave(lengths, output_size=len(total))
 
 
 def rank_in_group(values: Tensor, group: Tensor, num_groups: int) -> Tensor:

@@ -16,6 +16,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from glimpse_lightning.segments import repeated_segments
+
 LOG_GATES = "log_gates"
 """Where ``VisualTokens.state`` holds, in training, the log of the soft keep gates ``[V]`` of the stages before."""
 
@@ -112,6 +114,15 @@ class Views:
     def to(self, device: torch.device) -> Views:
         """The same on another device."""
         return Views(self.image.to(device), self.region.to(device))
+
+    def repeated(self, items: Tensor, copies: int) -> Views:
+        """Those of samples that have ``items [B]`` items each, every sample ``copies`` times in a row."""
+        index = repeated_segments(items, copies)
+        image, lengths = self.image[index], items.repeat_interleave(copies)
+        new = torch.ones_like(image, dtype=torch.bool)
+        new[1:] = image[1:] != image[:-1]
+        new[(lengths.cumsum(0) - lengths)[lengths > 0]] = True  # a copy's images are images of their own
+        return Views(new.cumsum(0) - 1, self.region[index])
 
 
 @dataclass(frozen=True)

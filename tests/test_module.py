@@ -13,7 +13,7 @@ from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.module import OptimizerOptions, PruningModule
 from glimpse_lightning.objectives import KL
-from glimpse_lightning.optimization import learning_rate_factor
+from glimpse_lightning.optimization import adamw, learning_rate_factor
 from glimpse_lightning.policies import KeepRatio, Threshold
 from glimpse_lightning.pruner import PruneStage
 from glimpse_lightning.scorers import VIP, Random
@@ -130,6 +130,17 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
     assert factors[1:] == sorted(factors[1:], reverse=True)
     assert factors[10] == pytest.approx(0.2)
     assert learning_rate_factor(0, OptimizerOptions(warmup=0)) == 1.0
+
+
+def test_parts_may_have_their_own_learning_rates() -> None:
+    trained = {name: torch.nn.Parameter(torch.zeros(2, *shape)) for name, shape in
+               {"pruner.w": (3,), "pruner.b": (), "model.w": (3,), "model.head.w": (3,)}.items()}  # fmt: skip
+    options = OptimizerOptions(lr=1e-4, lr_of={"pruner.*": 1e-3, "*.head.*": 1e-5}, warmup=0, weight_decay=0.1)
+    optimizer = adamw(trained, options, 10)["optimizer"]
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    assert [found[id(p)] for p in trained.values()] == [(1e-3, 0.1), (1e-3, 0.0), (1e-4, 0.1), (1e-5, 0.1)]
+    with pytest.raises(GlimpseError, match=r"'prunner\.\*', which fits none of the 4"):
+        adamw(trained, OptimizerOptions(lr_of={"prunner.*": 1e-3}), 10)
 
 
 def test_evaluation_compares_with_the_full_model_and_baselines(tmp_path: Path) -> None:

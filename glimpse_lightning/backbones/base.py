@@ -22,7 +22,9 @@ from glimpse_lightning.engine.decoding import step_by_layers
 from glimpse_lightning.engine.prompt_cache import PromptCache
 from glimpse_lightning.engine.recompute import recomputed
 from glimpse_lightning.engine.taps import AttentionTap
+from glimpse_lightning.engine.trunk import TokenLayout
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.segments import repeated_segments, segment_count
 from glimpse_lightning.sharding import gather_for_backward
 from glimpse_lightning.visual_tokens import ModelFacts, Views, VisionTap
 
@@ -76,6 +78,27 @@ class Prompt:
         """Memory that it takes."""
         features = (self.embeds, *self.vision.values(), *self.layer_features.values())
         return sum(tensor.nbytes for tensor in features)  # beside these the rest is nothing
+
+    def repeated(self, copies: int) -> Prompt:
+        """Each sample ``copies`` times in a row."""
+        if copies == 1:
+            return self
+        layout = TokenLayout.of(self.visual, self.grid)
+        packed = repeated_segments(self.visual.sum(1), copies)
+        items = segment_count(layout.item_sample, len(self.visual))
+        plan, batch_axis = self.left_padding, self.position_ids.ndim - 2
+        embeds, mask, visual = (x.repeat_interleave(copies, 0) for x in (self.embeds, self.mask, self.visual))
+        return Prompt(
+            embeds=embeds,
+            mask=mask,
+            position_ids=self.position_ids.repeat_interleave(copies, batch_axis),
+            visual=visual,
+            grid=self.grid[repeated_segments(items, copies)],
+            vision={tap: value[packed] for tap, value in self.vision.items()},
+            left_padding=None if plan is None else plan.repeated(copies),
+            layer_features={layer: value[packed] for layer, value in self.layer_features.items()},
+            views=None if self.views is None else self.views.repeated(items, copies),
+        )
 
     def moved_left(self, plan: Compaction) -> Prompt:
         """The same prompt with its padding moved to the left by ``plan``."""

@@ -24,6 +24,7 @@ class Batch:
         samples: where the tensors come from.
         prompt: ``inputs`` as the backbone embedded them, where several models share that; then ``inputs`` may be empty.
         seen: what the frozen vision tower made of ``inputs``, for embedding them again while the language model trains.
+        shared: how the prompts' (or their copies') common prefixes are run only once: a ``SharedPrefix``, if any.
     """
 
     inputs: dict[str, Tensor]
@@ -34,3 +35,4 @@ class Batch:
     samples: list[Sample]
     prompt: Any = None
     seen: Any = None
+    shared: Any = None

@@ -31,6 +31,10 @@ class Compaction:
         mask = torch.arange(width, device=keep.device) >= (width - counts)[:, None]
         return cls(index, mask)
 
+    def repeated(self, copies: int) -> Compaction:
+        """Each row's plan ``copies`` times in a row."""
+        return Compaction(self.index.repeat_interleave(copies, 0), self.mask.repeat_interleave(copies, 0))
+
     def columns(self, values: Tensor, padding: int | float | None = None) -> Tensor:
         """Kept columns ``[..., B, M]`` of ``values [..., B, N]``, with ``padding`` where the mask is false."""
         out = values.gather(-1, self.index.expand(*values.shape[:-1], -1))

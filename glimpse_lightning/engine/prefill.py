@@ -14,6 +14,7 @@ from torch import Tensor
 
 from glimpse_lightning.engine.glimpse_run import GlimpseRun
 from glimpse_lightning.engine.prompt_cache import PromptCache, fork_cache
+from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import TokenLayout, Trunk
@@ -82,14 +83,14 @@ class PrefillOutput:
         )
 
 
-def new_stage_runs(pruner: Pruner | None, trunk: Trunk) -> list[StageRun]:
+def new_stage_runs(pruner: Pruner | None, trunk: Trunk, scored: bool = True) -> list[StageRun]:
     """One run per stage; none where there is no visual token to prune."""
     if pruner is None or len(trunk.alive) == 0:
         return []
     runs: list[StageRun] = []
     glimpse: GlimpseRun | None = None
     for stage in pruner.stages:
-        runs.append(StageRun(stage, trunk, glimpse))
+        runs.append(StageRun(stage, trunk, glimpse, scored))
         glimpse = runs[-1].glimpse or glimpse
     return runs
 
@@ -130,15 +131,21 @@ def run_prefill(
     boxes: Sequence[Any] = (),
     state: dict[str, Any] | None = None,
     select: Select | None = None,
+    shared: SharedPrefix | None = None,
+    scored: bool = True,
 ) -> PrefillOutput:
     """Run the prompt through the decoder; each stage drops its tokens from hidden states and all caches so far.
 
     Args:
         state: what the first stage finds in ``VisualTokens.state``.
         select: what decides in place of the stages' policies.
+        shared: how the samples' common prefixes are run only once, up to the first stage.
+        scored: false where ``select`` and the stages' reducers look at no score: then nothing is scored, and scores are
+            zeros.
     """
     trunk = Trunk.start(backbone, prompt)
-    waiting = new_stage_runs(pruner, trunk)
+    trunk.shared = shared
+    waiting = new_stage_runs(pruner, trunk, scored)
     scores, keep, state = [], [], dict(state or {})
     num_layers = len(backbone.layers)
     for layer in range(-1, num_layers):
@@ -167,7 +174,7 @@ def run_prefill(
 
 
 def _prune(run: StageRun, trunk: Trunk, tokens: VisualTokens, select: Select | None) -> tuple[Tensor, Tensor]:
-    scores = run.scorer(tokens)
+    scores = run.scorer(tokens) if run.scored else trunk.hidden.new_zeros(len(trunk.alive))
     keep = run.stage.policy.select(scores, tokens) if select is None else select(run.stage, scores, tokens)
     total = len(trunk.layout.item)
     all_scores = scores.new_full((total,), -torch.inf).index_copy(0, trunk.alive, scores)

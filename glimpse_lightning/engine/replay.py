@@ -15,6 +15,7 @@ from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
 from glimpse_lightning.engine.prompt_cache import PromptCache, fork_cache
 from glimpse_lightning.engine.streams import SideStream
 from glimpse_lightning.engine.trunk import Trunk
+from glimpse_lightning.reducers.drop import Drop
 
 if TYPE_CHECKING:
     from glimpse_lightning.backbones.base import Backbone, Prompt
@@ -41,6 +42,8 @@ def replay(
     ids: Tensor,
     mask: Tensor,
     select: Select | None = None,
+    scored: bool = True,
+    copies: int = 1,
     from_embeddings: bool = False,
 ) -> ReplayOutput:
     """Predictions of the answers' tokens, as ``generate`` makes them on the compacted cache.
@@ -52,13 +55,21 @@ def replay(
         ids: ``[R, T]`` tokens of the answers.
         mask: ``[R, T]`` false at padding (on the right).
         select: what decides what is kept in place of the stages' policies.
+        scored: false where ``select`` looks at no score: unless a reducer does, nothing is scored.
+        copies: prefills of each prompt; the answers of the first one's come first.
         from_embeddings: tokens from the second on are predicted as GlimpsePrune's stage 2 does it (arXiv 2508.01548):
             behind a prompt that was pruned before layer 0, so that no layer ever saw the dropped tokens. That is not
             the forward that sampled them.
     """
-    prompt = model.embed(batch)
-    questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
-    out = run_prefill(model.backbone, model.pruner, prompt, batch.key, questions, boxes, select=select)
+    prompt = model.embed(batch).repeated(copies)
+    samples = [sample for sample in batch.samples for _ in range(copies)]
+    questions, boxes = [sample.question for sample in samples], [sample.boxes for sample in samples]
+    stages = [] if model.pruner is None else model.pruner.stages
+    scored = scored or any(not isinstance(stage.reducer, Drop) for stage in stages)
+    out = run_prefill(
+        model.backbone, model.pruner, prompt, batch.key.repeat_interleave(copies), questions, boxes, select=select,
+        shared=batch.shared, scored=scored,
+    )  # fmt: skip
     cache = _prefix_from_embeddings(model.backbone, prompt, out.kept()) if from_embeddings else out.cache
     return ReplayOutput(_answer_logits(model.backbone, out, cache, ids, mask), out)
 

@@ -60,13 +60,16 @@ class SharedPrefix:
     _masks: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, backbone: Backbone, prompt: Prompt) -> SharedPrefix | None:
+    def of(cls, backbone: Backbone, prompt: Prompt, copies: int = 1) -> SharedPrefix | None:
         """How to take the batch apart; ``None`` where it shares too little to be worth it.
 
         Samples share a prefix where all that enters the decoder is equal, in value and in position: nothing is taken on
         trust. Waits for the device.
+
+        Args:
+            copies: how often each sample will stand in the batch, as by ``prompt.repeated(copies)``.
         """
-        batch, width = prompt.mask.shape
+        batch, width = len(prompt.mask) * copies, prompt.mask.shape[1]
         if batch == 1 or backbone.bidirectional_images:  # there a token of an image sees what follows it
             return None
         pad = (~prompt.mask).sum(1)
@@ -80,7 +83,9 @@ class SharedPrefix:
         device = pad.device
         columns = (pad[rows, None] + torch.arange(longest, device=device)).clamp(max=width - 1)
         places = (torch.arange(width - behind, device=device) - pad[:, None]).clamp(min=0)
-        return cls(rows, columns, group, places, prompt.mask, prompt.position_ids)
+        group, places, mask = (x.repeat_interleave(copies, 0) for x in (group, places, prompt.mask))
+        positions = prompt.position_ids.repeat_interleave(copies, prompt.position_ids.ndim - 2)
+        return cls(rows * copies, columns, group, places, mask, positions)
 
     @property
     def length(self) -> int:

@@ -16,7 +16,7 @@ from glimpse_lightning.engine.streams import SideStream
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.scorers.base import AttentionProbe
+from glimpse_lightning.scorers.base import AttentionProbe, Requires
 from glimpse_lightning.visual_tokens import VisualTokens
 
 if TYPE_CHECKING:
@@ -30,12 +30,14 @@ class StageRun:
         stage: whose.
         trunk: before layer 0.
         glimpse: of the stages before, for a scorer that shares it.
+        scored: false where it is known already what is kept: nothing that the scorer requires is computed.
     """
 
-    def __init__(self, stage: PruneStage, trunk: Trunk, glimpse: GlimpseRun | None = None) -> None:
+    def __init__(self, stage: PruneStage, trunk: Trunk, glimpse: GlimpseRun | None = None, scored: bool = True) -> None:
         self.stage = stage
         self.scorer = stage.scorer
-        self.requires = stage.requires
+        self.scored = scored
+        self.requires = stage.requires if scored else Requires()
         self.captured: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         queries = {probe.query for probe in self.requires.probes.values()}
         if stage.after_layer < 0 and self.requires.probes:

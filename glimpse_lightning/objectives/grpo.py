@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -125,7 +124,7 @@ class GRPO(AnswerObjective):
         self.oracle_share = oracle_share
         self.old = old
         self.forward = forward
-        self._rollouts: dict[str, tuple[int, list[Rollout]]] = {}
+        self._rollouts: dict[str, tuple[int, Rollout]] = {}
 
     def remember(self, model: PrunedVLM) -> None:
         if self.kl_weight > 0:
@@ -133,69 +132,50 @@ class GRPO(AnswerObjective):
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
         """One step; logs rewards, advantages, ``kl``, ``entropy``, ``clipped``, ``ratio``, lengths and retention."""
-        batch = self._seen(model, batch)
+        batch = self.seen(model, batch, self.prefills)
         name = ",".join(map(str, batch.key.tolist()))
-        visits, rollouts = self._rollouts.pop(name, (0, []))
+        visits, rollout = self._rollouts.pop(name, (0, None))
         logs: Logs = {}
-        if not rollouts:
-            rollouts, logs = self.roll_out(model, batch)
-            # Weights that autocast has cast for the rollouts have no graph, and it would use them again.
+        if rollout is None:
+            rollout, logs = self.roll_out(model, batch)
+            # Weights that autocast has cast for the rollout have no graph, and it would use them again.
             torch.clear_autocast_cache()
-        rollouts = [rollout.to(batch.key.device) for rollout in rollouts]
-        losses = [self.rollout_loss(model, batch, rollout) for rollout in rollouts]
-        loss = torch.stack([part for part, _ in losses]).mean()
-        for key in losses[0][1]:
-            logs[key] = torch.stack([found[key] for _, found in losses]).mean()
+        rollout = rollout.to(batch.key.device)
+        loss, found = self.rollout_loss(model, batch, rollout)
         if visits + 1 < self.repeats:
-            self._rollouts[name] = (visits + 1, rollouts)
-        return StepResult(loss, logs)
-
-    @torch.no_grad()
-    def _seen(self, model: PrunedVLM, batch: Batch) -> Batch:
-        """The batch with all that stays the same for rollouts, reference and loss: nothing of it is trained."""
-        if model.trains_embeddings:
-            return replace(batch, seen=model.backbone.visuals(batch.inputs, model.vision_layers))
-        return replace(batch, prompt=model.embed(batch))
+            self._rollouts[name] = (visits + 1, rollout)
+        return StepResult(loss, logs | found)
 
     # -- rollouts -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def roll_out(self, model: PrunedVLM, batch: Batch) -> tuple[list[Rollout], Logs]:
+    def roll_out(self, model: PrunedVLM, batch: Batch) -> tuple[Rollout, Logs]:
         """Sample answers to each prompt and weigh them against each other."""
-        oracle = self._oracle_prompts(batch)
-        rollouts = [
-            sample_answers(
-                model, batch, self.group_size // self.prefills, self.max_new_tokens, self.temperature,
-                draw=self.trains_pruner, oracle=oracle,
-            )
-            for _ in range(self.prefills)
-        ]  # fmt: skip
-        facts = [reward_facts(model, batch, rollout) for rollout in rollouts]
-        rewarded = self.reward([fact for some in facts for fact in some])
-        prompts, device = len(batch.samples), batch.key.device
-        # [prefills * B * g] as they were sampled -> [B, prefills * g], a group a row, and back.
-        totals = torch.tensor(rewarded.total, device=device).view(self.prefills, prompts, -1)
-        rewards = totals.transpose(0, 1).flatten(1)
+        rollout = sample_answers(
+            model, batch, self.group_size // self.prefills, self.max_new_tokens, self.temperature,
+            self.prefills, draw=self.trains_pruner, oracle=self._oracle_prompts(batch),
+        )  # fmt: skip
+        facts = reward_facts(model, batch, rollout)
+        rewarded = self.reward(facts)
+        rewards = torch.tensor(rewarded.total, device=batch.key.device).view(len(batch.samples), -1)
         valid = ~rewards.isnan()
         advantages = group_advantages(rewards, valid, self.variant)
-        shares = advantages.view(prompts, self.prefills, -1).unbind(1)
-        for rollout, share in zip(rollouts, shares, strict=True):
-            rollout.advantages = share.flatten()
-            if self.kl_weight > 0 and self.trains_language_model:
-                rollout.reference = self._reference_log_probs(model, batch, rollout)
+        rollout.advantages = advantages.flatten()
+        if self.kl_weight > 0 and self.trains_language_model:
+            rollout.reference = self._reference_log_probs(model, batch, rollout)
         logs = {f"reward/{part}": _mean_known(torch.tensor(values)) for part, values in rewarded.parts.items()}
         logs |= {f"reward/{what}": torch.tensor(count) for what, count in self.reward.counts.items()}
-        lengths = torch.cat([rollout.mask.sum(1) for rollout in rollouts]).float()
+        lengths = rollout.mask.sum(1).float()
         logs |= {
             "reward": _mean_known(rewards),
             "reward_std": torch.where(valid, rewards, 0).std(1).mean(),
             "ties": (advantages == 0).all(1).float().mean(),
             "length": lengths.mean(),
             "length_max": lengths.max(),
-            "finished": torch.tensor([fact.finished for some in facts for fact in some]).float().mean(),
-            "hard_retention": torch.stack([rollout.retention for rollout in rollouts]).mean(),
+            "finished": torch.tensor([fact.finished for fact in facts]).float().mean(),
+            "hard_retention": rollout.retention.mean(),
         }
-        return rollouts, logs
+        return rollout, logs
 
     def _oracle_prompts(self, batch: Batch) -> Tensor:
         """``[B]`` prompts whose visual tokens are chosen by evidence boxes."""
@@ -207,36 +187,42 @@ class GRPO(AnswerObjective):
             )
         return torch.rand(len(batch.samples), device=batch.key.device) < share
 
-    def _log_probs(self, model: PrunedVLM, batch: Batch, rollout: Rollout) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Log-probabilities ``[R, T]`` of a rollout's tokens, their entropy ``[R, T]``, and those of its actions."""
-        actions: list[Tensor] = []
+    def _log_probs(
+        self, model: PrunedVLM, batch: Batch, rollout: Rollout, scored: bool
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Log-probabilities ``[R, T]`` of a rollout's tokens, their entropy ``[R, T]``, and, where the visual tokens
+        are to be ``scored``, those of its actions.
+        """
+        actions: list[Tensor] | None = [] if scored else None
         out = model.replay(
-            batch, rollout.ids, rollout.mask, select=repeat(rollout.choice, actions),
-            from_embeddings=self.forward == "embeddings",
+            batch, rollout.ids, rollout.mask, select=repeat(rollout.choice, actions), scored=scored,
+            copies=self.prefills, from_embeddings=self.forward == "embeddings",
         )  # fmt: skip
         with torch.no_grad():
             logs = (out.logits.float() / self.temperature).log_softmax(-1)
             entropy = -(logs.exp() * logs).sum(-1)
-        return token_log_probs(out.logits, rollout.ids, self.temperature), entropy, actions
+        return token_log_probs(out.logits, rollout.ids, self.temperature), entropy, actions or []
 
     def _reference_log_probs(self, model: PrunedVLM, batch: Batch, rollout: Rollout) -> Tensor:
         """``[R, T]`` under the frozen reference; with ``forward: embeddings`` the first token is the unpruned model's,
         as in GlimpsePrune's stage 2.
         """
         with self.reference(model.backbone):
-            log_probs = self._log_probs(model, batch, rollout)[0]
+            log_probs = self._log_probs(model, batch, rollout, scored=False)[0]
             if self.forward == "embeddings":
                 ids, mask = rollout.ids[:, :1], rollout.mask[:, :1]
-                whole = model.replay(batch, ids, mask, select=lambda stage, scores, _: scores > -torch.inf)
+                whole = model.replay(
+                    batch, ids, mask, select=lambda stage, scores, _: scores > -torch.inf, copies=self.prefills
+                )
                 log_probs[:, :1] = token_log_probs(whole.logits, ids, self.temperature)
         return log_probs
 
     # -- loss ---------------------------------------------------------------------------------------------------
 
     def rollout_loss(self, model: PrunedVLM, batch: Batch, rollout: Rollout) -> tuple[Tensor, Logs]:
-        """Loss of the answers from one prefill, and what is to be logged."""
+        """Loss of the answers, and what is to be logged."""
         assert rollout.advantages is not None
-        log_probs, entropy, actions = self._log_probs(model, batch, rollout)
+        log_probs, entropy, actions = self._log_probs(model, batch, rollout, scored=self.trains_pruner)
         if self.old == "replay" and not rollout.replayed:
             rollout.log_probs, rollout.replayed = log_probs.detach(), True
             rollout.choice.log_probs = [part.detach() for part in actions]
@@ -261,16 +247,17 @@ class GRPO(AnswerObjective):
         return loss, {name: value.detach() for name, value in logs.items()}
 
     def _decision_loss(self, batch: Batch, rollout: Rollout, actions: list[Tensor]) -> Tensor:
-        """Of the keep decisions: mean over a prompt's decisions of each stage, then over prompts."""
+        """Of the keep decisions: mean over a prefill's decisions of each stage, then over prefills."""
         assert rollout.advantages is not None
-        prompts = len(batch.samples)
-        worth = rollout.advantages.view(prompts, -1).mean(1)
-        weight = batch.weight / mean_over_ranks(batch.weight.sum()).clamp(min=1e-9)
+        prefills = len(rollout.retention)
+        worth = rollout.advantages.view(prefills, -1).mean(1)
+        weight = batch.weight.repeat_interleave(self.prefills)
+        weight = weight / mean_over_ranks(weight.sum()).clamp(min=1e-9)
         losses = []
         for log_probs, old, sample in zip(actions, rollout.choice.log_probs, rollout.choice.sample, strict=True):
             mine = sample >= 0
             surrogate = clipped_objective(log_probs[mine], old[mine], worth[sample[mine]], self.clip)
-            losses.append((segment_mean(surrogate, sample[mine], prompts) * weight).sum())
+            losses.append((segment_mean(surrogate, sample[mine], prefills) * weight).sum())
         return torch.stack(losses).sum()
 
     def _mean(self, values: Tensor, rollout: Rollout, weight: Tensor) -> Tensor:
@@ -285,16 +272,10 @@ class GRPO(AnswerObjective):
 
     def state_dict(self) -> dict[str, Any]:
         """Rollouts that are to be used again."""
-        return {
-            name: [visits, [rollout.to_state() for rollout in rollouts]]
-            for name, (visits, rollouts) in self._rollouts.items()
-        }
+        return {name: [visits, rollout.to_state()] for name, (visits, rollout) in self._rollouts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._rollouts = {
-            name: (visits, [Rollout.from_state(rollout) for rollout in rollouts])
-            for name, (visits, rollouts) in state.items()
-        }
+        self._rollouts = {name: (visits, Rollout.from_state(rollout)) for name, (visits, rollout) in state.items()}
 
 
 def _mean_known(values: Tensor) -> Tensor:

@@ -73,13 +73,15 @@ def choose(choice: KeepChoice, draw: bool, oracle: Tensor) -> Select:
     return select
 
 
-def repeat(choice: KeepChoice, log_probs: list[Tensor]) -> Select:
-    """A selection that keeps what ``choice`` kept, and appends its actions' log-probabilities under today's scores."""
+def repeat(choice: KeepChoice, log_probs: list[Tensor] | None = None) -> Select:
+    """A selection that keeps what ``choice`` kept, and appends its actions' log-probabilities under today's scores,
+    where they are wanted.
+    """
     stages = iter(range(len(choice.kept)))
 
     def select(stage: PruneStage, scores: Tensor, tokens: VisualTokens) -> Tensor:
         index = next(stages)
-        if choice.drawn:
+        if choice.drawn and log_probs is not None:
             log_probs.append(bernoulli_log_probs(scores, choice.drawn[index]))
         return choice.kept[index]
 

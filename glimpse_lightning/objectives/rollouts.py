@@ -1,6 +1,7 @@
 """Rollouts: answers sampled behind pruned prompts, and what they are worth.
 
-Suffixes: ``B`` prompts, ``g`` answers of one prefill, ``R = B * g`` answers (those of a prompt in a row), ``T`` tokens.
+Suffixes: ``B`` prompts, ``P`` pruned prefills (those of a prompt in a row), ``R`` answers (those of a prefill in a
+row), ``T`` tokens.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rollout:
-    """Answers from one pruned prefill of each prompt.
+    """Answers from one or more pruned prefills of each prompt.
 
     Attributes:
         ids, mask: ``[R, T]`` tokens, and which belong to the answer (up to and including its end token).
         log_probs: ``[R, T]`` under the policy that sampled them.
         choice: which visual tokens were kept.
-        retention: ``[B]`` their share.
+        retention: ``[P]`` their share.
         reference: ``[R, T]`` log-probabilities under the frozen reference, where that is wanted.
         advantages: ``[R]``.
         replayed: whether ``log_probs`` are those of the first replay instead.
@@ -75,10 +76,11 @@ def sample_answers(
     answers: int,
     max_new_tokens: int,
     temperature: float,
+    prefills: int = 1,
     draw: bool = False,
     oracle: Tensor | None = None,
 ) -> Rollout:
-    """``answers`` answers to each prompt from one pruned prefill.
+    """``answers`` answers from each of ``prefills`` pruned prefills of each prompt.
 
     Sampled from the whole distribution at ``temperature``: no top-k, no top-p, no repetition penalty, whatever the
     model's own generation settings say, since these would sample from another distribution than the one trained.
@@ -88,11 +90,11 @@ def sample_answers(
     """
     choice = KeepChoice()
     oracle = torch.zeros_like(batch.key, dtype=torch.bool) if oracle is None else oracle
-    questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
-    inputs: dict[str, Any] = batch.inputs
+    samples = [sample for sample in batch.samples for _ in range(prefills)]
+    questions, boxes = [sample.question for sample in samples], [sample.boxes for sample in samples]
     out = model.prefill(
-        prompt=model.embed(batch), keys=batch.key, questions=questions, boxes=boxes,
-        select=choose(choice, draw, oracle), **inputs,
+        prompt=model.embed(batch).repeated(prefills), keys=batch.key.repeat_interleave(prefills), questions=questions,
+        boxes=boxes, select=choose(choice, draw, oracle.repeat_interleave(prefills)), shared=batch.shared,
     )  # fmt: skip
     own = model.generation_config
     config = GenerationConfig(
@@ -110,7 +112,7 @@ def sample_answers(
     mask = sequence_mask(ids, end_ids(model))
     if model.sharded and ids.shape[1] == 1:  # no token would run through the layers when it is replayed
         ids, mask, log_probs = one_more(ids), one_more(mask), one_more(log_probs)
-    return Rollout(ids, mask, log_probs, choice, retention_by_prompt(out, len(batch.samples)))
+    return Rollout(ids, mask, log_probs, choice, retention_by_prompt(out, len(samples)))
 
 
 def one_more(values: Tensor) -> Tensor:
@@ -138,14 +140,15 @@ def reward_facts(model: PrunedVLM, batch: Batch, rollout: Rollout) -> list[Rewar
     lengths = rollout.mask.sum(1)
     finished = torch.isin(rollout.ids.gather(1, lengths[:, None] - 1)[:, 0], end_ids(model)).tolist()
     answers = len(texts) // len(batch.samples)
-    retention = rollout.retention.tolist()
+    samples = [sample for sample in batch.samples for _ in range(answers)]
+    retention = rollout.retention.repeat_interleave(len(texts) // len(rollout.retention)).tolist()
     return [
         RewardFacts(
-            question=batch.samples[row // answers].question,
+            question=samples[row].question,
             answer=text,
-            references=tuple(batch.samples[row // answers].answers),
-            boxes=batch.samples[row // answers].boxes,
-            retention=retention[row // answers],
+            references=tuple(samples[row].answers),
+            boxes=samples[row].boxes,
+            retention=retention[row],
             tokens=int(lengths[row]),
             finished=finished[row],
         )

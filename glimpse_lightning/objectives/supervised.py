@@ -27,6 +27,7 @@ class Supervised(AnswerObjective):
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
         """One step; logs ``hard_retention``."""
+        batch = self.seen(model, batch)
         out = model.replay(batch, batch.answer_ids, batch.answer_mask)
         loss = answer_loss(out.logits, batch.answer_ids, batch.answer_mask, batch.weight)
         return StepResult(loss, {"hard_retention": retention_by_prompt(out.prefill, len(batch.samples)).mean()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from glimpse_lightning.adapters import LoRA, add_lora, lora_modules, save_lora, without_lora
+from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.objectives.base import Objective
 from glimpse_lightning.sharding import full_state, release
 
 if TYPE_CHECKING:
     from glimpse_lightning.backbones.base import Backbone
+    from glimpse_lightning.data.batch import Batch
     from glimpse_lightning.model import PrunedVLM
 
 Part = Literal["language_model", "pruner"]
@@ -69,6 +72,19 @@ class AnswerObjective(Objective):
         """Dropout in the adapters, and nowhere else: what is sampled and what is trained are one distribution."""
         for module in lora_modules(model.backbone):
             module.lora_dropout.train()
+
+    @torch.no_grad()
+    def seen(self, model: PrunedVLM, batch: Batch, copies: int = 1) -> Batch:
+        """The batch with all that is the same in each forward of a step: nothing of it is trained.
+
+        Args:
+            copies: how often each prompt stands in these forwards.
+        """
+        if model.trains_embeddings:
+            batch = replace(batch, seen=model.backbone.visuals(batch.inputs, model.vision_layers))
+            return replace(batch, shared=SharedPrefix.of(model.backbone, model.embed(batch), copies))
+        prompt = model.embed(batch)
+        return replace(batch, prompt=prompt, shared=SharedPrefix.of(model.backbone, prompt, copies))
 
     def keep_reference(self, model: PrunedVLM) -> None:
         """Remember the language model's weights as they are now; adapters need no copy."""

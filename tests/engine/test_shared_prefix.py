@@ -13,7 +13,8 @@ import glimpse_lightning as gl
 from glimpse_lightning.backbones.base import Backbone, Prompt
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.taps import AttentionTap
-from glimpse_lightning.engine.trunk import Trunk
+from glimpse_lightning.engine.trunk import TokenLayout, Trunk
+from glimpse_lightning.visual_tokens import Views
 
 SIZES = [[(3, 4)], [(4, 4), (4, 2)]]
 ROWS = [0, 1, 0, 1, 1]
@@ -69,6 +70,42 @@ def test_sharing_changes_nothing(family: str, attention: str) -> None:
         assert len(shared.rows) == 2
         for apart, together in zip(states(backbone, prompt, None), states(backbone, prompt, shared), strict=True):
             torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gemma3"}))
+def test_copies_of_a_prompt_share_it(family: str) -> None:
+    """Those of several images and of prompts that begin alike, too; ``repeated`` itself is checked by what it gives."""
+    backbone = gl.wrap_backbone(FAMILIES[family]())
+    with torch.no_grad():
+        prompt = alike(backbone)
+        repeated = prompt.repeated(3)
+        shared = SharedPrefix.of(backbone, prompt, copies=3)
+        assert shared is not None
+        assert len(shared.rows) == 2
+        for each, together in zip(states(backbone, repeated, None), states(backbone, repeated, shared), strict=True):
+            torch.testing.assert_close(together, each, rtol=1e-4, atol=1e-4)
+        once, three = states(backbone, prompt, None)[-4], states(backbone, repeated, None)[-4]
+        lengths = prompt.mask.sum(1).tolist()
+        expected = [own for own in once.split(lengths) for _ in range(3)]
+        torch.testing.assert_close(three, torch.cat(expected), rtol=1e-4, atol=1e-4)
+        for row, (grid, features) in enumerate(visuals(repeated)):
+            assert torch.equal(grid, visuals(prompt)[row // 3][0])
+            assert torch.equal(features, visuals(prompt)[row // 3][1])
+
+
+def visuals(prompt: Prompt) -> list[tuple[Tensor, Tensor]]:
+    """Grids and features of each sample."""
+    layout = TokenLayout.of(prompt.visual, prompt.grid)
+    rows = range(len(prompt.mask))
+    return [(prompt.grid[layout.item_sample == row], prompt.vision[0][layout.sample == row]) for row in rows]
+
+
+def test_copies_show_images_of_their_own() -> None:
+    """Two tiles of an image, another image, and a second sample's."""
+    region = torch.arange(16.0, dtype=torch.float64).view(4, 4)
+    views = Views(torch.tensor([0, 0, 1, 2]), region).repeated(torch.tensor([3, 1]), 2)
+    assert views.image.tolist() == [0, 0, 1, 2, 2, 3, 4, 5]
+    assert torch.equal(views.region, region[[0, 1, 2, 0, 1, 2, 3, 3]])
 
 
 def test_windows_of_attention_reach_back_into_the_prefix() -> None:

@@ -78,8 +78,50 @@ def test_the_vision_tower_runs_once_a_step(model: PrunedVLM, batch: Batch, train
     handle.remove()
     assert calls == [1]
     objective = prepared(model, train=train, kl_weight=0.1)
-    objective._seen = lambda model, batch: batch  # type: ignore[method-assign]
+    objective.seen = lambda model, batch, copies: batch  # type: ignore[method-assign]
     torch.testing.assert_close(seen, objective.step(model, batch).loss)
+
+
+@pytest.mark.parametrize("train", [("language_model",), ("pruner",), ("language_model", "pruner")])
+@pytest.mark.parametrize("alike", [True, False])
+def test_copies_and_questions_about_one_image_share_their_prefix(
+    model: PrunedVLM, train: tuple[Any, ...], alike: bool
+) -> None:
+    """A step and its gradients are those of prompts that each run for themselves."""
+    data = gl.GlyphVQA("train", 6, image_size=224, questions_per_image=2)
+    batch = model.backbone.collate([data[i] for i in ((0, 1, 2) if alike else (0, 2, 4))])
+    found: list[Any] = []
+    for shared in (True, False):
+        objective = prepared(model, train=train, kl_weight=0.1)
+        for parameter in model.parameters():
+            parameter.grad = None
+        if not shared:
+            objective.seen = lambda model, batch, copies: batch  # type: ignore[method-assign]
+        ready = objective.seen(model, batch, objective.prefills)
+        assert (ready.shared is not None) == (shared and (alike or objective.prefills > 1))
+        torch.manual_seed(0)
+        result = objective.step(model, batch)
+        result.loss.backward()
+        found.append((result, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (mine, grads), (plain, expected) = found
+    assert mine.logs["reward"] == plain.logs["reward"]
+    torch.testing.assert_close(mine.loss, plain.loss, atol=1e-6, rtol=1e-4)
+    assert grads.keys() == expected.keys()
+    for name in grads:
+        torch.testing.assert_close(grads[name], expected[name], atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize(("train", "times"), [(("language_model",), 1), (("language_model", "pruner"), 2)])
+def test_tokens_are_scored_where_somebody_decides_or_learns(
+    model: PrunedVLM, batch: Batch, train: tuple[Any, ...], times: int
+) -> None:
+    """By the rollouts, and again to train the pruner; the reference and the language model take what was kept."""
+    objective = prepared(model, train=train, kl_weight=0.1)
+    calls: list[int] = []
+    assert model.pruner is not None
+    model.pruner.stages[0].scorer.register_forward_hook(lambda *_: calls.append(1))
+    objective.step(model, batch)
+    assert len(calls) == times
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "gemma3", "qwen3_vl", "internvl"])
@@ -206,7 +248,7 @@ def test_oracle_rollouts_keep_the_evidence(model: PrunedVLM, batch: Batch) -> No
 def test_the_references_stage_2(model: PrunedVLM, batch: Batch) -> None:
     """Tokens from the second on over pruned embeddings, first of the reference from the whole prompt."""
     objective = prepared(model, rollout_masks="oracle", old="replay", clip=None, forward="embeddings")
-    (rollout,), _ = objective.roll_out(model, batch)
+    rollout, _ = objective.roll_out(model, batch)
     before_layer_0 = PrunedVLM(model.backbone, gl.Pruner([gl.PruneStage(-1, gl.scorers.Random(), gl.policies.TopK(1))]))
     keep = rollout.choice.kept[0]
 
@@ -222,7 +264,7 @@ def test_the_references_stage_2(model: PrunedVLM, batch: Batch) -> None:
     torch.testing.assert_close(rollout.reference[:, 1:][mask], theirs[:, 1:][mask])
     torch.testing.assert_close(rollout.reference[:, 0], first)
     in_layer = model.replay(batch, rollout.ids, rollout.mask, select=given)
-    ours, _, _ = objective._log_probs(model, batch, rollout)
+    ours, _, _ = objective._log_probs(model, batch, rollout, scored=False)
     torch.testing.assert_close(ours[:, 0], token_log_probs(in_layer.logits, rollout.ids, 1.7)[:, 0])
     torch.testing.assert_close(ours[:, 1:][mask], theirs[:, 1:][mask])
     _, logs = objective.rollout_loss(model, batch, rollout)
