@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from glimpse_lightning import __version__, upstream
+from glimpse_lightning.dtypes import dtype_named
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.pruner import Pruner, PruneStage, check_facts
@@ -117,11 +118,14 @@ def load_pruner(path_or_hub_id: str | Path) -> Pruner:
         ) from error
     pruner = Pruner(stages)
     pruner.origin, pruner.origin_dtype = config.get("origin"), config.get("origin_dtype")
-    if pruner.origin_dtype is not None and not isinstance(getattr(torch, str(pruner.origin_dtype), None), torch.dtype):
-        raise GlimpseError(
-            f"Expected `origin_dtype` in {folder / CONFIG} to name a data type of torch, such as bfloat16, but got "
-            f"{pruner.origin_dtype!r}. Restore the file, or set it to the one that the reference's weights had."
-        )
+    if pruner.origin_dtype is not None:
+        try:
+            dtype_named(str(pruner.origin_dtype))
+        except GlimpseError as error:
+            raise GlimpseError(
+                f"`origin_dtype` in {folder / CONFIG}: {error} Restore the file, or set it to the one that the "
+                "reference's weights had."
+            ) from error
     with torch.random.fork_rng(devices=[]):  # first values are drawn only to be replaced
         pruner.build(facts)
     try:

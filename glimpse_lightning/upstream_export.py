@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glimpse_lightning.dtypes import dtype_named
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.policies.threshold import Threshold
 from glimpse_lightning.pruner import Pruner, PruneStage
@@ -59,7 +60,7 @@ def upstream_files(pruner: Pruner, base: Config | None = None) -> tuple[Config, 
         silent = name not in config and pruner.origin is None  # class defaults are no release's: say everything
         if silent or _plain(old.get(name)) != _plain(value):
             config[name] = value
-    return config, _weights(scorer, getattr(torch, pruner.origin_dtype or "bfloat16"))
+    return config, _weights(scorer, dtype_named(pruner.origin_dtype or "bfloat16"))
 
 
 def write_upstream(pruner: Pruner, folder: Path, base: Config | None = None) -> None:

@@ -152,7 +152,7 @@ def spoil(folder: Path, how: str) -> None:
         ("unknown class", "nowhere.Policy, which cannot be imported"),
         ("wrong class", "to be a Policy, but it is not"),
         ("other weights", "does not hold the weights"),
-        ("unknown data type", "name a data type of torch.*'bfloat17'"),
+        ("unknown data type", "origin_dtype.*a data type of torch.*'bfloat17'"),
         ("unknown argument", "does not describe a pruner.*counts"),
     ],
 )

@@ -13,6 +13,7 @@ from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.presets import PREFIX, random_model
 from glimpse_lightning.backbones.processing import load_processor
 from glimpse_lightning.backbones.shares import empty_model
+from glimpse_lightning.dtypes import dtype_named
 from glimpse_lightning.errors import GlimpseError
 
 TINY = "glimpse-tiny"
@@ -41,7 +42,7 @@ def load_backbone(
         name: ``"glimpse-tiny"`` (embedded, no download), a hub id, a folder (a model without a processor takes ready
             tensor batches), or ``"random:<preset>"``: a published architecture with random weights and no processor,
             to measure speed without a download.
-        dtype: weights' data type.
+        dtype: weights' data type, by name or not; ``auto``: as they were saved.
         attn_implementation: any of transformers' (``sdpa``, ``eager``, ``flash_attention_2``, ...), or a dict of one
             for each part of the model (``text_config``, ``vision_config``).
         device_map: as in ``from_pretrained``. A single device (``"cuda"``) needs no further package, anything else
@@ -55,6 +56,8 @@ def load_backbone(
         GlimpseError: where there is no such model, no adapter for its architecture, or a package that an argument needs
             is missing.
     """
+    if isinstance(dtype, str) and dtype != "auto":
+        dtype = dtype_named(dtype)
     if name.startswith(PREFIX):
         options = sorted([*kwargs, "quantization"] if quantization else kwargs)
         if options:
@@ -176,9 +179,8 @@ def _quantization_config(name: str, dtype: str | torch.dtype) -> BitsAndBytesCon
         )
     if name == "bnb-8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    compute = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16 if compute == "auto" else compute,
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
     )

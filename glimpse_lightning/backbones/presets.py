@@ -157,8 +157,8 @@ def random_model(
         raise GlimpseError("Expected one device for random weights, but got a device map; say `cuda`, `cpu` or `meta`.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if isinstance(dtype, str):
-        dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    if dtype == "auto":
+        dtype = torch.float32
     with torch.device(device or "cpu"):
         return AutoModelForImageTextToText.from_config(
             preset_config(name), dtype=dtype, attn_implementation=attn_implementation

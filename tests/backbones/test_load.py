@@ -148,6 +148,13 @@ def test_unknown_attention(name):
         gl.load_backbone(name, attn_implementation="nonsense", device_map=None)
 
 
+@pytest.mark.parametrize("name", ["glimpse-tiny", "random:smolvlm-256m"])
+@pytest.mark.parametrize("dtype", ["float17", "nn"])
+def test_unknown_data_type(name, dtype):
+    with pytest.raises(gl.GlimpseError, match=f"such as float32 or bfloat16, but got '{dtype}'"):
+        gl.load_backbone(name, dtype=dtype)
+
+
 def test_unknown_quantization():
     with pytest.raises(gl.GlimpseError, match="bnb-4bit, bnb-8bit or None, but got 'int3'"):
         gl.load_backbone("some/model", quantization="int3")
