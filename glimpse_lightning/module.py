@@ -303,8 +303,9 @@ class PruningModule(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states = checkpoint.get(OBJECTIVE, [])
-        if self.objective is not None and len(states) == self.trainer.world_size:
-            self.objective.load_state_dict(states[self.global_rank])
+        if self.objective is not None and states:
+            same_ranks = len(states) == self.trainer.world_size
+            self.objective.load_state_dict(states[self.global_rank if same_ranks else 0], same_ranks)
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -65,8 +65,10 @@ class Objective(ABC):
         """What a resumed run needs: tensors and plain values."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+    def load_state_dict(self, state: dict[str, Any], same_ranks: bool = True) -> None:
+        """Go on from what :meth:`state_dict` gave on this rank; or, where it was other ranks that saved (``same_ranks``
+        is false), from what it gave on the first one.
+        """
 
     @abstractmethod
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.model import PrunedVLM
 
 Logs = dict[str, Tensor]
+PRICED = "pruning_rate"
 
 
 class GRPO(AnswerObjective):
@@ -61,6 +63,11 @@ class GRPO(AnswerObjective):
         mean: of the tokens' losses: ``sequence``, ``token`` or ``constant``; ``None``: what the variant's paper does.
         kl_weight: on the k3 estimate of KL(policy || frozen reference).
         pruner_weight: on the loss of the keep decisions, a mean over a prompt's decisions.
+        retention: mean share of visual tokens that the rollouts shall keep. The weight of ``pruning_rate`` among the
+            ``rewards`` is then only what a token's price starts from: each new batch of rollouts multiplies it by
+            ``exp(price_rate * (kept / retention - 1))``, so that it settles where the pruner meets the budget. Prompts
+            may still differ: it is their mean that counts.
+        price_rate: how fast the price moves.
         rollout_masks: what rollouts keep: what the ``policy`` says, what evidence boxes touch (``oracle``), or the
             latter for a random share ``oracle_share`` of prompts (``mixed``).
         oracle_share: share of prompts in ``mixed``.
@@ -85,6 +92,8 @@ class GRPO(AnswerObjective):
         mean: Mean | None = None,
         kl_weight: float = 0.04,
         pruner_weight: float = 1.0,
+        retention: float | None = None,
+        price_rate: float = 0.03,
         rollout_masks: Literal["policy", "oracle", "mixed"] = "policy",
         oracle_share: float = 0.5,
         old: Literal["rollout", "replay"] = "rollout",
@@ -110,6 +119,14 @@ class GRPO(AnswerObjective):
         if lora is not None and lora.dropout > 0 and old == "rollout":
             raise ValueError("Expected `old: replay` with dropout in LoRA: the rollout drops other inputs.")
         self.reward = CombinedReward(rewards)
+        if retention is not None:
+            if not 0 < retention <= 1:
+                raise ValueError(f"Expected `retention` to be in (0, 1], but got {retention}.")
+            if not self.trains_pruner or self.reward.weights.get(PRICED, 0) <= 0:
+                raise ValueError(
+                    f"Expected the pruner to be trained, and a reward `{PRICED}` of positive weight, where `retention` "
+                    f"is given: its price is what meets the budget. Add them, or leave `retention` out."
+                )
         self.group_size = group_size
         self.prefills = prefills
         self.temperature = temperature
@@ -120,6 +137,8 @@ class GRPO(AnswerObjective):
         self.mean: Mean = mean or ("constant" if variant == "dr_grpo" else "sequence")
         self.kl_weight = kl_weight
         self.pruner_weight = pruner_weight
+        self.retention = retention
+        self.price_rate = price_rate
         self.rollout_masks = rollout_masks
         self.oracle_share = oracle_share
         self.old = old
@@ -175,7 +194,16 @@ class GRPO(AnswerObjective):
             "finished": torch.tensor([fact.finished for fact in facts]).float().mean(),
             "hard_retention": rollout.retention.mean(),
         }
+        if self.retention is not None:
+            logs["price"] = torch.tensor(self.reward.weights[PRICED])
+            self._move_price(logs["hard_retention"])
         return rollout, logs
+
+    def _move_price(self, kept: Tensor) -> None:
+        """Tokens get dearer where more of them are kept than the budget allows, and cheaper where fewer are."""
+        assert self.retention is not None
+        excess = mean_over_ranks(kept).item() / self.retention - 1
+        self.reward.weights[PRICED] *= math.exp(self.price_rate * excess)
 
     def _oracle_prompts(self, batch: Batch) -> Tensor:
         """``[B]`` prompts whose visual tokens are chosen by evidence boxes."""
@@ -271,11 +299,17 @@ class GRPO(AnswerObjective):
     # -- resuming -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Rollouts that are to be used again."""
-        return {name: [visits, rollout.to_state()] for name, (visits, rollout) in self._rollouts.items()}
+        """Rollouts that are to be used again, and the price where it moves."""
+        rollouts = {name: [visits, rollout.to_state()] for name, (visits, rollout) in self._rollouts.items()}
+        state: dict[str, Any] = {"rollouts": rollouts} if rollouts else {}
+        return state if self.retention is None else state | {"price": self.reward.weights[PRICED]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._rollouts = {name: (visits, Rollout.from_state(rollout)) for name, (visits, rollout) in state.items()}
+    def load_state_dict(self, state: dict[str, Any], same_ranks: bool = True) -> None:
+        if "price" in state and self.retention is not None:
+            self.reward.weights[PRICED] = state["price"]
+        if same_ranks:  # other ranks see other batches
+            rollouts = state.get("rollouts", {}).items()
+            self._rollouts = {name: (visits, Rollout.from_state(rollout)) for name, (visits, rollout) in rollouts}
 
 
 def _mean_known(values: Tensor) -> Tensor:

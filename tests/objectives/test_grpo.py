@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fnmatch import fnmatch
 from typing import Any
 
@@ -285,6 +286,19 @@ def test_decisions_that_paid_become_likelier(model: PrunedVLM, batch: Batch) -> 
     assert kept[-1] < kept[0] - 0.1
 
 
+def test_the_price_moves_until_the_budget_is_met(model: PrunedVLM, batch: Batch) -> None:
+    options = {"train": ["pruner"], "rewards": {"pruning_rate": 2.0}, "retention": 0.25, "price_rate": 0.1}
+    objective = prepared(model, **options)
+    logs = objective.step(model, batch).logs
+    assert logs["price"] == 2.0
+    expected = 2 * math.exp(0.1 * (logs["hard_retention"].item() / 0.25 - 1))
+    assert objective.reward.weights["pruning_rate"] == pytest.approx(expected) and expected > 2
+    for same_ranks in (True, False):
+        resumed = prepared(model, **options)
+        resumed.load_state_dict(objective.state_dict(), same_ranks)
+        assert resumed.step(model, batch).logs["price"] == pytest.approx(expected)
+
+
 def test_supervised_training_lowers_its_loss_and_leaves_the_pruner(model: PrunedVLM, batch: Batch) -> None:
     objective = Supervised()
     objective.prepare(model)
@@ -325,6 +339,9 @@ def test_bernoulli_log_probs() -> None:
         ({"lora": LoRA(dropout=0.1)}, "old: replay"),
         ({"temperature": 0.0}, "positive"),
         ({"iterations": 0}, "`iterations` to be at least 1"),
+        ({"retention": 0.05, "rewards": {"pruning_rate": 1.0}}, "the pruner to be trained"),
+        ({"retention": 0.05, "train": ["pruner"]}, "a reward `pruning_rate` of positive weight"),
+        ({"retention": 0.0, "train": ["pruner"], "rewards": {"pruning_rate": 1.0}}, "in \\(0, 1\\]"),
         ({"rewards": {"nonsense": 1.0}}, "Expected a reward out of"),
     ],
 )
