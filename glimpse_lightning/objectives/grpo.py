@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Logs = dict[str, Tensor]
 PRICED = "pruning_rate"
+STIFFNESS = 5.0  # a tenth more tokens than the budget: a price more than half as high again
 
 
 class GRPO(AnswerObjective):
@@ -64,9 +65,10 @@ class GRPO(AnswerObjective):
         kl_weight: on the k3 estimate of KL(policy || frozen reference).
         pruner_weight: on the loss of the keep decisions, a mean over a prompt's decisions.
         retention: mean share of visual tokens that the rollouts shall keep. The weight of ``pruning_rate`` among the
-            ``rewards`` is then only what a token's price starts from: each new batch of rollouts multiplies it by
-            ``exp(price_rate * (kept / retention - 1))``, so that it settles where the pruner meets the budget. Prompts
-            may still differ: it is their mean that counts.
+            ``rewards`` is then only what the tokens' price starts from. With ``e = kept / retention - 1`` of a batch
+            of rollouts, that batch pays ``price * exp(5 e)``, at once, and the price of the next ones is multiplied by
+            ``exp(price_rate * e)``, so that it settles where the pruner meets the budget. Prompts may still differ: it
+            is their mean that counts.
         price_rate: how fast the price moves.
         rollout_masks: what rollouts keep: what the ``policy`` says, what evidence boxes touch (``oracle``), or the
             latter for a random share ``oracle_share`` of prompts (``mixed``).
@@ -93,7 +95,7 @@ class GRPO(AnswerObjective):
         kl_weight: float = 0.04,
         pruner_weight: float = 1.0,
         retention: float | None = None,
-        price_rate: float = 0.03,
+        price_rate: float = 0.01,
         rollout_masks: Literal["policy", "oracle", "mixed"] = "policy",
         oracle_share: float = 0.5,
         old: Literal["rollout", "replay"] = "rollout",
@@ -139,6 +141,7 @@ class GRPO(AnswerObjective):
         self.pruner_weight = pruner_weight
         self.retention = retention
         self.price_rate = price_rate
+        self.price = self.reward.weights.get(PRICED, 0.0)
         self.rollout_masks = rollout_masks
         self.oracle_share = oracle_share
         self.old = old
@@ -174,6 +177,8 @@ class GRPO(AnswerObjective):
             model, batch, self.group_size // self.prefills, self.max_new_tokens, self.temperature,
             self.prefills, draw=self.trains_pruner, oracle=self._oracle_prompts(batch),
         )  # fmt: skip
+        if self.retention is not None:
+            self._set_price(rollout.retention)
         facts = reward_facts(model, batch, rollout)
         rewarded = self.reward(facts)
         rewards = torch.tensor(rewarded.total, device=batch.key.device).view(len(batch.samples), -1)
@@ -196,14 +201,17 @@ class GRPO(AnswerObjective):
         }
         if self.retention is not None:
             logs["price"] = torch.tensor(self.reward.weights[PRICED])
-            self._move_price(logs["hard_retention"])
         return rollout, logs
 
-    def _move_price(self, kept: Tensor) -> None:
-        """Tokens get dearer where more of them are kept than the budget allows, and cheaper where fewer are."""
+    def _set_price(self, kept: Tensor) -> None:
+        """Tokens are dearer where more of them are kept than the budget allows, and cheaper where fewer are.
+
+        The part that answers at once keeps the slow one from overshooting, which the pruner follows with a delay.
+        """
         assert self.retention is not None
-        excess = mean_over_ranks(kept).item() / self.retention - 1
-        self.reward.weights[PRICED] *= math.exp(self.price_rate * excess)
+        excess = mean_over_ranks(kept.mean()).item() / self.retention - 1
+        self.reward.weights[PRICED] = self.price * math.exp(STIFFNESS * excess)
+        self.price *= math.exp(self.price_rate * excess)
 
     def _oracle_prompts(self, batch: Batch) -> Tensor:
         """``[B]`` prompts whose visual tokens are chosen by evidence boxes."""
@@ -302,11 +310,11 @@ class GRPO(AnswerObjective):
         """Rollouts that are to be used again, and the price where it moves."""
         rollouts = {name: [visits, rollout.to_state()] for name, (visits, rollout) in self._rollouts.items()}
         state: dict[str, Any] = {"rollouts": rollouts} if rollouts else {}
-        return state if self.retention is None else state | {"price": self.reward.weights[PRICED]}
+        return state if self.retention is None else state | {"price": self.price}
 
     def load_state_dict(self, state: dict[str, Any], same_ranks: bool = True) -> None:
         if "price" in state and self.retention is not None:
-            self.reward.weights[PRICED] = state["price"]
+            self.price = state["price"]
         if same_ranks:  # other ranks see other batches
             rollouts = state.get("rollouts", {}).items()
             self._rollouts = {name: (visits, Rollout.from_state(rollout)) for name, (visits, rollout) in rollouts}
