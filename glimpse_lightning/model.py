@@ -127,6 +127,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         reference_masks: Sequence[Tensor] | None = None,
         select: Select | None = None,
         shared: SharedPrefix | None = None,
+        copies: int = 1,
         **inputs: Any,
     ) -> PrefillOutput:
         """Run a batch of prompts, pruning on the way.
@@ -141,7 +142,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 boolean or a probability for each visual token, as one tensor of any shape per image, in the order of
                 the prompts.
             select: decides what is kept in place of the stages' policies: called with stage, scores ``[V]`` and tokens.
-            shared: how prompts that begin alike run their common prefix once, from ``SharedPrefix.of``.
+            shared: how prompts (or copies) that begin alike run their common prefix once, from ``SharedPrefix.of``.
+            copies: run each prompt so many times, in a row, for a ``select`` that draws.
             **inputs: what the processor made: ``input_ids [B, N]``, ``attention_mask``, ``pixel_values``, ... Padding
                 on either side.
         """
@@ -150,11 +152,16 @@ class PrunedVLM(nn.Module, GenerationMixin):
             prompt = self.backbone.embed(inputs, self.vision_layers)
         state = {} if reference_masks is None else {REFERENCE_MASKS: reference_masks}
         keys = self._keys(keys, inputs)
-        out = run_prefill(self.backbone, self.pruner, prompt, keys, questions, boxes, state, select, shared)
+        out = run_prefill(
+            self.backbone, self.pruner, prompt, keys, questions, boxes, state, select, shared, copies=copies
+        )
         if "input_ids" in inputs:
             ids, plan = inputs["input_ids"], prompt.left_padding
             out.prompt_ids = ids if plan is None else plan.columns(ids, self._pad_id)
             out.prompt_mask = prompt.mask.long()
+            if copies > 1:
+                out.prompt_ids = out.prompt_ids.repeat_interleave(copies, 0)
+                out.prompt_mask = out.prompt_mask.repeat_interleave(copies, 0)
         return out
 
     @property

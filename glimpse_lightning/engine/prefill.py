@@ -20,6 +20,7 @@ from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import TokenLayout, Trunk
 from glimpse_lightning.metrics.retention import frame_retention
 from glimpse_lightning.reducers.drop import Drop
+from glimpse_lightning.segments import repeated_segments, segment_count
 from glimpse_lightning.visual_tokens import VisualTokens
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def run_prefill(
     select: Select | None = None,
     shared: SharedPrefix | None = None,
     scored: bool = True,
+    copies: int = 1,
 ) -> PrefillOutput:
     """Run the prompt through the decoder; each stage drops its tokens from hidden states and all caches so far.
 
@@ -142,18 +144,27 @@ def run_prefill(
         shared: how the samples' common prefixes are run only once, up to the first stage.
         scored: false where ``select`` and the stages' reducers look at no score: then nothing is scored, and scores are
             zeros.
+        copies: run each prompt so many times, in a row, for a ``select`` that does not do the same with all of them.
+            What the first stage's scorer says of one copy it says of all.
     """
+    if copies > 1:
+        prompt, key = prompt.repeated(copies), key.repeat_interleave(copies)
+        questions, boxes = ([each for each in group for _ in range(copies)] for group in (questions, boxes))
     trunk = Trunk.start(backbone, prompt)
     trunk.shared = shared
     waiting = new_stage_runs(pruner, trunk, scored)
-    scores, keep, state = [], [], dict(state or {})
+    scores: list[Tensor] = []
+    keep: list[Tensor] = []
+    state = dict(state or {})
     num_layers = len(backbone.layers)
     for layer in range(-1, num_layers):
         if layer >= 0:
             run_layer_with_stages(layer, trunk, waiting)
         while waiting and (waiting[0].stage.after_layer == layer or layer == num_layers - 1):
             run = waiting.pop(0)
-            stage_scores, stage_keep = _prune(run, trunk, run.tokens(trunk, key, questions, state, boxes), select)
+            alike = 1 if scores else copies  # until the first stage has pruned
+            tokens = run.tokens(trunk, key, questions, state, boxes)
+            stage_scores, stage_keep = _prune(run, trunk, tokens, select, alike)
             scores.append(stage_scores)
             keep.append(stage_keep)
             for later in waiting:
@@ -173,8 +184,10 @@ def run_prefill(
     )
 
 
-def _prune(run: StageRun, trunk: Trunk, tokens: VisualTokens, select: Select | None) -> tuple[Tensor, Tensor]:
-    scores = run.scorer(tokens) if run.scored else trunk.hidden.new_zeros(len(trunk.alive))
+def _prune(
+    run: StageRun, trunk: Trunk, tokens: VisualTokens, select: Select | None, alike: int
+) -> tuple[Tensor, Tensor]:
+    scores = _scores(run, tokens, alike) if run.scored else trunk.hidden.new_zeros(len(trunk.alive))
     keep = run.stage.policy.select(scores, tokens) if select is None else select(run.stage, scores, tokens)
     total = len(trunk.layout.item)
     all_scores = scores.new_full((total,), -torch.inf).index_copy(0, trunk.alive, scores)
@@ -185,3 +198,12 @@ def _prune(run: StageRun, trunk: Trunk, tokens: VisualTokens, select: Select | N
         reduced = reducer.reduce(tokens.hidden, keep, replace(tokens, scores=scores, targets=targets))
     trunk.compact(all_keep, reduced, run.stage.early_kv == "keep", run.stage.positions == "renumber")
     return all_scores, all_keep
+
+
+def _scores(run: StageRun, tokens: VisualTokens, alike: int) -> Tensor:
+    """Scores ``[V]`` of samples of which every ``alike`` in a row are the same."""
+    if alike == 1:
+        return run.scorer(tokens)
+    first = tokens.subset(tokens.sample % alike == 0)
+    sizes = segment_count(first.sample // alike, tokens.num_samples // alike)
+    return run.scorer(first)[repeated_segments(sizes, alike)]

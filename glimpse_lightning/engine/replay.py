@@ -61,16 +61,17 @@ def replay(
             behind a prompt that was pruned before layer 0, so that no layer ever saw the dropped tokens. That is not
             the forward that sampled them.
     """
-    prompt = model.embed(batch).repeated(copies)
-    samples = [sample for sample in batch.samples for _ in range(copies)]
-    questions, boxes = [sample.question for sample in samples], [sample.boxes for sample in samples]
+    prompt = model.embed(batch)
+    questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
     stages = [] if model.pruner is None else model.pruner.stages
     scored = scored or any(not isinstance(stage.reducer, Drop) for stage in stages)
     out = run_prefill(
-        model.backbone, model.pruner, prompt, batch.key.repeat_interleave(copies), questions, boxes, select=select,
-        shared=batch.shared, scored=scored,
+        model.backbone, model.pruner, prompt, batch.key, questions, boxes, select=select, shared=batch.shared,
+        scored=scored, copies=copies,
     )  # fmt: skip
-    cache = _prefix_from_embeddings(model.backbone, prompt, out.kept()) if from_embeddings else out.cache
+    cache = out.cache
+    if from_embeddings:
+        cache = _prefix_from_embeddings(model.backbone, prompt.repeated(copies), out.kept())
     return ReplayOutput(_answer_logits(model.backbone, out, cache, ids, mask), out)
 
 

@@ -90,11 +90,10 @@ def sample_answers(
     """
     choice = KeepChoice()
     oracle = torch.zeros_like(batch.key, dtype=torch.bool) if oracle is None else oracle
-    samples = [sample for sample in batch.samples for _ in range(prefills)]
-    questions, boxes = [sample.question for sample in samples], [sample.boxes for sample in samples]
+    questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
     out = model.prefill(
-        prompt=model.embed(batch).repeated(prefills), keys=batch.key.repeat_interleave(prefills), questions=questions,
-        boxes=boxes, select=choose(choice, draw, oracle.repeat_interleave(prefills)), shared=batch.shared,
+        prompt=model.embed(batch), keys=batch.key, questions=questions, boxes=boxes, shared=batch.shared,
+        select=choose(choice, draw, oracle.repeat_interleave(prefills)), copies=prefills,
     )  # fmt: skip
     own = model.generation_config
     config = GenerationConfig(
@@ -112,7 +111,7 @@ def sample_answers(
     mask = sequence_mask(ids, end_ids(model))
     if model.sharded and ids.shape[1] == 1:  # no token would run through the layers when it is replayed
         ids, mask, log_probs = one_more(ids), one_more(mask), one_more(log_probs)
-    return Rollout(ids, mask, log_probs, choice, retention_by_prompt(out, len(samples)))
+    return Rollout(ids, mask, log_probs, choice, retention_by_prompt(out, len(batch.samples) * prefills))
 
 
 def one_more(values: Tensor) -> Tensor:
