@@ -16,6 +16,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 WINDOW = 5
 """Logged points that a curve is averaged over."""
+CURVES = {
+    "train/reward/exact_match": "rollouts that are right",
+    "train/hard_retention": "visual tokens kept",
+    "train/price": "price of all tokens",
+    "train/reward": "mean reward, price included",
+    "train/entropy": "entropy of a token (nats)",
+    "train/kl": "KL to the reference (nats)",
+}
+"""What is drawn, by tag."""
 
 
 def curve(run: Path, tag: str) -> tuple[np.ndarray, np.ndarray]:
@@ -51,13 +60,8 @@ def main() -> None:
     print("| trained by | accuracy | the same weights, unpruned | retention |\n|---|---|---|---|")
     print(row("GRPO", given.grpo))
     print(row("supervised", given.sft))
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    for axes, tag, label in zip(
-        figure.subplots(1, 3),
-        ("train/reward", "train/entropy", "train/kl"),
-        ("mean reward", "entropy of a token (nats)", "KL to the reference (nats)"),
-        strict=True,
-    ):
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    for axes, (tag, label) in zip(figure.subplots(2, 3).flat, CURVES.items(), strict=True):
         for run in given.grpo:
             axes.plot(*curve(run, tag), linewidth=1)
         axes.set(xlabel="step", title=label)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Logs = dict[str, Tensor]
 PRICED = "pruning_rate"
-STIFFNESS = 3.0  # a tenth more tokens than the budget: a price a third higher
+STIFFNESS = 6.0  # a tenth more tokens than the budget: nearly twice the price
 
 
 class GRPO(AnswerObjective):
@@ -66,7 +66,7 @@ class GRPO(AnswerObjective):
         pruner_weight: on the loss of the keep decisions, a mean over a prompt's decisions.
         retention: mean share of visual tokens that the rollouts shall keep. The weight of ``pruning_rate`` among the
             ``rewards`` is then only what the tokens' price starts from. With ``e = kept / retention - 1`` of a batch
-            of rollouts, that batch pays ``price * exp(3 e)``, at once, and the price of the next ones is multiplied by
+            of rollouts, that batch pays ``price * exp(6 e)``, at once, and the price of the next ones is multiplied by
             ``exp(price_rate * e)``, so that it settles where the pruner meets the budget. Prompts may still differ: it
             is their mean that counts.
         price_rate: how fast the price moves.
