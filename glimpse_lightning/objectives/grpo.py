@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Logs = dict[str, Tensor]
 PRICED = "pruning_rate"
 STIFFNESS = 6.0  # a tenth more tokens than the budget: nearly twice the price
+LARGEST_EXCESS = 0.5  # so that the price stays finite where a pruner starts from keeping all
 
 
 class GRPO(AnswerObjective):
@@ -44,7 +45,8 @@ class GRPO(AnswerObjective):
     same layers, the same tokens kept, all layers' pruned keys and values read. With ``pruner`` in ``train``, each keep
     decision is a Bernoulli action of probability ``sigmoid(score)`` (so scorers must return logits), rewarded with the
     mean advantage of the answers behind it; then the answers of a group come from several prefills that keep different
-    tokens, and validation still keeps what the policy says.
+    tokens, and validation still keeps what the policy says. ``pruning_rate`` counts for these decisions only: no answer
+    could change it.
 
     GlimpsePrune's stage 2 (arXiv 2508.01548) is ``rollout_masks: oracle``, ``old: replay``, ``clip: null``, ``forward:
     embeddings``, ``group_size: 4``, ``kl_weight: 0.04``, ``mean: sequence``; its top-k of 50 in sampling is not copied.
@@ -66,9 +68,9 @@ class GRPO(AnswerObjective):
         pruner_weight: on the loss of the keep decisions, a mean over a prompt's decisions.
         retention: mean share of visual tokens that the rollouts shall keep. The weight of ``pruning_rate`` among the
             ``rewards`` is then only what the tokens' price starts from. With ``e = kept / retention - 1`` of a batch
-            of rollouts, that batch pays ``price * exp(6 e)``, at once, and the price of the next ones is multiplied by
-            ``exp(price_rate * e)``, so that it settles where the pruner meets the budget. Prompts may still differ: it
-            is their mean that counts.
+            of rollouts (0.5 at most), that batch pays ``price * exp(6 e)``, at once, and the price of the next ones is
+            multiplied by ``exp(price_rate * e)``, so that it settles where the pruner meets the budget. Prompts may
+            still differ: it is their mean that counts.
         price_rate: how fast the price moves.
         rollout_masks: what rollouts keep: what the ``policy`` says, what evidence boxes touch (``oracle``), or the
             latter for a random share ``oracle_share`` of prompts (``mixed``).
@@ -184,6 +186,11 @@ class GRPO(AnswerObjective):
         rewards = torch.tensor(rewarded.total, device=batch.key.device).view(len(batch.samples), -1)
         valid = ~rewards.isnan()
         advantages = group_advantages(rewards, valid, self.variant)
+        ties = (advantages == 0).all(1).float().mean()
+        rollout.worth = advantages.view(len(rollout.retention), -1).mean(1)
+        if PRICED in rewarded.parts:
+            paid = self.reward.weights[PRICED] * torch.tensor(rewarded.parts[PRICED]).view_as(rewards).to(rewards)
+            advantages = group_advantages(rewards - paid, valid, self.variant)
         rollout.advantages = advantages.flatten()
         if self.kl_weight > 0 and self.trains_language_model:
             rollout.reference = self._reference_log_probs(model, batch, rollout)
@@ -193,7 +200,7 @@ class GRPO(AnswerObjective):
         logs |= {
             "reward": _mean_known(rewards),
             "reward_std": torch.where(valid, rewards, 0).std(1).mean(),
-            "ties": (advantages == 0).all(1).float().mean(),
+            "ties": ties,
             "length": lengths.mean(),
             "length_max": lengths.max(),
             "finished": torch.tensor([fact.finished for fact in facts]).float().mean(),
@@ -209,7 +216,7 @@ class GRPO(AnswerObjective):
         The part that answers at once keeps the slow one from overshooting, which the pruner follows with a delay.
         """
         assert self.retention is not None
-        excess = mean_over_ranks(kept.mean()).item() / self.retention - 1
+        excess = min(mean_over_ranks(kept.mean()).item() / self.retention - 1, LARGEST_EXCESS)
         self.reward.weights[PRICED] = self.price * math.exp(STIFFNESS * excess)
         self.price *= math.exp(self.price_rate * excess)
 
@@ -284,9 +291,8 @@ class GRPO(AnswerObjective):
 
     def _decision_loss(self, batch: Batch, rollout: Rollout, actions: list[Tensor]) -> Tensor:
         """Of the keep decisions: mean over a prefill's decisions of each stage, then over prefills."""
-        assert rollout.advantages is not None
-        prefills = len(rollout.retention)
-        worth = rollout.advantages.view(prefills, -1).mean(1)
+        assert rollout.worth is not None
+        worth, prefills = rollout.worth, len(rollout.worth)
         weight = batch.weight.repeat_interleave(self.prefills)
         weight = weight / mean_over_ranks(weight.sum()).clamp(min=1e-9)
         losses = []

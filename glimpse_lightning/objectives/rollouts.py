@@ -35,7 +35,8 @@ class Rollout:
         choice: which visual tokens were kept.
         retention: ``[P]`` their share.
         reference: ``[R, T]`` log-probabilities under the frozen reference, where that is wanted.
-        advantages: ``[R]``.
+        advantages: ``[R]`` of the answers, for the language model.
+        worth: ``[P]`` mean advantage of the answers behind each prefill, for its keep decisions.
         replayed: whether ``log_probs`` are those of the first replay instead.
     """
 
@@ -46,6 +47,7 @@ class Rollout:
     retention: Tensor
     reference: Tensor | None = None
     advantages: Tensor | None = None
+    worth: Tensor | None = None
     replayed: bool = False
 
     def to(self, device: torch.device) -> Rollout:
