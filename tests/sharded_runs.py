@@ -38,7 +38,10 @@ OBJECTIVES: dict[str, Any] = {
     "kl": lambda: KL(anneal=0.0, budget_weight=2.0),
     "mask": lambda: Mask(),
     "grpo": lambda: GRPO(**OPTIONS, iterations=2, kl_weight=0.1),
-    "grpo_both": lambda: Adapted(**OPTIONS, train=["language_model", "pruner"], lora=LoRA(r=4), prefills=2),
+    "grpo_both": lambda: Adapted(
+        **(OPTIONS | {"rewards": REWARDS | {"pruning_rate": 1.0}}), retention=0.4, train=["language_model", "pruner"],
+        lora=LoRA(r=4), prefills=2,
+    ),  # fmt: skip
 }
 STEPS = 3
 
