@@ -39,9 +39,12 @@ OBJECTIVES: dict[str, Any] = {
     "mask": lambda: Mask(),
     "grpo": lambda: GRPO(**OPTIONS, iterations=2, kl_weight=0.1),
     "grpo_both": lambda: Adapted(
-        **(OPTIONS | {"rewards": REWARDS | {"pruning_rate": 1.0}}), retention=0.4, train=["language_model", "pruner"],
-        lora=LoRA(r=4), prefills=2,
-    ),  # fmt: skip
+        **(OPTIONS | {"rewards": REWARDS | {"pruning_rate": 1.0}}),
+        retention=0.4,
+        train=["language_model", "pruner"],
+        lora=LoRA(r=4),
+        prefills=2,
+    ),
 }
 STEPS = 3
 
