@@ -53,8 +53,8 @@ def load_backbone(
         **kwargs: further arguments of ``from_pretrained``.
 
     Raises:
-        GlimpseError: where there is no such model, no adapter for its architecture, or a package that an argument needs
-            is missing.
+        GlimpseError: where there is no such model or data type, no adapter for the model's architecture, or a package
+            that an argument needs is missing.
     """
     if isinstance(dtype, str) and dtype != "auto":
         dtype = dtype_named(dtype)

@@ -150,8 +150,7 @@ def run_prefill(
     if copies > 1:
         prompt, key = prompt.repeated(copies), key.repeat_interleave(copies)
         questions, boxes = ([each for each in group for _ in range(copies)] for group in (questions, boxes))
-    trunk = Trunk.start(backbone, prompt)
-    trunk.shared = shared
+    trunk = Trunk.start(backbone, prompt, shared)
     waiting = new_stage_runs(pruner, trunk, scored)
     scores: list[Tensor] = []
     keep: list[Tensor] = []

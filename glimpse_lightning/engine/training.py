@@ -154,8 +154,7 @@ def _questions(batch: Batch) -> list[str]:
 def _start(model: PrunedVLM, batch: Batch) -> tuple[Trunk, list[StageRun]]:
     with torch.no_grad():
         prompt = model.embed(batch)
-    trunk = Trunk.start(model.backbone, prompt)
-    trunk.shared = SharedPrefix.of(model.backbone, prompt)
+    trunk = Trunk.start(model.backbone, prompt, SharedPrefix.of(model.backbone, prompt))
     return trunk, new_stage_runs(model.pruner, trunk)
 
 

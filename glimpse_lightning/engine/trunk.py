@@ -69,14 +69,14 @@ class Trunk:
     _places: tuple[Tensor, ...] | None = None
 
     @classmethod
-    def start(cls, backbone: Backbone, prompt: Prompt) -> Trunk:
+    def start(cls, backbone: Backbone, prompt: Prompt, shared: SharedPrefix | None = None) -> Trunk:
         visual = prompt.visual
         slot = torch.where(visual, visual.flatten().cumsum(0).view_as(visual) - 1, -1)
         layout = TokenLayout.of(visual, prompt.grid, prompt.views)
         column = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
         alive = torch.arange(len(layout.item), device=visual.device)
         columns = Columns(prompt.mask, prompt.position_ids, slot, column)
-        return cls(backbone, prompt, layout, prompt.embeds, columns, alive, PromptCache())
+        return cls(backbone, prompt, layout, prompt.embeds, columns, alive, PromptCache(), shared=shared)
 
     def run_layer(self, layer: int, tap: AttentionTap | None = None) -> None:
         if self.shared is not None and self.shared.allows(tap):

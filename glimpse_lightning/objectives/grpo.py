@@ -189,8 +189,9 @@ class GRPO(AnswerObjective):
         ties = (advantages == 0).all(1).float().mean()
         rollout.worth = advantages.view(len(rollout.retention), -1).mean(1)
         if PRICED in rewarded.parts:
-            paid = self.reward.weights[PRICED] * torch.tensor(rewarded.parts[PRICED]).view_as(rewards).to(rewards)
-            advantages = group_advantages(rewards - paid, valid, self.variant)
+            weight = self.reward.weights[PRICED]  # taken off in double precision, where it leaves no trace
+            free = [total - weight * rate for total, rate in zip(rewarded.total, rewarded.parts[PRICED], strict=True)]
+            advantages = group_advantages(rewards.new_tensor(free).view_as(rewards), valid, self.variant)
         rollout.advantages = advantages.flatten()
         if self.kl_weight > 0 and self.trains_language_model:
             rollout.reference = self._reference_log_probs(model, batch, rollout)

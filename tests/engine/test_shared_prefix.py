@@ -44,8 +44,7 @@ def alike(backbone: Backbone) -> Prompt:
 
 
 def states(backbone: Backbone, prompt: Prompt, shared: SharedPrefix | None) -> list[Tensor]:
-    trunk = Trunk.start(backbone, prompt)
-    trunk.shared = shared
+    trunk = Trunk.start(backbone, prompt, shared)
     real = prompt.mask
     out = []
     for layer in range(len(backbone.layers)):
