@@ -110,6 +110,18 @@ class Pruner(nn.Module):
             glimpse |= stage.scorer.glimpse is not None
         self.facts = facts
 
+    def riding_glimpse(self) -> tuple[int, int]:
+        """``(number, last layer)`` of the glimpse tokens that run in a prefill's own calls of the layers."""
+        number, last = 0, -1
+        for stage in self.stages:
+            if any(probe.query == "glimpse" for probe in stage.requires.probes.values()):
+                if stage.scorer.glimpse is not None:
+                    if number:  # those of a later stage run beside the prompt
+                        break
+                    number = stage.scorer.glimpse.length
+                last = stage.after_layer
+        return number, last
+
 
 def check_facts(built: ModelFacts, actual: ModelFacts) -> None:
     """Raise unless a pruner built for ``built`` fits a model of ``actual``."""

@@ -100,6 +100,7 @@ def test_test_makes_the_table_with_the_fitted_weights(
         assert 0 <= difference < 1 / 64  # the same mean, rounded up to a whole one of 64 tokens
     at_fit = json.loads((root / "small" / "fit_0" / "predictions.jsonl").read_text().splitlines()[0])
     at_test = json.loads((root / "small" / "test_0" / "predictions.jsonl").read_text().splitlines()[0])
+    assert at_fit.pop("kl") == pytest.approx(at_test.pop("kl"), rel=1e-3)  # in other batches, on some processors
     assert at_fit == at_test
 
 

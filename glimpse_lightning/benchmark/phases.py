@@ -3,8 +3,9 @@
 * ``preparation``: the rest of what comes before decoder layer 0: patches, merger, embedding, positions, masks; of
   Hugging Face's ``generate`` also its own set-up, which ours does behind the prefill (both are in TTFT).
 * ``vision``: the blocks of the vision tower, with what is captured there for the scorer.
-* ``prefill_to_k``: decoder layers on all tokens; of a plain model, the whole decoder.
-* ``scoring``: what the pruner adds: glimpse stream between the layers, scorer, policy, reducer, compaction.
+* ``prefill_to_k``: decoder layers on all tokens, and on the glimpse token; of a plain model, the whole decoder.
+* ``scoring``: what the pruner adds between the layers: scorer, policy, reducer, compaction, and the glimpse tokens of
+  later stages, where each stage has its own.
 * ``prefill_after_k``: decoder layers behind the first stage, final norm and head.
 
 The end is the end of the language-model head.
@@ -90,7 +91,7 @@ class PhaseRecorder(Generic[T]):
 
     def _entering(self, index: int) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            if index != self._layer:  # a second call of the same layer is the glimpse stream's
+            if index != self._layer:  # a second call of the same layer is a side stream's
                 self._layer = index
                 self._begin(AFTER if self._scored else BEFORE)
 

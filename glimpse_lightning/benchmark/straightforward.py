@@ -68,13 +68,14 @@ class StraightforwardVLM(PrunedVLM):
             vectors = glimpse(layer)
             if vectors is not None:
                 added = vectors.to(sequence.hidden.dtype).expand(len(rows), -1, -1)
-                sequence.hidden = sequence.hidden.index_add(1, places, added)
+                sequence.states = sequence.states.index_add(1, places, added)
             wanted = run.probes(layer, "glimpse")
-            tap = AttentionTap(row=columns + length - 1) if wanted else None
+            end = columns + length
+            tap = AttentionTap(span=slice(end - 1, end)) if wanted else None
             sequence.run_layer(layer, tap)
             for name, probe in wanted:
                 assert tap is not None and tap.logits is not None
-                run.capture(name, probe, layer, sequence, tap.logits, seen)
+                run.capture(name, probe, layer, sequence, tap.logits[:, :, 0], seen)
             if layer == last:
                 tokens = run.tokens(sequence, batch.key, [sample.question for sample in batch.samples], {})
                 output = StageOutput(stage.scorer(tokens), tokens)

@@ -29,8 +29,9 @@ def decoder_bytes(variant: Variant) -> int:
 def case_of(variant: Variant, batch: int, visual: int, text: int, stages: Sequence[StageTokens]) -> Case:
     """The theory of ``stages`` of the variant's model on a batch of such prompts."""
     backbone = variant.backbone
-    rows = backbone.text_config.vocab_size
-    return Case(backbone.facts, batch, visual, text, stages, rows, backbone.model.dtype.itemsize)
+    vocabulary, element = backbone.text_config.vocab_size, backbone.model.dtype.itemsize
+    glimpse, last = (0, -1) if variant.pruner is None else variant.pruner.riding_glimpse()
+    return Case(backbone.facts, batch, visual, text, stages, vocabulary, element, glimpse, last)
 
 
 def rounds(

@@ -20,6 +20,7 @@ class Case:
         stages: the prune stages, in order, with the visual tokens of a prompt left behind each.
         vocabulary: rows of the language-model head.
         element: bytes of a number.
+        glimpse: tokens that run along behind each prompt, through layers ``0..glimpse_layer``; no cache keeps them.
     """
 
     facts: ModelFacts
@@ -29,11 +30,14 @@ class Case:
     stages: Sequence[StageTokens]
     vocabulary: int
     element: int
+    glimpse: int = 0
+    glimpse_layer: int = -1
 
     @property
     def layers(self) -> list[int]:
-        """Tokens of a prompt that each decoder layer runs on."""
-        return [visual + self.text for visual in tokens_per_layer(self.visual, self.stages, self.facts.num_layers)]
+        """Tokens that each decoder layer runs on for a prompt."""
+        visual = tokens_per_layer(self.visual, self.stages, self.facts.num_layers)
+        return [n + self.text + self.glimpse * (layer <= self.glimpse_layer) for layer, n in enumerate(visual)]
 
     @property
     def cached_layers(self) -> list[int]:

@@ -12,44 +12,64 @@ from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 
 
 class GlimpseRun:
-    """A side stream of glimpse tokens, and what its last token's attention was in the layer reached.
+    """Glimpse tokens behind a prompt, and what their last one's attention was in the layer reached.
 
     Args:
         tokens: whose vectors enter.
         trunk: the prompt that they stand behind.
+        rides: run as the main stream's tail, in its own calls of the layers, which costs nothing beside them; only
+            where nothing is trained, as gradients would then flow through the whole main stream. Otherwise the tokens
+            are a side stream. Both compute the same.
 
     Attributes:
-        stream: the rows; may be replaced, before the first layer, by one with more rows behind.
+        stream: the rows of the side stream; may be replaced, before the first layer, by one with more rows behind.
+            ``None`` where they ride.
         wanted: layers whose attention row some stage reads.
     """
 
-    def __init__(self, tokens: GlimpseTokens, trunk: Trunk) -> None:
+    def __init__(self, tokens: GlimpseTokens, trunk: Trunk, rides: bool = False) -> None:
         self.tokens = tokens
+        self.stream: SideStream | None = None
+        self.wanted: set[int] = set()
+        self._reached = -1
+        self._row: Tensor | None = None
+        if rides:
+            trunk.append_tail(tokens.length)
+            return
         batch, device = trunk.hidden.shape[0], trunk.hidden.device
         steps = torch.arange(1, tokens.length + 1, device=device)
         rows = trunk.hidden.new_zeros(batch, tokens.length, trunk.hidden.shape[-1])
         rows_mask = torch.ones(batch, tokens.length, dtype=torch.bool, device=device)
         self.stream = SideStream(trunk.backbone, rows, rows_mask, trunk.mask, trunk.position_ids[..., -1:] + steps)
-        self.wanted: set[int] = set()
-        self._reached = -1
-        self._row: Tensor | None = None
+
+    def enter(self, layer: int, trunk: Trunk) -> None:
+        """Where the tokens ride: what the main stream needs to know before its own call of ``layer``."""
+        vectors = self.tokens(layer)
+        if vectors is not None:  # in place: the layer before has just made these states, and nobody else reads the tail
+            trunk.states[:, -self.tokens.length :] += vectors.to(trunk.states.dtype)
+
+    def leave(self, tap: AttentionTap) -> None:
+        """Where the tokens ride: take their last one's row out of what the main stream's call captured."""
+        self._row = None if tap.logits is None else tap.logits[:, :, -1]
 
     def advance(self, layer: int, trunk: Trunk, key_bias: Tensor | None) -> Tensor | None:
-        """Run ``layer``, unless another stage has made it do so; ``[B, H, keys]`` attention logits where wanted."""
-        if layer == self._reached:
+        """Run ``layer``, unless that has been done; ``[B, H, keys]`` attention logits where wanted."""
+        if layer == self._reached or self.stream is None:
             return self._row
         vectors, length = self.tokens(layer), self.tokens.length
         if vectors is not None:
             hidden = self.stream.hidden
             glimpse = hidden[:, :length] + vectors.to(hidden.dtype)
             self.stream.hidden = torch.cat([glimpse, hidden[:, length:]], dim=1)
-        tap = AttentionTap(row=length - 1 if layer in self.wanted else None, key_bias=key_bias)
+        tap = AttentionTap(span=slice(length - 1, length) if layer in self.wanted else None, key_bias=key_bias)
         self.stream.run_layer(layer, trunk.cache, tap)
-        self._reached, self._row = layer, tap.logits
-        return tap.logits
+        self._reached, self._row = layer, None if tap.logits is None else tap.logits[:, :, 0]
+        return self._row
 
     def seen(self, trunk: Trunk) -> Tensor:
         """``[B, keys]`` what the last glimpse token may attend to: not the rows behind it."""
+        if self.stream is None:
+            return trunk.whole_mask
         seen = self.stream.mask.clone()
         seen[:, trunk.mask.shape[1] + self.tokens.length :] = False
         return seen

@@ -84,14 +84,18 @@ class PrefillOutput:
         )
 
 
-def new_stage_runs(pruner: Pruner | None, trunk: Trunk, scored: bool = True) -> list[StageRun]:
-    """One run per stage; none where there is no visual token to prune."""
+def new_stage_runs(pruner: Pruner | None, trunk: Trunk, scored: bool = True, trained: bool = True) -> list[StageRun]:
+    """One run per stage; none where there is no visual token to prune.
+
+    Args:
+        trained: false where no gradient is wanted: then the first glimpse tokens ride in the trunk.
+    """
     if pruner is None or len(trunk.alive) == 0:
         return []
     runs: list[StageRun] = []
     glimpse: GlimpseRun | None = None
     for stage in pruner.stages:
-        runs.append(StageRun(stage, trunk, glimpse, scored))
+        runs.append(StageRun(stage, trunk, glimpse, scored, rides=not trained and glimpse is None))
         glimpse = runs[-1].glimpse or glimpse
     return runs
 
@@ -105,11 +109,18 @@ def run_layer_with_stages(
         key_bias: ``[B, M]`` log of soft gates on the prompt's columns.
         frozen: the main stream needs no gradient; the glimpse streams keep theirs.
     """
-    probed = any(run.probes(layer, "last") for run in runs)
+    end, last = trunk.hidden.shape[1], any(run.probes(layer, "last") for run in runs)
+    rider = next((run.glimpse for run in runs if run.glimpse is not None and run.glimpse.stream is None), None)
+    if rider is not None:
+        rider.enter(layer, trunk)
+    ridden = rider is not None and layer in rider.wanted
+    span = slice(end - last, end + trunk.tail * ridden) if last or ridden else None
     rows = _text_rows(trunk, [run.raters for run in runs if run.raters is not None and run.probes(layer, "text")])
-    tap = AttentionTap(row=trunk.hidden.shape[1] - 1 if probed else None, key_bias=key_bias, rows=rows)
+    tap = AttentionTap(span=span, key_bias=key_bias, rows=rows)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-        trunk.run_layer(layer, tap if probed or rows is not None or key_bias is not None else None)
+        trunk.run_layer(layer, tap if span is not None or rows is not None or key_bias is not None else None)
+    if rider is not None:
+        rider.leave(tap)
     for run in runs:
         run.after_main_layer(layer, trunk, tap, key_bias)
 
@@ -151,7 +162,7 @@ def run_prefill(
         prompt, key = prompt.repeated(copies), key.repeat_interleave(copies)
         questions, boxes = ([each for each in group for _ in range(copies)] for group in (questions, boxes))
     trunk = Trunk.start(backbone, prompt, shared)
-    waiting = new_stage_runs(pruner, trunk, scored)
+    waiting = new_stage_runs(pruner, trunk, scored, torch.is_grad_enabled())
     scores: list[Tensor] = []
     keep: list[Tensor] = []
     state = dict(state or {})
@@ -163,6 +174,8 @@ def run_prefill(
             run = waiting.pop(0)
             alike = 1 if scores else copies  # until the first stage has pruned
             tokens = run.tokens(trunk, key, questions, state, boxes)
+            if trunk.tail and not any(later.glimpse is not None and later.stream is None for later in waiting):
+                trunk.drop_tail()
             stage_scores, stage_keep = _prune(run, trunk, tokens, select, alike)
             scores.append(stage_scores)
             keep.append(stage_keep)

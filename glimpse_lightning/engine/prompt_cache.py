@@ -86,6 +86,8 @@ class Columns:
 class PromptCache(DynamicCache):
     """Keys and values of a prompt and of what was decoded behind it; a layer may hold other columns than the next.
 
+    In prefill a layer may also hold those of rows that run along behind the prompt (:attr:`Trunk.tail`).
+
     Beams never leave their sample, whose rows hold the same columns, so these are not reordered with the states.
 
     Attributes:
@@ -103,8 +105,14 @@ class PromptCache(DynamicCache):
         """Whether all layers hold the same columns at the same positions: Hugging Face's own step then decodes."""
         return all(columns is self.columns[-1] for columns in self.columns)
 
+    def drop_tail(self) -> None:
+        """Leave nothing but the prompt's own columns in every filled layer."""
+        for layer, columns in zip(self.layers, self.columns, strict=True):
+            length = columns.mask.shape[1]
+            layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+
     def compact(self, keep: Tensor, before: Columns, plan: Compaction, after: Columns) -> None:
-        """Leave what ``keep [V]`` keeps in every filled layer. Keys are already rotated; nothing is recomputed.
+        """Leave what ``keep [V]`` keeps in every filled layer, and no tail. Keys are already rotated.
 
         Args:
             before, plan, after: columns for which it is known already what comes of them.

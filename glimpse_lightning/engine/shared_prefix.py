@@ -46,18 +46,14 @@ class SharedPrefix:
         columns: ``[G, longest prefix]`` its columns.
         group: ``[B]`` the prefix of each sample.
         places: ``[B, P]`` which token of its prefix stands at each column (the first one, at padding).
-        mask: ``[B, N]`` false at padding.
-        position_ids: ``[..., B, N]``.
     """
 
     rows: Tensor
     columns: Tensor
     group: Tensor
     places: Tensor
-    mask: Tensor
-    position_ids: Tensor
-    _positions: Any = None
-    _masks: dict[str, Any] = field(default_factory=dict)
+    _positions: dict[int, Any] = field(default_factory=dict)
+    _masks: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, backbone: Backbone, prompt: Prompt, copies: int = 1) -> SharedPrefix | None:
@@ -83,9 +79,8 @@ class SharedPrefix:
         device = pad.device
         columns = (pad[rows, None] + torch.arange(longest, device=device)).clamp(max=width - 1)
         places = (torch.arange(width - behind, device=device) - pad[:, None]).clamp(min=0)
-        group, places, mask = (x.repeat_interleave(copies, 0) for x in (group, places, prompt.mask))
-        positions = prompt.position_ids.repeat_interleave(copies, prompt.position_ids.ndim - 2)
-        return cls(rows * copies, columns, group, places, mask, positions)
+        group, places = (x.repeat_interleave(copies, 0) for x in (group, places))
+        return cls(rows * copies, columns, group, places)
 
     @property
     def length(self) -> int:
@@ -93,35 +88,50 @@ class SharedPrefix:
         return self.places.shape[1]
 
     def allows(self, tap: AttentionTap | None) -> bool:
-        """Whether a layer with this tap can be run apart: one that reads no row but the last, and gates no key."""
+        """Whether a layer with this tap can be run apart: one that reads no row but the last ones, and gates no key."""
         return tap is None or (tap.rows is None and tap.key_bias is None)
 
     def run_layer(
-        self, layer: int, backbone: Backbone, hidden: Tensor, cache: Cache, tap: AttentionTap | None
+        self,
+        layer: int,
+        backbone: Backbone,
+        hidden: Tensor,
+        mask: Tensor,
+        position_ids: Tensor,
+        cache: Cache,
+        tap: AttentionTap | None,
     ) -> Tensor:
-        """Decoder layer ``layer`` over ``hidden [B, N, D]``; its keys and values go to ``cache``, for all columns."""
-        kind = backbone.layer_type(layer)
+        """Decoder layer ``layer`` over ``hidden [B, N, D]``; its keys and values go to ``cache``, for all columns.
+
+        Args:
+            mask: ``[B, N]`` false at padding.
+            position_ids: ``[..., B, N]``.
+        """
+        width = hidden.shape[1]  # more than the prompt's where a tail runs along
+        kind = backbone.layer_type(layer), width
         prefixes = hidden[self.rows[:, None], self.columns]
-        if self._positions is None:
-            mine = self.position_ids[..., self.rows[:, None], self.columns]
-            behind = self.position_ids[..., self.length :]
-            self._positions = backbone.position_embeddings(prefixes, mine), backbone.position_embeddings(hidden, behind)
+        if width not in self._positions:
+            mine = position_ids[..., self.rows[:, None], self.columns]
+            behind = position_ids[..., self.length :]
+            embed = backbone.position_embeddings
+            self._positions[width] = embed(prefixes, mine), embed(hidden, behind)
         if kind not in self._masks:
             everything = torch.ones(prefixes.shape[:2], dtype=torch.bool, device=hidden.device)
             view = PrefixView(cache, self.length)
             self._masks[kind] = (
                 backbone.attention_mask(layer, prefixes, everything, None),
-                backbone.attention_mask(layer, hidden[:, self.length :], self.mask, view),
+                backbone.attention_mask(layer, hidden[:, self.length :], mask, view),
             )
-        (prefix_mask, mask), (prefix_positions, positions) = self._masks[kind], self._positions
+        (prefix_mask, behind_mask), (prefix_positions, positions) = self._masks[kind], self._positions[width]
         own = DynamicCache()
         prefixes = backbone.run_layer(layer, prefixes, prefix_mask, prefix_positions, own, None)
         states = own.layers[layer]
         states.keys, states.values = self._spread(states.keys), self._spread(states.values)
         if tap is not None:
-            tap.row = None if tap.row is None else tap.row - self.length
+            rows = tap.span
+            tap.span = None if rows is None else slice(rows.start - self.length, rows.stop - self.length)
         behind = hidden[:, self.length :]
-        behind = backbone.run_layer(layer, behind, mask, positions, _Assembled(own, self.length, cache), tap)
+        behind = backbone.run_layer(layer, behind, behind_mask, positions, _Assembled(own, self.length, cache), tap)
         return torch.cat([prefixes[self.group[:, None], self.places], behind], 1)
 
     def _spread(self, states: Tensor) -> Tensor:

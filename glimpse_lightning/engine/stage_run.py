@@ -31,9 +31,17 @@ class StageRun:
         trunk: before layer 0.
         glimpse: of the stages before, for a scorer that shares it.
         scored: false where it is known already what is kept: nothing that the scorer requires is computed.
+        rides: whether glimpse tokens of the stage's own run as the trunk's tail.
     """
 
-    def __init__(self, stage: PruneStage, trunk: Trunk, glimpse: GlimpseRun | None = None, scored: bool = True) -> None:
+    def __init__(
+        self,
+        stage: PruneStage,
+        trunk: Trunk,
+        glimpse: GlimpseRun | None = None,
+        scored: bool = True,
+        rides: bool = False,
+    ) -> None:
         self.stage = stage
         self.scorer = stage.scorer
         self.scored = scored
@@ -45,21 +53,21 @@ class StageRun:
                 f"{type(self.scorer).__name__} reads attention of decoder layers, so it cannot score before layer 0; "
                 "set the stage's `after_layer` to 0 or more."
             )
-        self.glimpse = self._glimpse(trunk, glimpse) if "glimpse" in queries else None
+        self.glimpse = self._glimpse(trunk, glimpse, rides) if "glimpse" in queries else None
         self.raters = self._raters(trunk) if "text" in queries else None
 
     @property
     def stream(self) -> SideStream | None:
-        """Of the glimpse tokens."""
+        """Of glimpse tokens that do not ride."""
         return None if self.glimpse is None else self.glimpse.stream
 
-    def _glimpse(self, trunk: Trunk, before: GlimpseRun | None) -> GlimpseRun:
+    def _glimpse(self, trunk: Trunk, before: GlimpseRun | None, rides: bool) -> GlimpseRun:
         if self.scorer.shares_glimpse:
             assert before is not None  # as `Pruner.build` checks
             run = before
         else:
             assert self.scorer.glimpse is not None
-            run = GlimpseRun(self.scorer.glimpse, trunk)
+            run = GlimpseRun(self.scorer.glimpse, trunk, rides)
         run.wanted |= {n for probe in self.requires.probes.values() if probe.query == "glimpse" for n in probe.layers}
         return run
 
@@ -83,7 +91,7 @@ class StageRun:
         """Take the attention rows of ``layer`` that ``main`` captured and advance the glimpse stream through it."""
         for name, probe in self.probes(layer, "last"):
             assert main.logits is not None
-            self.capture(name, probe, layer, trunk, main.logits, trunk.mask)
+            self.capture(name, probe, layer, trunk, main.logits[:, :, 0, : trunk.mask.shape[1]], trunk.mask)
         for name, probe in self.probes(layer, "text"):
             self._capture_text(name, probe, layer, trunk, main)
         if self.glimpse is None:
@@ -107,7 +115,8 @@ class StageRun:
         assert main.rows is not None and main.rows_logits is not None and self.raters is not None
         column = torch.arange(trunk.mask.shape[1], device=trunk.mask.device)
         seen_BRn = trunk.mask[:, None] & (column <= main.rows[..., None])
-        weights_BHRn = main.rows_logits.float().masked_fill(~seen_BRn[:, None], -torch.inf).softmax(-1).nan_to_num()
+        logits_BHRn = main.rows_logits[..., : len(column)].float()
+        weights_BHRn = logits_BHRn.masked_fill(~seen_BRn[:, None], -torch.inf).softmax(-1).nan_to_num()
         mine_BR = (self.raters.gather(1, trunk.column) & trunk.mask).gather(1, main.rows)
         if probe.scale == "information":
             asked = mine_BR[:, None, :, None] & (trunk.slot >= 0)[:, None, None]

@@ -38,16 +38,16 @@ class AttentionTap:
     """What one attention call does beside attending.
 
     Attributes:
-        row: index of the query row whose logits are captured; ``None`` captures nothing.
+        span: the ``R`` query rows, one behind the other, whose logits are captured; ``None`` captures nothing.
         key_bias: ``[B, n]`` added to the attention logits of the first ``n`` keys for every query and head (soft
             gates: the log of each key's gate); ``None`` adds nothing.
         bias_rows: ``[queries]`` 1 at the query rows that ``key_bias`` is for, 0 elsewhere; ``None``: for all.
-        logits: after the call, the captured row: ``[B, H, keys]``, ``q.k`` times the layer's scaling, unmasked.
+        logits: after the call, those of ``span``: ``[B, H, R, keys]``, ``q.k`` times the layer's scaling, unmasked.
         rows: ``[B, R]`` indices of further query rows to capture, other ones in each sample; ``None`` for none.
         rows_logits: after the call, those: ``[B, H, R, keys]``.
     """
 
-    row: int | None = None
+    span: slice | None = None
     key_bias: Tensor | None = None
     bias_rows: Tensor | None = None
     logits: Tensor | None = None
@@ -126,8 +126,8 @@ def _wrap(attend: Callable[..., Any]) -> Callable[..., Any]:
             return attend(module, query, key, value, attention_mask, *args, **kwargs)
         scaling = kwargs.pop("scaling", None)
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        if glimpse_tap.row is not None:
-            glimpse_tap.logits = _row_logits(query[:, :, glimpse_tap.row, None], key)[:, :, 0] * scaling
+        if glimpse_tap.span is not None:
+            glimpse_tap.logits = _row_logits(query[:, :, glimpse_tap.span], key) * scaling
         if glimpse_tap.rows is not None:
             index = glimpse_tap.rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
             glimpse_tap.rows_logits = _row_logits(query.gather(2, index), key) * scaling

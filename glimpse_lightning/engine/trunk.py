@@ -1,6 +1,7 @@
 """The main stream: a prompt's columns on their way through the decoder, and where its visual tokens belong.
 
-Suffixes: ``B`` samples, ``N`` columns of the prompt, ``M`` columns left, ``V`` visual tokens, ``D`` width.
+Suffixes: ``B`` samples, ``N`` columns of the prompt, ``M`` columns left, ``V`` visual tokens, ``D`` width, ``G``
+rows of the tail.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from glimpse_lightning.engine.compaction import Compaction
 from glimpse_lightning.engine.prompt_cache import Columns, PromptCache
@@ -50,22 +52,30 @@ class TokenLayout:
 class Trunk:
     """The main stream: hidden states of the columns still there, and what is known of each column.
 
+    A tail may run along: rows behind the prompt that the prompt, being causal, never sees. Calls of layers that are
+    made anyway then serve them too, where a side stream would make its own and read all weights again. Nothing but the
+    layers knows of the tail: ``hidden`` and what is known of columns is the prompt's alone. Caches hold the tail's keys
+    and values behind the prompt's until the next compaction.
+
     Attributes:
+        states: ``[B, M + G, D]`` of the columns still there, and of the tail.
         columns: the columns still there; the same object until some leave.
         alive: ``[V']`` packed indices of the visual tokens still there, ascending.
         shared: how the samples' common prefixes are run only once; ``None`` where each sample runs for itself.
+        tail: ``G``.
     """
 
     backbone: Backbone
     prompt: Prompt
     layout: TokenLayout
-    hidden: Tensor
+    states: Tensor
     columns: Columns
     alive: Tensor
     cache: PromptCache
     masks: dict[str, Any] = field(default_factory=dict)
     positions: Any = None
     shared: SharedPrefix | None = None
+    tail: int = 0
     _places: tuple[Tensor, ...] | None = None
 
     @classmethod
@@ -78,30 +88,61 @@ class Trunk:
         columns = Columns(prompt.mask, prompt.position_ids, slot, column)
         return cls(backbone, prompt, layout, prompt.embeds, columns, alive, PromptCache(), shared=shared)
 
+    @property
+    def hidden(self) -> Tensor:
+        """``[B, M, D]`` of the prompt's columns still there."""
+        return self.states[:, : -self.tail] if self.tail else self.states
+
+    def append_tail(self, rows: int) -> None:
+        """From now on ``rows`` of zeros run along behind the prompt."""
+        zeros = self.states.new_zeros(len(self.states), rows, self.states.shape[-1])
+        self.states, self.tail = torch.cat([self.hidden, zeros], 1), rows
+        self.masks, self.positions = {}, None
+
+    def drop_tail(self) -> None:
+        """Of what the tail was, only keys and values are left, until the next compaction."""
+        self.states, self.tail = self.hidden, 0
+        self.masks, self.positions = {}, None
+
     def run_layer(self, layer: int, tap: AttentionTap | None = None) -> None:
         if self.shared is not None and self.shared.allows(tap):
-            self.hidden = self.shared.run_layer(layer, self.backbone, self.hidden, self.cache, tap)
+            args = self.states, self.whole_mask, self.whole_position_ids, self.cache, tap
+            self.states = self.shared.run_layer(layer, self.backbone, *args)
         else:
             self._run_each(layer, tap)
         self.cache.columns.append(self.columns)
         self.cache.ran_on.append(self.columns.length)
         if layer in self.prompt.layer_features:
-            features = self.prompt.layer_features[layer][self.alive].to(self.hidden)
-            self.hidden = self.hidden.index_put(self.places, self.visual(self.hidden) + features)
+            features = self.prompt.layer_features[layer][self.alive].to(self.states)
+            self.states = self.states.index_put(self.places, self.visual(self.states) + features)
 
     def _run_each(self, layer: int, tap: AttentionTap | None) -> None:
         if self.positions is None:
-            self.positions = self.backbone.position_embeddings(self.hidden, self.position_ids)
+            self.positions = self.backbone.position_embeddings(self.states, self.whole_position_ids)
         kind = self.backbone.layer_type(layer)
         if kind not in self.masks:
-            self.masks[kind] = self.backbone.attention_mask(layer, self.hidden, self.mask, None, self._image())
-        self.hidden = self.backbone.run_layer(layer, self.hidden, self.masks[kind], self.positions, self.cache, tap)
+            self.masks[kind] = self.backbone.attention_mask(layer, self.states, self.whole_mask, None, self._image())
+        self.states = self.backbone.run_layer(layer, self.states, self.masks[kind], self.positions, self.cache, tap)
 
     def _image(self) -> Tensor | None:
-        """``[B, M]`` the item of each column's visual token, -1 elsewhere; only where the model's masks want it."""
+        """``[B, M + G]`` the item of each visual token, -1 elsewhere; only where the model's masks want it."""
         if not self.backbone.bidirectional_images:
             return None
-        return torch.cat([self.layout.item, self.layout.item.new_full((1,), -1)])[self.slot]
+        image = torch.cat([self.layout.item, self.layout.item.new_full((1,), -1)])[self.slot]
+        return F.pad(image, (0, self.tail), value=-1)
+
+    @property
+    def whole_mask(self) -> Tensor:
+        """``[B, M + G]`` false at padding."""
+        return F.pad(self.mask, (0, self.tail), value=True) if self.tail else self.mask
+
+    @property
+    def whole_position_ids(self) -> Tensor:
+        """``[..., B, M + G]``; the tail's follow those of the last column."""
+        if not self.tail:
+            return self.position_ids
+        steps = torch.arange(1, self.tail + 1, device=self.mask.device)
+        return torch.cat([self.position_ids, self.columns.last + steps], -1)
 
     @property
     def mask(self) -> Tensor:
@@ -133,17 +174,20 @@ class Trunk:
             keep_early_kv: the layers so far keep the keys and values that they have.
             renumber: what is left gets positions without gaps; see :meth:`Columns.renumbered`.
         """
-        before = self.columns
+        before, tail = self.columns, self.states[:, self.hidden.shape[1] :]
         plan = Compaction.plan(before.kept(keep))
         after = before.compacted(plan)
-        if not keep_early_kv:
+        if keep_early_kv:
+            self.cache.drop_tail()
+        else:
             self.cache.compact(keep, before, plan, after)
-        self.hidden = plan.rows(self.hidden)
+        rows = plan.rows(self.states)
+        self.states = torch.cat([rows, tail], 1) if self.tail else rows
         self.alive = self.alive[keep[self.alive]]
         self.columns = after.renumbered(before) if renumber else after
         self.masks, self.positions, self._places, self.shared = {}, None, None, None
         if reduced is not None:
-            self.hidden[self.places] = reduced
+            self.states[self.places] = reduced
 
     def layer_lengths(self) -> Tensor:
         """``[B, layers so far]`` columns of each sample that a layer ran on."""
@@ -152,7 +196,8 @@ class Trunk:
 
     def last_keys(self) -> Tensor:
         """``[B, M, Hk * d]`` keys of the last layer that has run, of the columns still there."""
-        keys, held = self.cache.layers[-1].keys.transpose(1, 2).flatten(2), self.cache.columns[-1]
+        held = self.cache.columns[-1]
+        keys = self.cache.layers[-1].keys[:, :, : held.mask.shape[1]].transpose(1, 2).flatten(2)
         if held is self.columns:
             return keys
         place = torch.zeros_like(self.prompt.mask, dtype=torch.long)

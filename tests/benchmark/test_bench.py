@@ -119,7 +119,7 @@ def test_data_protocol(tmp_path: Path, name: str) -> None:
     hf, _, pruned = (row["figures"] for row in group["variants"])
     assert group["samples"] == hf["prefill"]["n"] == 2
     assert pruned["kv_length"]["median"] < hf["kv_length"]["median"]
-    assert pruned["prefill_flops"]["to_theory"] == pytest.approx(1)
+    assert pruned["prefill_flops"]["to_theory"] == pytest.approx(1, abs=1e-3)  # the row of logits, as above
     assert pruned["peak_bytes"]["median"] > 0
 
 

@@ -48,11 +48,11 @@ def states(backbone: Backbone, prompt: Prompt, shared: SharedPrefix | None) -> l
     real = prompt.mask
     out = []
     for layer in range(len(backbone.layers)):
-        tap = AttentionTap(row=real.shape[1] - 1)
+        tap = AttentionTap(span=slice(real.shape[1] - 1, real.shape[1]))
         trunk.run_layer(layer, tap)
         assert tap.logits is not None
         cached = trunk.cache.layers[layer]
-        out += [trunk.hidden[real], tap.logits.transpose(1, 2)[real]]
+        out += [trunk.hidden[real], tap.logits[:, :, 0].transpose(1, 2)[real]]
         out += [cached.keys.transpose(1, 2)[real], cached.values.transpose(1, 2)[real]]
     return out
 

@@ -29,13 +29,13 @@ def test_tap_captures_a_row_and_biases_keys(attention):
     query, key, value = torch.randn(2, 4, 7, 12), torch.randn(2, 2, 7, 12), torch.randn(2, 2, 7, 12)
     causal = torch.zeros(2, 1, 7, 7).masked_fill(torch.ones(7, 7).tril() == 0, -torch.inf)
     bias = torch.randn(2, 5, requires_grad=True)
-    tap = AttentionTap(row=3, key_bias=bias)
+    tap = AttentionTap(span=slice(3, 5), key_bias=bias)
 
     output, _ = attend(module, query, key, value, causal, scaling=0.3, glimpse_tap=tap)
 
     logits, expected = _reference(query, key, value, causal + F.pad(bias, (0, 2))[:, None, None], 0.3)
     torch.testing.assert_close(output, expected.transpose(1, 2))
-    torch.testing.assert_close(tap.logits, logits[:, :, 3])
+    torch.testing.assert_close(tap.logits, logits[:, :, 3:5])
     (gradient,) = torch.autograd.grad(output.square().sum(), bias)
     (expected_gradient,) = torch.autograd.grad(expected.square().sum(), bias)
     torch.testing.assert_close(gradient, expected_gradient)
