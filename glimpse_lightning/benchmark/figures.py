@@ -56,6 +56,21 @@ def expected(
     }  # fmt: skip
 
 
+def attainable(case: Case, spent: Mapping[int, float], scoring: float) -> dict[str, float]:
+    """Seconds of the decoder (after K, and in all) if layers run as fast as Hugging Face's own on so many tokens.
+
+    Theory takes a FLOP to last as long in a short prompt as in a long one. Where few rows cannot fill the arithmetic
+    units, it does not; this is what is left to compare our own code with.
+
+    Args:
+        spent: measured seconds of Hugging Face's whole decoder by tokens of a prompt.
+        scoring: theoretical seconds of the scorer.
+    """
+    each = [spent.get(tokens, 0.0) / case.facts.num_layers for tokens in case.prompt_layers]
+    split = case.stages[0].after_layer + 1
+    return {"prefill": sum(each) + scoring, AFTER: sum(each[split:])}
+
+
 def counted(found: Sizes) -> dict[str, float]:
     """What was counted rather than timed; ``prefill_flops`` are the decoder's, the scorer's are ``scoring_flops``."""
     return {

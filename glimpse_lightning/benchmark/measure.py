@@ -141,3 +141,16 @@ def times(
         "tpot": clock.seconds(first, last) / (len(tokens.stamps) - 1),
         "generation": clock.seconds(begin, last),
     }
+
+
+@torch.no_grad()
+def decoder_seconds(backbone: Backbone, batch: int, tokens: int, clock: Clock) -> float:
+    """Seconds of Hugging Face's own decoder and head on ``batch`` prompts that have no more than ``tokens`` tokens."""
+    width, dtype, device = backbone.facts.hidden_size, backbone.model.dtype, backbone.model.device
+    states = torch.randn(batch, tokens, width, dtype=dtype, device=device)
+    clock.synchronise()
+    begin = clock.stamp()
+    backbone.lm_head(backbone.decoder(inputs_embeds=states, use_cache=True).last_hidden_state[:, -1])
+    end = clock.stamp()
+    clock.synchronise()
+    return clock.seconds(begin, end)

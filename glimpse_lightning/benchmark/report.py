@@ -22,7 +22,8 @@ SUMMARY = ("prefill", "ttft", "tpot", "speed", "kv_bytes", "peak_bytes")
 NOTE = """\
 Cells of the summaries: median; in brackets the theoretical value; behind the slash measured / theoretical. `vs HF`:
 median over rounds of the ratio to Hugging Face's own forward in the same round, with its 95 % interval. Times of `hf`
-are what theory starts from, so they have none. What each figure and its theory mean: docs/bench.md.
+are what theory starts from, so they have none. `attainable`: what Hugging Face's own layers take for as many tokens,
+measured in the same rounds. What each figure and its theory mean: docs/bench.md.
 """
 
 
@@ -68,13 +69,14 @@ def _summary(group: Mapping[str, Any]) -> list[str]:
     if "variants" not in group:
         return [*lines, f"Left out: {group['left_out']}.", ""]
     units = [f"{name} ({SCALES[name][1]})" for name in SUMMARY]
-    header = ["variant", "kept", "prefill vs HF", *units]
+    header = ["variant", "kept", "prefill vs HF", "prefill / attainable", *units]
     lines += [_line(header), _line(["---"] * len(header))]
     for row in group["variants"]:
         figures = row["figures"]
         kept = ", ".join(map(str, row.get("kept") or [])) or "-"
         cells = [_cell(name, figures[name]) for name in SUMMARY]
-        lines.append(_line([row["name"], kept, _versus(figures["prefill"]), *cells]))
+        reached = _ratio(figures["prefill"].get("to_attainable"))
+        lines.append(_line([row["name"], kept, _versus(figures["prefill"]), reached, *cells]))
     lines += [""]
     for row in group["variants"]:
         lines += trace.lines(row["name"], row["trace"]) if "trace" in row else []
@@ -82,16 +84,16 @@ def _summary(group: Mapping[str, Any]) -> list[str]:
 
 
 def _everything(group: Mapping[str, Any]) -> list[str]:
-    header = ["variant", "figure", "unit", "median", "p10", "p90", "theory", "measured / theory", "vs HF"]
+    header = ["variant", "figure", "unit", "median", "p10", "p90", "theory", "attainable"]
+    header += ["measured / theory", "measured / attainable", "vs HF"]
     lines = [f"### {_title(group)[0].upper()}{_title(group)[1:]}", "", _line(header), _line(["---"] * len(header))]
     for row in group["variants"]:
         for name, figure in row["figures"].items():
             factor, unit = SCALES[name]
             show = _scaled(factor)
-            values = [show(figure.get(key)) for key in ("median", "p10", "p90", "theory")]
-            ratio = figure.get("to_theory")
-            last = "-" if ratio is None else f"{ratio:.3f}"
-            lines.append(_line([row["name"], name, unit, *values, last, _versus(figure)]))
+            values = [show(figure.get(key)) for key in ("median", "p10", "p90", "theory", "attainable")]
+            ratios = [_ratio(figure.get(key)) for key in ("to_theory", "to_attainable")]
+            lines.append(_line([row["name"], name, unit, *values, *ratios, _versus(figure)]))
     return [*lines, ""]
 
 
@@ -99,6 +101,10 @@ def _cell(name: str, figure: Mapping[str, Any]) -> str:
     show = _scaled(SCALES[name][0])
     ratio = figure.get("to_theory")
     return show(figure["median"]) + (f" ({show(figure['theory'])}) / {ratio:.2f}" if ratio is not None else "")
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _versus(figure: Mapping[str, Any]) -> str:

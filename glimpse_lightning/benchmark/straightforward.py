@@ -63,9 +63,10 @@ class StraightforwardVLM(PrunedVLM):
         seen[:, columns + length :] = False  # the glimpse comes before the answers
         places = torch.arange(columns, columns + length, device=seen.device)
         output: StageOutput | None = None
+        entering = glimpse()
         last = min(stage.after_layer, len(self.backbone.layers) - 1)
         for layer in range(len(self.backbone.layers) if answers else last + 1):
-            vectors = glimpse(layer)
+            vectors = entering.get(layer)
             if vectors is not None:
                 added = vectors.to(sequence.hidden.dtype).expand(len(rows), -1, -1)
                 sequence.states = sequence.states.index_add(1, places, added)

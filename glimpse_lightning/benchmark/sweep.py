@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ import torch
 from glimpse_lightning.benchmark import figures, trace
 from glimpse_lightning.benchmark.clock import Clock
 from glimpse_lightning.benchmark.inputs import make_inputs
-from glimpse_lightning.benchmark.measure import HF, Sizes, Variant, sizes, times
+from glimpse_lightning.benchmark.measure import HF, Sizes, Variant, decoder_seconds, sizes, times
+from glimpse_lightning.benchmark.phases import SCORING
 from glimpse_lightning.benchmark.settings import Settings
 from glimpse_lightning.benchmark.theory import Case
 from glimpse_lightning.token_counts import StageTokens
@@ -35,20 +37,29 @@ def case_of(variant: Variant, batch: int, visual: int, text: int, stages: Sequen
 
 
 def rounds(
-    variants: Sequence[Variant], inputs: dict[str, Any], questions: list[str], settings: Settings, clock: Clock
-) -> dict[str, list[dict[str, float]]]:
-    """Passes of each variant by name: warm-up, then ``repetitions`` rounds.
+    variants: Sequence[Variant],
+    inputs: dict[str, Any],
+    questions: list[str],
+    settings: Settings,
+    clock: Clock,
+    lengths: Sequence[int] = (),
+) -> tuple[dict[str, list[dict[str, float]]], dict[int, float]]:
+    """Passes of each variant by name: warm-up, then ``repetitions`` rounds; of each of ``lengths``, the median seconds
+    of Hugging Face's decoder on prompts of so many tokens.
 
     Each round runs every variant once, beginning with another one, so that whatever else the machine does meets all.
     """
     passes: dict[str, list[dict[str, float]]] = {variant.name: [] for variant in variants}
+    short: dict[int, list[float]] = {length: [] for length in lengths}
     for number in range(-settings.warmup, settings.repetitions):
         start = number % len(variants)
         for variant in [*variants[start:], *variants[:start]]:
             one = times(variant, inputs, questions, settings.new_tokens, clock)
             if number >= 0:
                 passes[variant.name].append(one)
-    return passes
+        for length, seconds in short.items():
+            seconds.append(decoder_seconds(variants[0].backbone, len(questions), length, clock))
+    return passes, {length: median(seconds[settings.warmup :]) for length, seconds in short.items()}
 
 
 def sweep(settings: Settings, variants: Sequence[Variant], say: Say) -> Iterator[dict[str, Any]]:
@@ -80,20 +91,26 @@ def _group(settings: Settings, variants: Sequence[Variant], batch: int, visual: 
     del prompt
     questions = [""] * batch
     counts = {variant.name: sizes(variant, inputs, questions, settings.new_tokens) for variant in variants}
-    passes = rounds(variants, inputs, questions, settings, Clock(backbone.model.device, settings.clock))
+    plain = case_of(variants[0], batch, visual, columns - visual, [])
+    cases = {one.name: case_of(one, batch, visual, columns - visual, counts[one.name].stages) for one in variants}
+    lengths = sorted({n for case in cases.values() for n in case.prompt_layers} - {columns, 0})
+    clock = Clock(backbone.model.device, settings.clock)
+    passes, short = rounds(variants, inputs, questions, settings, clock, lengths)
     seen = {name: figures.observed(found, batch, settings.new_tokens) for name, found in passes.items()}
     hf = {name: figures.figure(values)["median"] for name, values in seen[HF].items()}
-    plain = case_of(variants[0], batch, visual, columns - visual, [])
     rows = []
     for variant in variants:
-        mine = counts[variant.name]
-        case = case_of(variant, batch, visual, columns - visual, mine.stages)
+        mine, case = counts[variant.name], cases[variant.name]
         theory = figures.expected(case, plain, mine, hf, decoder_bytes(variant), settings.new_tokens)
         is_hf = variant.name == HF  # whose times are what the others' theory starts from
         measured = {
             name: figures.figure(values, *(() if is_hf else (theory[name], seen[HF][name])))
             for name, values in seen[variant.name].items()
         }
+        if mine.stages:
+            spent = {**short, columns: hf["prefill"]}
+            for name, value in figures.attainable(case, spent, theory[SCORING]).items():
+                measured[name] |= {"attainable": value, "to_attainable": measured[name]["median"] / value}
         single = {name: figures.figure([value], theory.get(name)) for name, value in figures.counted(mine).items()}
         rows.append(
             {

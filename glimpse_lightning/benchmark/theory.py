@@ -34,10 +34,14 @@ class Case:
     glimpse_layer: int = -1
 
     @property
+    def prompt_layers(self) -> list[int]:
+        """Tokens of a prompt that each decoder layer runs on."""
+        return [visual + self.text for visual in tokens_per_layer(self.visual, self.stages, self.facts.num_layers)]
+
+    @property
     def layers(self) -> list[int]:
-        """Tokens that each decoder layer runs on for a prompt."""
-        visual = tokens_per_layer(self.visual, self.stages, self.facts.num_layers)
-        return [n + self.text + self.glimpse * (layer <= self.glimpse_layer) for layer, n in enumerate(visual)]
+        """Tokens that each decoder layer runs on for a prompt, glimpse included."""
+        return [n + self.glimpse * (layer <= self.glimpse_layer) for layer, n in enumerate(self.prompt_layers)]
 
     @property
     def cached_layers(self) -> list[int]:

@@ -31,6 +31,7 @@ class GlimpseRun:
         self.tokens = tokens
         self.stream: SideStream | None = None
         self.wanted: set[int] = set()
+        self._vectors: dict[int, Tensor] | None = None
         self._reached = -1
         self._row: Tensor | None = None
         if rides:
@@ -44,7 +45,7 @@ class GlimpseRun:
 
     def enter(self, layer: int, trunk: Trunk) -> None:
         """Where the tokens ride: what the main stream needs to know before its own call of ``layer``."""
-        vectors = self.tokens(layer)
+        vectors = self._entering(layer)
         if vectors is not None:  # in place: the layer before has just made these states, and nobody else reads the tail
             trunk.states[:, -self.tokens.length :] += vectors.to(trunk.states.dtype)
 
@@ -56,7 +57,7 @@ class GlimpseRun:
         """Run ``layer``, unless that has been done; ``[B, H, keys]`` attention logits where wanted."""
         if layer == self._reached or self.stream is None:
             return self._row
-        vectors, length = self.tokens(layer), self.tokens.length
+        vectors, length = self._entering(layer), self.tokens.length
         if vectors is not None:
             hidden = self.stream.hidden
             glimpse = hidden[:, :length] + vectors.to(hidden.dtype)
@@ -65,6 +66,11 @@ class GlimpseRun:
         self.stream.run_layer(layer, trunk.cache, tap)
         self._reached, self._row = layer, None if tap.logits is None else tap.logits[:, :, 0]
         return self._row
+
+    def _entering(self, layer: int) -> Tensor | None:
+        if self._vectors is None:
+            self._vectors = self.tokens()
+        return self._vectors.get(layer)
 
     def seen(self, trunk: Trunk) -> Tensor:
         """``[B, keys]`` what the last glimpse token may attend to: not the rows behind it."""

@@ -132,19 +132,20 @@ class StageRun:
         self, trunk: Trunk, key: Tensor, questions: Sequence[str], state: dict[str, Any], boxes: Sequence[Any] = ()
     ) -> VisualTokens:
         """The visual tokens still there, as the scorer sees them."""
-        alive, layout, prompt = trunk.alive, trunk.layout, trunk.prompt
+        layout, prompt = trunk.layout, trunk.prompt
+        sample = trunk.of_alive(layout.sample)
         text = trunk.mask & (trunk.slot < 0) if self.requires.text else None
         keys = self._decoder_keys(trunk) if self.requires.keys else None
         return VisualTokens(
-            embeds=prompt.embeds[prompt.visual][alive],
+            embeds=prompt.embeds[sample, trunk.of_alive(layout.column)],
             hidden=trunk.visual(trunk.hidden),
-            item=layout.item[alive],
-            sample=layout.sample[alive],
-            position=layout.position[alive],
+            item=trunk.of_alive(layout.item),
+            sample=sample,
+            position=trunk.of_alive(layout.position),
             grid=layout.grid,
             item_sample=layout.item_sample,
-            probes={name: self._probe(name, probe, alive) for name, probe in self.requires.probes.items()},
-            vision={layer: prompt.vision[layer][alive] for layer in self.requires.vision_layers},
+            probes={name: self._probe(name, probe, trunk.alive) for name, probe in self.requires.probes.items()},
+            vision={layer: trunk.of_alive(prompt.vision[layer]) for layer in self.requires.vision_layers},
             text=None if text is None else trunk.hidden[text],
             text_sample=None if text is None else text.nonzero()[:, 0],
             questions=tuple(questions),

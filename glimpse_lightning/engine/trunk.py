@@ -25,19 +25,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Where the ``V`` visual tokens of a batch belong: see the fields of the same name of ``VisualTokens``."""
+    """Where the ``V`` visual tokens of a batch belong: see the fields of the same name of ``VisualTokens``.
+
+    Attributes:
+        column: ``[V]`` of the prompt.
+    """
 
     item: Tensor
     sample: Tensor
     position: Tensor
     grid: Tensor
     item_sample: Tensor
+    column: Tensor
     views: Views | None = None
 
     @classmethod
     def of(cls, visual: Tensor, grid: Tensor, views: Views | None = None) -> TokenLayout:
         """From ``visual [B, N]`` and ``grid [I, 3]``."""
-        sample = visual.nonzero()[:, 0]
+        sample, column = visual.nonzero(as_tuple=True)
         sizes = grid.prod(-1)
         ends = sizes.cumsum(0)
         item = torch.repeat_interleave(sizes, output_size=len(sample))
@@ -45,7 +50,7 @@ class TokenLayout:
         _, height, width = grid[item].unbind(-1)
         plane = height * width
         position = torch.stack([offset // plane, offset % plane // width, offset % width], -1)
-        return cls(item, sample, position, grid, sample[ends - sizes], views)
+        return cls(item, sample, position, grid, sample[ends - sizes], column, views)
 
 
 @dataclass
@@ -113,7 +118,7 @@ class Trunk:
         self.cache.columns.append(self.columns)
         self.cache.ran_on.append(self.columns.length)
         if layer in self.prompt.layer_features:
-            features = self.prompt.layer_features[layer][self.alive].to(self.states)
+            features = self.of_alive(self.prompt.layer_features[layer]).to(self.states)
             self.states = self.states.index_put(self.places, self.visual(self.states) + features)
 
     def _run_each(self, layer: int, tap: AttentionTap | None) -> None:
@@ -214,6 +219,10 @@ class Trunk:
         if self._places is None:
             self._places = (self.slot >= 0).nonzero(as_tuple=True)
         return self._places
+
+    def of_alive(self, values: Tensor) -> Tensor:
+        """Rows of ``values [V, ...]`` of the visual tokens still there: ``[V', ...]``; no copy where that is all."""
+        return values if len(self.alive) == len(values) else values[self.alive]
 
     def visual(self, values: Tensor) -> Tensor:
         """Rows of ``values [B, M, ...]`` at the visual tokens still there, packed: ``[V', ...]``."""

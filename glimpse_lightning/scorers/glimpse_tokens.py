@@ -51,8 +51,7 @@ class GlimpseTokens(nn.Module):
         nn.init.zeros_(self.proj.bias)
         nn.init.constant_(self.norm.weight, scale)
 
-    def forward(self, layer: int) -> Tensor | None:
-        """Vectors ``[length, D]`` that enter ``layer``; ``None`` where that layer has none."""
-        if layer not in self.layers:
-            return None
-        return self.dropout(self.norm(self.proj(self.embeddings[self.layers.index(layer)])))
+    def forward(self) -> dict[int, Tensor]:
+        """Vectors ``[length, D]`` that enter a layer, by layer: of all at once, so that weights are read once."""
+        vectors = self.dropout(self.norm(self.proj(self.embeddings)))
+        return dict(zip(self.layers, vectors.unbind(), strict=True))

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from factories import FACTS, visual_tokens
-from torch import Tensor
 
 from glimpse_lightning.benchmark.memory import peak_bytes
 from glimpse_lightning.errors import GlimpseError
@@ -83,10 +82,9 @@ def test_several_layers_and_glimpse_tokens() -> None:
     assert (probe.layers, probe.query, probe.scale) == ((1, 3), "glimpse", "log_softmax")
     assert scorer.network.attn_in_proj.in_features == 8
     assert scorer.glimpse is not None
-    first = scorer.glimpse(0)
-    assert first is not None
-    assert first.shape == (2, 64)
-    assert scorer.glimpse(1) is None
+    vectors = scorer.glimpse()
+    assert list(vectors) == [0, 2]
+    assert vectors[0].shape == (2, 64)
 
 
 def test_all_layers_up_to_the_stage() -> None:
@@ -127,8 +125,9 @@ def test_initial_values() -> None:
 
 def test_scale_of_the_glimpse() -> None:
     for scale in (1.0, 0.07):
-        vector = vip(glimpse_scale=scale).glimpse(0)
-        assert vector is not None
+        glimpse = vip(glimpse_scale=scale).glimpse
+        assert glimpse is not None
+        vector = glimpse()[0]
         assert vector.square().mean().sqrt().item() == pytest.approx(scale, rel=1e-2)
 
 
@@ -136,14 +135,9 @@ def test_dropout_is_of_the_glimpse_in_training_only() -> None:
     glimpse = vip(dropout=0.5).glimpse
     assert glimpse is not None
 
-    def vector() -> Tensor:
-        out = glimpse(0)
-        assert out is not None
-        return out
-
-    assert torch.equal(vector(), vector())
+    assert torch.equal(glimpse()[0], glimpse()[0])
     glimpse.train()
-    assert (vector() == 0).any()
+    assert (glimpse()[0] == 0).any()
 
 
 @pytest.mark.parametrize(
