@@ -54,18 +54,22 @@ class LlavaOnevisionBackbone(LlavaNextBackbone):
     def _video(self, pixels: Tensor, vision_layers: Sequence[VisionTap]) -> Visuals:
         """Videos ``[videos, frames, channels, height, width]``."""
         core, side = self.model.model, -(-self.tokens_per_side // 2)
-        with self.capture(vision_layers) as captured:
+        patches = self.tokens_per_side**2
+
+        def merge(states: Tensor) -> Tensor:
+            return core.apply_pooling(states[:, -patches:]).flatten(0, 1)
+
+        with self.capture(vision_layers, merge) as captured:
             features = core.get_video_features(pixels).pooler_output
         if features.shape[1] == pixels.shape[1] * side**2:  # older transformers add the newline later
             newline = core.image_newline.to(features).expand(len(features), 1, -1)
             features = torch.cat([features, newline], 1)
         prunable = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         prunable[:, -1] = False
-        patches = self.tokens_per_side**2
         return Visuals(
             token_id=self.model.config.video_token_id,
             features=features.flatten(0, 1),
             grid=torch.tensor([[pixels.shape[1], side, side]], device=pixels.device).expand(len(pixels), 3),
             prunable=prunable.flatten(),
-            states={layer: core.apply_pooling(captured[layer][:, -patches:]).flatten(0, 1) for layer in vision_layers},
+            states=captured,
         )

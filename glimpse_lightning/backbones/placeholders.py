@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,10 +81,17 @@ class PlaceholderBackbone(Backbone):
 
     # -- what most families share -------------------------------------------------------------------------------
 
-    def capture(self, vision_layers: Sequence[VisionTap]) -> AbstractContextManager[dict[VisionTap, Tensor]]:
-        """While the context is open, what ``vision_layers`` ask of the vision tower is stored under each of them."""
+    def capture(
+        self, vision_layers: Sequence[VisionTap], merge: Callable[[Tensor], Tensor] | None = None
+    ) -> AbstractContextManager[dict[VisionTap, Tensor]]:
+        """While the context is open, what ``vision_layers`` ask of the vision tower is stored under each of them.
+
+        Args:
+            merge: from a block's output to a row per visual token, done at once; ``None``: stored as it is laid out,
+                which holds on to all patches of all these blocks while the tower runs.
+        """
         class_token = any(isinstance(tap, VisionAttention) for tap in vision_layers) and self.has_class_token
-        return capture_blocks(self.vision_blocks, vision_layers, class_token)
+        return capture_blocks(self.vision_blocks, vision_layers, merge, class_token)
 
     @property
     def has_class_token(self) -> bool:

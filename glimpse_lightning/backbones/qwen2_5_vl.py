@@ -16,7 +16,7 @@ class Qwen25VLBackbone(QwenVLBackbone):
 
     architectures = ("Qwen2_5_VLForConditionalGeneration",)
 
-    def merge_states(self, captured: Mapping[VisionTap, Tensor], grid_thw: Tensor) -> dict[VisionTap, Tensor]:
+    def in_raster_order(self, captured: Mapping[VisionTap, Tensor], grid_thw: Tensor) -> dict[VisionTap, Tensor]:
         if not captured:
             return {}
         visual = self.model.model.visual
@@ -32,4 +32,4 @@ class Qwen25VLBackbone(QwenVLBackbone):
                 patch_size=visual.patch_size,
             )
         raster = torch.argsort(window_index.to(grid_thw.device))  # once for all blocks: counting windows takes a while
-        return {tap: states[raster] for tap, states in super().merge_states(captured, grid_thw).items()}
+        return {tap: states[raster] for tap, states in captured.items()}

@@ -52,7 +52,7 @@ class QwenVLBackbone(PlaceholderBackbone):
     def _visuals(self, kind: str, pixels: Tensor, grid_thw: Tensor, vision_layers: Sequence[VisionTap]) -> Visuals:
         core, config = self.model.model, self.model.config
         encode = core.get_image_features if kind == "image" else core.get_video_features
-        with self.capture(vision_layers) as captured:
+        with self.capture(vision_layers, self._merge) as captured:
             output = encode(pixels, grid_thw)
         merge = config.vision_config.spatial_merge_size
         features = torch.cat(list(output.pooler_output))
@@ -61,7 +61,7 @@ class QwenVLBackbone(PlaceholderBackbone):
             features=features,
             grid=grid_thw // torch.tensor([1, merge, merge], device=grid_thw.device),
             prunable=torch.ones(len(features), dtype=torch.bool, device=features.device),
-            states=self.merge_states(captured, grid_thw),
+            states=self.in_raster_order(captured, grid_thw),
             layer_features={
                 # One tensor per layer, or (later transformers) one per layer and image.
                 layer: added if isinstance(added, Tensor) else torch.cat(list(added))
@@ -77,10 +77,14 @@ class QwenVLBackbone(PlaceholderBackbone):
             "first_copies": torch.tensor(first),
         }
 
-    def merge_states(self, captured: Mapping[VisionTap, Tensor], grid_thw: Tensor) -> dict[VisionTap, Tensor]:
-        """Block outputs ``[patches, Dv]``, merge unit by merge unit -> ``[V, Dv]`` in raster order."""
+    def _merge(self, states: Tensor) -> Tensor:
+        """A block's output ``[patches, Dv]``, merge unit by merge unit -> ``[V, Dv]``."""
         unit = self.model.config.vision_config.spatial_merge_size**2
-        return {tap: states.view(-1, unit, states.shape[-1]).mean(1) for tap, states in captured.items()}
+        return states.view(-1, unit, states.shape[-1]).mean(1)
+
+    def in_raster_order(self, captured: Mapping[VisionTap, Tensor], grid_thw: Tensor) -> dict[VisionTap, Tensor]:
+        """States ``[V, Dv]`` in the tower's order -> in that of the image."""
+        return dict(captured)
 
     def token_types(self, inputs: Mapping[str, Any]) -> Tensor:
         """``[B, N]`` 1 at images, 2 at videos."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,12 +41,11 @@ class SquareGridBackbone(PlaceholderBackbone):
     def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap]) -> list[Visuals]:
         if inputs.get("pixel_values") is None:
             return []
-        with self.capture(vision_layers) as captured:
+        with self.capture(vision_layers, partial(self.merge_states, inputs)) as captured:
             features = torch.cat([image.flatten(0, -2) for image in self.image_features(inputs)])
         grid, prunable = self.image_layout(inputs, len(features))
-        states = {layer: self.merge_states(inputs, captured[layer]) for layer in vision_layers}
         views = self.views(inputs, grid)
-        return [Visuals(self.model.config.image_token_id, features, grid, prunable, states, views=views)]
+        return [Visuals(self.model.config.image_token_id, features, grid, prunable, captured, views=views)]
 
     def image_layout(self, inputs: Mapping[str, Any], placeholders: int) -> tuple[Tensor, Tensor]:
         """``(grid [I, 3], prunable [P])`` of the ``P`` = ``placeholders`` features of all images."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,13 +16,18 @@ from glimpse_lightning.visual_tokens import VisionTap
 
 @contextmanager
 def capture_blocks(
-    blocks: nn.ModuleList, layers: Sequence[VisionTap], class_token: bool = False
+    blocks: nn.ModuleList,
+    layers: Sequence[VisionTap],
+    merge: Callable[[Tensor], Tensor] | None = None,
+    class_token: bool = False,
 ) -> Iterator[dict[VisionTap, Tensor]]:
     """While the context is open, what each tap asks for is stored under the tap, laid out as the block's output is.
 
     Args:
         blocks: of the vision tower.
         layers: a number = the output of that block; see ``VisionTap`` for others.
+        merge: makes of something so laid out, a row per patch, what is stored instead. Done as soon as a block has run:
+            the tower's peak memory has no room for all patches of several blocks.
         class_token: whether the tower's sequences start with a class token.
 
     Raises:
@@ -45,7 +50,8 @@ def capture_blocks(
                 reader: AttentionReader | None = reader,
             ) -> None:
                 hidden = output[0] if isinstance(output, tuple) else output
-                states[tap] = hidden if reader is None else reader.result(hidden)
+                found = hidden if reader is None else reader.result(hidden)
+                states[tap] = found if merge is None else merge(found)
 
             stack.callback(block.register_forward_hook(keep).remove)
         yield states

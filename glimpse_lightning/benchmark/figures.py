@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -56,19 +57,24 @@ def expected(
     }  # fmt: skip
 
 
-def attainable(case: Case, spent: Mapping[int, float], scoring: float) -> dict[str, float]:
+def attainable(case: Case, short: Mapping[int, tuple[float, float]], hf: float, scoring: float) -> dict[str, float]:
     """Seconds of the decoder (after K, and in all) if layers run as fast as Hugging Face's own on so many tokens.
 
     Theory takes a FLOP to last as long in a short prompt as in a long one. Where few rows cannot fill the arithmetic
     units, it does not; this is what is left to compare our own code with.
 
     Args:
-        spent: measured seconds of Hugging Face's whole decoder by tokens of a prompt.
+        short: measured seconds of Hugging Face's decoder, and of its head, by tokens of a prompt that is shorter.
+        hf: of both on the whole prompt.
         scoring: theoretical seconds of the scorer.
     """
-    each = [spent.get(tokens, 0.0) / case.facts.num_layers for tokens in case.prompt_layers]
+    head = median(head for _, head in short.values()) if short else 0.0
+    whole = case.visual + case.text
+    each = [
+        (hf - head if tokens == whole else short[tokens][0]) / case.facts.num_layers for tokens in case.prompt_layers
+    ]
     split = case.stages[0].after_layer + 1
-    return {"prefill": sum(each) + scoring, AFTER: sum(each[split:])}
+    return {"prefill": sum(each) + head + scoring, AFTER: sum(each[split:]) + head}
 
 
 def counted(found: Sizes) -> dict[str, float]:

@@ -144,13 +144,15 @@ def times(
 
 
 @torch.no_grad()
-def decoder_seconds(backbone: Backbone, batch: int, tokens: int, clock: Clock) -> float:
-    """Seconds of Hugging Face's own decoder and head on ``batch`` prompts that have no more than ``tokens`` tokens."""
+def decoder_seconds(backbone: Backbone, batch: int, tokens: int, clock: Clock) -> tuple[float, float]:
+    """Seconds of Hugging Face's own decoder, and of the head behind it, on ``batch`` prompts of ``tokens`` tokens."""
     width, dtype, device = backbone.facts.hidden_size, backbone.model.dtype, backbone.model.device
     states = torch.randn(batch, tokens, width, dtype=dtype, device=device)
     clock.synchronise()
     begin = clock.stamp()
-    backbone.lm_head(backbone.decoder(inputs_embeds=states, use_cache=True).last_hidden_state[:, -1])
+    hidden = backbone.decoder(inputs_embeds=states, use_cache=True).last_hidden_state[:, -1]
+    middle = clock.stamp()
+    backbone.lm_head(hidden)
     end = clock.stamp()
     clock.synchronise()
-    return clock.seconds(begin, end)
+    return clock.seconds(begin, middle), clock.seconds(middle, end)

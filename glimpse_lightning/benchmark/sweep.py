@@ -43,14 +43,14 @@ def rounds(
     settings: Settings,
     clock: Clock,
     lengths: Sequence[int] = (),
-) -> tuple[dict[str, list[dict[str, float]]], dict[int, float]]:
+) -> tuple[dict[str, list[dict[str, float]]], dict[int, tuple[float, float]]]:
     """Passes of each variant by name: warm-up, then ``repetitions`` rounds; of each of ``lengths``, the median seconds
-    of Hugging Face's decoder on prompts of so many tokens.
+    of Hugging Face's decoder on prompts of so many tokens, and of the head behind it.
 
     Each round runs every variant once, beginning with another one, so that whatever else the machine does meets all.
     """
     passes: dict[str, list[dict[str, float]]] = {variant.name: [] for variant in variants}
-    short: dict[int, list[float]] = {length: [] for length in lengths}
+    short: dict[int, list[tuple[float, float]]] = {length: [] for length in lengths}
     for number in range(-settings.warmup, settings.repetitions):
         start = number % len(variants)
         for variant in [*variants[start:], *variants[:start]]:
@@ -59,7 +59,10 @@ def rounds(
                 passes[variant.name].append(one)
         for length, seconds in short.items():
             seconds.append(decoder_seconds(variants[0].backbone, len(questions), length, clock))
-    return passes, {length: median(seconds[settings.warmup :]) for length, seconds in short.items()}
+    decoder, head = (
+        {n: median(pair[i] for pair in pairs[settings.warmup :]) for n, pairs in short.items()} for i in (0, 1)
+    )
+    return passes, {length: (decoder[length], head[length]) for length in lengths}
 
 
 def sweep(settings: Settings, variants: Sequence[Variant], say: Say) -> Iterator[dict[str, Any]]:
@@ -108,8 +111,7 @@ def _group(settings: Settings, variants: Sequence[Variant], batch: int, visual: 
             for name, values in seen[variant.name].items()
         }
         if mine.stages:
-            spent = {**short, columns: hf["prefill"]}
-            for name, value in figures.attainable(case, spent, theory[SCORING]).items():
+            for name, value in figures.attainable(case, short, hf["prefill"], theory[SCORING]).items():
                 measured[name] |= {"attainable": value, "to_attainable": measured[name]["median"] / value}
         single = {name: figures.figure([value], theory.get(name)) for name, value in figures.counted(mine).items()}
         rows.append(

@@ -10,11 +10,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tiny_models import FAMILIES
 
 import glimpse_lightning as gl
-from glimpse_lightning.benchmark.figures import figure
+from glimpse_lightning.benchmark.clock import Clock
+from glimpse_lightning.benchmark.figures import attainable, figure
 from glimpse_lightning.benchmark.inputs import make_inputs
-from glimpse_lightning.benchmark.measure import Variant, sizes
+from glimpse_lightning.benchmark.measure import Variant, decoder_seconds, sizes
 from glimpse_lightning.benchmark.memory import peak_bytes
 from glimpse_lightning.benchmark.report import SCALES
 from glimpse_lightning.benchmark.settings import read
@@ -186,6 +188,24 @@ def test_peak_memory_counts_what_is_alive_at_once() -> None:
         del second, third
 
     assert peak_bytes(run, torch.device("cpu")) == pytest.approx(4 * 2**20, rel=0.01)
+
+
+def test_attainable_is_the_decoders_own_pace_at_each_length(record: dict[str, Any]) -> None:
+    facts = gl.ModelFacts(4, 2, 2, 8, 16, 32, 1e-6, 4, 16)
+    case = Case(facts, 1, 50, 10, [StageTokens(0, 20)], 100, 4, glimpse=1, glimpse_layer=0)
+    found = attainable(case, {30: (1.0, 0.1)}, hf=4.1, scoring=0.5)
+    assert found == pytest.approx({"prefill": 1.0 + 3 * 0.25 + 0.1 + 0.5, "prefill_after_k": 3 * 0.25 + 0.1})
+    for row in record["groups"][0]["variants"]:
+        figures = row["figures"]
+        assert ("attainable" in figures["prefill"]) == (row["name"] == "K=2 r=0.5")
+    assert figures["prefill"]["to_attainable"] == figures["prefill"]["median"] / figures["prefill"]["attainable"]
+    assert figures["prefill_after_k"]["attainable"] > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoders_of_all_families_run_alone(family: str) -> None:
+    backbone = gl.wrap_backbone(FAMILIES[family]())
+    assert min(decoder_seconds(backbone, 2, 5, Clock(torch.device("cpu")))) > 0
 
 
 def test_figures_pair_rounds() -> None:
