@@ -1,7 +1,7 @@
 """Side streams: rows that read a prompt's keys and values layer by layer, and that the prompt never sees.
 
-A glimpse token is one; the answer tokens of a training step are another. A side stream costs one short row per layer
-and leaves the main stream exactly Hugging Face's.
+A glimpse token is one in training (in inference it rides, see :class:`Trunk`); the answer tokens of a training step are
+another. A side stream costs one short row per layer and leaves the main stream exactly Hugging Face's.
 """
 
 from __future__ import annotations
