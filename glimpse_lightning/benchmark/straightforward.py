@@ -60,8 +60,9 @@ class StraightforwardVLM(PrunedVLM):
         sequence = _sequence(self, _behind(prompt, torch.cat([room, rows], 1), behind))
         run = StageRun(stage, sequence)
         seen = sequence.mask.clone()
-        seen[:, columns + length :] = False  # the glimpse comes before the answers
-        places = torch.arange(columns, columns + length, device=seen.device)
+        end = columns + length
+        seen[:, end:] = False  # the glimpse comes before the answers
+        places = torch.arange(columns, end, device=seen.device)
         output: StageOutput | None = None
         entering = glimpse()
         last = min(stage.after_layer, len(self.backbone.layers) - 1)
@@ -71,7 +72,6 @@ class StraightforwardVLM(PrunedVLM):
                 added = vectors.to(sequence.hidden.dtype).expand(len(rows), -1, -1)
                 sequence.states = sequence.states.index_add(1, places, added)
             wanted = run.probes(layer, "glimpse")
-            end = columns + length
             tap = AttentionTap(span=slice(end - 1, end)) if wanted else None
             sequence.run_layer(layer, tap)
             for name, probe in wanted:
@@ -82,7 +82,7 @@ class StraightforwardVLM(PrunedVLM):
                 output = StageOutput(stage.scorer(tokens), tokens)
         assert output is not None
         if answers:
-            output.answer_logits = self.backbone.logits(sequence.hidden[:, columns + length - 1 :])
+            output.answer_logits = self.backbone.logits(sequence.hidden[:, end - 1 :])
         return [output]
 
     def distill(self, batch: Batch, gate: Gate) -> DistillOutput:

@@ -42,7 +42,7 @@ def rounds(
     questions: list[str],
     settings: Settings,
     clock: Clock,
-    lengths: Sequence[int] = (),
+    lengths: Sequence[int],
 ) -> tuple[dict[str, list[dict[str, float]]], dict[int, tuple[float, float]]]:
     """Passes of each variant by name: warm-up, then ``repetitions`` rounds; of each of ``lengths``, the median seconds
     of Hugging Face's decoder on prompts of so many tokens, and of the head behind it.
@@ -57,12 +57,12 @@ def rounds(
             one = times(variant, inputs, questions, settings.new_tokens, clock)
             if number >= 0:
                 passes[variant.name].append(one)
-        for length, seconds in short.items():
-            seconds.append(decoder_seconds(variants[0].backbone, len(questions), length, clock))
-    decoder, head = (
-        {n: median(pair[i] for pair in pairs[settings.warmup :]) for n, pairs in short.items()} for i in (0, 1)
-    )
-    return passes, {length: (decoder[length], head[length]) for length in lengths}
+        for length in lengths:
+            seconds = decoder_seconds(variants[0].backbone, len(questions), length, clock)
+            if number >= 0:
+                short[length].append(seconds)
+    medians = {n: (median(each[0] for each in found), median(each[1] for each in found)) for n, found in short.items()}
+    return passes, medians
 
 
 def sweep(settings: Settings, variants: Sequence[Variant], say: Say) -> Iterator[dict[str, Any]]:
@@ -96,7 +96,7 @@ def _group(settings: Settings, variants: Sequence[Variant], batch: int, visual: 
     counts = {variant.name: sizes(variant, inputs, questions, settings.new_tokens) for variant in variants}
     plain = case_of(variants[0], batch, visual, columns - visual, [])
     cases = {one.name: case_of(one, batch, visual, columns - visual, counts[one.name].stages) for one in variants}
-    lengths = sorted({n for case in cases.values() for n in case.prompt_layers} - {columns, 0})
+    lengths = sorted({n for case in cases.values() for n in case.prompt_layers} - {columns})
     clock = Clock(backbone.model.device, settings.clock)
     passes, short = rounds(variants, inputs, questions, settings, clock, lengths)
     seen = {name: figures.observed(found, batch, settings.new_tokens) for name, found in passes.items()}

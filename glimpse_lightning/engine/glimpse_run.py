@@ -44,7 +44,7 @@ class GlimpseRun:
         self.stream = SideStream(trunk.backbone, rows, rows_mask, trunk.mask, trunk.position_ids[..., -1:] + steps)
 
     def enter(self, layer: int, trunk: Trunk) -> None:
-        """Where the tokens ride: what the main stream needs to know before its own call of ``layer``."""
+        """Where the tokens ride: add the vectors that enter ``layer``, before the main stream's call of it."""
         vectors = self._entering(layer)
         if vectors is not None:  # in place: the layer before has just made these states, and nobody else reads the tail
             trunk.states[:, -self.tokens.length :] += vectors.to(trunk.states.dtype)

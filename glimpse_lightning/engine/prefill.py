@@ -110,7 +110,7 @@ def run_layer_with_stages(
         frozen: the main stream needs no gradient; the glimpse streams keep theirs.
     """
     end, last = trunk.hidden.shape[1], any(run.probes(layer, "last") for run in runs)
-    rider = next((run.glimpse for run in runs if run.glimpse is not None and run.glimpse.stream is None), None)
+    rider = next((run.rider for run in runs if run.rider is not None), None)
     if rider is not None:
         rider.enter(layer, trunk)
     ridden = rider is not None and layer in rider.wanted
@@ -174,7 +174,7 @@ def run_prefill(
             run = waiting.pop(0)
             alike = 1 if scores else copies  # until the first stage has pruned
             tokens = run.tokens(trunk, key, questions, state, boxes)
-            if trunk.tail and not any(later.glimpse is not None and later.stream is None for later in waiting):
+            if trunk.tail and not any(later.rider for later in waiting):
                 trunk.drop_tail()
             stage_scores, stage_keep = _prune(run, trunk, tokens, select, alike)
             scores.append(stage_scores)

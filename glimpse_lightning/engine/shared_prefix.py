@@ -21,6 +21,7 @@ from glimpse_lightning.engine.taps import AttentionTap
 
 if TYPE_CHECKING:
     from glimpse_lightning.backbones.base import Backbone, Prompt
+    from glimpse_lightning.engine.trunk import Trunk
 
 _WORTH = 0.8  # share of a batch's columns left to run, above which two calls of a layer cost more than one
 
@@ -91,26 +92,14 @@ class SharedPrefix:
         """Whether a layer with this tap can be run apart: one that reads no row but the last ones, and gates no key."""
         return tap is None or (tap.rows is None and tap.key_bias is None)
 
-    def run_layer(
-        self,
-        layer: int,
-        backbone: Backbone,
-        hidden: Tensor,
-        mask: Tensor,
-        position_ids: Tensor,
-        cache: Cache,
-        tap: AttentionTap | None,
-    ) -> Tensor:
-        """Decoder layer ``layer`` over ``hidden [B, N, D]``; its keys and values go to ``cache``, for all columns.
-
-        Args:
-            mask: ``[B, N]`` false at padding.
-            position_ids: ``[..., B, N]``.
-        """
+    def run_layer(self, layer: int, trunk: Trunk, tap: AttentionTap | None) -> Tensor:
+        """States ``[B, N, D]`` of the trunk behind decoder layer ``layer``; keys and values go to its cache, of all."""
+        backbone, hidden, cache = trunk.backbone, trunk.states, trunk.cache
         width = hidden.shape[1]  # more than the prompt's where a tail runs along
         kind = backbone.layer_type(layer), width
         prefixes = hidden[self.rows[:, None], self.columns]
         if width not in self._positions:
+            position_ids = trunk.whole_position_ids
             mine = position_ids[..., self.rows[:, None], self.columns]
             behind = position_ids[..., self.length :]
             embed = backbone.position_embeddings
@@ -120,9 +109,9 @@ class SharedPrefix:
             view = PrefixView(cache, self.length)
             self._masks[kind] = (
                 backbone.attention_mask(layer, prefixes, everything, None),
-                backbone.attention_mask(layer, hidden[:, self.length :], mask, view),
+                backbone.attention_mask(layer, hidden[:, self.length :], trunk.whole_mask, view),
             )
-        (prefix_mask, behind_mask), (prefix_positions, positions) = self._masks[kind], self._positions[width]
+        (prefix_mask, mask), (prefix_positions, positions) = self._masks[kind], self._positions[width]
         own = DynamicCache()
         prefixes = backbone.run_layer(layer, prefixes, prefix_mask, prefix_positions, own, None)
         states = own.layers[layer]
@@ -131,7 +120,7 @@ class SharedPrefix:
             rows = tap.span
             tap.span = None if rows is None else slice(rows.start - self.length, rows.stop - self.length)
         behind = hidden[:, self.length :]
-        behind = backbone.run_layer(layer, behind, behind_mask, positions, _Assembled(own, self.length, cache), tap)
+        behind = backbone.run_layer(layer, behind, mask, positions, _Assembled(own, self.length, cache), tap)
         return torch.cat([prefixes[self.group[:, None], self.places], behind], 1)
 
     def _spread(self, states: Tensor) -> Tensor:

@@ -61,6 +61,11 @@ class StageRun:
         """Of glimpse tokens that do not ride."""
         return None if self.glimpse is None else self.glimpse.stream
 
+    @property
+    def rider(self) -> GlimpseRun | None:
+        """The glimpse tokens, where they ride."""
+        return None if self.stream is not None else self.glimpse
+
     def _glimpse(self, trunk: Trunk, before: GlimpseRun | None, rides: bool) -> GlimpseRun:
         if self.scorer.shares_glimpse:
             assert before is not None  # as `Pruner.build` checks

@@ -91,7 +91,10 @@ class Trunk:
         column = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
         alive = torch.arange(len(layout.item), device=visual.device)
         columns = Columns(prompt.mask, prompt.position_ids, slot, column)
-        return cls(backbone, prompt, layout, prompt.embeds, columns, alive, PromptCache(), shared=shared)
+        return cls(
+            backbone, prompt, layout, prompt.embeds, columns, alive, PromptCache(), shared=shared,
+            _places=(layout.sample, layout.column),
+        )  # fmt: skip
 
     @property
     def hidden(self) -> Tensor:
@@ -100,8 +103,7 @@ class Trunk:
 
     def append_tail(self, rows: int) -> None:
         """From now on ``rows`` of zeros run along behind the prompt."""
-        zeros = self.states.new_zeros(len(self.states), rows, self.states.shape[-1])
-        self.states, self.tail = torch.cat([self.hidden, zeros], 1), rows
+        self.states, self.tail = F.pad(self.states, (0, 0, 0, rows)), rows
         self.masks, self.positions = {}, None
 
     def drop_tail(self) -> None:
@@ -111,8 +113,7 @@ class Trunk:
 
     def run_layer(self, layer: int, tap: AttentionTap | None = None) -> None:
         if self.shared is not None and self.shared.allows(tap):
-            args = self.states, self.whole_mask, self.whole_position_ids, self.cache, tap
-            self.states = self.shared.run_layer(layer, self.backbone, *args)
+            self.states = self.shared.run_layer(layer, self, tap)
         else:
             self._run_each(layer, tap)
         self.cache.columns.append(self.columns)
@@ -179,7 +180,7 @@ class Trunk:
             keep_early_kv: the layers so far keep the keys and values that they have.
             renumber: what is left gets positions without gaps; see :meth:`Columns.renumbered`.
         """
-        before, tail = self.columns, self.states[:, self.hidden.shape[1] :]
+        before = self.columns
         plan = Compaction.plan(before.kept(keep))
         after = before.compacted(plan)
         if keep_early_kv:
@@ -187,7 +188,7 @@ class Trunk:
         else:
             self.cache.compact(keep, before, plan, after)
         rows = plan.rows(self.states)
-        self.states = torch.cat([rows, tail], 1) if self.tail else rows
+        self.states = torch.cat([rows, self.states[:, -self.tail :]], 1) if self.tail else rows
         self.alive = self.alive[keep[self.alive]]
         self.columns = after.renumbered(before) if renumber else after
         self.masks, self.positions, self._places, self.shared = {}, None, None, None
