@@ -119,18 +119,24 @@ class Padding:
     def __init__(self, label: Tensor) -> None:
         _, group, count = torch.unique(label, return_inverse=True, return_counts=True)
         self.groups = count.shape[0]
-        self.longest = int(count.max()) if self.groups else 0
+        ascending = (group[1:] >= group[:-1]).all()
+        longest = count.max() if self.groups else count.new_zeros(())
+        self.longest, in_order = torch.stack([longest, ascending.to(longest)]).tolist()
         rank = rank_in_group(torch.zeros_like(group), group, self.groups)
         self.slot = group * self.longest + rank
         self.mask: Tensor | None = None
         if self.groups * self.longest != len(label):
             self.mask = torch.arange(self.longest, device=label.device) < count[:, None]
+        self._in_place = bool(in_order) and self.mask is None
 
     def pad(self, packed: Tensor) -> Tensor:
-        """``[V, ...]`` to ``[groups, longest, ...]``, zeros in the gaps."""
-        flat = packed.new_zeros(self.groups * self.longest, *packed.shape[1:])
-        return flat.index_copy(0, self.slot, packed).unflatten(0, (self.groups, self.longest))
+        """``[V, ...]`` to ``[groups, longest, ...]``, zeros in the gaps; no copy where there is nothing to move."""
+        if not self._in_place:
+            flat = packed.new_zeros(self.groups * self.longest, *packed.shape[1:])
+            packed = flat.index_copy(0, self.slot, packed)
+        return packed.unflatten(0, (self.groups, self.longest))
 
     def unpad(self, padded: Tensor) -> Tensor:
         """``[groups, longest, ...]`` to ``[V, ...]``, in the order of the packed tokens."""
-        return padded.flatten(0, 1)[self.slot]
+        flat = padded.flatten(0, 1)
+        return flat if self._in_place else flat[self.slot]

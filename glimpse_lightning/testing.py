@@ -318,7 +318,7 @@ def _hf_logits(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
 
 def _hf_generate(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-    with caches_kept(backbone.model):  # else its answers are wrong: it decodes as if there were no prompt
+    with caches_kept(backbone):  # else its answers are wrong: it decodes as if there were no prompt
         ids = backbone.model.generate(**backbone.hf_inputs(inputs), **options)
     return ids[:, inputs["input_ids"].shape[1] :]
 

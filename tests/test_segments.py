@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from factories import visual_tokens
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from glimpse_lightning.segments import (
@@ -47,6 +47,8 @@ def test_against_loops(pairs: list[tuple[int, int]]) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(rows)
+@example([(0, 0), (0, 0), (1, 0), (1, 0)])  # nothing to move
+@example([(1, 0), (1, 0), (0, 0), (0, 0)])
 def test_padding(pairs: list[tuple[int, int]]) -> None:
     values = torch.randn(len(pairs), 2)
     label = torch.tensor([g for _, g in pairs], dtype=torch.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -199,7 +200,7 @@ class Backbone(ABC):
 
     # -- what most families share -------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def text_config(self) -> PretrainedConfig:
         return self.model.config.get_text_config()
 

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ class PlaceholderBackbone(Backbone):
         """Whether the vision tower's sequences start with a class token."""
         return any(name.endswith(("class_embedding", "cls_token")) for name, _ in self.model.named_parameters())
 
-    @property
+    @cached_property
     def decoder(self) -> nn.Module:
         return self.model.get_decoder()
 

@@ -109,6 +109,9 @@ def run_layer_with_stages(
         key_bias: ``[B, M]`` log of soft gates on the prompt's columns.
         frozen: the main stream needs no gradient; the glimpse streams keep theirs.
     """
+    if not runs and key_bias is None:  # nothing to look for
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            return trunk.run_layer(layer)
     end, last = trunk.hidden.shape[1], any(run.probes(layer, "last") for run in runs)
     rider = next((run.rider for run in runs if run.rider is not None), None)
     if rider is not None:

@@ -15,7 +15,7 @@ from glimpse_lightning.segments import Padding
 
 EPS = 1e-6
 Turn = tuple[Tensor, Tensor]
-"""Cosine and sine ``[V, 1, E]`` of the angles by which all heads are rotated."""
+"""Cosine, and sine with the sign that it has in :func:`rotate`, ``[V, 1, E]`` of the angles by which all heads turn."""
 
 
 def rotary_2d(row_V: Tensor, column_V: Tensor, dim: int, theta: float = 1e4) -> Tensor:
@@ -32,8 +32,14 @@ def rotary_2d(row_V: Tensor, column_V: Tensor, dim: int, theta: float = 1e4) -> 
 def rotate(x_VHE: Tensor, turn: Turn) -> Tensor:
     """Rotary embedding of ``[V, heads, E]``, in fp32, returned in the dtype of ``x_VHE``."""
     x, (cos, sin) = x_VHE.float(), turn
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x_VHE.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x_VHE.dtype)
+
+
+def turn_by(angle_VE: Tensor) -> Turn:
+    """What :func:`rotate` takes for angles whose halves are equal."""
+    sin = angle_VE.sin()
+    first, second = sin.chunk(2, dim=-1)
+    return angle_VE.cos()[:, None], torch.cat([-first, second], -1)[:, None]
 
 
 class Standardise(nn.Module):
@@ -208,7 +214,7 @@ class VIPNetwork(nn.Module):
         x = self.attn_in_proj(features_VF)
         if not self.layers:
             return [self.head(x).squeeze(-1)]
-        rows, turn = [], (angle_VE.cos()[:, None], angle_VE.sin()[:, None])
+        rows, turn = [], turn_by(angle_VE)
         parts = zip(self.cond_in_projs, self.layers, self.attn_out_projs, conditions, strict=True)
         for project, layer, head, condition in parts:
             x = layer(x, project(condition), turn, padding, log_gates_V)
