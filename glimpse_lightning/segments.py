@@ -122,7 +122,10 @@ class Padding:
         ascending = (group[1:] >= group[:-1]).all()
         longest = count.max() if self.groups else count.new_zeros(())
         self.longest, in_order = torch.stack([longest, ascending.to(longest)]).tolist()
-        rank = rank_in_group(torch.zeros_like(group), group, self.groups)
+        if in_order:
+            rank = torch.arange(len(group), device=group.device) - (count.cumsum(0) - count)[group]
+        else:
+            rank = rank_in_group(torch.zeros_like(group), group, self.groups)
         self.slot = group * self.longest + rank
         self.mask: Tensor | None = None
         if self.groups * self.longest != len(label):
