@@ -150,6 +150,10 @@ class PrunedVLM(nn.Module, GenerationMixin):
         inputs = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
         if prompt is None:
             prompt = self.backbone.embed(inputs, self.vision_layers)
+        if reference_masks is not None and copies > 1:
+            raise GlimpseError(
+                "Expected either `reference_masks` or `copies`: masks are given for prompts, not copies."
+            )
         state = {} if reference_masks is None else {REFERENCE_MASKS: reference_masks}
         keys = self._keys(keys, inputs)
         out = run_prefill(
@@ -172,6 +176,10 @@ class PrunedVLM(nn.Module, GenerationMixin):
     def _keys(self, keys: Tensor | None, inputs: dict[str, Any]) -> Tensor:
         if keys is not None:
             return keys.to(self.device)
+        if "input_ids" not in inputs:
+            raise GlimpseError(
+                "Expected `keys` or `input_ids` beside an embedded `prompt`: scorers' seeds come of them."
+            )
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask
         weights = mask.long().cumsum(-1) * 1_000_003 % 2_147_483_647  # by place among the unpadded tokens
@@ -229,7 +237,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
             mask = torch.ones_like(ids)
         if self.sharded:  # which Hugging Face does not see
             kwargs.setdefault("synced_gpus", True)
-        out = super().generate(input_ids=ids, attention_mask=mask, prefill=prefill.fork(), **kwargs)
+        out = super().generate(input_ids=ids, attention_mask=mask, prefill=prefill, **kwargs)
         if isinstance(out, Tensor):
             return out[:, ids.shape[1] :]
         out.sequences = out.sequences[:, ids.shape[1] :]
@@ -286,7 +294,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, length)
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
-        prefill: PrefillOutput = kwargs.pop("prefill")
+        prefill: PrefillOutput = kwargs.pop("prefill")  # stays as it is: what decoding grows is a fork
         ids, model_kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
         model_kwargs["prefill"] = prefill.fork(expand_size)
         return ids, model_kwargs

@@ -1,7 +1,7 @@
 """Ragged helpers: everything done per group (sample, item, ...) on packed tokens, without a loop over groups or tokens.
 
-``group [V]`` holds the group of every token; groups need not be contiguous and may be empty. None of these functions
-waits for the device, except :class:`Padding`, which has to know the length of the longest group.
+``group [V]`` holds the group of every token; groups need not be contiguous and may be empty. None of these
+waits for the device, except :func:`repeated_segments` and :class:`Padding`, whose results have lengths to find out.
 """
 
 from __future__ import annotations

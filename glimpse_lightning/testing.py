@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from glimpse_lightning.backbones.base import Backbone
@@ -111,8 +112,12 @@ def check_batch_independence(backbone: Backbone) -> None:
     for name, pruner in pruners(backbone):
         model = PrunedVLM(backbone, pruner)
         left = backbone.example_inputs(SIZES)
-        right = backbone.example_inputs(SIZES, padding_side="right")
+        right = _one_column_more(backbone.example_inputs(SIZES, padding_side="right"))
         batch, mirrored = model.prefill(keys=keys, **left), model.prefill(keys=keys, **right)
+        for out, side in ((batch, left), (mirrored, right)):
+            assert out.prompt_keep.shape == side["input_ids"].shape, f"{name}: `prompt_keep` is not in the caller's layout"
+        kept = [out.prompt_keep[side["attention_mask"].bool()] for out, side in ((batch, left), (mirrored, right))]
+        assert torch.equal(*kept), f"{name}: `prompt_keep` depends on the padding side"
         for index, sizes in enumerate(SIZES):
             alone = backbone.example_inputs([sizes], first_sample=index)
             single = model.prefill(keys=keys[index : index + 1], **alone)
@@ -308,6 +313,12 @@ def _visible(prompt: Any, keeps: list[Tensor], total: int) -> Tensor:
     for keep in keeps:
         visible[prompt.visual] &= keep
     return torch.cat([visible, visible.new_ones(len(visible), total - visible.shape[1])], 1)
+
+
+def _one_column_more(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same prompts, all of them padded on the right, as processors do up to a fixed length."""
+    columns = inputs["input_ids"].shape
+    return {name: F.pad(value, (0, 1)) if value.shape == columns else value for name, value in inputs.items()}
 
 
 @torch.no_grad()

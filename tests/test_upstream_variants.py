@@ -173,6 +173,8 @@ def test_reference_masks(tmp_path: Path, family: str) -> None:
     torch.testing.assert_close(soft.logits, out.logits)
     told = gl.PrunedVLM(backbone(family), gl.Pruner([gl.PruneStage(2, Told(out.keep[0]), gl.policies.Threshold())]))
     torch.testing.assert_close(told.prefill(**batch).logits, out.logits, **CLOSE)
+    with pytest.raises(GlimpseError, match="`reference_masks` or `copies`"):
+        model.prefill(**batch, reference_masks=masks, copies=2)
     answers = model.generate(**batch, reference_masks=masks, max_new_tokens=4)
     assert torch.equal(answers, told.generate(**batch, max_new_tokens=4))
     with pytest.raises(GlimpseError, match=r"Expected `reference_masks` with a value for each of the .* but got none"):

@@ -69,7 +69,7 @@ class Prompt:
             visual=self.visual.to(device),
             grid=self.grid.to(device),
             vision={tap: value.to(device) for tap, value in self.vision.items()},
-            left_padding=None if plan is None else Compaction(plan.index.to(device), plan.mask.to(device)),
+            left_padding=None if plan is None else plan.to(device),
             layer_features={layer: value.to(device) for layer, value in self.layer_features.items()},
             views=None if self.views is None else self.views.to(device),
         )

@@ -17,6 +17,7 @@ from glimpse_lightning.benchmark.memory import peak_bytes
 from glimpse_lightning.benchmark.phases import AFTER, BEFORE, SCORING, PhaseRecorder
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.pruner import Pruner
+from glimpse_lightning.segments import segment_count
 from glimpse_lightning.token_counts import StageTokens
 
 HF, UNPRUNED = "hf", "unpruned"
@@ -77,7 +78,7 @@ class Sizes:
         kv_bytes: of the cache object after prefill.
         kv_length: tokens of a prompt in it, averaged over the layers.
         peak: bytes above the weights, over a whole generation.
-        stages: of each prune stage, the visual tokens of a prompt left behind it.
+        stages: of each prune stage, the visual tokens left behind it of the prompt that keeps most.
         logits: ``[B, vocab]`` at the last prompt position.
     """
 
@@ -102,7 +103,8 @@ def sizes(variant: Variant, inputs: Mapping[str, Any], questions: list[str], new
         alive = torch.ones_like(out.tokens.item, dtype=torch.bool)
         for stage, keep in zip(variant.pruner.stages, out.keep, strict=True):
             alive = alive & keep
-            stages.append(StageTokens(stage.after_layer, int(alive.sum()) // batch, stage.early_kv))
+            left = segment_count(out.tokens.sample, batch, alive).max()  # which all are padded to
+            stages.append(StageTokens(stage.after_layer, int(left), stage.early_kv))
     held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     found = Sizes(
         flops=recorder.spent(lambda begin, end: float(end - begin)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from glimpse_lightning.benchmark import trace, training_report
@@ -39,8 +39,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         "commit": machine["commit"] or "-",
         "model": f"{model['name']} ({model['weights']} weights, {model['parameters'] / 1e6:,.1f} M parameters, "
         f"{model['dtype']}, {model['attention']})",
-        "passes": f"{record['settings']['repetitions']} rounds after {record['settings']['warmup']} of warm-up, "
-        f"{record['settings']['new_tokens']} new tokens each",
+        "passes": _passes(record["settings"], record["groups"]),
         "clock": record["clock"],
         "memory": record["memory"],
     }
@@ -56,6 +55,13 @@ def markdown(record: Mapping[str, Any]) -> str:
     for group in groups:
         lines += _everything(group) if "variants" in group else []
     return "\n".join(lines)
+
+
+def _passes(settings: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> str:
+    questions = next((group["samples"] for group in groups if "data" in group), None)
+    number = f"{settings['repetitions']} rounds" if questions is None else f"{questions} questions, one round each,"
+    answers = "" if settings["training"] else f", {settings['new_tokens']} new tokens each"
+    return f"{number} after {settings['warmup']} of warm-up{answers}"
 
 
 def _title(group: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -69,20 +70,26 @@ def sweep(settings: Settings, variants: Sequence[Variant], say: Say) -> Iterator
     """One group of figures for each batch size and number of visual tokens; see docs/bench.md for its fields."""
     for visual in settings.visual_tokens:
         for batch in settings.batch_sizes:
-            group = {"batch": batch, "visual_tokens": visual, "text_tokens": settings.text_tokens}
-            most = settings.max_prompt_tokens
-            if most is not None and batch * (visual + settings.text_tokens) > most:
-                yield {**group, "left_out": f"more than max_prompt_tokens = {most}"}
-                continue
             say(f"batch {batch}, {visual} visual tokens: {len(variants)} variants")
-            try:
-                found = _group(settings, variants, batch, visual)
-            except torch.OutOfMemoryError:
-                found = {"left_out": "out of memory"}
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            yield {**group, **found}
+            yield group_of(settings, batch, visual, partial(_group, settings, variants))
+
+
+def group_of(
+    settings: Settings, batch: int, visual: int, measure: Callable[[int, int], dict[str, Any]]
+) -> dict[str, Any]:
+    """What ``measure(batch, visual)`` finds about prompts of so many visual tokens, or why they are left out."""
+    group = {"batch": batch, "visual_tokens": visual, "text_tokens": settings.text_tokens}
+    most = settings.max_prompt_tokens
+    if most is not None and batch * (visual + settings.text_tokens) > most:
+        return {**group, "left_out": f"more than max_prompt_tokens = {most}"}
+    try:
+        found = measure(batch, visual)
+    except torch.OutOfMemoryError:
+        found = {"left_out": "out of memory"}
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return {**group, **found}
 
 
 def _group(settings: Settings, variants: Sequence[Variant], batch: int, visual: int) -> dict[str, Any]:

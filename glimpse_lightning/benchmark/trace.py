@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 ROWS = 12
@@ -24,9 +25,8 @@ def summary(run: Callable[[], Any], device: torch.device, rows: int = ROWS) -> d
         run()
         if cuda:
             torch.cuda.synchronize()
-    spent = [
-        (e.key, e.count, e.self_device_time_total if cuda else e.self_cpu_time_total) for e in trace.key_averages()
-    ]
+    operators = [e for e in trace.key_averages() if e.device_type == DeviceType.CPU]  # kernels have rows of their own
+    spent = [(e.key, e.count, e.self_device_time_total if cuda else e.self_cpu_time_total) for e in operators]
     spent.sort(key=lambda one: -one[2])
     total = sum(time for *_, time in spent) or 1.0
     rest = ("others", sum(count for _, count, _ in spent[rows:]), sum(time for *_, time in spent[rows:]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from glimpse_lightning.benchmark.inputs import make_inputs
 from glimpse_lightning.benchmark.memory import peak_bytes
 from glimpse_lightning.benchmark.settings import Settings
 from glimpse_lightning.benchmark.straightforward import StraightforwardVLM
+from glimpse_lightning.benchmark.sweep import group_of
 from glimpse_lightning.benchmark.training_theory import KL as DISTIL
 from glimpse_lightning.benchmark.training_theory import MASK, MASK_ANSWERS, StepCase
 from glimpse_lightning.benchmark.variants import scorer_of
@@ -78,21 +80,22 @@ def sweep(settings: Settings, backbone: Backbone, say: Callable[[str], None]) ->
     backbone.model.requires_grad_(False)
     for visual in settings.visual_tokens:
         for size in settings.batch_sizes:
-            inputs = make_inputs(backbone, size, visual, settings.text_tokens)
-            batch = training_batch(backbone, inputs, settings.answer_tokens)
             for layer in settings.after_layers:
                 say(f"batch {size}, {visual} visual tokens, K = {layer}: {', '.join(settings.training)}")
-                yield _group(settings, backbone, batch, layer)
+                depth = (layer + 1) / backbone.facts.num_layers
+                kind = {"training": True, "answer_tokens": settings.answer_tokens, "after_layer": layer, "depth": depth}
+                yield {**group_of(settings, size, visual, partial(_group, settings, backbone, layer)), **kind}
 
 
-def _group(settings: Settings, backbone: Backbone, batch: Batch, layer: int) -> dict[str, Any]:
+def _group(settings: Settings, backbone: Backbone, layer: int, size: int, visual: int) -> dict[str, Any]:
+    batch = training_batch(backbone, make_inputs(backbone, size, visual, settings.text_tokens), settings.answer_tokens)
     pruner = Pruner([PruneStage(layer, scorer_of(settings), Threshold())])
     ours = PrunedVLM(backbone, pruner)
     pruner.to(backbone.model.dtype).train()
     models = {OURS: ours, PLAIN: StraightforwardVLM(backbone, pruner)}
     with torch.no_grad():
         prompt = backbone.embed(batch.inputs, ours.vision_layers)
-    size, columns = prompt.mask.shape
+    columns, visual = prompt.mask.shape[1], int(prompt.visual.sum()) // size
     case = StepCase(
         backbone.facts, layer, size, columns, settings.answer_tokens, backbone.text_config.vocab_size,
         scorer=_scorer_flops(ours, replace(batch, prompt=prompt)),
@@ -105,12 +108,7 @@ def _group(settings: Settings, backbone: Backbone, batch: Batch, layer: int) -> 
             passes = {way: Pass(model, objective_of(step), mine) for way, model in models.items()}
             found = _measure(settings, passes, backbone.model.device, case.with_vision(vision * with_vision), step)
             rows.append({"step": step, "vision_tower": with_vision, **found})
-    layers = backbone.facts.num_layers
-    return {
-        "training": True, "batch": size, "visual_tokens": int(prompt.visual.sum()) // size,
-        "text_tokens": columns - int(prompt.visual.sum()) // size, "answer_tokens": settings.answer_tokens,
-        "after_layer": layer, "depth": (layer + 1) / layers, "rows": rows,
-    }  # fmt: skip
+    return {"visual_tokens": visual, "text_tokens": columns - visual, "rows": rows}
 
 
 def _scorer_flops(model: PrunedVLM, batch: Batch) -> float:

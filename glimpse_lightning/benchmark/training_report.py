@@ -27,7 +27,9 @@ def lines(groups: Sequence[Mapping[str, Any]]) -> list[str]:
         if mine != title:
             out += ["", mine, "", _line(HEADER), _line(["---"] * len(HEADER))]
             title = mine
-        out += [_line(_cells(group, row)) for row in group["rows"]]
+        if "left_out" in group:
+            out.append(_line([str(group["after_layer"]), f"{group['depth']:.3f}", f"left out: {group['left_out']}"]))
+        out += [_line(_cells(group, row)) for row in group.get("rows", ())]
     return [*out, ""]
 
 
@@ -43,4 +45,4 @@ def _cells(group: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
 
 
 def _line(columns: Sequence[str]) -> str:
-    return f"| {' | '.join(columns)} |"
+    return f"| {' | '.join([*columns, *[''] * (len(HEADER) - len(columns))])} |"

@@ -16,24 +16,35 @@ class Compaction:
     Attributes:
         index: ``[B, M]`` source column of each new column (any dropped column where ``mask`` is false).
         mask: ``[B, M]`` true at kept columns; rows that kept fewer than ``M`` are padded on the left.
+        source: ``N``, columns before.
     """
 
     index: Tensor
     mask: Tensor
+    source: int
 
     @classmethod
     def plan(cls, keep: Tensor) -> Compaction:
-        """From ``keep [B, N]``; ``M`` is the longest row's count (the one host sync of a prune stage)."""
+        """From ``keep [B, N]``; ``M`` is the longest row's count, for which it waits for the device."""
         counts = keep.sum(1)
         width = int(counts.max())
         # A stable sort of booleans puts dropped columns first and leaves kept ones in their order.
         index = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
         mask = torch.arange(width, device=keep.device) >= (width - counts)[:, None]
-        return cls(index, mask)
+        return cls(index, mask, keep.shape[1])
 
     def repeated(self, copies: int) -> Compaction:
         """Each row's plan ``copies`` times in a row."""
-        return Compaction(self.index.repeat_interleave(copies, 0), self.mask.repeat_interleave(copies, 0))
+        index, mask = (x.repeat_interleave(copies, 0) for x in (self.index, self.mask))
+        return Compaction(index, mask, self.source)
+
+    def to(self, device: torch.device) -> Compaction:
+        """The same plan on another device."""
+        return Compaction(self.index.to(device), self.mask.to(device), self.source)
+
+    def undone(self, marks: Tensor) -> Tensor:
+        """Where the columns that ``marks [B, M]`` marks came from: ``[B, N]``."""
+        return marks.new_zeros(len(marks), self.source).scatter(1, self.index, marks & self.mask)
 
     def columns(self, values: Tensor, padding: int | float | None = None) -> Tensor:
         """Kept columns ``[..., B, M]`` of ``values [..., B, N]``, with ``padding`` where the mask is false."""

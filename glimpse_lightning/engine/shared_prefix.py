@@ -61,7 +61,8 @@ class SharedPrefix:
         """How to take the batch apart; ``None`` where it shares too little to be worth it.
 
         Samples share a prefix where all that enters the decoder is equal, in value and in position: nothing is taken on
-        trust. Waits for the device.
+        trust but that, where a model adds features behind layers, equal image tokens have equal ones. Waits for the
+        device.
 
         Args:
             copies: how often each sample will stand in the batch, as by ``prompt.repeated(copies)``.

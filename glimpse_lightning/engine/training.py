@@ -85,7 +85,8 @@ def glimpse_forward(model: PrunedVLM, batch: Batch, answers: bool = False) -> li
     stage_layers = [min(run.stage.after_layer, final) for run in runs]
     for layer in range(-1, (final if answers else max(stage_layers, default=-1)) + 1):
         if layer >= 0:
-            run_layer_with_stages(layer, trunk, runs, frozen=True)
+            ahead = [run for run, last in zip(runs, stage_layers, strict=True) if answers or layer <= last]
+            run_layer_with_stages(layer, trunk, ahead, frozen=True)
         for index, run in enumerate(runs):
             if stage_layers[index] == layer:
                 tokens = run.tokens(trunk, batch.key, _questions(batch), {})
@@ -119,6 +120,7 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
     log_gates: list[Tensor] = []
     biases = [trunk.hidden.new_zeros(total)]  # after no stage, after the first one, ...
     student: Trunk | None = None
+    key_bias: Tensor | None = None  # of the student's columns, behind the stages so far
     for layer in range(-1, num_layers):
         if layer >= 0:
             if student is None:
@@ -126,7 +128,7 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
             else:
                 with torch.no_grad():
                     trunk.run_layer(layer)
-                run_layer_with_stages(layer, student, runs, _key_bias(student, biases[-1]))
+                run_layer_with_stages(layer, student, runs, key_bias)
         while runs and (runs[0].stage.after_layer == layer or layer == num_layers - 1):
             run = runs.pop(0)
             student = _fork(trunk) if student is None else student
@@ -137,6 +139,7 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
             biases.append((biases[-1] + log_gates[-1].to(biases[-1].dtype)).clamp(min=CLOSED))
             if not runs and run.stage.early_kv == "prune":
                 student.compact(torch.stack(log_gates).detach().amin(0) > -torch.inf, None)
+            key_bias = _key_bias(student, biases[-1])
     student = _fork(trunk) if student is None else student
     with torch.no_grad():
         teacher_logits = _answer_logits(trunk, batch, None)

@@ -233,6 +233,4 @@ class Trunk:
         """``[B, N]`` which columns of the caller's prompt are still there."""
         keep = torch.zeros_like(self.prompt.mask).scatter(1, self.column, self.mask)
         plan = self.prompt.left_padding
-        if plan is None:
-            return keep
-        return torch.zeros_like(keep).scatter(1, plan.index, keep)
+        return keep if plan is None else plan.undone(keep)

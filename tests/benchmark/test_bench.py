@@ -83,6 +83,22 @@ def test_cache_that_early_layers_keep_is_counted() -> None:
     assert (found.kv_length, found.kv_bytes) == (case.cached, case.kv_bytes())
 
 
+def test_a_batch_is_as_long_as_its_longest_prompt() -> None:
+    """Samples may keep different numbers of tokens; layers and caches then run at the largest."""
+
+    class OfTheSample(gl.scorers.Scorer):
+        def forward(self, tokens: gl.VisualTokens) -> torch.Tensor:
+            return torch.where(torch.arange(len(tokens)) % 16 < 3 + 4 * tokens.sample, 1.0, -1.0)
+
+    backbone = gl.load_backbone("glimpse-tiny")
+    pruner = gl.Pruner([gl.PruneStage(2, OfTheSample(), gl.policies.Threshold())])
+    variant = Variant("ragged", backbone, gl.PrunedVLM(backbone, pruner))
+    found = sizes(variant, make_inputs(backbone, 2, 16, 12), [""] * 2, new_tokens=3)
+    assert found.stages == [StageTokens(2, 7, "prune")]
+    case = case_of(variant, 2, 16, 12, found.stages)
+    assert (found.kv_length, found.kv_bytes) == (case.cached, case.kv_bytes())
+
+
 def test_phases_add_up_and_unpruned_equals_hugging_face(record: dict[str, Any]) -> None:
     hf, unpruned, pruned = record["groups"][0]["variants"]
     assert unpruned["logits_difference_to_hf"] < 1e-4 < pruned["logits_difference_to_hf"]
@@ -120,6 +136,7 @@ def test_data_protocol(tmp_path: Path, name: str) -> None:
     (group,) = json.loads((tmp_path / "d.json").read_text())["groups"]
     hf, _, pruned = (row["figures"] for row in group["variants"])
     assert group["samples"] == hf["prefill"]["n"] == 2
+    assert "| 2 questions, one round each, after 0 of warm-up, 3 new tokens each |" in (tmp_path / "d.md").read_text()
     assert pruned["kv_length"]["median"] < hf["kv_length"]["median"]
     assert pruned["prefill_flops"]["to_theory"] == pytest.approx(1, abs=1e-3)  # the row of logits, as above
     assert pruned["peak_bytes"]["median"] > 0

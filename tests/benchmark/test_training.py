@@ -38,7 +38,15 @@ def test_record(tmp_path: Path) -> None:
         assert row["gain"]["value"] == row["seconds"]["straightforward"]["median"] / row["seconds"]["ours"]["median"]
         for way, flops in row["flops"].items():  # rows of captured attention, and dice and KL, are not counted
             assert flops == pytest.approx(row["predicted_flops"][way], rel=0.01), (row["step"], way)
-    assert "gain / predicted" in (tmp_path / "bench.md").read_text()
+    text = (tmp_path / "bench.md").read_text()
+    assert "gain / predicted" in text and "| 1 rounds after 0 of warm-up |" in text
+
+
+def test_what_does_not_fit_is_left_out(tmp_path: Path) -> None:
+    assert bench(tmp_path, max_prompt_tokens=100) == 0
+    (group,) = json.loads((tmp_path / "bench.json").read_text())["groups"]
+    assert "max_prompt_tokens" in group["left_out"]
+    assert "| 3 | 0.500 | left out: more than max_prompt_tokens = 100 |" in (tmp_path / "bench.md").read_text()
 
 
 @pytest.mark.parametrize(

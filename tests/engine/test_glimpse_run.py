@@ -10,6 +10,7 @@ import torch
 from tiny_models import FAMILIES
 
 import glimpse_lightning as gl
+from glimpse_lightning.benchmark.training import training_batch
 from glimpse_lightning.engine.prefill import PrefillOutput, run_prefill
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.policies import KeepRatio
@@ -108,3 +109,14 @@ def test_layers_are_called_once() -> None:
     for hook in hooks:
         hook.remove()
     assert calls == [1] * len(calls)
+
+
+def test_glimpses_of_stages_that_have_scored_run_no_further() -> None:
+    backbone = gl.wrap_backbone(FAMILIES["llava"]())
+    stages = [stage(0, vip(), 0.5), stage(2, vip(), 0.5)]
+    model = gl.PrunedVLM(backbone, gl.Pruner(stages))
+    calls = [0] * len(backbone.layers)
+    for layer, module in enumerate(backbone.layers):
+        module.register_forward_hook(lambda *_, layer=layer: calls.__setitem__(layer, calls[layer] + 1))
+    model.glimpse_forward(training_batch(backbone, backbone.example_inputs(SIZES), 2))
+    assert calls[:4] == [3, 2, 2, 0]  # the prompt, and each glimpse up to its stage
