@@ -312,7 +312,8 @@ class PruningModule(LightningModule):
         assert self.objective is not None
         # Whatever is random in a step follows from the seed and the step alone, so that a resumed run repeats it.
         step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        torch.manual_seed(global_seed() + 1_000_003 * step + self.global_rank)
+        # Ranks lie further apart than seeds and steps do: no rank draws what another one draws under the next seed.
+        torch.manual_seed(global_seed() + 1_000_003 * step + 1_000_000_000_000_003 * self.global_rank)
         self.objective.progress = self.global_step / max(1, self._total_steps)
         result = self.objective.step(self.model, batch)
         if not torch.isfinite(result.loss):

@@ -114,10 +114,7 @@ def check_batch_independence(backbone: Backbone) -> None:
         left = backbone.example_inputs(SIZES)
         right = _one_column_more(backbone.example_inputs(SIZES, padding_side="right"))
         batch, mirrored = model.prefill(keys=keys, **left), model.prefill(keys=keys, **right)
-        for out, side in ((batch, left), (mirrored, right)):
-            assert out.prompt_keep.shape == side["input_ids"].shape, f"{name}: `prompt_keep` is not in the caller's layout"
-        kept = [out.prompt_keep[side["attention_mask"].bool()] for out, side in ((batch, left), (mirrored, right))]
-        assert torch.equal(*kept), f"{name}: `prompt_keep` depends on the padding side"
+        _assert_same_prompt_keep(name, batch, left, mirrored, right)
         for index, sizes in enumerate(SIZES):
             alone = backbone.example_inputs([sizes], first_sample=index)
             single = model.prefill(keys=keys[index : index + 1], **alone)
@@ -315,7 +312,18 @@ def _visible(prompt: Any, keeps: list[Tensor], total: int) -> Tensor:
     return torch.cat([visible, visible.new_ones(len(visible), total - visible.shape[1])], 1)
 
 
-def _one_column_more(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def _assert_same_prompt_keep(
+    name: str, left: PrefillOutput, left_inputs: dict[str, Any], right: PrefillOutput, right_inputs: dict[str, Any]
+) -> None:
+    kept = []
+    for out, inputs in ((left, left_inputs), (right, right_inputs)):
+        mask = inputs["attention_mask"].bool()
+        assert out.prompt_keep.shape == mask.shape, f"{name}: `prompt_keep` is not in the caller's layout"
+        kept.append(out.prompt_keep[mask])
+    assert torch.equal(*kept), f"{name}: `prompt_keep` depends on the padding side"
+
+
+def _one_column_more(inputs: dict[str, Any]) -> dict[str, Any]:
     """The same prompts, all of them padded on the right, as processors do up to a fixed length."""
     columns = inputs["input_ids"].shape
     return {name: F.pad(value, (0, 1)) if value.shape == columns else value for name, value in inputs.items()}

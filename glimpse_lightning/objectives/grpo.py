@@ -21,7 +21,7 @@ from glimpse_lightning.objectives.policy_gradient import (
     group_advantages,
     reduce_tokens,
 )
-from glimpse_lightning.objectives.rollouts import Rollout, reward_facts, sample_answers, token_log_probs
+from glimpse_lightning.objectives.rollouts import Rollout, mean_known, reward_facts, sample_answers, token_log_probs
 from glimpse_lightning.objectives.trained_parts import AnswerObjective, Part
 from glimpse_lightning.ranks import mean_over_ranks
 from glimpse_lightning.rewards import CombinedReward
@@ -175,19 +175,22 @@ class GRPO(AnswerObjective):
     @torch.no_grad()
     def roll_out(self, model: PrunedVLM, batch: Batch) -> tuple[Rollout, Logs]:
         """Sample answers to each prompt and weigh them against each other."""
+        oracle = self._oracle_prompts(batch)
         rollout = sample_answers(
             model, batch, self.group_size // self.prefills, self.max_new_tokens, self.temperature,
-            self.prefills, draw=self.trains_pruner, oracle=self._oracle_prompts(batch),
+            self.prefills, draw=self.trains_pruner, oracle=oracle,
         )  # fmt: skip
         if self.retention is not None:
-            self._set_price(rollout.retention)
+            mine = ~(oracle.repeat_interleave(self.prefills) | rollout.retention.isnan())
+            self._set_price(rollout.retention[mine])
         facts = reward_facts(model, batch, rollout)
         rewarded = self.reward(facts)
         rewards = torch.tensor(rewarded.total, device=batch.key.device).view(len(batch.samples), -1)
         valid = ~rewards.isnan()
         advantages = group_advantages(rewards, valid, self.variant)
         ties = (advantages == 0).all(1).float().mean()
-        rollout.worth = advantages.view(len(rollout.retention), -1).mean(1)
+        known = valid.view(len(rollout.retention), -1).sum(1).clamp(min=1)
+        rollout.worth = advantages.view(len(rollout.retention), -1).sum(1) / known  # others' advantage is 0
         if PRICED in rewarded.parts:
             weight = self.reward.weights[PRICED]  # taken off in double precision, where it leaves no trace
             free = [total - weight * rate for total, rate in zip(rewarded.total, rewarded.parts[PRICED], strict=True)]
@@ -195,17 +198,17 @@ class GRPO(AnswerObjective):
         rollout.advantages = advantages.flatten()
         if self.kl_weight > 0 and self.trains_language_model:
             rollout.reference = self._reference_log_probs(model, batch, rollout)
-        logs = {f"reward/{part}": _mean_known(torch.tensor(values)) for part, values in rewarded.parts.items()}
+        logs = {f"reward/{part}": mean_known(torch.tensor(values)) for part, values in rewarded.parts.items()}
         logs |= {f"reward/{what}": torch.tensor(count) for what, count in self.reward.counts.items()}
         lengths = rollout.mask.sum(1).float()
         logs |= {
-            "reward": _mean_known(rewards),
-            "reward_std": torch.where(valid, rewards, 0).std(1).mean(),
+            "reward": mean_known(rewards),
+            "reward_std": _deviation(rewards, valid).mean(),
             "ties": ties,
             "length": lengths.mean(),
             "length_max": lengths.max(),
             "finished": torch.tensor([fact.finished for fact in facts]).float().mean(),
-            "hard_retention": rollout.retention.mean(),
+            "hard_retention": mean_known(rollout.retention),
         }
         if self.retention is not None:
             logs["price"] = torch.tensor(self.reward.weights[PRICED])
@@ -215,9 +218,15 @@ class GRPO(AnswerObjective):
         """Tokens are dearer where more of them are kept than the budget allows, and cheaper where fewer are.
 
         The part that answers at once keeps the slow one from overshooting, which the pruner follows with a delay.
+
+        Args:
+            kept: shares of the prompts whose tokens the pruner has chosen; without any, on all ranks, prices stay.
         """
         assert self.retention is not None
-        excess = min(mean_over_ranks(kept.mean()).item() / self.retention - 1, LARGEST_EXCESS)
+        total, count = mean_over_ranks(torch.stack([kept.sum(), kept.new_tensor(float(len(kept)))])).tolist()
+        if not count:
+            return
+        excess = min(total / count / self.retention - 1, LARGEST_EXCESS)
         self.reward.weights[PRICED] = self.price * math.exp(STIFFNESS * excess)
         self.price *= math.exp(self.price_rate * excess)
 
@@ -256,8 +265,9 @@ class GRPO(AnswerObjective):
             if self.forward == "embeddings":
                 ids, mask = rollout.ids[:, :1], rollout.mask[:, :1]
                 whole = model.replay(
-                    batch, ids, mask, select=lambda stage, scores, _: scores > -torch.inf, copies=self.prefills
-                )
+                    batch, ids, mask, select=lambda stage, scores, _: scores > -torch.inf, scored=False,
+                    copies=self.prefills,
+                )  # fmt: skip
                 log_probs[:, :1] = token_log_probs(whole.logits, ids, self.temperature)
         return log_probs
 
@@ -327,9 +337,12 @@ class GRPO(AnswerObjective):
             self._rollouts = {name: (visits, Rollout.from_state(rollout)) for name, (visits, rollout) in rollouts}
 
 
-def _mean_known(values: Tensor) -> Tensor:
-    known = values[~values.isnan()]
-    return known.mean() if len(known) else torch.zeros(())
+def _deviation(rewards_BG: Tensor, valid_BG: Tensor) -> Tensor:
+    """``[B]`` unbiased standard deviation of the known rewards of each group; 0 where there are fewer than two."""
+    count = valid_BG.sum(1, keepdim=True)
+    mean = torch.where(valid_BG, rewards_BG, 0).sum(1, keepdim=True) / count.clamp(min=1)
+    squares = torch.where(valid_BG, rewards_BG - mean, 0).square().sum(1)
+    return (squares / (count[:, 0] - 1).clamp(min=1)).sqrt()
 
 
 def _check(**counts: int) -> None:

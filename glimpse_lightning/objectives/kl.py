@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -129,7 +130,7 @@ class KL(Objective):
 
 def _product(gates: Sequence[Tensor]) -> Tensor:
     """``[V]`` how open all stages' gates together leave each token."""
-    return torch.stack(list(gates)).prod(0)
+    return reduce(torch.mul, gates)  # the backward pass of `prod` waits for the device
 
 
 def log_gates(scores: Tensor, temperature: float) -> Tensor:

@@ -33,7 +33,7 @@ class Rollout:
         ids, mask: ``[R, T]`` tokens, and which belong to the answer (up to and including its end token).
         log_probs: ``[R, T]`` under the policy that sampled them.
         choice: which visual tokens were kept.
-        retention: ``[P]`` their share.
+        retention: ``[P]`` their share; NaN for prompts without any.
         reference: ``[R, T]`` log-probabilities under the frozen reference, where that is wanted.
         advantages: ``[R]`` of the answers, for the language model.
         worth: ``[P]`` mean advantage of the answers behind each prefill, for its keep decisions.
@@ -129,10 +129,16 @@ def end_ids(model: PrunedVLM) -> Tensor:
 
 
 def retention_by_prompt(out: PrefillOutput, prompts: int) -> Tensor:
-    """``[B]`` share of its visual tokens that each prompt keeps; 1 where it has none."""
+    """``[B]`` share of its visual tokens that each prompt keeps; NaN where it has none."""
     kept = torch.bincount(out.tokens.sample, out.kept().float(), minlength=prompts)
     total = torch.bincount(out.tokens.sample, minlength=prompts)
-    return torch.where(total > 0, kept / total.clamp(min=1), 1.0).float()
+    return (kept / total).float()
+
+
+def mean_known(values: Tensor) -> Tensor:
+    """Mean of those ``values`` that are no NaN; 0 where there are none."""
+    known = values[~values.isnan()]
+    return known.mean() if len(known) else torch.zeros(())
 
 
 def reward_facts(model: PrunedVLM, batch: Batch, rollout: Rollout) -> list[RewardFacts]:
@@ -142,7 +148,7 @@ def reward_facts(model: PrunedVLM, batch: Batch, rollout: Rollout) -> list[Rewar
     finished = torch.isin(rollout.ids.gather(1, lengths[:, None] - 1)[:, 0], end_ids(model)).tolist()
     answers = len(texts) // len(batch.samples)
     samples = [sample for sample in batch.samples for _ in range(answers)]
-    retention = rollout.retention.repeat_interleave(len(texts) // len(rollout.retention)).tolist()
+    retention = rollout.retention.nan_to_num(1.0).repeat_interleave(len(texts) // len(rollout.retention)).tolist()
     return [
         RewardFacts(
             question=samples[row].question,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from glimpse_lightning.adapters import LoRA
 from glimpse_lightning.objectives.base import StepResult
 from glimpse_lightning.objectives.losses import answer_loss
-from glimpse_lightning.objectives.rollouts import retention_by_prompt
+from glimpse_lightning.objectives.rollouts import mean_known, retention_by_prompt
 from glimpse_lightning.objectives.trained_parts import AnswerObjective
 
 if TYPE_CHECKING:
@@ -30,4 +30,4 @@ class Supervised(AnswerObjective):
         batch = self.seen(model, batch)
         out = model.replay(batch, batch.answer_ids, batch.answer_mask)
         loss = answer_loss(out.logits, batch.answer_ids, batch.answer_mask, batch.weight)
-        return StepResult(loss, {"hard_retention": retention_by_prompt(out.prefill, len(batch.samples)).mean()})
+        return StepResult(loss, {"hard_retention": mean_known(retention_by_prompt(out.prefill, len(batch.samples)))})

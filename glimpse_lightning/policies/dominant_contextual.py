@@ -42,19 +42,18 @@ class DominantContextual(Budget, Policy):
         self.contextual = contextual
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
-        dominant, target = self._parts(scores, tokens)
-        return dominant | target
-
-    def merge_targets(self, scores: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:
-        return self._parts(scores, tokens)[1]
-
-    def _parts(self, scores: Tensor, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
-        group, budget = self.budget(tokens)
-        groups = len(budget)
-        contextual = (self.contextual * budget.double() + 1e-9).floor().long()
-        present = scores > -torch.inf
-        dominant = present & (rank_in_group(scores, group, groups) < (budget - contextual)[group])
-        rest = present & ~dominant
+        group, contextual, best = self._parts(scores, tokens)
+        groups, present = len(contextual), scores > -torch.inf
+        dominant, rest = present & best, present & ~best
         stride = (segment_count(group, groups, rest) // contextual.clamp(min=1)).clamp(min=1)[group]
         place = rank_in_group(rest.long(), group, groups)  # among the rest, which comes first
-        return dominant, rest & (place % stride == 0) & (place // stride < contextual[group])
+        return dominant | (rest & (place % stride == 0) & (place // stride < contextual[group]))
+
+    def merge_targets(self, scores: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:
+        return keep & ~self._parts(scores, tokens)[2]
+
+    def _parts(self, scores: Tensor, tokens: VisualTokens) -> tuple[Tensor, Tensor, Tensor]:
+        """``(group [V], contextual [groups], best [V])``: how many are contextual; which may dominate."""
+        group, budget = self.budget(tokens)
+        contextual = (self.contextual * budget.double() + 1e-9).floor().long()
+        return group, contextual, rank_in_group(scores, group, len(budget)) < (budget - contextual)[group]

@@ -57,9 +57,12 @@ class Outliers(Policy):
         return self.min_tokens == 0 and not self.extra
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
-        return self._standing_out(scores, tokens) | self.merge_targets(scores, torch.empty(0), tokens)
+        return self._standing_out(scores, tokens) | self._extra(scores, tokens)
 
     def merge_targets(self, scores: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:
+        return keep & self._extra(scores, tokens)
+
+    def _extra(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, total = tokens.groups(self.per)
         kept = self._standing_out(scores, tokens)
         if not self.extra:

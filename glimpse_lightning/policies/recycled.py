@@ -57,12 +57,14 @@ class Recycled(Budget, Policy):
         self.neighbours = neighbours
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
-        group, budget = self.budget(tokens)
-        best = rank_in_group(scores, group, len(budget)) < budget[group]
-        return (best & (scores > -torch.inf)) | self._centres(scores, tokens)
+        return (self._best(scores, tokens) & (scores > -torch.inf)) | self._centres(scores, tokens)
 
     def merge_targets(self, scores: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:
-        return self._centres(scores, tokens)
+        return keep & ~self._best(scores, tokens)
+
+    def _best(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
+        group, budget = self.budget(tokens)
+        return rank_in_group(scores, group, len(budget)) < budget[group]
 
     def _centres(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, budget = self.budget(tokens)

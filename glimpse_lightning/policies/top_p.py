@@ -39,10 +39,11 @@ class TopP(Policy):
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, total = tokens.groups(self.per)
         rank = rank_in_group(scores, group, len(total))
-        scores = scores.float()
+        scores = torch.where(scores.isnan(), -torch.inf, scores.float())
         # Probabilities up to their common factor, as integers (in units of 2^-28 of the group's largest, at least 1):
         # exact sums on every device, whatever else is in the batch, and p = 1 keeps every finite score.
-        weight = ((scores - segment_max(scores, group, len(total))[group]).exp().double() * 2**28).ceil().long()
+        weight = ((scores - segment_max(scores, group, len(total))[group]).exp().double() * 2**28).ceil()
+        weight = torch.where(scores > -torch.inf, weight.clamp(min=1), 0).long()  # far below the largest, exp is 0
         reach = self.p * segment_sum(weight, group, len(total)).double()
         keep = (cumsum_before(weight, group, len(total), rank) < reach[group]) | (rank < self.min_tokens)
         return keep & (scores > -torch.inf)

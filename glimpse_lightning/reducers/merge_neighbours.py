@@ -42,8 +42,8 @@ class MergeNeighbours(Reducer):
     def reduce(self, hidden: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:
         if not bool(keep.any()):
             return hidden[keep]
-        # Where all kept tokens are targets the policy keeps none for the rest alone.
-        rest = torch.zeros_like(keep) if tokens.targets is None or tokens.targets.equal(keep) else tokens.targets
+        # A policy that keeps no token for the rest alone says that all kept ones are targets.
+        rest = torch.zeros_like(keep) if tokens.targets is None or tokens.targets is keep else tokens.targets
         attention = self._attention(tokens)
         padding = Padding(tokens.item)
         weighted = padding.pad(attention[:, None] * hidden.float())

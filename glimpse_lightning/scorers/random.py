@@ -15,7 +15,8 @@ class Random(Scorer):
     So a sample's draw depends on neither batch mates, order of samples, device nor earlier stages.
 
     Args:
-        seed: another seed draws other tokens.
+        seed: another seed draws other tokens. Not the run's (``seed_everything``): chance stays the same whatever is
+            trained beside it.
     """
 
     def __init__(self, seed: int = 0) -> None:

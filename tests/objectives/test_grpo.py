@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from fnmatch import fnmatch
 from typing import Any
@@ -19,6 +20,7 @@ from glimpse_lightning.evaluation import answer_log_probs, prefill
 from glimpse_lightning.evidence import evidence_mask
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.objectives import GRPO, Supervised
+from glimpse_lightning.objectives.grpo import _deviation
 from glimpse_lightning.objectives.keep_choice import KeepChoice, bernoulli_log_probs, choose, repeat
 from glimpse_lightning.objectives.rollouts import Rollout, sample_answers, token_log_probs
 
@@ -303,10 +305,30 @@ def test_the_price_moves_until_the_budget_is_met(model: PrunedVLM, batch: Batch)
     assert excess > 0.1
     assert logs["price"].item() == pytest.approx(2 * math.exp(6 * excess))
     assert objective.price == pytest.approx(2 * math.exp(0.1 * excess))
+    before, weight = objective.price, objective.reward.weights["pruning_rate"]
+    objective._set_price(torch.empty(0))  # nobody's tokens were the pruner's choice
+    assert (objective.price, objective.reward.weights["pruning_rate"]) == (before, weight)
     for same_ranks in (True, False):
         resumed = prepared(model, **options)
         resumed.load_state_dict(objective.state_dict(), same_ranks)
         assert resumed.price == objective.price
+
+
+def test_the_price_is_of_tokens_that_the_pruner_chose(model: PrunedVLM) -> None:
+    """A prompt without images keeps all of nothing, and one pruned by its evidence is not the pruner's doing."""
+    data = gl.GlyphVQA("train", 6, image_size=224)
+    samples = [data[0], dataclasses.replace(data[3], images=[])]
+    objective = prepared(model, train=["pruner"], retention=0.25, rewards=REWARDS)
+    seen: list[Tensor] = []
+    objective._set_price = seen.append  # type: ignore[method-assign]
+    rollout, logs = objective.roll_out(model, model.backbone.collate(samples))
+    assert rollout.retention.isnan().tolist() == [False] * 4 + [True] * 4
+    assert torch.equal(seen[0], rollout.retention[:4]) and logs["hard_retention"] == seen[0].mean()
+
+
+def test_unknown_rewards_belong_to_no_group() -> None:
+    rewards = torch.tensor([[1.0, 1.0, torch.nan, torch.nan], [0.0, 2.0, torch.nan, 1.0]])
+    torch.testing.assert_close(_deviation(rewards, ~rewards.isnan()), torch.tensor([0.0, 1.0]))
 
 
 def test_supervised_training_lowers_its_loss_and_leaves_the_pruner(model: PrunedVLM, batch: Batch) -> None:

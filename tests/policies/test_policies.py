@@ -122,6 +122,12 @@ def test_top_p_stops_once_p_is_reached() -> None:
     assert TopP(0.5).select(torch.zeros(4), visual_tokens([[(1, 2, 2)]])).tolist() == [True, True, False, False]
 
 
+def test_top_p_where_probabilities_vanish_or_are_unknown() -> None:
+    scores, tokens = torch.tensor([0.0, -10.0, torch.nan, -120.0]), visual_tokens([[(1, 1, 4)]])
+    assert TopP(1.0).select(scores, tokens).tolist() == [True, True, False, True]
+    assert TopP(0.5).select(scores, tokens).tolist() == [True, False, False, False]
+
+
 def test_keep_all() -> None:
     tokens = visual_tokens([[(1, 3, 3)], [(1, 2, 2), (1, 1, 3)]])
     scores = scores_for(tokens, False, 0)

@@ -114,6 +114,31 @@ def test_recycling_merges_the_best_of_the_rest_only() -> None:
         assert torch.equal(out[i], tokens.hidden[i])
 
 
+@pytest.mark.parametrize("policy", [DominantContextual(0.4), Recycled(0.4), Outliers(factor=0.5)])
+def test_merge_targets_are_kept_whoever_chose(policy: Policy) -> None:
+    """Masks that RL draws, or an oracle gives, are not what the policy would have said."""
+    tokens, own = staged(policy, Drop())
+    assert tokens.scores is not None and tokens.targets is not None
+    assert tokens.targets.any() and not (tokens.targets & ~own).any()
+    drawn = torch.rand(len(tokens), generator=torch.Generator().manual_seed(5)) < 0.5
+    assert not (policy.merge_targets(tokens.scores, drawn, tokens) & ~drawn).any()
+
+
+def test_merge_neighbours_of_an_item_alone() -> None:
+    """An item all of whose kept tokens are targets does not know whether another one's are."""
+    policy, reducer = Outliers(min_tokens=0, extra=True), MergeNeighbours(neighbours=2)
+    flat, peaked = torch.zeros(4), torch.tensor([9.0, *[0.0] * 8])
+    outs = []
+    for batch, scores in (([[(1, 2, 2)]], flat), ([[(1, 2, 2)], [(1, 3, 3)]], torch.cat([flat, peaked]))):
+        tokens = visual_tokens(batch, policy.requires | reducer.requires)
+        keep = policy.select(scores, tokens)
+        targets = policy.merge_targets(scores, keep, tokens)
+        out = reducer.reduce(tokens.hidden, keep, replace(tokens, scores=scores, targets=targets))
+        outs.append((out[: int(keep[:4].sum())], tokens.hidden[:4]))
+    assert torch.equal(outs[0][1], outs[1][1])
+    torch.testing.assert_close(outs[0][0], outs[1][0])
+
+
 @pytest.mark.parametrize("extra", [True, False])
 def test_merge_neighbours(extra: bool) -> None:
     reducer = MergeNeighbours(neighbours=4, key_layer=-1)
