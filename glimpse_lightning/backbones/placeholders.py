@@ -142,10 +142,13 @@ class PlaceholderBackbone(Backbone):
             places.append(prunable.flatten().nonzero()[:, 0])
             visual |= prunable
         prompt = Prompt(embeds, inputs["attention_mask"].bool(), self.position_ids(inputs), visual, ids.new_zeros(0, 3))
-        prompt.vision = {layer: embeds.new_zeros(0, 0) for layer in vision_layers}
+        prompt.vision = {tap: embeds.new_zeros(0, self._width(tap)) for tap in vision_layers}
         if parts:
             _merge(prompt, parts, places)
         return prompt
+
+    def _width(self, tap: VisionTap) -> int:
+        return 1 if isinstance(tap, VisionAttention) else self.vision_hidden_size
 
     # -- hand-made batches --------------------------------------------------------------------------------------
 

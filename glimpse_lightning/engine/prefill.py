@@ -85,12 +85,13 @@ class PrefillOutput:
 
 
 def new_stage_runs(pruner: Pruner | None, trunk: Trunk, scored: bool = True, trained: bool = True) -> list[StageRun]:
-    """One run per stage; none where there is no visual token to prune.
+    """One run per stage, also where there is no visual token to prune: in training, ranks must not differ in what they
+    reduce.
 
     Args:
         trained: false where no gradient is wanted: then the first glimpse tokens ride in the trunk.
     """
-    if pruner is None or len(trunk.alive) == 0:
+    if pruner is None:
         return []
     runs: list[StageRun] = []
     glimpse: GlimpseRun | None = None
@@ -165,7 +166,9 @@ def run_prefill(
         prompt, key = prompt.repeated(copies), key.repeat_interleave(copies)
         questions, boxes = ([each for each in group for _ in range(copies)] for group in (questions, boxes))
     trunk = Trunk.start(backbone, prompt, shared)
-    waiting = new_stage_runs(pruner, trunk, scored, torch.is_grad_enabled())
+    trained = torch.is_grad_enabled()
+    needed = len(trunk.alive) > 0 or trained or select is not None
+    waiting = new_stage_runs(pruner, trunk, scored, trained) if needed else []
     scores: list[Tensor] = []
     keep: list[Tensor] = []
     state = dict(state or {})

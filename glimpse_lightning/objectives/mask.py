@@ -54,7 +54,7 @@ class Mask(Objective):
         masks = [self.mask_loss(output, scorer, batch) for output, scorer in zip(outputs, scorers, strict=True)]
         loss = torch.stack(masks).sum()
         target = evidence_mask(outputs[0].tokens, [sample.boxes for sample in batch.samples])
-        logs = {"mask": loss, "evidence": target.float().mean()}
+        logs = {"mask": loss, "evidence": target.sum() / max(1, len(target))}
         answers = [
             answer_loss(output.answer_logits, batch.answer_ids, batch.answer_mask, batch.weight)
             for output in outputs
