@@ -11,7 +11,7 @@ from glimpse_lightning.policies.scale import weights
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.reducers.merging import compress
 from glimpse_lightning.scorers.base import Requires
-from glimpse_lightning.segments import Padding, segment_sum
+from glimpse_lightning.segments import Padding, segment_count, segment_sum
 from glimpse_lightning.visual_tokens import VisionKeys, VisualTokens
 
 
@@ -20,7 +20,7 @@ class MergeNeighbours(Reducer):
 
     LLaVA-PruMerge (arXiv 2403.15388): neighbours may be kept or dropped tokens; ``a`` is the attention that the score
     is the logarithm of. Tokens that the policy keeps as merge targets only (``Outliers(extra: true)``) become ``sum_j
-    a_j x_j`` over all tokens that are not kept otherwise.
+    a_j x_j`` over all tokens that are not kept otherwise; in an item where nothing else is kept they are as any other.
 
     Departures: ``a`` sums to 1 over the tokens of an item (PruMerge's sums to 1 with the class token, which is no
     visual token); the states are those at the stage, PruMerge's in front of the projector.
@@ -42,8 +42,10 @@ class MergeNeighbours(Reducer):
     def reduce(self, hidden: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:
         if not bool(keep.any()):
             return hidden[keep]
-        # A policy that keeps no token for the rest alone says that all kept ones are targets.
-        rest = torch.zeros_like(keep) if tokens.targets is None or tokens.targets is keep else tokens.targets
+        rest = torch.zeros_like(keep)
+        if tokens.targets is not None:
+            others = segment_count(tokens.item, tokens.num_items, keep & ~tokens.targets)
+            rest = tokens.targets & (others > 0)[tokens.item]
         attention = self._attention(tokens)
         padding = Padding(tokens.item)
         weighted = padding.pad(attention[:, None] * hidden.float())
