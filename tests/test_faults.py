@@ -53,6 +53,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path, monkeypatch:
 
 def _fit_and_die(recipe: Path, root: Path, flags: tuple[str, ...], fatal: int) -> None:
     """Train in a process of its own, which SIGKILL ends in the middle of step ``fatal``."""
+    # A forked process makes torch's pool of threads anew; the threads that load weights would race for it.
+    torch.set_num_threads(torch.get_num_threads())
     step, calls = GRPO.step, []
 
     def killed(self: GRPO, *args: Any) -> StepResult:
