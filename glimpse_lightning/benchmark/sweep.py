@@ -70,8 +70,7 @@ def sweep(settings: Settings, variants: Sequence[Variant], say: Say) -> Iterator
     """One group of figures for each batch size and number of visual tokens; see docs/bench.md for its fields."""
     for visual in settings.visual_tokens:
         for batch in settings.batch_sizes:
-            say(f"batch {batch}, {visual} visual tokens: {len(variants)} variants")
-            yield group_of(settings, batch, visual, partial(_group, settings, variants))
+            yield group_of(settings, batch, visual, partial(_group, settings, variants, say))
 
 
 def group_of(
@@ -92,7 +91,8 @@ def group_of(
     return {**group, **found}
 
 
-def _group(settings: Settings, variants: Sequence[Variant], batch: int, visual: int) -> dict[str, Any]:
+def _group(settings: Settings, variants: Sequence[Variant], say: Say, batch: int, visual: int) -> dict[str, Any]:
+    say(f"batch {batch}, {visual} visual tokens: {len(variants)} variants")
     backbone = variants[0].backbone
     inputs = make_inputs(backbone, batch, visual, settings.text_tokens)
     with torch.no_grad():

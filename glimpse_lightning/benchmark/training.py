@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from glimpse_lightning.benchmark.inputs import make_inputs
 from glimpse_lightning.benchmark.memory import peak_bytes
 from glimpse_lightning.benchmark.settings import Settings
 from glimpse_lightning.benchmark.straightforward import StraightforwardVLM
-from glimpse_lightning.benchmark.sweep import group_of
+from glimpse_lightning.benchmark.sweep import Say, group_of
 from glimpse_lightning.benchmark.training_theory import KL as DISTIL
 from glimpse_lightning.benchmark.training_theory import MASK, MASK_ANSWERS, StepCase
 from glimpse_lightning.benchmark.variants import scorer_of
@@ -75,19 +75,19 @@ class Pass:
         return float(loss.detach())
 
 
-def sweep(settings: Settings, backbone: Backbone, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def sweep(settings: Settings, backbone: Backbone, say: Say) -> Iterator[dict[str, Any]]:
     """One group of figures for each batch size, number of visual tokens and K; see docs/bench.md for its fields."""
     backbone.model.requires_grad_(False)
     for visual in settings.visual_tokens:
         for size in settings.batch_sizes:
             for layer in settings.after_layers:
-                say(f"batch {size}, {visual} visual tokens, K = {layer}: {', '.join(settings.training)}")
                 depth = (layer + 1) / backbone.facts.num_layers
                 kind = {"training": True, "answer_tokens": settings.answer_tokens, "after_layer": layer, "depth": depth}
-                yield {**group_of(settings, size, visual, partial(_group, settings, backbone, layer)), **kind}
+                yield {**group_of(settings, size, visual, partial(_group, settings, backbone, say, layer)), **kind}
 
 
-def _group(settings: Settings, backbone: Backbone, layer: int, size: int, visual: int) -> dict[str, Any]:
+def _group(settings: Settings, backbone: Backbone, say: Say, layer: int, size: int, visual: int) -> dict[str, Any]:
+    say(f"batch {size}, {visual} visual tokens, K = {layer}: {', '.join(settings.training)}")
     batch = training_batch(backbone, make_inputs(backbone, size, visual, settings.text_tokens), settings.answer_tokens)
     pruner = Pruner([PruneStage(layer, scorer_of(settings), Threshold())])
     ours = PrunedVLM(backbone, pruner)

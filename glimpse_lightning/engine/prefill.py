@@ -166,9 +166,7 @@ def run_prefill(
         prompt, key = prompt.repeated(copies), key.repeat_interleave(copies)
         questions, boxes = ([each for each in group for _ in range(copies)] for group in (questions, boxes))
     trunk = Trunk.start(backbone, prompt, shared)
-    trained = torch.is_grad_enabled()
-    needed = len(trunk.alive) > 0 or trained or select is not None
-    waiting = new_stage_runs(pruner, trunk, scored, trained) if needed else []
+    waiting = new_stage_runs(pruner, trunk, scored, torch.is_grad_enabled())
     scores: list[Tensor] = []
     keep: list[Tensor] = []
     state = dict(state or {})
@@ -188,11 +186,9 @@ def run_prefill(
             for later in waiting:
                 if later.stream is not None:
                     later.stream.set_prompt(trunk.columns)
-    missing = 0 if pruner is None else len(pruner.stages) - len(keep)
-    total = len(trunk.layout.item)
     return PrefillOutput(
-        scores=scores + [trunk.hidden.new_zeros(total)] * missing,
-        keep=keep + [trunk.mask.new_ones(total)] * missing,
+        scores=scores,
+        keep=keep,
         prompt_keep=trunk.prompt_keep(),
         logits=backbone.logits(trunk.hidden[:, -1]),
         position_ids=trunk.position_ids,

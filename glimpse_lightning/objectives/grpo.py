@@ -19,6 +19,7 @@ from glimpse_lightning.objectives.policy_gradient import (
     Variant,
     clipped_objective,
     group_advantages,
+    group_deviation,
     reduce_tokens,
 )
 from glimpse_lightning.objectives.rollouts import Rollout, mean_known, reward_facts, sample_answers, token_log_probs
@@ -203,7 +204,7 @@ class GRPO(AnswerObjective):
         lengths = rollout.mask.sum(1).float()
         logs |= {
             "reward": mean_known(rewards),
-            "reward_std": _deviation(rewards, valid).mean(),
+            "reward_std": group_deviation(rewards, valid).mean(),
             "ties": ties,
             "length": lengths.mean(),
             "length_max": lengths.max(),
@@ -335,14 +336,6 @@ class GRPO(AnswerObjective):
         if same_ranks:  # other ranks see other batches
             rollouts = state.get("rollouts", {}).items()
             self._rollouts = {name: (visits, Rollout.from_state(rollout)) for name, (visits, rollout) in rollouts}
-
-
-def _deviation(rewards_BG: Tensor, valid_BG: Tensor) -> Tensor:
-    """``[B]`` unbiased standard deviation of the known rewards of each group; 0 where there are fewer than two."""
-    count = valid_BG.sum(1, keepdim=True)
-    mean = torch.where(valid_BG, rewards_BG, 0).sum(1, keepdim=True) / count.clamp(min=1)
-    squares = torch.where(valid_BG, rewards_BG - mean, 0).square().sum(1)
-    return (squares / (count[:, 0] - 1).clamp(min=1)).sqrt()
 
 
 def _check(**counts: int) -> None:

@@ -29,16 +29,26 @@ def group_advantages(rewards_BG: Tensor, valid_BG: Tensor, variant: Variant) -> 
         valid_BG: ``[B, G]`` false where the reward is not known: such answers belong to no group. Groups of fewer than
             two valid answers say nothing, and get 0.
     """
+    centred, count = _centred(rewards_BG, valid_BG)
+    if variant == "grpo":
+        centred = centred / (group_deviation(rewards_BG, valid_BG)[:, None] + STD_EPS)
+    elif variant == "rloo":
+        centred = centred * count / (count - 1).clamp(min=1)
+    return torch.where(count > 1, centred, 0)
+
+
+def group_deviation(rewards_BG: Tensor, valid_BG: Tensor) -> Tensor:
+    """``[B]`` unbiased standard deviation of the valid rewards of each group; 0 where there are fewer than two."""
+    centred, count = _centred(rewards_BG, valid_BG)
+    return (centred.square().sum(1) / (count[:, 0] - 1).clamp(min=1)).sqrt()
+
+
+def _centred(rewards_BG: Tensor, valid_BG: Tensor) -> tuple[Tensor, Tensor]:
+    """``([B, G], [B, 1])``: rewards less the mean of their group's valid ones, 0 elsewhere; how many are valid."""
     valid = valid_BG.to(rewards_BG.dtype)
     count = valid.sum(1, keepdim=True)
     rewards = torch.where(valid_BG, rewards_BG, 0)
-    centred = (rewards - rewards.sum(1, keepdim=True) / count.clamp(min=1)) * valid
-    others = (count - 1).clamp(min=1)
-    if variant == "grpo":
-        centred = centred / ((centred.square().sum(1, keepdim=True) / others).sqrt() + STD_EPS)
-    elif variant == "rloo":
-        centred = centred * count / others
-    return torch.where(count > 1, centred, 0)
+    return (rewards - rewards.sum(1, keepdim=True) / count.clamp(min=1)) * valid, count
 
 
 def clipped_objective(log_probs: Tensor, old: Tensor, advantages: Tensor, clip: tuple[float, float] | None) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from tiny_models import FAMILIES
 
 import glimpse_lightning as gl
+from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.benchmark.training import training_batch
 from glimpse_lightning.engine.prefill import PrefillOutput, run_prefill
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
@@ -92,10 +93,8 @@ def test_a_shared_prefix_takes_the_glimpse_along() -> None:
         check_equal(run_prefill(*args, shared=shared), run_prefill(*args))
 
 
-def test_layers_are_called_once() -> None:
-    """What riding is for: no layer reads its weights for the glimpse alone."""
-    backbone = gl.wrap_backbone(FAMILIES["llava"]())
-    model = gl.PrunedVLM(backbone, gl.Pruner([stage(1, vip(), 0.5)]))
+def calls_of_layers(backbone: Backbone, run: Callable[[], Any]) -> list[int]:
+    """How often ``run`` calls each decoder layer."""
     calls = [0] * len(backbone.layers)
 
     def count(layer: int) -> Callable[..., None]:
@@ -105,18 +104,23 @@ def test_layers_are_called_once() -> None:
         return hook
 
     hooks = [module.register_forward_hook(count(layer)) for layer, module in enumerate(backbone.layers)]
-    model.prefill(**backbone.example_inputs(SIZES))
+    run()
     for hook in hooks:
         hook.remove()
+    return calls
+
+
+def test_layers_are_called_once() -> None:
+    """What riding is for: no layer reads its weights for the glimpse alone."""
+    backbone = gl.wrap_backbone(FAMILIES["llava"]())
+    model = gl.PrunedVLM(backbone, gl.Pruner([stage(1, vip(), 0.5)]))
+    calls = calls_of_layers(backbone, lambda: model.prefill(**backbone.example_inputs(SIZES)))
     assert calls == [1] * len(calls)
 
 
 def test_glimpses_of_stages_that_have_scored_run_no_further() -> None:
     backbone = gl.wrap_backbone(FAMILIES["llava"]())
-    stages = [stage(0, vip(), 0.5), stage(2, vip(), 0.5)]
-    model = gl.PrunedVLM(backbone, gl.Pruner(stages))
-    calls = [0] * len(backbone.layers)
-    for layer, module in enumerate(backbone.layers):
-        module.register_forward_hook(lambda *_, layer=layer: calls.__setitem__(layer, calls[layer] + 1))
-    model.glimpse_forward(training_batch(backbone, backbone.example_inputs(SIZES), 2))
+    model = gl.PrunedVLM(backbone, gl.Pruner([stage(0, vip(), 0.5), stage(2, vip(), 0.5)]))
+    batch = training_batch(backbone, backbone.example_inputs(SIZES), 2)
+    calls = calls_of_layers(backbone, lambda: model.glimpse_forward(batch))
     assert calls[:4] == [3, 2, 2, 0]  # the prompt, and each glimpse up to its stage

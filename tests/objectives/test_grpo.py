@@ -20,8 +20,8 @@ from glimpse_lightning.evaluation import answer_log_probs, prefill
 from glimpse_lightning.evidence import evidence_mask
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.objectives import GRPO, Supervised
-from glimpse_lightning.objectives.grpo import _deviation
 from glimpse_lightning.objectives.keep_choice import KeepChoice, bernoulli_log_probs, choose, repeat
+from glimpse_lightning.objectives.policy_gradient import group_deviation
 from glimpse_lightning.objectives.rollouts import Rollout, sample_answers, token_log_probs
 
 REWARDS: dict[str, Any] = {"length": {"weight": 1.0, "free": 1, "longest": 6}, "pruning_rate": 1.0}
@@ -328,7 +328,7 @@ def test_the_price_is_of_tokens_that_the_pruner_chose(model: PrunedVLM) -> None:
 
 def test_unknown_rewards_belong_to_no_group() -> None:
     rewards = torch.tensor([[1.0, 1.0, torch.nan, torch.nan], [0.0, 2.0, torch.nan, 1.0]])
-    torch.testing.assert_close(_deviation(rewards, ~rewards.isnan()), torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(group_deviation(rewards, ~rewards.isnan()), torch.tensor([0.0, 1.0]))
 
 
 def test_supervised_training_lowers_its_loss_and_leaves_the_pruner(model: PrunedVLM, batch: Batch) -> None:
