@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
+from glimpse_lightning.benchmark.machine import device_name
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.results import Summary, gathered, summarise
 from glimpse_lightning.run_folder import RESULTS, write_text
@@ -147,6 +148,9 @@ class ResultsWriter(Callback):
             "wall_time_s": round(self.elapsed, 1),
             "peak_memory_mb": peak_memory_mb(),
             "devices": trainer.world_size,
+            "precision": str(trainer.precision),
+            "dtype": _dtype(module),
+            "processor": device_name(trainer.strategy.root_device),
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         }
 
@@ -187,6 +191,12 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 def _backbone_name(module: LightningModule) -> str | None:
     backbone = getattr(module, "backbone", None)
     return backbone if isinstance(backbone, str) else getattr(backbone, "name", None)
+
+
+def _dtype(module: LightningModule) -> str | None:
+    """Data type of the backbone's weights."""
+    vlm = getattr(module, "vlm", None)
+    return None if vlm is None else str(vlm.dtype).removeprefix("torch.")
 
 
 def peak_memory_mb() -> float | None:

@@ -1,10 +1,26 @@
-"""Data types by their names in torch."""
+"""Data types: by their names in torch, and which of them this machine is fast at."""
 
 from __future__ import annotations
 
+import time
+import warnings
+from functools import cache
+
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from glimpse_lightning.errors import GlimpseError
+
+AUTO = "auto"
+"""Asks for the half-precision type where the device is fast at it, and for float32 elsewhere."""
+
+SLOW = 3.0
+"""A CPU is slow at a type whose matrix product takes more than this times float32's. Measured: 0.3 with AMX and up to 2
+with AVX-512-BF16; 4 with AVX-512 alone, which converts; 7 to 40 with AVX2, whose fallback has no BLAS.
+"""
+
+_SIZE, _ROUNDS = 256, 5
 
 
 def dtype_named(name: str) -> torch.dtype:
@@ -17,3 +33,52 @@ def dtype_named(name: str) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise GlimpseError(f"Expected a data type of torch, such as float32 or bfloat16, but got {name!r}.")
     return found
+
+
+@cache
+def cost_on_cpu(dtype: torch.dtype) -> float:
+    """Time of a matrix product in ``dtype`` on this CPU, as a multiple of float32's.
+
+    Both are timed in turn and the shortest of five counts, so that a busy machine changes little. The answer is what
+    the libraries do here and now: flags of the processor say nothing of kernels that an environment variable
+    (``ONEDNN_MAX_CPU_ISA``, ``ATEN_CPU_CAPABILITY``) has turned off.
+    """
+    # A generator of its own: whoever asks has a seed set already.
+    values = torch.randn(_SIZE, _SIZE, generator=torch.Generator().manual_seed(0))
+    pairs = [(_seconds(values.to(dtype)), _seconds(values)) for _ in range(_ROUNDS)]
+    return min(half for half, _ in pairs) / min(whole for _, whole in pairs)
+
+
+def _seconds(values: Tensor) -> float:
+    start = time.perf_counter()
+    F.linear(values, values)
+    return time.perf_counter() - start
+
+
+def is_fast(dtype: torch.dtype, device: str) -> bool:
+    """Whether half-precision ``dtype`` pays on a kind of ``device`` (``cpu``, ``cuda``, ...); float32 always does."""
+    if dtype.itemsize >= 4 or not dtype.is_floating_point:
+        return True
+    if device == "cuda":
+        return dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and cost_on_cpu(dtype) <= SLOW
+
+
+def fast_dtype(device: str, wanted: torch.dtype = torch.bfloat16) -> torch.dtype:
+    """What ``auto`` stands for on a kind of ``device``: ``wanted`` where it pays, else float32."""
+    return wanted if is_fast(wanted, device) else torch.float32
+
+
+def warn_if_slow(dtype: torch.dtype, device: str, setting: str) -> None:
+    """Say once that an explicit ``setting`` of half precision is slow on ``device``."""
+    if not is_fast(dtype, device):
+        cost = f" (a matrix product takes {cost_on_cpu(dtype):.0f} times float32's)" if device == "cpu" else ""
+        name = str(dtype).removeprefix("torch.")
+        warnings.warn(f"`{setting}` asks for {name}, which is slow on this {device}{cost}; `auto` avoids it.", stacklevel=2)
+
+
+def default_device() -> str:
+    """The kind of device that a Trainer takes by itself: ``cuda``, ``mps`` or ``cpu``."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -9,7 +9,9 @@ from typing import NoReturn
 
 from glimpse_lightning.adapters import base_model, load_lora, merge_lora
 from glimpse_lightning.backbones import load_backbone
+from glimpse_lightning.backbones.load import saved_dtype
 from glimpse_lightning.checkpoints import load_pruner, save_pruner, whole_or_nothing
+from glimpse_lightning.dtypes import AUTO
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.run_folder import replacing
 from glimpse_lightning.upstream import read_json
@@ -50,7 +52,7 @@ def run(args: Sequence[str]) -> Path:
         "or hub id of the model; default: the one that the adapters name",
     )
     parser.add_argument(
-        "--dtype", default="auto", help="--merge-lora: data type of the merged weights; default: as the model is stored"
+        "--dtype", default=AUTO, help="--merge-lora: data type of the merged weights; default: as the model is stored"
     )
     options = parser.parse_args(list(args))
     if options.merge_lora is not None:
@@ -72,7 +74,8 @@ def _merge(adapter: Path, base: str | None, folder: Path, dtype: str) -> Path:
         raise GlimpseError(
             f"Expected `--output` to be a new or empty folder for a model, but {folder} holds something."
         )
-    backbone = load_backbone(base or base_model(adapter), dtype=dtype)
+    base = base or base_model(adapter)
+    backbone = load_backbone(base, dtype=saved_dtype(base) if dtype == AUTO else dtype)
     load_lora(backbone, adapter)
     merge_lora(backbone)
     with replacing(folder) as draft:

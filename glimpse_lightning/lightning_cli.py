@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jsonargparse
 import yaml
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -37,9 +38,11 @@ from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.images import load_image
 from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.dtypes import AUTO
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.parser_errors import readable
+from glimpse_lightning.precision import auto_precision, chosen, device_of, settle
 from glimpse_lightning.pruner_flag import pruner_alone
 from glimpse_lightning.quiet import quieten
 from glimpse_lightning.recipe_files import names_class, read_yaml, recipe_name, recipe_text, with_recipes
@@ -71,7 +74,17 @@ DEFAULTS = {
 
 
 class RunTrainer(Trainer):
-    """A Trainer whose ``predict`` also takes a question on the spot."""
+    """A Trainer that knows ``precision: auto``, and whose ``predict`` also takes a question on the spot.
+
+    Args:
+        precision: as in Lightning; or `auto`: bf16-mixed where the device is fast at bfloat16, 32-true elsewhere.
+        **kwargs: further arguments of Lightning's Trainer.
+    """
+
+    def __init__(self, *, precision: _PRECISION_INPUT | Literal["auto"] | None = None, **kwargs: Any) -> None:
+        if precision == AUTO:
+            precision = auto_precision(device_of(kwargs.get("accelerator")))
+        super().__init__(precision=precision, **kwargs)
 
     @override
     def predict(  # type: ignore[override]
@@ -184,6 +197,8 @@ class RunCLI(LightningCLI):
     @override
     def instantiate_classes(self) -> None:
         """Instantiate; what a component says about its arguments is for the user."""
+        assert self.subcommand is not None
+        settle(self.config[self.subcommand])
         try:
             super().instantiate_classes()
         except GlimpseError:
@@ -200,6 +215,7 @@ class RunCLI(LightningCLI):
         root = Path(config.trainer.default_root_dir)
         text = self._parser(self.subcommand).dump(config, skip_link_targets=False)
         dump = yaml.safe_load(text)
+        rank_zero_info(f"Precision: {chosen(config)}.")
         self.run = self._claim(root, text)
         write_text(self.run.path / RECIPE, recipe_text(self.config_files))
         write_text(self.run.path / CONFIG, text)

@@ -58,7 +58,8 @@ class PruningModule(LightningModule):
 
     Args:
         backbone: ``glimpse-tiny``, a hub id or a folder; in Python also a loaded backbone.
-        dtype: of the backbone's weights.
+        dtype: data type of the backbone's weights; `auto`: as they were saved, but float32 in place of half precision
+            where the device is slow at it.
         attn_implementation: attention kernel of the backbone; or one for each part of it, as ``{text_config: eager,
             vision_config: sdpa}``.
         after_layer: 0-based index of the last decoder layer that runs on all tokens; -1 = prune before layer 0.

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.presets import PREFIX, random_model
 from glimpse_lightning.backbones.processing import load_processor
 from glimpse_lightning.backbones.shares import empty_model
-from glimpse_lightning.dtypes import dtype_named
+from glimpse_lightning.dtypes import AUTO, default_device, dtype_named, fast_dtype, warn_if_slow
 from glimpse_lightning.errors import GlimpseError
 
 TINY = "glimpse-tiny"
@@ -42,7 +42,8 @@ def load_backbone(
         name: ``"glimpse-tiny"`` (embedded, no download), a hub id, a folder (a model without a processor takes ready
             tensor batches), or ``"random:<preset>"``: a published architecture with random weights and no processor,
             to measure speed without a download.
-        dtype: weights' data type, by name or not; ``auto``: as they were saved.
+        dtype: weights' data type, by name or not; ``auto``: as they were saved, but float32 in place of half precision
+            on a CPU that is slow at it. Random weights count as saved in bfloat16, as the published ones are.
         attn_implementation: any of transformers' (``sdpa``, ``eager``, ``flash_attention_2``, ...), or a dict of one
             for each part of the model (``text_config``, ``vision_config``).
         device_map: as in ``from_pretrained``. A single device (``"cuda"``) needs no further package, anything else
@@ -56,8 +57,11 @@ def load_backbone(
         GlimpseError: where there is no such model or data type, no adapter for the model's architecture, or a package
             that an argument needs is missing.
     """
-    if isinstance(dtype, str) and dtype != "auto":
-        dtype = dtype_named(dtype)
+    kind = _kind_of_device(device_map)
+    if isinstance(dtype, str):
+        dtype = auto_dtype(name, kind, **kwargs) if dtype == AUTO else dtype_named(dtype)
+    if kind == default_device() == "cpu":  # else the model may be loaded here and used elsewhere
+        warn_if_slow(dtype, kind, "dtype")
     if name.startswith(PREFIX):
         options = sorted([*kwargs, "quantization"] if quantization else kwargs)
         if options:
@@ -92,12 +96,49 @@ def load_backbone(
     return backbone
 
 
+def auto_dtype(name: str, device: str, **kwargs: Any) -> torch.dtype:
+    """The data type that ``auto`` stands for where the model ``name`` runs on a kind of ``device``.
+
+    That in which its weights were saved, as its configuration says; float32 where that is half precision and the device
+    is slow at it, or where there is no word of it.
+    """
+    if name.startswith(PREFIX):
+        return fast_dtype(device)
+    return fast_dtype(device, saved_dtype(name, **kwargs))
+
+
+def saved_dtype(name: str, **kwargs: Any) -> torch.dtype:
+    """The data type in which a model's weights were saved; float32 where its configuration has no word of it.
+
+    Args:
+        name: as in :func:`load_backbone`.
+        **kwargs: arguments of ``from_pretrained``, of which those count that say where files are.
+
+    Raises:
+        GlimpseError: where there is no such model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source_of(name), **{key: kwargs[key] for key in WHERE if key in kwargs})
+    except (OSError, ValueError, ImportError) as error:
+        raise _explained(name, error) from error
+    parts = (config, getattr(config, "text_config", None))
+    return next((part.dtype for part in parts if isinstance(getattr(part, "dtype", None), torch.dtype)), torch.float32)
+
+
+def _kind_of_device(device_map: Any) -> str:
+    """Where weights end up; those that are not read yet (``meta``) on what a Trainer takes by itself."""
+    if device_map is None:
+        return "cpu"
+    single = isinstance(device_map, (str, torch.device)) and device_map not in (*SPREADING, "meta")
+    return torch.device(device_map).type if single else default_device()
+
+
 def source_of(name: str) -> str:
     """Where the files of ``name`` are: a folder or a hub id."""
     return str(Path(__file__).parent / "glimpse_tiny") if name == TINY else name
 
 
-def _without_weights(name: str, dtype: str | torch.dtype, attn: str | dict[str, str], prune_video: bool) -> Backbone:
+def _without_weights(name: str, dtype: torch.dtype, attn: str | dict[str, str], prune_video: bool) -> Backbone:
     try:
         model, processor = empty_model(source_of(name), dtype, attn), load_processor(source_of(name))
     except (OSError, ValueError, ImportError) as error:
@@ -168,7 +209,7 @@ def _placement(device_map: Any, quantization: str | None) -> tuple[Any, Any]:
     return None, device_map
 
 
-def _quantization_config(name: str, dtype: str | torch.dtype) -> BitsAndBytesConfig:
+def _quantization_config(name: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     if name not in QUANTIZATIONS:
         raise GlimpseError(
             f"Expected `quantization` to be one of {', '.join(QUANTIZATIONS)} or None, but got {name!r}."
@@ -182,5 +223,5 @@ def _quantization_config(name: str, dtype: str | torch.dtype) -> BitsAndBytesCon
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
+        bnb_4bit_compute_dtype=dtype,
     )

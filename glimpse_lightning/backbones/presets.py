@@ -148,7 +148,7 @@ def preset_config(name: str) -> PretrainedConfig:
 
 def random_model(
     name: str,
-    dtype: str | torch.dtype,
+    dtype: torch.dtype,
     attn_implementation: str | dict[str, str],
     device: str | torch.device | dict[str, Any] | None,
 ) -> PreTrainedModel:
@@ -157,8 +157,6 @@ def random_model(
         raise GlimpseError("Expected one device for random weights, but got a device map; say `cuda`, `cpu` or `meta`.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype == "auto":
-        dtype = torch.float32
     with torch.device(device or "cpu"):
         return AutoModelForImageTextToText.from_config(
             preset_config(name), dtype=dtype, attn_implementation=attn_implementation

@@ -24,11 +24,9 @@ if TYPE_CHECKING:
     from glimpse_lightning.backbones.base import Backbone
 
 
-def empty_model(source: str, dtype: str | torch.dtype, attn_implementation: str | dict[str, str]) -> PreTrainedModel:
+def empty_model(source: str, dtype: torch.dtype, attn_implementation: str | dict[str, str]) -> PreTrainedModel:
     """The model in ``source`` (hub id or folder) with parameters on the meta device; its buffers are real."""
     config = AutoConfig.from_pretrained(source)
-    if dtype == "auto":
-        dtype = config.dtype or torch.float32
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
     for module in model.modules():

@@ -19,7 +19,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     """Hardware, versions, commit and time."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else _cpu(),
+        "device": device_name(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(_memory_gib(device), 1),
@@ -50,6 +50,13 @@ def commit() -> str | None:
 
 def _git(folder: Path, *args: str) -> str:
     return subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's or the processor's name; for a processor with the widest instructions that torch uses on it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def _cpu() -> str:

@@ -23,7 +23,8 @@ class Settings:
 
     Attributes:
         model: any name that ``load_backbone`` takes; ``random:<preset>`` needs no download.
-        dtype, attn_implementation: of plain and pruned model alike.
+        dtype: data type of the weights, plain and pruned model alike; ``auto`` as in ``load_backbone``.
+        attn_implementation: attention kernel of both.
         device: ``cpu``, ``cuda``, or ``auto``: CUDA where there is a device.
         scorer: class in ``glimpse_lightning.scorers``, with fresh weights (their values cost nothing).
         scorer_args: its arguments.

@@ -1,0 +1,50 @@
+"""The precision of a run: what ``auto`` in a recipe stands for on this machine, and whether anything else is slow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from glimpse_lightning.backbones.load import auto_dtype
+from glimpse_lightning.dtypes import AUTO, cost_on_cpu, default_device, dtype_named, fast_dtype, warn_if_slow
+
+HALVES = {"bf16": torch.bfloat16, "16": torch.float16}
+"""Half-precision types by how Lightning's names of precisions begin."""
+
+
+def device_of(accelerator: Any) -> str:
+    """The kind of device that the Trainer's argument ``accelerator`` leads to."""
+    if isinstance(accelerator, str) and accelerator not in ("auto", "gpu"):
+        return accelerator
+    return default_device()
+
+
+def auto_precision(device: str) -> str:
+    """``bf16-mixed`` where a kind of ``device`` is fast at bfloat16, else ``32-true``."""
+    return "bf16-mixed" if fast_dtype(device) == torch.bfloat16 else "32-true"
+
+
+def settle(config: Any) -> None:
+    """Put what ``auto`` stands for into a parsed configuration, in place: ``trainer.precision``, ``model.dtype``.
+
+    Explicit values stay as they are; where they are slow on this machine a warning says so.
+    """
+    device = device_of(config.trainer.accelerator)
+    if config.trainer.precision == AUTO:
+        config.trainer.precision = auto_precision(device)
+    elif (half := HALVES.get(str(config.trainer.precision).partition("-")[0])) is not None:
+        warn_if_slow(half, device, "trainer.precision")
+    model = config.model.get("init_args") or config.model
+    dtype = model.get("dtype")
+    if dtype == AUTO and isinstance(model.get("backbone"), str):
+        model["dtype"] = str(auto_dtype(model["backbone"], device)).removeprefix("torch.")
+    elif isinstance(dtype, str) and dtype != AUTO and isinstance(getattr(torch, dtype, None), torch.dtype):
+        warn_if_slow(dtype_named(dtype), device, "model.dtype")
+
+
+def chosen(config: Any) -> str:
+    """The settled precision in words."""
+    device = device_of(config.trainer.accelerator)
+    cost = f"; here a matrix product in bfloat16 takes {cost_on_cpu(torch.bfloat16):.1f} times float32's"
+    return f"{config.trainer.precision or '32-true'} on {device}{cost if device == 'cpu' else ''}"
