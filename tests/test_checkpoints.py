@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from factories import FACTS
-from golden import GOLDEN, needs_golden, tensors
+from golden_numbers import GOLDEN, tensors
 
 from glimpse_lightning import checkpoints
 from glimpse_lightning.checkpoints import check_facts, load_pruner, save_pruner
@@ -185,7 +185,6 @@ def test_model_of_another_shape(tmp_path: Path) -> None:
     check_facts(replace(FACTS, vision_layers=0), FACTS)  # 0 = unknown
 
 
-@needs_golden
 def test_reference_qwen() -> None:
     loaded = load_pruner(GOLDEN / "new_modules" / "main")
     (stage,) = loaded.stages
@@ -206,7 +205,6 @@ def test_reference_qwen() -> None:
     assert (policy.threshold, policy.max_ratio, policy.min_tokens, list(policy.anchors)) == (0.5, None, 1, [])
 
 
-@needs_golden
 def test_reference_llava_counts_vision_states_from_the_embedding() -> None:
     loaded = load_pruner(GOLDEN / "llava" / "new_modules")
     scorer = loaded.stages[0].scorer
@@ -218,8 +216,6 @@ def test_reference_llava_counts_vision_states_from_the_embedding() -> None:
 
 @pytest.fixture
 def reference(tmp_path: Path) -> Path:
-    if not GOLDEN.is_dir():
-        pytest.skip(f"the reference's numbers are not at {GOLDEN}")
     return Path(shutil.copytree(GOLDEN / "new_modules" / "main", tmp_path / "main", copy_function=shutil.copyfile))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from factories import FACTS
-from golden import GOLDEN, needs_golden
+from golden_numbers import GOLDEN
 
 from glimpse_lightning.checkpoints import load_pruner, save_pruner
 from glimpse_lightning.cli import main
@@ -44,7 +44,6 @@ def assert_same_weights(first: Path, second: Path) -> None:
         assert torch.equal(value, theirs[name]), name
 
 
-@needs_golden
 @pytest.mark.parametrize("folder", ["new_modules/main", "llava/new_modules"])
 def test_reference_folder_is_reproduced(tmp_path: Path, folder: str) -> None:
     """Through the reference's layout, through ours, and back."""
@@ -85,7 +84,6 @@ def test_round_trip_of_a_pruner_of_ours(
     assert not recwarn.list
 
 
-@needs_golden
 def test_changed_settings_are_written(tmp_path: Path) -> None:
     pruner = load_pruner(GOLDEN / "new_modules" / "main")
     pruner.stages[0].policy = Threshold(0.3, min_tokens=4)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden import GOLDEN, needs_golden, tensors
+from golden_numbers import GOLDEN, tensors
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -18,7 +18,6 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.objectives.losses import answer_loss, mask_loss
 
-pytestmark = needs_golden
 CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 CASES = ("single", "max_remain_ratio")
 IMAGE, TOKENS = 319, 25  # a token that no prompt uses stands for the reference's -200

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden import CASES, GOLDEN, cases, needs_golden, tensors
+from golden_numbers import CASES, GOLDEN, cases, tensors
 from plain_reference import plain_forward
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -19,7 +19,6 @@ import glimpse_lightning as gl
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.objectives.losses import answer_loss, mask_loss
 
-pytestmark = needs_golden
 CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 SPECIAL = (
     "image_token_id video_token_id vision_start_token_id vision_end_token_id tie_word_embeddings bos_token_id "

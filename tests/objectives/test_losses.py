@@ -1,4 +1,4 @@
-"""Losses against the reference's numbers (shared/golden/losses)."""
+"""Losses against the reference's numbers (tests/golden/losses)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from factories import visual_tokens
-from golden import GOLDEN, needs_golden, tensors
+from golden_numbers import GOLDEN, tensors
 from torch import Tensor
 
 from glimpse_lightning.evidence import evidence_mask
@@ -35,7 +35,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-@needs_golden
 @pytest.mark.parametrize("name", LOSSES)
 def test_value_and_gradient(name: str) -> None:
     golden = tensors("losses/losses")
@@ -47,7 +46,6 @@ def test_value_and_gradient(name: str) -> None:
     torch.testing.assert_close(second.grad, golden[f"loss.{name}.grad1"], **CLOSE)
 
 
-@needs_golden
 def test_deep_supervision_sums_over_heads() -> None:
     golden = tensors("losses/losses")
     first, second, _, target, sample = packed()
@@ -60,7 +58,6 @@ def test_deep_supervision_sums_over_heads() -> None:
     torch.testing.assert_close(second.grad, golden["loc.grad1"], **CLOSE)
 
 
-@needs_golden
 def test_k3() -> None:
     golden = tensors("losses/losses")
     policy = [golden[f"rl.logps{i}"].clone().requires_grad_() for i in range(4)]
@@ -73,7 +70,6 @@ def test_k3() -> None:
         torch.testing.assert_close(leaf.grad, golden[f"rl.kd_grad{i}"], **CLOSE)
 
 
-@needs_golden
 @pytest.mark.parametrize("case", range(8))
 def test_boxes_to_tokens(case: int) -> None:
     golden = tensors("losses/losses")

@@ -1,4 +1,4 @@
-"""Advantages, surrogate and means; against the reference's numbers where it has them (shared/golden/losses)."""
+"""Advantages, surrogate and means; against the reference's numbers where it has them (tests/golden/losses)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden import needs_golden, tensors
+from golden_numbers import tensors
 from torch.nn.utils.rnn import pad_sequence
 
 from glimpse_lightning.objectives.losses import k3
@@ -21,7 +21,6 @@ CLOSE: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-4}
 ALL = torch.ones(1, 4, dtype=torch.bool)
 
 
-@needs_golden
 def test_advantages_of_the_reference() -> None:
     golden = tensors("losses/losses")
     rewards = golden["rl.scores"].sum(1)[None]
@@ -29,7 +28,6 @@ def test_advantages_of_the_reference() -> None:
     torch.testing.assert_close(advantages, golden["rl.advantages"], **CLOSE)
 
 
-@needs_golden
 @pytest.mark.parametrize("name", ["reward", "kd"])
 def test_losses_of_the_reference_and_their_gradients(name: str) -> None:
     golden = tensors("losses/losses")

@@ -7,14 +7,13 @@ import math
 from typing import Any
 
 import pytest
-from golden import GOLDEN, needs_golden
+from golden_numbers import GOLDEN
 
 from glimpse_lightning import rewards
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.rewards import CombinedReward, RewardFacts
 
 
-@needs_golden
 def test_scores_of_the_reference() -> None:
     scores = json.loads((GOLDEN / "losses" / "losses.json").read_text())["scores"]
     pairs = list(zip(scores["completion"], scores["answer"], strict=True))

@@ -1,4 +1,4 @@
-"""VIP against the reference's numbers (shared/golden)."""
+"""VIP against the reference's numbers (tests/golden)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 import torch
 from factories import FACTS, visual_tokens, with_inputs
-from golden import CASES, GOLDEN, cases, needs_golden, tensors
+from golden_numbers import CASES, GOLDEN, cases, tensors
 from torch import Tensor
 
 from glimpse_lightning.policies import Threshold
 from glimpse_lightning.scorers import VIP
 from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
 
-pytestmark = needs_golden
 CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 
 
