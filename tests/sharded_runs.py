@@ -47,6 +47,8 @@ OBJECTIVES: dict[str, Any] = {
     ),
 }
 STEPS = 3
+END, GO_ON = 2, 100
+"""Token ids: the one that ends an answer, and a word's."""
 
 
 class Watch(Callback):
@@ -76,6 +78,16 @@ def stratified(probs: Tensor, num_samples: int, **_: Any) -> Tensor:
     """In place of drawing: the answers of a group are spread evenly over the distribution, whatever the rank."""
     place = (torch.arange(len(probs)) % 4 + 0.5) / 4
     return (probs.cumsum(-1) < place[:, None]).sum(-1, keepdim=True).clamp(max=probs.shape[-1] - 1)
+
+
+def decided(probs: Tensor, num_samples: int, **_: Any) -> Tensor:
+    """In place of drawing: every other answer ends at once, the rest never do, whatever the distribution says."""
+    return torch.where(torch.arange(len(probs)) % 2 == 0, END, GO_ON)[:, None]
+
+
+def every_other(like: Tensor, **_: Any) -> Tensor:
+    """In place of uniform numbers: a 1, which is below no probability, then a 0, which is below all of them."""
+    return ((torch.arange(like.numel()) + 1) % 2).float().view(like.shape)
 
 
 def module(objective: Objective, recompute: bool = False) -> PruningModule:
@@ -112,6 +124,7 @@ def fit(
     strategy: Any = None,
     callbacks: Sequence[Callback] = (),
     recompute: bool = False,
+    fixed: bool = False,
     **kwargs: Any,
 ) -> dict[str, Any]:
     """Train; what is drawn at random is replaced, so that ranks and one process do the same.
@@ -124,13 +137,14 @@ def fit(
         strategy: of two ranks; default: ``FSDP2()``.
         callbacks: further ones.
         recompute: whether activations are checkpointed.
+        fixed: whether answers and keep decisions are the same whatever the model says, so that no rounding flips one.
     """
     watch = Watch()
     many = {"devices": 2, "strategy": strategy or FSDP2()} if world == 2 else {"devices": 1}
     half = torch.full((), 0.5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "multinomial", stratified)
-        patch.setattr(torch, "rand_like", lambda like, **_: half.expand(like.shape))
+        patch.setattr(torch, "multinomial", decided if fixed else stratified)
+        patch.setattr(torch, "rand_like", every_other if fixed else lambda like, **_: half.expand(like.shape))
         mine, runner = module(OBJECTIVES[name](), recompute), trainer(root, [watch, *callbacks], **(many | kwargs))
         runner.fit(mine, datamodule=data(4 // world), ckpt_path=resume)
     if save is not None:

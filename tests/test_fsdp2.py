@@ -33,11 +33,13 @@ def test_two_ranks_train_as_one(name: str, tmp_path: Path) -> None:
 
 
 def _fit_in_bfloat16(root: Path) -> dict[str, Any]:
-    return fit(root, "grpo_both", 2, recompute=True, precision="bf16-mixed", max_steps=2, val_check_interval=100)
+    options: dict[str, Any] = {"recompute": True, "fixed": True, "precision": "bf16-mixed"}
+    return fit(root, "grpo_both", 2, **options, max_steps=2, val_check_interval=100)
 
 
 def test_mixed_precision_and_activation_checkpointing(tmp_path: Path) -> None:
-    alone = fit(tmp_path, "grpo_both", 1, precision="bf16-mixed", max_steps=2, val_check_interval=100)
+    alone = fit(tmp_path, "grpo_both", 1, fixed=True, precision="bf16-mixed", max_steps=2, val_check_interval=100)
+    assert all(norm > 0 for norm in alone["norms"])
     for rank in on_two_ranks(_fit_in_bfloat16, tmp_path, tmp_path):
         assert rank["norms"] == pytest.approx(alone["norms"], rel=0.1)
 
