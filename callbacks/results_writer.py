@@ -145,6 +145,7 @@ class ResultsWriter(Callback):
             "families": summary.families if summary else {},
             "steps": trainer.global_step,
             "skipped": sorted(skipped),
+            "remarks": list(getattr(module, "remarks", [])),
             "wall_time_s": round(self.elapsed, 1),
             "peak_memory_mb": peak_memory_mb(),
             "devices": trainer.world_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from functools import cache
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from glimpse_lightning.errors import GlimpseError
 
-AUTO = "auto"
+AUTO: Final = "auto"
 """Asks for the half-precision type where the device is fast at it, and for float32 elsewhere."""
 
 SLOW = 3.0
@@ -74,7 +75,8 @@ def warn_if_slow(dtype: torch.dtype, device: str, setting: str) -> None:
     if not is_fast(dtype, device):
         cost = f" (a matrix product takes {cost_on_cpu(dtype):.0f} times float32's)" if device == "cpu" else ""
         name = str(dtype).removeprefix("torch.")
-        warnings.warn(f"`{setting}` asks for {name}, which is slow on this {device}{cost}; `auto` avoids it.", stacklevel=2)
+        text = f"`{setting}` asks for {name}, which is slow on this {device}{cost}; `auto` avoids it."
+        warnings.warn(text, stacklevel=2)
 
 
 def default_device() -> str:

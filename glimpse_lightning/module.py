@@ -134,6 +134,7 @@ class PruningModule(LightningModule):
         self.vlm: PrunedVLM | None = None
         self.summary: Summary | None = None
         self.skipped: list[str] = []
+        self.remarks: list[str] = []
         self.shared: SharedQuestions | None = None
         self._records: list[Record] = []
         self._baseline_records: dict[str, list[Record]] = {}
@@ -287,6 +288,10 @@ class PruningModule(LightningModule):
     @override
     def on_fit_end(self) -> None:
         self.model.eval()
+        assert self.objective is not None
+        self.remarks = self.objective.remarks()
+        for remark in self.remarks:
+            rank_zero_warn(remark)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,7 +20,7 @@ def device_of(accelerator: Any) -> str:
     return default_device()
 
 
-def auto_precision(device: str) -> str:
+def auto_precision(device: str) -> Literal["bf16-mixed", "32-true"]:
     """``bf16-mixed`` where a kind of ``device`` is fast at bfloat16, else ``32-true``."""
     return "bf16-mixed" if fast_dtype(device) == torch.bfloat16 else "32-true"
 

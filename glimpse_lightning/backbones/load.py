@@ -121,8 +121,8 @@ def saved_dtype(name: str, **kwargs: Any) -> torch.dtype:
         config = AutoConfig.from_pretrained(source_of(name), **{key: kwargs[key] for key in WHERE if key in kwargs})
     except (OSError, ValueError, ImportError) as error:
         raise _explained(name, error) from error
-    parts = (config, getattr(config, "text_config", None))
-    return next((part.dtype for part in parts if isinstance(getattr(part, "dtype", None), torch.dtype)), torch.float32)
+    found = (getattr(part, "dtype", None) for part in (config, getattr(config, "text_config", None)))
+    return next((dtype for dtype in found if isinstance(dtype, torch.dtype)), torch.float32)
 
 
 def _kind_of_device(device_map: Any) -> str:

@@ -70,6 +70,10 @@ class Objective(ABC):
         is false), from what it gave on the first one.
         """
 
+    def remarks(self) -> list[str]:
+        """What a user has to know of a training that has ended, a paragraph each; called on all ranks."""
+        return []
+
     @abstractmethod
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
         """Loss and logs of one batch."""

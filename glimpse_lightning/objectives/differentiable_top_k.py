@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from glimpse_lightning.metrics.token_kl import token_kl
 from glimpse_lightning.objectives.base import Objective, StepResult
-from glimpse_lightning.objectives.kl import mean_retention
+from glimpse_lightning.objectives.hardening import mean_retention
 from glimpse_lightning.objectives.losses import answer_loss, mean_of_pruned, weighted_mean
 from glimpse_lightning.segments import rank_in_group, segment_max, segment_mean, segment_sum
 from glimpse_lightning.visual_tokens import VisualTokens

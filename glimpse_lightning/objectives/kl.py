@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.metrics.token_kl import token_kl
 from glimpse_lightning.objectives.base import Objective, StepResult
 from glimpse_lightning.objectives.flops_budget import flops_share
-from glimpse_lightning.objectives.losses import mean_of_pruned, weighted_mean
+from glimpse_lightning.objectives.hardening import Ending, mean_retention, product, sharpening
+from glimpse_lightning.objectives.losses import weighted_mean
 from glimpse_lightning.ranks import mean_over_ranks
-from glimpse_lightning.segments import segment_sum
 from glimpse_lightning.visual_tokens import VisualTokens
 
 if TYPE_CHECKING:
@@ -37,6 +36,11 @@ class KL(Objective):
     of a decoder's sight only where ``log g`` is several nats below 0, and at temperatures near 1 gates let everything
     through, however few of them are open.
 
+    What training lets through and what a threshold keeps would differ for tokens of scores near 0, whose gates are half
+    open. So once the budget has reached its target, the logits of gates and budget are multiplied by a factor that
+    rises from 1 to ``sharpness`` at the end: noise and temperature fall with it, and gates end as the hard decisions
+    that a threshold of 0.5 makes.
+
     The budget term is ``budget_weight * (r - target)^2 / target`` with ``r`` the mean of ``sigmoid(s)`` over a sample's
     tokens, averaged over the batch (of all ranks): samples together have to meet the budget, so that one that needs
     more tokens may take them from one that needs fewer. Over the first ``anneal`` of the training the target falls from
@@ -54,6 +58,7 @@ class KL(Objective):
         initial: share at first, of whatever the budget counts, in (0, 1]; never below the last one.
         anneal: share of the training over which one becomes the other.
         temperature: of the gates.
+        sharpness: factor on the logits at the end, at least 1; with 1 gates stay as soft as they are.
         budget_weight: of the budget term; the price of all tokens, in nats, at one and a half times the target.
         flops: share of the decoder's prefill FLOPs to spend, in (0, 1], in place of ``retention``.
     """
@@ -66,35 +71,51 @@ class KL(Objective):
         temperature: float = 0.3,
         budget_weight: float = 5.0,
         flops: float | None = None,
+        sharpness: float = 10.0,
     ) -> None:
         for name, value in (("retention", retention), ("initial", initial), ("flops", 1 if flops is None else flops)):
             if not 0 < value <= 1:
                 raise ValueError(f"Expected `{name}` to be in (0, 1], but got {value}.")
         if temperature <= 0:
             raise ValueError(f"Expected `temperature` to be positive, but got {temperature}.")
+        if sharpness < 1:
+            raise ValueError(f"Expected `sharpness` to be at least 1, but got {sharpness}.")
         self.retention = retention
         self.initial = initial
         self.flops = flops
         self.anneal = anneal
         self.temperature = temperature
         self.budget_weight = budget_weight
+        self.sharpness = sharpness
+        self._ending = Ending()
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
         """One step; logs ``kl``, ``budget``, ``target``, soft ``retention``, ``hard_retention``, ``soft_hard_gap``."""
-        out = model.distill(batch, lambda scores, _: log_gates(scores, self.temperature))
+        factor = self.factor
+        out = model.distill(batch, lambda scores, _: log_gates(factor * scores.float(), self.temperature))
         kl = weighted_mean(token_kl(out.teacher_logits, out.student_logits, batch.answer_mask), batch.weight)
         tokens = out.stages[-1].tokens
-        chances = [stage.scores.float().sigmoid() for stage in out.stages]
+        chances = [(factor * stage.scores.float()).sigmoid() for stage in out.stages]
         choices = [(stage.scores > 0).float() for stage in out.stages]
-        soft, hard = mean_retention(_product(chances), tokens), mean_retention(_product(choices), tokens)
+        soft, hard = mean_retention(product(chances), tokens), mean_retention(product(choices), tokens)
         spent, more = (soft, {}) if self.flops is None else self._flops(model, tokens, chances, choices)
         target = self.target
+        self._ending.add(model.pruner, spent, hard if self.flops is None else more["hard_flops"], target)
         budget = (of_all_ranks(spent) - target).square() / target
         logs = more | {
             "kl": kl, "budget": budget, "retention": soft, "hard_retention": hard, "soft_hard_gap": (soft - hard).abs(),
             "target": torch.tensor(target),
         }  # fmt: skip
         return StepResult(kl + self.budget_weight * budget, {name: value.detach() for name, value in logs.items()})
+
+    @override
+    def remarks(self) -> list[str]:
+        return self._ending.remarks()
+
+    @property
+    def factor(self) -> float:
+        """The factor on the logits at this point of the training."""
+        return sharpening(self.progress, self.anneal, self.sharpness)
 
     @property
     def target(self) -> float:
@@ -124,13 +145,8 @@ class KL(Objective):
                 )
         spent = flops_share(chances, layers, tokens, text)
         logs = {"flops": spent, "hard_flops": flops_share(choices, layers, tokens, text)}
-        logs |= {f"stage{i}_retention": mean_retention(_product(choices[: i + 1]), tokens) for i in range(len(choices))}
+        logs |= {f"stage{i}_retention": mean_retention(product(choices[: i + 1]), tokens) for i in range(len(choices))}
         return spent, logs
-
-
-def _product(gates: Sequence[Tensor]) -> Tensor:
-    """``[V]`` how open all stages' gates together leave each token."""
-    return reduce(torch.mul, gates)  # the backward pass of `prod` waits for the device
 
 
 def log_gates(scores: Tensor, temperature: float) -> Tensor:
@@ -139,12 +155,6 @@ def log_gates(scores: Tensor, temperature: float) -> Tensor:
     noise = uniform.log() - (-uniform).log1p()
     log_gates = F.logsigmoid((scores.float() + noise) / temperature)
     return log_gates.masked_fill(log_gates < _MIN_LOG_GATE, -torch.inf)
-
-
-def mean_retention(keep: Tensor, tokens: VisualTokens) -> Tensor:
-    """Share of a sample's tokens that ``keep [V]`` keeps, averaged over the samples that have any."""
-    group, total = tokens.groups()
-    return mean_of_pruned(segment_sum(keep, group, len(total)) / total.clamp(min=1), total)
 
 
 def of_all_ranks(mean: Tensor) -> Tensor:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.evidence import evidence_mask
 from glimpse_lightning.objectives.base import Objective, StepResult
+from glimpse_lightning.objectives.hardening import Ending, mean_retention, product, sharpening
 from glimpse_lightning.objectives.losses import answer_loss, mask_loss
 
 if TYPE_CHECKING:
@@ -26,23 +28,36 @@ class Mask(Objective):
     the sum over the output heads. The answer loss is the cross entropy of the reference answer behind the glimpse, with
     nothing pruned. Samples without boxes count in the answer loss only.
 
+    Dice and BCE are content with scores near 0, which a threshold of 0.5 decides one way or the other. With a
+    ``sharpness`` above 1 (the reference has no such option) the logits in both are multiplied by a factor that rises
+    from 1, at half of the training, to ``sharpness`` at its end. The loss then ends as that of the kept tokens.
+
     Args:
         dice_weight: of the Dice loss.
         bce_weight: of the binary cross entropy.
         answer_weight: of the answer loss; 0 spares its computation.
+        sharpness: factor on the logits at the end, at least 1.
     """
 
-    def __init__(self, dice_weight: float = 1.0, bce_weight: float = 0.1, answer_weight: float = 1.0) -> None:
+    def __init__(
+        self, dice_weight: float = 1.0, bce_weight: float = 0.1, answer_weight: float = 1.0, sharpness: float = 1.0
+    ) -> None:
         weights = {"dice_weight": dice_weight, "bce_weight": bce_weight, "answer_weight": answer_weight}
         for name, value in weights.items():
             if value < 0:
                 raise ValueError(f"Expected argument `{name}` to be at least 0, but got {value}.")
+        if sharpness < 1:
+            raise ValueError(f"Expected argument `sharpness` to be at least 1, but got {sharpness}.")
         self.dice_weight = dice_weight
         self.bce_weight = bce_weight
         self.answer_weight = answer_weight
+        self.sharpness = sharpness
+        self._ending = Ending()
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
-        """One step; logs ``mask``, ``evidence`` (share of tokens touched) and, where it counts, ``answer``."""
+        """One step; logs ``mask``, ``evidence`` (share of tokens touched), soft ``retention``, ``hard_retention``,
+        ``soft_hard_gap`` and, where it counts, ``answer``.
+        """
         if all(sample.boxes is None for sample in batch.samples):
             raise GlimpseError(
                 "Expected evidence boxes for the mask objective, but no sample of this batch has any. Give the data "
@@ -54,7 +69,16 @@ class Mask(Objective):
         masks = [self.mask_loss(output, scorer, batch) for output, scorer in zip(outputs, scorers, strict=True)]
         loss = torch.stack(masks).sum()
         target = evidence_mask(outputs[0].tokens, [sample.boxes for sample in batch.samples])
-        logs = {"mask": loss, "evidence": target.sum() / max(1, len(target))}
+        tokens, factor = outputs[-1].tokens, self.factor
+        # Every stage scores the unpruned prompt here; what is kept is what all of them keep.
+        scores = [output.scores.detach().float() for output in outputs]
+        soft = mean_retention(product([(factor * each).sigmoid() for each in scores]), tokens)
+        hard = mean_retention(product([(each > 0).float() for each in scores]), tokens)
+        self._ending.add(model.pruner, soft, hard, None)
+        logs = {
+            "mask": loss, "evidence": target.sum() / max(1, len(target)), "retention": soft, "hard_retention": hard,
+            "soft_hard_gap": (soft - hard).abs(),
+        }  # fmt: skip
         answers = [
             answer_loss(output.answer_logits, batch.answer_ids, batch.answer_mask, batch.weight)
             for output in outputs
@@ -64,6 +88,15 @@ class Mask(Objective):
             logs["answer"] = torch.stack(answers).sum()
             loss = loss + self.answer_weight * logs["answer"]
         return StepResult(loss, {name: value.detach() for name, value in logs.items()})
+
+    @override
+    def remarks(self) -> list[str]:
+        return self._ending.remarks()
+
+    @property
+    def factor(self) -> float:
+        """The factor on the logits at this point of the training."""
+        return sharpening(self.progress, 0.5, self.sharpness)
 
     def mask_loss(self, output: StageOutput, scorer: object, batch: Batch) -> Tensor:
         """Dice and BCE of one stage, summed over its output heads; a scalar."""
@@ -77,6 +110,6 @@ class Mask(Objective):
         weight = annotated * batch.weight.to(rows.device)
         losses = [
             mask_loss(row, target, tokens.sample, tokens.num_samples, self.dice_weight, self.bce_weight, weight)
-            for row in rows
+            for row in self.factor * rows
         ]
         return torch.stack(losses).sum()

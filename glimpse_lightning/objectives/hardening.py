@@ -1,0 +1,87 @@
+"""How soft keep decisions become a threshold's hard ones by the end of a training, and whether they did."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.objectives.losses import mean_of_pruned
+from glimpse_lightning.policies.threshold import Threshold
+from glimpse_lightning.pruner import Pruner
+from glimpse_lightning.ranks import mean_over_ranks
+from glimpse_lightning.segments import segment_sum
+from glimpse_lightning.visual_tokens import VisualTokens
+
+GAP = 0.003
+"""Largest difference between soft and hard budget that a training may end with, as a share of the budget's whole."""
+
+OFF = 0.005
+"""Likewise between the hard budget and its target; of large budgets, a twentieth."""
+
+
+def sharpening(progress: float, start: float, sharpness: float) -> float:
+    """Factor on logits that rises geometrically from 1, at the share ``start`` of the training, to ``sharpness``."""
+    done = max(0.0, progress - start) / max(1e-9, 1 - start)
+    return sharpness ** min(1.0, done)
+
+
+def product(gates: Sequence[Tensor]) -> Tensor:
+    """``[V]`` how open all stages' gates together leave each token."""
+    return reduce(torch.mul, gates)  # the backward pass of `prod` waits for the device
+
+
+def mean_retention(keep: Tensor, tokens: VisualTokens) -> Tensor:
+    """Share of a sample's tokens that ``keep [V]`` keeps, averaged over the samples that have any."""
+    group, total = tokens.groups()
+    return mean_of_pruned(segment_sum(keep, group, len(total)) / total.clamp(min=1), total)
+
+
+class Ending:
+    """The budget in the last steps of a training, counted in soft and in hard decisions.
+
+    Args:
+        steps: how many steps count.
+    """
+
+    def __init__(self, steps: int = 50) -> None:
+        self._last: deque[Tensor] = deque(maxlen=steps)
+
+    def add(self, pruner: Pruner | None, soft: Tensor, hard: Tensor, target: float | None) -> None:
+        """Remember one step, if its hard decisions are what all of the pruner's policies keep.
+
+        Args:
+            soft, hard: scalars, shares of what the budget counts.
+            target: share to spend; ``None`` where none was asked for.
+        """
+        if pruner is not None and all(_at_a_half(stage.policy) for stage in pruner.stages):
+            soft, hard = soft.detach().float(), hard.detach().float()
+            goal = hard if target is None else torch.full_like(hard, target)
+            self._last.append(torch.stack([soft, hard, (soft - hard).abs(), goal]))
+
+    def remarks(self) -> list[str]:
+        """What a user has to know of these steps; nothing where all is well. To be called on all ranks."""
+        if not self._last:
+            return []
+        soft, hard, gap, target = mean_over_ranks(torch.stack([*self._last]).mean(0)).tolist()
+        over = f"in the last {len(self._last)} steps"
+        found = []
+        if gap > GAP:
+            found.append(
+                f"The training ends with half-open gates: {over} they let {soft:.1%} through, of which a threshold of "
+                f"0.5 keeps {hard:.1%} (the two differ by {gap:.1%} a step). Answers will be worse than the loss says. "
+                "Train longer, or raise `model.objective.sharpness`."
+            )
+        if abs(hard - target) > max(OFF, target / 20):
+            found.append(
+                f"The training ends off its budget: {over} {hard:.1%} were kept, and {target:.1%} were asked for. "
+                "Train longer, or raise `model.objective.budget_weight`."
+            )
+        return found
+
+
+def _at_a_half(policy: object) -> bool:
+    return isinstance(policy, Threshold) and policy.scale == "sigmoid" and policy.threshold == 0.5
