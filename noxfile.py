@@ -14,6 +14,12 @@ CONSTRAINTS = "constraints.txt"
 # The lower ends of the ranges in setup.cfg, as far as they matter.
 LOWEST = ("torch==2.10.0", "transformers==5.15.0", "lightning==2.6.0", "torchmetrics==1.4.0")
 
+# Processors that can be imitated on one with wider instructions, by what the libraries are told to use.
+PROCESSORS = {
+    "default": {"ATEN_CPU_CAPABILITY": "default"},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+}
+
 
 def install(session: nox.Session, *extras: str) -> None:
     session.install("-c", CONSTRAINTS, "-e", f".[{','.join(extras)}]")
@@ -32,6 +38,14 @@ def slow(session: nox.Session) -> None:
     """The tests that take minutes."""
     install(session, "test")
     session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("kind", PROCESSORS, ids=list(PROCESSORS))
+def processors(session: nox.Session, kind: str) -> None:
+    """The tests as other processors compute: without vector kernels, and with AVX2 alone."""
+    install(session, "test")
+    session.run("pytest", "-n", "2", *session.posargs, env=PROCESSORS[kind])
 
 
 @nox.session(name="lmms-eval")

@@ -80,7 +80,5 @@ def warn_if_slow(dtype: torch.dtype, device: str, setting: str) -> None:
 
 
 def default_device() -> str:
-    """The kind of device that a Trainer takes by itself: ``cuda``, ``mps`` or ``cpu``."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    """The kind of device to use where none is named: ``cuda`` or ``cpu``; MPS lacks float64, in which budgets count."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -44,6 +44,8 @@ from glimpse_lightning.seeds import global_seed
 from glimpse_lightning.sharding import release, shard
 from glimpse_lightning.sharing import SharedQuestions
 
+REMEMBERED = 1e9
+"""Bytes that questions of a test may take in main memory until the baselines are asked them."""
 OBJECTIVE = "objective"
 """Under which a checkpoint holds the objective's state, one for each rank."""
 GATHERED: dict[Any, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -136,6 +138,7 @@ class PruningModule(LightningModule):
         self.skipped: list[str] = []
         self.remarks: list[str] = []
         self.shared: SharedQuestions | None = None
+        self.remembered = SharedQuestions(limit=REMEMBERED)
         self._records: list[Record] = []
         self._baseline_records: dict[str, list[Record]] = {}
         self._rivals: dict[str, PrunedVLM] | None = None
@@ -391,6 +394,11 @@ class PruningModule(LightningModule):
     def on_test_epoch_start(self) -> None:
         if self.shared is not None:
             self.shared.start()
+        elif self.test_passes > 1 and not self.model.sharded:  # sharded ranks must embed as often as each other
+            rivals = baseline_models(self.model, self._rival_scorers(), 1.0, 1.0).values()
+            self.remembered.taps = tuple(dict.fromkeys(tap for rival in rivals for tap in rival.vision_layers))
+            self.remembered.start()
+            self.evaluator.shared = self.remembered
         self._start_evaluation()
 
     @override
@@ -400,30 +408,34 @@ class PruningModule(LightningModule):
             return self._evaluate(batch)
         if self._rivals is None:
             self._rivals = self._find_rivals()
+            self.evaluator.shared = self.shared
         prompt = self.evaluator.embed(self._rivals.values(), batch) if self._rivals else None
         for name, rival in self._rivals.items():
             records, _ = self.evaluator.evaluate(rival, batch, with_kl=False, prompt=prompt)
             self._baseline_records.setdefault(name, []).extend(records)
         return None
 
-    def _find_rivals(self) -> dict[str, PrunedVLM]:
+    def _rival_scorers(self) -> dict[str, Scorer]:
         assert self.model.pruner is not None
         chosen = self.fit_baselines if self.testing_after_fit else self.baselines
-        if chosen is None:
-            rivals = training_free_scorers(self.model.pruner)
-            rivals = {"Random": rivals["Random"]} if self.testing_after_fit else rivals
-        else:
-            rivals = {type(scorer).__name__: scorer for scorer in chosen}
+        if chosen is not None:
+            return {type(scorer).__name__: scorer for scorer in chosen}
+        rivals = training_free_scorers(self.model.pruner)
+        return {"Random": rivals["Random"]} if self.testing_after_fit else rivals
+
+    def _find_rivals(self) -> dict[str, PrunedVLM]:
         records = gathered(self._records)
         share = summarise(records)["retention"] or 0.0
         tokens = sum(record.total for record in records) / max(1, len(records))
-        return baseline_models(self.model, rivals, share, tokens)
+        return baseline_models(self.model, self._rival_scorers(), share, tokens)
 
     @override
     def on_test_epoch_end(self) -> None:
         if self.shared is not None:
             self.shared.skipped = list(self.skipped)
             self.shared.finish()
+        self.evaluator.shared = self.shared
+        self.remembered.start()
         self._finish_evaluation("test")
 
     @override

@@ -26,11 +26,14 @@ def auto_precision(device: str) -> Literal["bf16-mixed", "32-true"]:
 
 
 def settle(config: Any) -> None:
-    """Put what ``auto`` stands for into a parsed configuration, in place: ``trainer.precision``, ``model.dtype``.
+    """Put what ``auto`` stands for into a parsed configuration, in place: ``trainer.precision``, ``model.dtype``, and
+    ``trainer.accelerator`` where Lightning would take a Mac's MPS.
 
     Explicit values stay as they are; where they are slow on this machine a warning says so.
     """
     device = device_of(config.trainer.accelerator)
+    if config.trainer.accelerator == AUTO and torch.backends.mps.is_available():
+        config.trainer.accelerator = device
     if config.trainer.precision == AUTO:
         config.trainer.precision = auto_precision(device)
     elif (half := HALVES.get(str(config.trainer.precision).partition("-")[0])) is not None:

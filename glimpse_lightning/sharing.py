@@ -46,7 +46,8 @@ class SharedQuestions:
             self.batches, self.used = [], 0
 
     def add(self, batch: Batch, prompt: Prompt) -> None:
-        """Remember a batch and its embedded prompts."""
+        """Remember a batch and its embedded prompts, with what ``taps`` name of the vision tower."""
+        prompt = replace(prompt, vision={tap: prompt.vision[tap] for tap in self.taps})
         self.used += prompt.nbytes + sum(_pixels(batch))
         if self.used > self.limit:
             self.batches = []

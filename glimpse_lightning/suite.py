@@ -120,7 +120,7 @@ class SuiteData(LightningDataModule):
         return dataset if self.limit is None or self.limit >= size else _Some(dataset, range(self.limit))
 
     @override
-    def test_dataloader(self) -> list[DataLoader[Any]]:
+    def test_dataloader(self) -> list[Any]:
         """A loader for each task, over the questions that are not answered yet."""
         assert self.trainer is not None
         files = PredictionFiles(Path(self.trainer.default_root_dir) / PREDICTIONS)

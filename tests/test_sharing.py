@@ -95,3 +95,28 @@ def test_a_saved_pruner_under_another_policy(tmp_path: Path) -> None:
     save_pruner(two, tmp_path / "two")
     with pytest.raises(GlimpseError, match=r"one stage where `model.policy`"):
         PruningModule(pruner=str(tmp_path / "two"), policy=KeepRatio(0.2)).configure_model()
+
+
+@pytest.mark.parametrize("limit", [1e9, 1e5, 0.0])
+def test_baselines_are_asked_what_the_first_pass_embedded(
+    limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question goes through the vision tower once where they fit into memory, twice elsewhere; figures agree."""
+    found = []
+    for most in (limit, 0.0):
+        backbone = load_backbone("glimpse-tiny")
+        module = modules(backbone)[0]
+        module.baselines, module.remembered.limit = [Random(), VisionRank(-1)], most
+        embedded: list[int] = []
+
+        def embed(*args: Any, run: Any = backbone.embed, count: list[int] = embedded) -> Any:
+            count.append(1)
+            return run(*args)
+
+        monkeypatch.setattr(backbone, "embed", embed)
+        records_of(module, tmp_path)
+        assert len(embedded) == (3 if most > 1e6 else 6)
+        assert module.remembered.batches == []  # memory is given back
+        assert module.summary is not None and set(module.summary.baselines) == {"Random", "VisionRank"}
+        found.append((module.summary.records, module.summary.baselines))
+    assert found[0] == found[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.data.workers import end_with_parent
 from glimpse_lightning.errors import BadSampleError, GlimpseError
 from glimpse_lightning.seeds import global_seed
+from glimpse_lightning.sharing import SharedQuestions
 
 QUESTION = "{question}"
 """Where the question stands in ``VQAData``'s ``prompt``."""
@@ -79,6 +80,26 @@ class _Guarded(Dataset[_Item]):
                 if weight:
                     skipped.append(str(error))
         return _Item(None, error=f"Expected at least one usable sample, but all {self.length} are bad: {skipped[0]}")
+
+
+class _Again:
+    """A second walk over what a loader gives: what the first walk has remembered, where that is all of it.
+
+    Args:
+        loader: asked again otherwise.
+        remembered: batches of the first walk, which is still to come.
+    """
+
+    def __init__(self, loader: DataLoader[_Item], remembered: SharedQuestions) -> None:
+        self.loader = loader
+        self.remembered = remembered
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = self.remembered.batches
+        yield from batches if len(batches) == len(self.loader) else self.loader
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -195,12 +216,14 @@ class VQAData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[_Item]:
         return self._eval_loader("val")
 
-    def test_dataloader(self) -> list[DataLoader[Any]]:
+    def test_dataloader(self) -> list[Any]:
         """One loader for each pass that the module wants to make over the test split."""
         if self.ready is not None:
             return [DataLoader(self.ready, batch_size=None, collate_fn=_as_it_is)]  # type: ignore[arg-type]
-        passes = getattr(getattr(self.trainer, "lightning_module", None), "test_passes", 1)
-        return [self._eval_loader("test", self.test_size) for _ in range(passes)]
+        module: Any = getattr(self.trainer, "lightning_module", None)
+        loader = self._eval_loader("test", self.test_size)
+        again = getattr(module, "test_passes", 1) > 1
+        return [loader, _Again(loader, module.remembered)] if again else [loader]
 
     def predict_dataloader(self) -> DataLoader[_Item]:
         return self._eval_loader("predict" if self.predict is not None else "test")

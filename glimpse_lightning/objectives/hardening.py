@@ -55,7 +55,7 @@ class Ending:
 
         Args:
             soft, hard: scalars, shares of what the budget counts.
-            target: share to spend; ``None`` where none was asked for.
+            target: share to spend at the end; ``None`` where none was asked for.
         """
         if pruner is not None and all(_at_a_half(stage.policy) for stage in pruner.stages):
             soft, hard = soft.detach().float(), hard.detach().float()

@@ -100,7 +100,7 @@ class KL(Objective):
         soft, hard = mean_retention(product(chances), tokens), mean_retention(product(choices), tokens)
         spent, more = (soft, {}) if self.flops is None else self._flops(model, tokens, chances, choices)
         target = self.target
-        self._ending.add(model.pruner, spent, hard if self.flops is None else more["hard_flops"], target)
+        self._ending.add(model.pruner, spent, hard if self.flops is None else more["hard_flops"], self._last_target)
         budget = (of_all_ranks(spent) - target).square() / target
         logs = more | {
             "kl": kl, "budget": budget, "retention": soft, "hard_retention": hard, "soft_hard_gap": (soft - hard).abs(),
@@ -120,10 +120,14 @@ class KL(Objective):
     @property
     def target(self) -> float:
         """The budget at this point of the training."""
-        last = self.retention if self.flops is None else self.flops
+        last = self._last_target
         first = max(self.initial, last)
         done = 1.0 if self.anneal <= 0 else min(1.0, self.progress / self.anneal)
         return first * (last / first) ** done
+
+    @property
+    def _last_target(self) -> float:
+        return self.retention if self.flops is None else self.flops
 
     def _flops(
         self, model: PrunedVLM, tokens: VisualTokens, chances: list[Tensor], choices: list[Tensor]
