@@ -1,10 +1,22 @@
-"""Workers end with their parent."""
+"""Workers end with their parent, and start however Python starts processes."""
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from PIL import Image
+from torch.utils.data import Dataset
+
+from glimpse_lightning.data.datamodule import VQAData
+from glimpse_lightning.data.glyph_vqa import GlyphVQA
+from glimpse_lightning.data.jsonl import JSONL
+from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.data.table import Table
 
 # Its worker inherits standard output, so that whoever reads that waits until the worker has ended, too.
 KILLED = """\
@@ -34,3 +46,20 @@ def test_a_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, timeout=60, text=True)
     assert done.stdout == "2\n"
     assert done.returncode == -9
+
+
+def _dataset(kind: str, folder: Path) -> Dataset[Sample]:
+    if kind == "GlyphVQA":
+        return GlyphVQA("val", 3, image_size=224)
+    Image.new("RGB", (28, 28)).save(folder / "a.png")
+    row = {"question": "what is it", "answers": ["x"], "image": "a.png"}
+    (folder / "data.jsonl").write_text(json.dumps(row) + "\n")
+    return JSONL(str(folder / "data.jsonl")) if kind == "JSONL" else Table(str(folder / "data.jsonl"))
+
+
+@pytest.mark.parametrize("kind", ["GlyphVQA", "JSONL", "Table"])
+def test_workers_that_inherit_nothing(kind: str, tmp_path: Path) -> None:
+    """As on macOS and Windows, and on Linux from Python 3.14 on, where processes are not forked."""
+    loader = VQAData(val=_dataset(kind, tmp_path), eval_batch_size=2, num_workers=1).val_dataloader()
+    loader.multiprocessing_context = multiprocessing.get_context("spawn")
+    assert sum(len(batch.samples) for batch in loader) == len(loader.dataset)  # type: ignore[arg-type]
