@@ -57,8 +57,8 @@ def _seconds(values: Tensor) -> float:
 
 
 def is_fast(dtype: torch.dtype, device: str) -> bool:
-    """Whether half-precision ``dtype`` pays on a kind of ``device`` (``cpu``, ``cuda``, ...); float32 always does."""
-    if dtype.itemsize >= 4 or not dtype.is_floating_point:
+    """Whether half-precision ``dtype`` pays on a kind of ``device`` (``cpu``, ``cuda``, ...); other types always do."""
+    if dtype not in (torch.bfloat16, torch.float16):
         return True
     if device == "cuda":
         return dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from glimpse_lightning.backbones.load import auto_dtype
-from glimpse_lightning.dtypes import AUTO, cost_on_cpu, default_device, dtype_named, fast_dtype, warn_if_slow
+from glimpse_lightning.dtypes import AUTO, cost_on_cpu, default_device, fast_dtype, warn_if_slow
 
 HALVES = {"bf16": torch.bfloat16, "16": torch.float16}
 """Half-precision types by how Lightning's names of precisions begin."""
@@ -29,7 +29,8 @@ def settle(config: Any) -> None:
     """Put what ``auto`` stands for into a parsed configuration, in place: ``trainer.precision``, ``model.dtype``, and
     ``trainer.accelerator`` where Lightning would take a Mac's MPS.
 
-    Explicit values stay as they are; where they are slow on this machine a warning says so.
+    Explicit values stay as they are. A warning says where a precision is slow on this machine; loading the model warns
+    of its data type.
     """
     device = device_of(config.trainer.accelerator)
     if config.trainer.accelerator == AUTO and torch.backends.mps.is_available():
@@ -39,11 +40,8 @@ def settle(config: Any) -> None:
     elif (half := HALVES.get(str(config.trainer.precision).partition("-")[0])) is not None:
         warn_if_slow(half, device, "trainer.precision")
     model = config.model.get("init_args") or config.model
-    dtype = model.get("dtype")
-    if dtype == AUTO and isinstance(model.get("backbone"), str):
+    if model.get("dtype") == AUTO and isinstance(model.get("backbone"), str):
         model["dtype"] = str(auto_dtype(model["backbone"], device)).removeprefix("torch.")
-    elif isinstance(dtype, str) and dtype != AUTO and isinstance(getattr(torch, dtype, None), torch.dtype):
-        warn_if_slow(dtype_named(dtype), device, "model.dtype")
 
 
 def chosen(config: Any) -> str:

@@ -61,7 +61,7 @@ def test_explicit_values_are_obeyed_and_warned_about_where_they_are_slow(cost: f
     assert (config.trainer.precision, config.model["dtype"]) == ("bf16-mixed", "bfloat16")
     assert backbone.model.dtype == torch.bfloat16
     said = [str(warning.message) for warning in caught if "slow on this cpu" in str(warning.message)]
-    assert len(said) == (0 if cost == FAST else 3)
+    assert len(said) == (0 if cost == FAST else 2)
     if said:
         assert "`trainer.precision` asks for bfloat16" in said[0] and "20 times float32's" in said[0]
 

@@ -43,7 +43,8 @@ def load_backbone(
             tensor batches), or ``"random:<preset>"``: a published architecture with random weights and no processor,
             to measure speed without a download.
         dtype: weights' data type, by name or not; ``auto``: as they were saved, but float32 in place of half precision
-            on a CPU that is slow at it. Random weights count as saved in bfloat16, as the published ones are.
+            where the device is slow at it (that of ``device_map``, else a GPU if there is one). Random weights count as
+            saved in bfloat16, as the published ones are.
         attn_implementation: any of transformers' (``sdpa``, ``eager``, ``flash_attention_2``, ...), or a dict of one
             for each part of the model (``text_config``, ``vision_config``).
         device_map: as in ``from_pretrained``. A single device (``"cuda"``) needs no further package, anything else
@@ -60,8 +61,7 @@ def load_backbone(
     kind = _kind_of_device(device_map)
     if isinstance(dtype, str):
         dtype = auto_dtype(name, kind, **kwargs) if dtype == AUTO else dtype_named(dtype)
-    if kind == default_device() == "cpu":  # else the model may be loaded here and used elsewhere
-        warn_if_slow(dtype, kind, "dtype")
+    warn_if_slow(dtype, kind, "dtype")
     if name.startswith(PREFIX):
         options = sorted([*kwargs, "quantization"] if quantization else kwargs)
         if options:
@@ -126,11 +126,9 @@ def saved_dtype(name: str, **kwargs: Any) -> torch.dtype:
 
 
 def _kind_of_device(device_map: Any) -> str:
-    """Where weights end up; those that are not read yet (``meta``) on what a Trainer takes by itself."""
-    if device_map is None:
-        return "cpu"
-    single = isinstance(device_map, (str, torch.device)) and device_map not in (*SPREADING, "meta")
-    return torch.device(device_map).type if single else default_device()
+    """Where the model will run: on a device that is named, else on what a Trainer takes by itself."""
+    named = isinstance(device_map, (str, torch.device)) and device_map not in (*SPREADING, "meta")
+    return torch.device(device_map).type if named else default_device()
 
 
 def source_of(name: str) -> str:

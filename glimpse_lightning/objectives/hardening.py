@@ -23,9 +23,15 @@ OFF = 0.005
 """Likewise between the hard budget and its target; of large budgets, a twentieth."""
 
 
+SHARPENING = 0.6
+"""Share of the training from a given point on in which gates sharpen; in the rest the budget settles."""
+
+
 def sharpening(progress: float, start: float, sharpness: float) -> float:
-    """Factor on logits that rises geometrically from 1, at the share ``start`` of the training, to ``sharpness``."""
-    done = max(0.0, progress - start) / max(1e-9, 1 - start)
+    """Factor on logits: 1 up to the share ``start`` of the training, then rising geometrically to ``sharpness``, which it
+    reaches when three fifths of the rest are done.
+    """
+    done = max(0.0, progress - start) / max(1e-9, SHARPENING * (1 - start))
     return sharpness ** min(1.0, done)
 
 

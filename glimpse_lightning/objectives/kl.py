@@ -38,8 +38,8 @@ class KL(Objective):
 
     What training lets through and what a threshold keeps would differ for tokens of scores near 0, whose gates are half
     open. So once the budget has reached its target, the logits of gates and budget are multiplied by a factor that
-    rises from 1 to ``sharpness`` at the end: noise and temperature fall with it, and gates end as the hard decisions
-    that a threshold of 0.5 makes.
+    rises from 1 to ``sharpness``: noise and temperature fall with it, and gates become the hard decisions that a
+    threshold of 0.5 makes. In the last steps the factor rests, and the budget of hard decisions meets its target.
 
     The budget term is ``budget_weight * (r - target)^2 / target`` with ``r`` the mean of ``sigmoid(s)`` over a sample's
     tokens, averaged over the batch (of all ranks): samples together have to meet the budget, so that one that needs
@@ -58,7 +58,7 @@ class KL(Objective):
         initial: share at first, of whatever the budget counts, in (0, 1]; never below the last one.
         anneal: share of the training over which one becomes the other.
         temperature: of the gates.
-        sharpness: factor on the logits at the end, at least 1; with 1 gates stay as soft as they are.
+        sharpness: last factor on the logits, at least 1; with 1 gates stay as soft as they are.
         budget_weight: of the budget term; the price of all tokens, in nats, at one and a half times the target.
         flops: share of the decoder's prefill FLOPs to spend, in (0, 1], in place of ``retention``.
     """

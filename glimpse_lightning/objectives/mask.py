@@ -30,13 +30,13 @@ class Mask(Objective):
 
     Dice and BCE are content with scores near 0, which a threshold of 0.5 decides one way or the other. With a
     ``sharpness`` above 1 (the reference has no such option) the logits in both are multiplied by a factor that rises
-    from 1, at half of the training, to ``sharpness`` at its end. The loss then ends as that of the kept tokens.
+    from 1, at half of the training, to ``sharpness``. The loss then ends as that of the tokens that are kept.
 
     Args:
         dice_weight: of the Dice loss.
         bce_weight: of the binary cross entropy.
         answer_weight: of the answer loss; 0 spares its computation.
-        sharpness: factor on the logits at the end, at least 1.
+        sharpness: last factor on the logits, at least 1.
     """
 
     def __init__(
