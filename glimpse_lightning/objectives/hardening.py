@@ -28,8 +28,8 @@ SHARPENING = 0.6
 
 
 def sharpening(progress: float, start: float, sharpness: float) -> float:
-    """Factor on logits: 1 up to the share ``start`` of the training, then rising geometrically to ``sharpness``, which it
-    reaches when three fifths of the rest are done.
+    """Factor on logits: 1 up to the share ``start`` of the training, then rising geometrically to ``sharpness``, which
+    it reaches when three fifths of the rest are done.
     """
     done = max(0.0, progress - start) / max(1e-9, SHARPENING * (1 - start))
     return sharpness ** min(1.0, done)
