@@ -35,7 +35,7 @@ class Adapted(GRPO):
 
 
 OBJECTIVES: dict[str, Any] = {
-    "kl": lambda: KL(anneal=0.0, budget_weight=2.0),
+    "kl": lambda: KL(anneal=0.0, budget_weight=2.0, sharpness=1.0),  # sharp gates open or close by a rounding
     "mask": lambda: Mask(),
     "grpo": lambda: GRPO(**OPTIONS, iterations=2, kl_weight=0.1),
     "grpo_both": lambda: Adapted(

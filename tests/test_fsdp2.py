@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from glimpse_lightning.strategies import FSDP2
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_ranks_train_as_one(name: str, tmp_path: Path) -> None:
     """Losses, gradients, and figures of a validation split of 5, which two ranks pad."""
-    alone = fit(tmp_path, name, 1)
-    assert all(norm > 0 for norm in alone["norms"]) and len(alone["losses"]) == STEPS
-    for rank in on_two_ranks(fit, tmp_path, tmp_path, name, 2):
+    # Where answers are drawn, the third gradient of grpo_both is nothing but rounding.
+    run = partial(fit, fixed=name == "grpo_both")
+    alone = run(tmp_path, name, 1)
+    assert all(norm > 1e-3 for norm in alone["norms"]) and len(alone["losses"]) == STEPS
+    for rank in on_two_ranks(run, tmp_path, tmp_path, name, 2):
         assert rank["losses"] == pytest.approx(alone["losses"], abs=1e-4)
         assert rank["norms"] == pytest.approx(alone["norms"], rel=1e-4)
         local, total = rank["share"]

@@ -38,7 +38,7 @@ def step(model: PrunedVLM, objective: Objective, batch: Any) -> tuple[torch.Tens
 def test_same_loss_and_gradients(family: str, objective: Objective, kwargs: Any) -> None:
     backbone = gl.wrap_backbone(tiny_models.FAMILIES[family]().double())
     backbone.model.requires_grad_(False)
-    objective.progress = 1.0
+    objective.progress = 0.5  # gates as soft as they are; sharp ones pass no gradient to untrained scores
     ours = PrunedVLM(backbone, pruner(**kwargs))
     assert ours.pruner is not None
     ours.pruner.double()
