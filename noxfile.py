@@ -16,7 +16,7 @@ LOWEST = ("torch==2.10.0", "transformers==5.15.0", "lightning==2.6.0", "torchmet
 
 # Processors that can be imitated on one with wider instructions, by what the libraries are told to use.
 PROCESSORS = {
-    "default": {"ATEN_CPU_CAPABILITY": "default"},
+    "default": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX2"},  # with AMX, torch's attention fails
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
 }
 

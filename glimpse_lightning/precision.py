@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -47,5 +48,10 @@ def settle(config: Any) -> None:
 def chosen(config: Any) -> str:
     """The settled precision in words."""
     device = device_of(config.trainer.accelerator)
-    cost = f"; here a matrix product in bfloat16 takes {cost_on_cpu(torch.bfloat16):.1f} times float32's"
-    return f"{config.trainer.precision or '32-true'} on {device}{cost if device == 'cpu' else ''}"
+    said = f"{config.trainer.precision or '32-true'} on {device}"
+    if device != "cpu":
+        return said
+    cost = cost_on_cpu(torch.bfloat16)
+    if math.isinf(cost):
+        return f"{said}; here attention in bfloat16 fails"
+    return f"{said}; here a matrix product in bfloat16 takes {cost:.1f} times float32's"

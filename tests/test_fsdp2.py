@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from halves import attends_in_bfloat16
 from ranks import on_two_ranks
 from sharded_runs import OBJECTIVES, STEPS, fit
 from torch.distributed.device_mesh import init_device_mesh
@@ -40,6 +41,7 @@ def _fit_in_bfloat16(root: Path) -> dict[str, Any]:
     return fit(root, "grpo_both", 2, **options, max_steps=2, val_check_interval=100)
 
 
+@attends_in_bfloat16
 def test_mixed_precision_and_activation_checkpointing(tmp_path: Path) -> None:
     alone = fit(tmp_path, "grpo_both", 1, fixed=True, precision="bf16-mixed", max_steps=2, val_check_interval=100)
     assert all(norm > 0 for norm in alone["norms"])

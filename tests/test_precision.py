@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import warnings
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from halves import attends_in_bfloat16
 from runs import run, write_recipe
 
 import glimpse_lightning as gl
@@ -96,6 +98,19 @@ def test_a_mac_computes_on_its_processor(cost: float, monkeypatch: pytest.Monkey
     assert config.trainer.accelerator == "cpu"
 
 
+def test_half_precision_that_fails_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's attention does where ATen may not use AVX-512 and oneDNN has AMX."""
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("pack_vnni2 is only supported when avx512 is supported")
+
+    monkeypatch.setattr(dtypes.F, "scaled_dot_product_attention", fails)
+    monkeypatch.setattr(dtypes, "cost_on_cpu", dtypes.cost_on_cpu.__wrapped__)
+    assert dtypes.cost_on_cpu(torch.bfloat16) == math.inf
+    assert dtypes.fast_dtype("cpu") == torch.float32
+    assert precision.auto_precision("cpu") == "32-true"
+
+
 def test_saved_types() -> None:
     assert saved_dtype("glimpse-tiny") == torch.bfloat16
     with pytest.raises(gl.GlimpseError, match="Could not load backbone 'no/such'"):
@@ -114,6 +129,7 @@ def test_what_the_libraries_may_use_decides_not_what_the_processor_has(isa: str)
         assert half > dtypes.SLOW
 
 
+@attends_in_bfloat16
 def test_what_was_chosen_is_printed_and_saved(
     cost: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

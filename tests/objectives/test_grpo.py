@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from halves import attends_in_bfloat16
 from torch import Tensor
 
 import glimpse_lightning as gl
@@ -186,6 +187,7 @@ def test_the_first_step_is_on_policy_and_reaches_what_it_trains(
         assert torch.isfinite(result.logs[name]), name
 
 
+@attends_in_bfloat16
 @pytest.mark.parametrize("train", ["language_model", "pruner"])
 def test_gradients_under_mixed_precision(model: PrunedVLM, batch: Batch, train: str) -> None:
     """Autocast's cache must not hand the rollouts' graphless weights to the trained forward."""
