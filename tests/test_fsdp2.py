@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import glimpse_lightning as gl
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.module import RECOMPUTES_SHARDED
 from glimpse_lightning.objectives import GRPO
 from glimpse_lightning.sharding import shard
 from glimpse_lightning.strategies import FSDP2
@@ -42,11 +43,25 @@ def _fit_in_bfloat16(root: Path) -> dict[str, Any]:
 
 
 @attends_in_bfloat16
+@pytest.mark.skipif(not RECOMPUTES_SHARDED, reason="torch of this version does not; the module refuses it")
 def test_mixed_precision_and_activation_checkpointing(tmp_path: Path) -> None:
     alone = fit(tmp_path, "grpo_both", 1, fixed=True, precision="bf16-mixed", max_steps=2, val_check_interval=100)
     assert all(norm > 0 for norm in alone["norms"])
     for rank in on_two_ranks(_fit_in_bfloat16, tmp_path, tmp_path):
         assert rank["norms"] == pytest.approx(alone["norms"], rel=0.1)
+
+
+def _recompute_in_vain(root: Path) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glimpse_lightning.module.RECOMPUTES_SHARDED", False)
+        with pytest.raises(GlimpseError) as refused:
+            fit(root, "kl", 2, recompute=True)
+    return str(refused.value)
+
+
+def test_a_torch_that_cannot_recompute_sharded_layers_is_told_so(tmp_path: Path) -> None:
+    for message in on_two_ranks(_recompute_in_vain, tmp_path, tmp_path):
+        assert "`model.activation_checkpointing` fails on a sharded model" in message and "Update torch" in message
 
 
 def _finish_apart(root: Path) -> list[int]:
