@@ -45,8 +45,8 @@ from glimpse_lightning.sharding import release, shard
 from glimpse_lightning.sharing import SharedQuestions
 
 RECOMPUTES_SHARDED = torch.__version__ >= "2.11"
-"""Whether torch gathers a sharded layer's parameters again where checkpointing computes it in the backward pass. 2.10 does
-not, 2.13 does; the versions between have not been tried.
+"""Whether torch gathers a sharded layer's parameters again where checkpointing computes it in the backward pass. 2.10
+does not, 2.13 does; the versions between have not been tried.
 """
 REMEMBERED = 1e9
 """Bytes that questions of a test may take in main memory until the baselines are asked them."""
@@ -186,8 +186,8 @@ class PruningModule(LightningModule):
             )
         if self.activation_checkpointing and not RECOMPUTES_SHARDED:
             raise GlimpseError(
-                f"`model.activation_checkpointing` fails on a sharded model with torch {torch.__version__}: a layer that "
-                "is computed again finds its parameters sharded. Update torch, or leave it out."
+                f"`model.activation_checkpointing` fails on a sharded model with torch {torch.__version__}: a layer "
+                "that is computed again finds its parameters sharded. Update torch, or leave it out."
             )
         for parameter in vlm.parameters():  # what was drawn at random must be the same everywhere
             if parameter.requires_grad and not parameter.is_meta:
