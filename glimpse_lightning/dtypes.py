@@ -52,7 +52,7 @@ def cost_on_cpu(dtype: torch.dtype) -> float:
         F.scaled_dot_product_attention(states, states, states)
     except RuntimeError:
         return math.inf
-    # A generator of its own: whoever asks has a seed set already.
+    # A generator of its own: the global one has been seeded for the run.
     values = torch.randn(_SIZE, _SIZE, generator=torch.Generator().manual_seed(0))
     pairs = [(_seconds(values.to(dtype)), _seconds(values)) for _ in range(_ROUNDS)]
     return min(half for half, _ in pairs) / min(whole for _, whole in pairs)

@@ -98,7 +98,7 @@ class _Replay(s.Scorer):
 def test_trap_no_glimpse_is_left_in_the_cache() -> None:
     """The reference has to crop its glimpse's keys; here they never get in: all is as if scores fell from the sky.
 
-    In double precision: a product of other rows beside the glimpse's may be rounded otherwise.
+    In double precision: the same product with the glimpse's row added may be rounded differently.
     """
     backbone = gl.wrap_backbone(FAMILIES["qwen2_5_vl"]().double())
     inputs = backbone.example_inputs(SIZES)
