@@ -43,7 +43,7 @@ from glimpse_lightning.dtypes import AUTO
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.parser_errors import readable
-from glimpse_lightning.precision import auto_precision, chosen, device_of, settle
+from glimpse_lightning.precision import auto_precision, device_of, settle
 from glimpse_lightning.pruner_flag import pruner_alone
 from glimpse_lightning.quiet import quieten
 from glimpse_lightning.recipe_files import names_class, read_yaml, recipe_name, recipe_text, with_recipes
@@ -150,6 +150,7 @@ class RunCLI(LightningCLI):
         self.prepare = prepare
         self.recipe = recipe_name(self.config_files)
         self.run: RunFolder | None = None
+        self.precision = ""
         free_model, free_data = (names_class(key, args, self.config_files) for key in ("model", "data"))
         super().__init__(
             model_class=LightningModule if free_model else PruningModule,
@@ -199,7 +200,7 @@ class RunCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Instantiate; what a component says about its arguments is for the user."""
         assert self.subcommand is not None
-        settle(self.config[self.subcommand])
+        self.precision = settle(self.config[self.subcommand])
         try:
             super().instantiate_classes()
         except GlimpseError:
@@ -216,7 +217,7 @@ class RunCLI(LightningCLI):
         root = Path(config.trainer.default_root_dir)
         text = self._parser(self.subcommand).dump(config, skip_link_targets=False)
         dump = yaml.safe_load(text)
-        rank_zero_info(f"Precision: {chosen(config)}.")
+        rank_zero_info(f"Precision: {self.precision}.")
         self.run = self._claim(root, text)
         write_text(self.run.path / RECIPE, recipe_text(self.config_files))
         write_text(self.run.path / CONFIG, text)

@@ -26,30 +26,29 @@ def auto_precision(device: str) -> Literal["bf16-mixed", "32-true"]:
     return "bf16-mixed" if fast_dtype(device) == torch.bfloat16 else "32-true"
 
 
-def settle(config: Any) -> None:
+def settle(config: Any) -> str:
     """Put what ``auto`` stands for into a parsed configuration, in place: ``trainer.precision``, ``model.dtype``, and
     ``trainer.accelerator`` where Lightning would take a Mac's MPS.
 
     Explicit values stay as they are. A warning says where a precision is slow on this machine; loading the model warns
     of its data type.
+
+    Returns:
+        The precision in words, with the reason where ``auto`` has chosen it.
     """
+    asked = config.trainer.precision
     device = device_of(config.trainer.accelerator)
     if config.trainer.accelerator == AUTO and torch.backends.mps.is_available():
         config.trainer.accelerator = device
-    if config.trainer.precision == AUTO:
+    if asked == AUTO:
         config.trainer.precision = auto_precision(device)
-    elif (half := HALVES.get(str(config.trainer.precision).partition("-")[0])) is not None:
+    elif (half := HALVES.get(str(asked).partition("-")[0])) is not None:
         warn_if_slow(half, device, "trainer.precision")
     model = config.model.get("init_args") or config.model
     if model.get("dtype") == AUTO and isinstance(model.get("backbone"), str):
         model["dtype"] = str(auto_dtype(model["backbone"], device)).removeprefix("torch.")
-
-
-def chosen(config: Any) -> str:
-    """The settled precision in words."""
-    device = device_of(config.trainer.accelerator)
     said = f"{config.trainer.precision or '32-true'} on {device}"
-    if device != "cpu":
+    if asked != AUTO or device != "cpu":
         return said
     cost = cost_on_cpu(torch.bfloat16)
     if math.isinf(cost):

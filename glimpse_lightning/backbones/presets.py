@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from glimpse_lightning.backbones.midsize_presets import MIDSIZE
+from glimpse_lightning.dtypes import default_device
 from glimpse_lightning.errors import GlimpseError
 
 PREFIX = "random:"
@@ -156,7 +157,7 @@ def random_model(
     if isinstance(device, dict):
         raise GlimpseError("Expected one device for random weights, but got a device map; say `cuda`, `cpu` or `meta`.")
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
     with torch.device(device or "cpu"):
         return AutoModelForImageTextToText.from_config(
             preset_config(name), dtype=dtype, attn_implementation=attn_implementation

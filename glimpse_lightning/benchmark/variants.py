@@ -10,6 +10,7 @@ from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.benchmark.measure import HF, UNPRUNED, Variant
 from glimpse_lightning.benchmark.settings import Settings
 from glimpse_lightning.checkpoints import load_pruner
+from glimpse_lightning.dtypes import default_device
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.parser_errors import nearest
@@ -26,7 +27,7 @@ def backbone_of(settings: Settings) -> Backbone:
     """
     device = settings.device
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise GlimpseError(f"Expected a CUDA device for `device: {device}`, but torch sees none; set `device: cpu`.")
     torch.manual_seed(0)
