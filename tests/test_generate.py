@@ -176,6 +176,15 @@ def test_one_prefill_serves_many_continuations(backbone):
     assert all(torch.equal(layer.keys, keys) for layer, keys in zip(out.cache.layers, before, strict=True))
 
 
+def test_a_fork_repeats_every_sample(backbone):
+    model, inputs = pruned(backbone), backbone.example_inputs(SIZES)
+    out = model.prefill(**inputs)
+    penalty = OPTIONS["repetition penalty"]
+    once = model.generate(prefill=out, max_new_tokens=5, **penalty)
+    twice = model.generate(prefill=out.fork(2), max_new_tokens=5, **penalty)
+    assert torch.equal(twice, once.repeat_interleave(2, 0))
+
+
 def test_first_token_of_samples_comes_from_the_prefill(backbone):
     """With a temperature near zero every returned sample is the greedy answer."""
     model, inputs = pruned(backbone), backbone.example_inputs(SIZES)

@@ -73,7 +73,10 @@ class PrefillOutput:
         return frame_retention(self.kept(), self.tokens.item, self.tokens.position, self.tokens.grid)
 
     def fork(self, repeats: int = 1) -> PrefillOutput:
-        """A copy that decoding may grow, each sample repeated ``repeats`` times; this one stays reusable."""
+        """A copy that decoding may grow, each sample repeated ``repeats`` times; this one stays reusable.
+
+        Per-token facts (``scores``, ``keep``, ``tokens``, ``prompt_keep``) stay those of the samples themselves.
+        """
         batch_axis = self.position_ids.ndim - 2
         return replace(
             self,
@@ -81,6 +84,8 @@ class PrefillOutput:
             position_ids=self.position_ids.repeat_interleave(repeats, batch_axis),
             attention_mask=self.attention_mask.repeat_interleave(repeats, 0),
             cache=fork_cache(self.cache, repeats),
+            prompt_ids=None if self.prompt_ids is None else self.prompt_ids.repeat_interleave(repeats, 0),
+            prompt_mask=None if self.prompt_mask is None else self.prompt_mask.repeat_interleave(repeats, 0),
         )
 
 
