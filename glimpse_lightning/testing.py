@@ -164,8 +164,8 @@ def check_positions(backbone: Backbone) -> None:
 def check_gradients(backbone: Backbone) -> None:
     """The differentiable forwards reach every parameter of the pruner, and none of the model's."""
     inputs = backbone.example_inputs(SIZES)
-    ids = torch.randint(0, 8, (len(SIZES), 3), generator=torch.Generator().manual_seed(0), device=backbone.model.device)
-    batch = Batch(inputs, ids, torch.ones_like(ids), torch.arange(len(SIZES)), torch.ones(len(SIZES)), [])
+    ids = torch.randint(0, 8, (len(SIZES), 3), generator=torch.Generator().manual_seed(0)).to(backbone.model.device)
+    batch = _batch(inputs, ids)
     requires_grad = {name: p.requires_grad for name, p in backbone.model.named_parameters()}
     backbone.model.requires_grad_(False)
     for name, pruner in pruners(backbone):
@@ -192,13 +192,13 @@ def check_closed_gates_equal_pruning(backbone: Backbone) -> None:
         if any(stage.positions == "renumber" for stage in pruner.stages):  # which training refuses
             continue
         model = PrunedVLM(backbone, pruner)
-        keys = torch.arange(len(SIZES))
+        keys = torch.arange(len(SIZES), device=backbone.model.device)
         out = model.prefill(keys=keys, **inputs)
         generated = model.generate(
             prefill=out, max_new_tokens=4, min_new_tokens=4, output_logits=True, return_dict_in_generate=True
         )
         ids = generated.sequences
-        batch = Batch(inputs, ids, torch.ones_like(ids), keys, torch.ones(len(SIZES)), [])
+        batch = _batch(inputs, ids)
         for last in (-1e4, -torch.inf):  # the last stage's tokens are all but closed, or closed and gone
             closed = [torch.where(keep, 0.0, -1e4) for keep in out.keep[:-1]]
             waiting = iter([*closed, torch.where(out.keep[-1], 0.0, last)])
@@ -277,6 +277,12 @@ def recompute_logits(
         if layer in prompt.layer_features:
             hidden[:, :length][prompt.visual] += prompt.layer_features[layer]
     return backbone.logits(hidden[:, length - 1 :])
+
+
+def _batch(inputs: dict[str, Tensor], ids: Tensor) -> Batch:
+    """Prompts with answers, on the device of these."""
+    keys = torch.arange(len(ids), device=ids.device)
+    return Batch(inputs, ids, torch.ones_like(ids), keys, torch.ones(len(ids), device=ids.device), [])
 
 
 def _missing(pruner: Pruner, keeps: list[Tensor], layer: int) -> list[Tensor]:
