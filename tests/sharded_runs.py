@@ -65,7 +65,7 @@ class Watch(Callback):
         loss: Tensor = outputs["loss"].detach().clone()
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(loss)
-            loss /= 2
+            loss /= torch.distributed.get_world_size()
         self.losses.append(loss.item())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
@@ -76,25 +76,25 @@ class Watch(Callback):
 
 def stratified(probs: Tensor, num_samples: int, **_: Any) -> Tensor:
     """In place of drawing: the answers of a group are spread evenly over the distribution, whatever the rank."""
-    place = (torch.arange(len(probs)) % 4 + 0.5) / 4
+    place = (torch.arange(len(probs), device=probs.device) % 4 + 0.5) / 4
     return (probs.cumsum(-1) < place[:, None]).sum(-1, keepdim=True).clamp(max=probs.shape[-1] - 1)
 
 
 def decided(probs: Tensor, num_samples: int, **_: Any) -> Tensor:
     """In place of drawing: every other answer ends at once, the rest never do, whatever the distribution says."""
-    return torch.where(torch.arange(len(probs)) % 2 == 0, END, GO_ON)[:, None]
+    return torch.where(torch.arange(len(probs), device=probs.device) % 2 == 0, END, GO_ON)[:, None]
 
 
 def every_other(like: Tensor, **_: Any) -> Tensor:
     """In place of uniform numbers: a 1, which is below no probability, then a 0, which is below all of them."""
-    return ((torch.arange(like.numel()) + 1) % 2).float().view(like.shape)
+    return ((torch.arange(like.numel(), device=like.device) + 1) % 2).float().view(like.shape)
 
 
-def module(objective: Objective, recompute: bool = False) -> PruningModule:
+def module(objective: Objective, recompute: bool = False, backbone: Any = "glimpse-tiny") -> PruningModule:
     torch.manual_seed(0)
     scorer = gl.scorers.VIP(vision_layers=[1], attention_dim=16, condition_dim=16, heads=2, dropout=0.0)
     return PruningModule(
-        after_layer=2, scorer=scorer, policy=gl.policies.Threshold(min_tokens=2), objective=objective,
+        backbone, after_layer=2, scorer=scorer, policy=gl.policies.Threshold(min_tokens=2), objective=objective,
         optimizer=OptimizerOptions(lr=1e-4, warmup=0, final=1), max_new_tokens=3, fit_baselines=[],
         activation_checkpointing=recompute,
     )  # fmt: skip
@@ -108,9 +108,9 @@ def data(batch: int) -> VQAData:
 
 def trainer(root: Path, callbacks: list[Callback], **kwargs: Any) -> Trainer:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    defaults = {"max_steps": STEPS, "val_check_interval": STEPS, "check_val_every_n_epoch": None}
+    defaults = {"max_steps": STEPS, "val_check_interval": STEPS, "check_val_every_n_epoch": None, "accelerator": "cpu"}
     return Trainer(
-        accelerator="cpu", logger=False, default_root_dir=root, callbacks=callbacks, num_sanity_val_steps=0,
+        logger=False, default_root_dir=root, callbacks=callbacks, num_sanity_val_steps=0,
         gradient_clip_val=1.0, **(quiet | defaults | kwargs),
     )  # fmt: skip
 
@@ -125,6 +125,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     recompute: bool = False,
     fixed: bool = False,
+    backbone: Any = "glimpse-tiny",
     **kwargs: Any,
 ) -> dict[str, Any]:
     """Train; what is drawn at random is replaced, so that ranks and one process do the same.
@@ -138,14 +139,17 @@ def fit(
         callbacks: further ones.
         recompute: whether activations are checkpointed.
         fixed: whether answers and keep decisions are the same whatever the model says, so that no rounding flips one.
+        backbone: a loaded one, or its name.
+        **kwargs: of the trainer.
     """
     watch = Watch()
-    many = {"devices": 2, "strategy": strategy or FSDP2()} if world == 2 else {"devices": 1}
-    half = torch.full((), 0.5)
+    sharded = strategy or FSDP2() if world == 2 else strategy
+    many = {"devices": world} | ({} if sharded is None else {"strategy": sharded})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "multinomial", decided if fixed else stratified)
-        patch.setattr(torch, "rand_like", every_other if fixed else lambda like, **_: half.expand(like.shape))
-        mine, runner = module(OBJECTIVES[name](), recompute), trainer(root, [watch, *callbacks], **(many | kwargs))
+        patch.setattr(torch, "rand_like", every_other if fixed else lambda like, **_: torch.full_like(like, 0.5))
+        mine = module(OBJECTIVES[name](), recompute, backbone)
+        runner = trainer(root, [watch, *callbacks], **(many | kwargs))
         runner.fit(mine, datamodule=data(4 // world), ckpt_path=resume)
     if save is not None:
         runner.save_checkpoint(save)
