@@ -48,6 +48,13 @@ def processors(session: nox.Session, kind: str) -> None:
     session.run("pytest", "-n", "2", *session.posargs, env=PROCESSORS[kind])
 
 
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """What a GPU has to prove, headline figures first, then the tests that need one: benchmarks/README.md."""
+    install(session, "test")
+    session.run("python", "benchmarks/gpu.py", *(session.posargs or ["--output", "runs/gpu"]))
+
+
 @nox.session(name="lmms-eval")
 def lmms_eval(session: nox.Session) -> None:
     """The bridge to lmms-eval, and our scores beside its own, with the real package."""

@@ -29,6 +29,13 @@ measured in the same rounds. What each figure and its theory mean: docs/bench.md
 
 def markdown(record: Mapping[str, Any]) -> str:
     """The whole record for people."""
+    groups = record["groups"]
+    shown = training_report.lines(groups) if record["settings"]["training"] else figures(groups)
+    return "\n".join([*head(record), "", *shown])
+
+
+def head(record: Mapping[str, Any]) -> list[str]:
+    """Title, and a table of what was measured on what, and how."""
     machine, model = record["machine"], record["model"]
     fields = {
         "command": f"`{record['command']}`",
@@ -43,18 +50,19 @@ def markdown(record: Mapping[str, Any]) -> str:
         "clock": record["clock"],
         "memory": record["memory"],
     }
-    lines = [f"# Benchmark of {model['name']}", "", _line(["field", "value"]), _line(["---"] * 2)]
-    lines += [_line(list(pair)) for pair in fields.items()]
-    groups = record["groups"]
-    if record["settings"]["training"]:
-        return "\n".join([*lines, "", *training_report.lines(groups)])
-    lines += ["", NOTE]
+    lines = [f"# Benchmark of {model['name']}", "", line(["field", "value"]), line(["---"] * 2)]
+    return lines + [line(list(pair)) for pair in fields.items()]
+
+
+def figures(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Summaries of groups that a sweep has measured, and all of their figures below."""
+    lines = [NOTE]
     for group in groups:
         lines += _summary(group)
     lines += ["## All figures", ""]
     for group in groups:
         lines += _everything(group) if "variants" in group else []
-    return "\n".join(lines)
+    return lines
 
 
 def _passes(settings: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> str:
@@ -76,13 +84,13 @@ def _summary(group: Mapping[str, Any]) -> list[str]:
         return [*lines, f"Left out: {group['left_out']}.", ""]
     units = [f"{name} ({SCALES[name][1]})" for name in SUMMARY]
     header = ["variant", "kept", "prefill vs HF", "prefill / attainable", *units]
-    lines += [_line(header), _line(["---"] * len(header))]
+    lines += [line(header), line(["---"] * len(header))]
     for row in group["variants"]:
-        figures = row["figures"]
+        found = row["figures"]
         kept = ", ".join(map(str, row.get("kept") or [])) or "-"
-        cells = [_cell(name, figures[name]) for name in SUMMARY]
-        reached = _ratio(figures["prefill"].get("to_attainable"))
-        lines.append(_line([row["name"], kept, _versus(figures["prefill"]), reached, *cells]))
+        cells = [_cell(name, found[name]) for name in SUMMARY]
+        reached = _ratio(found["prefill"].get("to_attainable"))
+        lines.append(line([row["name"], kept, _versus(found["prefill"]), reached, *cells]))
     lines += [""]
     for row in group["variants"]:
         lines += trace.lines(row["name"], row["trace"]) if "trace" in row else []
@@ -92,14 +100,14 @@ def _summary(group: Mapping[str, Any]) -> list[str]:
 def _everything(group: Mapping[str, Any]) -> list[str]:
     header = ["variant", "figure", "unit", "median", "p10", "p90", "theory", "attainable"]
     header += ["measured / theory", "measured / attainable", "vs HF"]
-    lines = [f"### {_title(group)[0].upper()}{_title(group)[1:]}", "", _line(header), _line(["---"] * len(header))]
+    lines = [f"### {_title(group)[0].upper()}{_title(group)[1:]}", "", line(header), line(["---"] * len(header))]
     for row in group["variants"]:
         for name, figure in row["figures"].items():
             factor, unit = SCALES[name]
             show = _scaled(factor)
             values = [show(figure.get(key)) for key in ("median", "p10", "p90", "theory", "attainable")]
             ratios = [_ratio(figure.get(key)) for key in ("to_theory", "to_attainable")]
-            lines.append(_line([row["name"], name, unit, *values, *ratios, _versus(figure)]))
+            lines.append(line([row["name"], name, unit, *values, *ratios, _versus(figure)]))
     return [*lines, ""]
 
 
@@ -127,5 +135,6 @@ def _scaled(factor: float) -> Callable[[float | None], str]:
     return show
 
 
-def _line(columns: list[str]) -> str:
+def line(columns: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(columns)} |"
