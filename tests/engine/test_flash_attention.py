@@ -9,10 +9,9 @@ import pytest
 import torch
 from tiny_models import FAMILIES
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import is_flash_attn_2_available
 
 import glimpse_lightning as gl
 from glimpse_lightning.testing import CHECKS, SIZES
@@ -101,12 +100,15 @@ def test_unknown_kernel_is_named() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.skipif(not is_flash_attn_2_available(), reason="needs flash_attn: pip install glimpse-lightning[flash]")
+@pytest.mark.parametrize("version", [2, 3, 4])
 @pytest.mark.parametrize("preset", ["smolvlm-256m", "qwen2.5-vl-3b"])
-def test_flash_attention_2_in_bf16(preset: str) -> None:
+def test_flash_attention_in_bf16(preset: str, version: int) -> None:
     """Keep-all equals Hugging Face's own, and a sample alone equals the same in a ragged batch, within bf16."""
+    available = getattr(utils, f"is_flash_attn_{version}_available", None)  # older versions know fewer of them
+    if available is None or not available():
+        pytest.skip(f"needs FlashAttention-{version}, as pip install glimpse-lightning[flash] brings 2")
     backbone = gl.load_backbone(
-        f"random:{preset}", dtype="bfloat16", attn_implementation="flash_attention_2", device_map="cuda"
+        f"random:{preset}", dtype="bfloat16", attn_implementation=f"flash_attention_{version}", device_map="cuda"
     )
     inputs = backbone.example_inputs(SIZES)
     with torch.no_grad():
