@@ -103,7 +103,7 @@ class Evaluator:
         self.metric = metric
         self.max_new_tokens = max_new_tokens
         self.shared = shared
-        self.cache: dict[tuple[str, int], FullAnswer] = {} if shared is None else shared.answers
+        self.cache: dict[str, FullAnswer] = {} if shared is None else shared.answers
 
     @torch.no_grad()
     def embed(self, models: Iterable[PrunedVLM], batch: Batch) -> Prompt:
@@ -124,8 +124,8 @@ class Evaluator:
 
     @torch.no_grad()
     def full_answers(self, batch: Batch, prompt: Prompt | None = None) -> list[FullAnswer]:
-        """The full model's answers; computed once per sample and remembered."""
-        names = [(sample.id, sample.key) for sample in batch.samples]
+        """The full model's answers; computed once and remembered, by content: names are unique within one dataset."""
+        names = [sample.content() for sample in batch.samples]
         missing = not all(name in self.cache for name in names)
         if any_rank(missing, self.full.device) if self.full.sharded else missing:
             out = prefill(self.full, batch, prompt)

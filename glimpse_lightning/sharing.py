@@ -26,7 +26,7 @@ class SharedQuestions:
     Attributes:
         taps: what any of the models asks of the vision tower.
         limit: bytes of main memory that embedded questions may take.
-        answers: the full model's, by id and key of the sample.
+        answers: the full model's, by ``Sample.content()``.
         batches: the questions, embedded, in main memory.
         complete: whether ``batches`` are all of them.
         skipped: what was wrong with samples that were left out.
@@ -34,7 +34,7 @@ class SharedQuestions:
 
     taps: tuple[VisionTap, ...] = ()
     limit: float = 4e9
-    answers: dict[tuple[str, int], FullAnswer] = field(default_factory=dict)
+    answers: dict[str, FullAnswer] = field(default_factory=dict)
     batches: list[Batch] = field(default_factory=list)
     complete: bool = False
     skipped: list[str] = field(default_factory=list)

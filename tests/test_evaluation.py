@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from glimpse_lightning.evaluation import FullAnswer
+import glimpse_lightning as gl
+from glimpse_lightning.evaluation import Evaluator, FullAnswer
 from glimpse_lightning.evidence import evidence_mask
+from glimpse_lightning.metrics import ExactMatch
 from glimpse_lightning.results import Record, Summary, by_family, snake_case, summarise
 
 
@@ -77,3 +81,18 @@ def test_evidence_mask_touches_the_cells_of_the_reference() -> None:
     # int(0.3 * 4) = 1 to int(0.5 * 4) = 2 in row 0; the second image's right cell; no annotation in sample 1
     assert touched.nonzero().flatten().tolist() == [1, 2, 9]
     assert not evidence_mask(Places(), [[[], []], None]).any()
+
+
+def test_the_full_models_answers_go_by_content_not_by_name() -> None:
+    """Rows of two files are both called 1, 2, ...; another word, pixel or answer makes another sample."""
+    model = gl.PrunedVLM(gl.load_backbone("glimpse-tiny"))
+    evaluator = Evaluator(model, ExactMatch(), max_new_tokens=4)
+    val, test = (gl.GlyphVQA(split, 1, image_size=224)[0] for split in ("val", "test"))
+    test = replace(test, id=val.id, key=val.key)
+    first, second = (evaluator.full_answers(model.backbone.collate([sample]))[0] for sample in (val, test))
+    assert second is not first
+    assert evaluator.full_answers(model.backbone.collate([replace(val, id="another", key=7)]))[0] is first
+    other = val.images[0].copy()
+    other.putpixel((0, 0), (1, 2, 3))
+    changed = [replace(val, question="Which word?"), replace(val, answers=["x"]), replace(val, images=[other])]
+    assert len({sample.content() for sample in (val, *changed)}) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from PIL import Image
 
@@ -31,3 +32,13 @@ class Sample:
     images: list[Image.Image] = field(default_factory=list)
     boxes: list[list[Box]] | None = None
     family: str = ""
+
+    def content(self) -> str:
+        """A digest of question, answers and pixels: what a model is asked and shown, whatever the sample's name."""
+        digest = blake2b(digest_size=16)
+        for part in (self.question, *self.answers):
+            digest.update(f"{len(part)}:{part}".encode(errors="surrogatepass"))
+        for image in self.images:
+            digest.update(f"{image.mode}{image.size}".encode())
+            digest.update(image.tobytes())
+        return digest.hexdigest()
