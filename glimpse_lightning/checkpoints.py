@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -20,6 +20,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from glimpse_lightning import __version__, upstream
+from glimpse_lightning.backbones.fingerprint import fingerprint
+from glimpse_lightning.backbones.presets import PREFIX
 from glimpse_lightning.dtypes import dtype_named
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.policies.base import Policy
@@ -29,6 +31,9 @@ from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.sharding import own_class
 from glimpse_lightning.visual_tokens import ModelFacts
 
+if TYPE_CHECKING:
+    from glimpse_lightning.backbones.base import Backbone
+
 __all__ = ["check_facts", "init_args", "load_pruner", "save_pruner"]
 
 CONFIG = "config.json"
@@ -37,14 +42,15 @@ FORMAT = 1
 
 
 def save_pruner(
-    pruner: Pruner, folder: str | Path, backbone: str = "", weights: Mapping[str, Tensor] | None = None
+    pruner: Pruner, folder: str | Path, backbone: str | Backbone = "", weights: Mapping[str, Tensor] | None = None
 ) -> Path:
     """Write a built pruner to ``folder``: all of it, or nothing. A pruner that is already there is replaced.
 
     Args:
         pruner: to save.
         folder: new, empty, or holding a saved pruner.
-        backbone: name of the model it was trained on; for the reader, nothing depends on it.
+        backbone: the model it was trained on, whose weights' fingerprint is saved along, so that another one is
+            refused; or only its name, for the reader.
         weights: its state, where it is sharded itself (:func:`glimpse_lightning.sharding.full_state`).
 
     Raises:
@@ -61,7 +67,9 @@ def save_pruner(
         | {"reducer": _describe(s.reducer), "early_kv": s.early_kv, "positions": s.positions}
         for s in _stages(pruner)
     ]
-    config: dict[str, Any] = {"format": FORMAT, "glimpse_lightning": __version__, "backbone": backbone}
+    name, trained_on = (backbone, pruner.trained_on) if isinstance(backbone, str) else _identity(backbone)
+    config: dict[str, Any] = {"format": FORMAT, "glimpse_lightning": __version__, "backbone": name}
+    config |= {} if trained_on is None else {"trained_on": trained_on, "backbone": name or trained_on["backbone"]}
     config |= {"facts": asdict(pruner.facts), "stages": stages}
     if pruner.origin is not None:
         config |= {"origin": pruner.origin, "origin_dtype": pruner.origin_dtype}
@@ -74,7 +82,7 @@ def save_pruner(
     return Path(folder)
 
 
-def load_pruner(path_or_hub_id: str | Path) -> Pruner:
+def load_pruner(path_or_hub_id: str | Path, any_backbone: bool = False) -> Pruner:
     """A pruner from a folder or a Hugging Face repository: ours, or the reference's ``new_modules_gp.pt``.
 
     The pruner comes built for the model that it was trained on, in fp32 and in evaluation mode; attaching it to a model
@@ -89,6 +97,10 @@ def load_pruner(path_or_hub_id: str | Path) -> Pruner:
     which the reference never prunes, are pruned unless the backbone was loaded with ``prune_video=False``. Earlier rows
     of deep supervision come from ``scorer.forward_rows``; the row of ``ori_attn_supervision``, which nothing reads, is
     not computed.
+
+    Args:
+        path_or_hub_id: the folder, or the repository's id.
+        any_backbone: also go with a model of other weights than those it was trained on.
 
     Raises:
         GlimpseError: where there is no pruner, or not a whole one.
@@ -118,6 +130,8 @@ def load_pruner(path_or_hub_id: str | Path) -> Pruner:
         ) from error
     pruner = Pruner(stages)
     pruner.origin, pruner.origin_dtype = config.get("origin"), config.get("origin_dtype")
+    pruner.trained_on = None if any_backbone else config.get("trained_on")
+    pruner.source = str(path_or_hub_id)
     if pruner.origin_dtype is not None:
         try:
             dtype_named(str(pruner.origin_dtype))
@@ -136,6 +150,13 @@ def load_pruner(path_or_hub_id: str | Path) -> Pruner:
             "short or from another run: copy the folder again."
         ) from error
     return pruner.eval()
+
+
+def _identity(backbone: Backbone) -> tuple[str, dict[str, Any] | None]:
+    """A model's name, and what tells it from others; nothing for random weights, which nobody can load again."""
+    if backbone.name.startswith(PREFIX):
+        return backbone.name, None
+    return backbone.name, {"backbone": backbone.name, "weights": fingerprint(backbone)}
 
 
 def init_args(part: object) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.paths import expanded_flags
 
 HELP = """\
 usage: glimpse-lightning COMMAND [options]      (or: python -m glimpse_lightning COMMAND [options])
@@ -57,7 +58,7 @@ COMMANDS = ("fit", "validate", "test", "predict", "ablate", "score", "bench", "e
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors a user can act on become one paragraph on stderr."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    args = expanded_flags(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(args)
     except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -41,8 +41,10 @@ from glimpse_lightning.data.images import load_image
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.dtypes import AUTO
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.identity import changed_since, differences, write_inputs
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.parser_errors import readable
+from glimpse_lightning.paths import TEXTS, expanded
 from glimpse_lightning.precision import auto_precision, device_of, settle
 from glimpse_lightning.pruner_flag import pruner_alone
 from glimpse_lightning.quiet import quieten
@@ -52,7 +54,7 @@ from glimpse_lightning.run_folder import (
     RECIPE,
     RunFolder,
     claim_run,
-    newest_finished_fit,
+    finished_fits,
     write_text,
 )
 from glimpse_lightning.sharding import full_state
@@ -191,6 +193,9 @@ class RunCLI(LightningCLI):
         parser.flags = list(self._parser(args[0])._option_string_actions)
         with checkpoint_config(args) as extra:
             self.config = parser.parse_args([args[0], *extra, *args[1:]])
+        for key, value in self.config.items(branches=False):
+            if key.rpartition(".")[2] not in TEXTS:
+                self.config[key] = expanded(value)
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -221,7 +226,8 @@ class RunCLI(LightningCLI):
         self.run = self._claim(root, text)
         write_text(self.run.path / RECIPE, recipe_text(self.config_files))
         write_text(self.run.path / CONFIG, text)
-        self._choose_checkpoint(root)
+        write_inputs(self.run.path, dump)
+        self._choose_checkpoint(root, dump)
         # So that a checkpoint alone says how its model is built. (Not what `--model.pruner` of another run said.)
         self.model.save_hyperparameters({"model": dump.get("model"), "seed": dump.get("seed_everything")})
         if config.trainer.logger in (None, True):
@@ -266,12 +272,12 @@ class RunCLI(LightningCLI):
                 "the same new folder for all ranks (Lightning's own launcher does so by itself)."
             )
         resumes = self.subcommand == "fit" or bool(getattr(self.model, "resumable", False))
-        run = claim_run(root, self.recipe, self.subcommand, config, resumable=resumes)
+        run = claim_run(root, self.recipe, self.subcommand, config, resumes, lambda path: not changed_since(path))
         os.environ[RUN_FOLDER] = str(run.path)
         return run
 
-    def _choose_checkpoint(self, root: Path) -> None:
-        """Resume an interrupted fit; give other commands the weights of the last finished one."""
+    def _choose_checkpoint(self, root: Path, config: dict[str, Any]) -> None:
+        """Resume an interrupted fit; give other commands the weights of the last finished one that trained the same."""
         assert self.run is not None and self.subcommand is not None
         settings = self.config_init[self.subcommand]
         if settings.get("ckpt_path") is not None:
@@ -281,13 +287,18 @@ class RunCLI(LightningCLI):
             if settings["ckpt_path"]:
                 rank_zero_info(f"Resuming the interrupted run in {self.run.path} from {settings['ckpt_path']}.")
         elif isinstance(self.model, PruningModule) and self.model.learns:
-            fit = newest_finished_fit(root, self.recipe)
-            settings["ckpt_path"] = _as_text(fit.last_checkpoint(rank_zero_info)) if fit else None
-            if settings["ckpt_path"] is None:
-                raise self._untrained(root / self.recipe)
+            others: list[str] = []
+            for fit in finished_fits(root, self.recipe):
+                other = _trained_otherwise(fit.path, config)
+                settings["ckpt_path"] = None if other else _as_text(fit.last_checkpoint(rank_zero_info))
+                if settings["ckpt_path"]:
+                    break
+                others += [f"{fit.path} {other}"] if other else []
+            if settings.get("ckpt_path") is None:
+                raise self._untrained(root / self.recipe, others)
             rank_zero_info(f"Using the weights of {settings['ckpt_path']}.")
 
-    def _untrained(self, folder: Path) -> GlimpseError:
+    def _untrained(self, folder: Path, others: Sequence[str]) -> GlimpseError:
         objective = self.model.objective
         if objective is not None and objective.refines:
             what = f"What the {type(objective).__name__} of recipe {self.recipe!r} refines"
@@ -297,9 +308,10 @@ class RunCLI(LightningCLI):
             )
         else:
             what, instead = f"The scorer of recipe {self.recipe!r}", "name a saved pruner with --pruner FOLDER"
+        missing = f"the fit in {others[0]}" if others else f"there is no finished fit under {folder}"
         return GlimpseError(
-            f"{what} has to be trained first, but there is no finished fit under {folder}. Run `fit` with the same "
-            f"config and root, name weights with --ckpt_path FILE, or {instead}."
+            f"{what} has to be trained first, but {missing}. Run `fit` with the same config and root, name weights "
+            f"with --ckpt_path FILE, or {instead}."
         )
 
     def before_fit(self) -> None:
@@ -315,7 +327,7 @@ class RunCLI(LightningCLI):
         first, pruner = self.trainer.is_global_zero, model.model.pruner
         weights = None if pruner is None else full_state(pruner)
         if first and pruner is not None:
-            save_pruner(pruner, self.run.path / "pruner", model.model.backbone.name, weights)
+            save_pruner(pruner, self.run.path / "pruner", model.model.backbone, weights)
         if model.objective is not None:
             model.objective.save(model.model, self.run.path, write=first)
         if not model.test_after_fit:
@@ -360,6 +372,16 @@ def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> N
         torch.set_flush_denormal(False)
         if before is None:
             os.environ.pop(RUN_FOLDER, None)
+
+
+def _trained_otherwise(folder: Path, config: Mapping[str, Any]) -> str:
+    """Why a finished fit is not one of this configuration; empty where it is."""
+    saved = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else {}
+    found = differences(saved.get("model") or {}, config.get("model") or {})
+    if found:
+        return f"was trained with other settings ({'; '.join(found[:3])})"
+    changed = changed_since(folder, "data.train")
+    return f"was trained on other contents of {changed[0]}" if changed else ""
 
 
 def _as_text(path: Path | None) -> str | None:

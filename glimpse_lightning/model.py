@@ -13,6 +13,7 @@ from transformers import GenerationConfig, GenerationMixin, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glimpse_lightning.backbones.base import Backbone, Prompt
+from glimpse_lightning.backbones.fingerprint import fingerprint, same_weights
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.engine.checkpointing import keeps_caches
 from glimpse_lightning.engine.compaction import fill_cache
@@ -62,6 +63,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         if pruner is not None:
             fresh = pruner.facts is None
             pruner.build(backbone.facts)
+            _check_weights(pruner, backbone)
             if self.device.type != "meta":
                 pruner.to(self.device)
             if fresh:
@@ -330,3 +332,16 @@ class PrunedVLM(nn.Module, GenerationMixin):
     def distill(self, batch: Any, gate: Any) -> DistillOutput:
         """Full and softly pruned answers; see :func:`glimpse_lightning.engine.training.distill`."""
         return distill(self, batch, gate)
+
+
+def _check_weights(pruner: Pruner, backbone: Backbone) -> None:
+    """Raise where a saved pruner was trained on other weights than the backbone's."""
+    trained_on = pruner.trained_on
+    if trained_on is None or same_weights(trained_on["weights"], fingerprint(backbone), backbone.model.dtype):
+        return
+    raise GlimpseError(
+        f"The pruner in {pruner.source} was trained on {trained_on['backbone']}, but this backbone, {backbone.name}, "
+        "has the same shape and other weights: what it scores would mean nothing. Load the backbone that it was "
+        "trained on, or train a pruner for this one; to use it all the same: `load_pruner(..., any_backbone=True)`, "
+        "or `model.any_backbone: true`."
+    )

@@ -89,6 +89,7 @@ class PruningModule(LightningModule):
         activation_checkpointing: compute the decoder layers' activations again in the backward pass instead of keeping
             them: less memory, more time.
         allow_empty: permit policies that may keep nothing and layers beyond the model (methods like VTW).
+        any_backbone: take a saved pruner that was trained on a backbone of other weights.
     """
 
     def __init__(
@@ -114,12 +115,14 @@ class PruningModule(LightningModule):
         test_after_fit: bool = True,
         activation_checkpointing: bool = False,
         allow_empty: bool = False,
+        any_backbone: bool = False,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold trained parameters only; `load_state_dict` checks them itself
         self.backbone_options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
         self.backbone: str | Backbone = backbone
         self.allow_empty = allow_empty
+        self.any_backbone = any_backbone
         self.activation_checkpointing = activation_checkpointing
         # In a tuple, or it would be registered a second time beside `vlm.pruner`.
         self._policy = policy if pruner else None
@@ -197,7 +200,7 @@ class PruningModule(LightningModule):
         shard(vlm, mesh["data_parallel"], GATHERED.get(self.trainer.precision), fill)
 
     def _load_pruner(self, source: str) -> Pruner:
-        pruner = load_pruner(source)
+        pruner = load_pruner(source, self.any_backbone)
         if self._policy is not None:
             if len(pruner.stages) > 1:
                 raise GlimpseError(

@@ -73,6 +73,8 @@ class Pruner(nn.Module):
         facts: of the model that it was built for; ``None`` before.
         origin: the reference's ``config.json`` where the pruner was read from one, so that it can be written back.
         origin_dtype: the data type that its weights had there, such as ``"bfloat16"``.
+        trained_on: name and fingerprint of the model it was trained on, where it was saved with them.
+        source: the folder or repository that it was read from; ``""`` for others.
     """
 
     def __init__(self, stages: Sequence[PruneStage]) -> None:
@@ -84,6 +86,8 @@ class Pruner(nn.Module):
         self.facts: ModelFacts | None = None
         self.origin: dict[str, Any] | None = None
         self.origin_dtype: str | None = None
+        self.trained_on: dict[str, Any] | None = None
+        self.source = ""
 
     def build(self, facts: ModelFacts) -> None:
         """Create what depends on the model. Building twice for equal facts does nothing.

@@ -30,14 +30,17 @@ def with_recipes(args: Sequence[str]) -> tuple[list[str], list[Path]]:
 
 
 def recipe_name(config_files: Sequence[Path]) -> str:
-    """What a run is called: after its last configuration file that is more than a way to train (``trainer:`` alone),
-    or after the run that this one came from.
+    """What a run is called: after its last configuration file that is more than a way to train (``trainer:`` alone);
+    after the run that this one came from, where a run left the file; else after the folder of a ``config.yaml``.
     """
     if not config_files:
         return "run"
     named = [path for path in config_files if set(read_yaml(path)) != {"trainer"}] or config_files
     path = named[-1].resolve()
-    return path.parent.parent.name if path.name in (CONFIG, RECIPE) else path.stem
+    if path.name not in (CONFIG, RECIPE):
+        return path.stem
+    of_run = re.fullmatch(r"(fit|validate|test|predict)_\d+", path.parent.name)
+    return path.parent.parent.name if of_run else path.parent.name or path.stem
 
 
 def recipe_text(config_files: Sequence[Path]) -> str:

@@ -178,7 +178,9 @@ def _numbered(recipe_folder: Path, command: str) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def claim_run(root: Path, recipe: str, command: str, config: str, resumable: bool) -> RunFolder:
+def claim_run(
+    root: Path, recipe: str, command: str, config: str, resumable: bool, same: Callable[[Path], bool] = lambda _: True
+) -> RunFolder:
     """The folder of the newest unfinished run of the same command, or else a new one.
 
     Args:
@@ -187,12 +189,14 @@ def claim_run(root: Path, recipe: str, command: str, config: str, resumable: boo
         command: ``fit``, ``test``, ...
         config: the resolved configuration as text; a run resumes only under an equal one.
         resumable: whether an unfinished run may be taken up.
+        same: whether what the run in a folder reads has not changed since.
     """
     runs = _numbered(root / recipe, command)
     if resumable and runs:
         newest = RunFolder(runs[-1][1])
         saved = newest.path / CONFIG
-        if not newest.finished and saved.is_file() and saved.read_text(encoding="utf-8") == config and newest.lock():
+        mine = saved.is_file() and saved.read_text(encoding="utf-8") == config and same(newest.path)
+        if not newest.finished and mine and newest.lock():
             return newest
     number = runs[-1][0] + 1 if runs else 0
     while True:
@@ -202,7 +206,7 @@ def claim_run(root: Path, recipe: str, command: str, config: str, resumable: boo
         number += 1
 
 
-def newest_finished_fit(root: Path, recipe: str) -> RunFolder | None:
-    """The last finished `fit` of a recipe that left a checkpoint."""
+def finished_fits(root: Path, recipe: str) -> list[RunFolder]:
+    """The finished runs of `fit` of a recipe that left a checkpoint, the newest first."""
     runs = [RunFolder(path) for _, path in reversed(_numbered(root / recipe, "fit"))]
-    return next((run for run in runs if run.finished and saved_checkpoints(run.checkpoints)), None)
+    return [run for run in runs if run.finished and saved_checkpoints(run.checkpoints)]

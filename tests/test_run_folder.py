@@ -15,7 +15,7 @@ from glimpse_lightning.run_folder import (
     RunFolder,
     claim_run,
     damage,
-    newest_finished_fit,
+    finished_fits,
     replacing,
     saved_checkpoints,
     write_text,
@@ -54,17 +54,15 @@ def test_a_run_that_still_lives_is_left_alone(tmp_path: Path) -> None:
     assert answers.get() == "fit_1"
 
 
-def test_newest_finished_fit_has_results_and_a_checkpoint(tmp_path: Path) -> None:
-    assert newest_finished_fit(tmp_path, "recipe") is None
+def test_a_finished_fit_has_results_and_a_checkpoint(tmp_path: Path) -> None:
+    assert finished_fits(tmp_path, "recipe") == []
     for number, (done, saved) in enumerate([(True, True), (True, False), (False, True)]):
         run = RunFolder(tmp_path / "recipe" / f"fit_{number}")
         if done:
             write_text(run.path / RESULTS, "{}")
         if saved:
             write_text(run.checkpoints / "step=1.ckpt", "")
-    found = newest_finished_fit(tmp_path, "recipe")
-    assert found is not None
-    assert found.path.name == "fit_0"
+    assert [run.path.name for run in finished_fits(tmp_path, "recipe")] == ["fit_0"]
 
 
 def test_checkpoints_are_ordered_by_step(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from glimpse_lightning.ablation.cells import PRUNING, Cell
 from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.identity import changed_since
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.recipe_check import Checked, check
 from glimpse_lightning.run_folder import RECIPE, RunFolder, remove, write_text
@@ -47,10 +48,11 @@ class CellFolders:
         return path
 
     def finished(self, cell: Cell) -> Path | None:
-        """The newest finished run of exactly this cell; ``None`` where there is none."""
+        """The newest finished run of exactly this cell, on what its files hold now; ``None`` where there is none."""
         for path in sorted(self.folder(cell).glob(f"{cell.mode}_*"), key=lambda path: path.stat().st_mtime)[::-1]:
             saved = path / RECIPE
-            if RunFolder(path).finished and saved.is_file() and saved.read_text(encoding="utf-8") == cell.text():
+            mine = saved.is_file() and saved.read_text(encoding="utf-8") == cell.text()
+            if mine and RunFolder(path).finished and not changed_since(path):
                 return path
         return None
 

@@ -11,6 +11,7 @@ import yaml
 
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.parser_errors import nearest
+from glimpse_lightning.paths import expanded
 
 MODES = ("fit", "test")
 UNNAMED = "pruner"
@@ -73,7 +74,7 @@ def read(path: Path) -> Settings:
         GlimpseError: where it is no YAML mapping, has an unknown key, or a key's value cannot be.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = expanded(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise GlimpseError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict) or not {"base", "axes"} <= set(data):

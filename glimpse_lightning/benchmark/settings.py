@@ -13,6 +13,7 @@ from glimpse_lightning.benchmark.training_theory import STEPS
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.model import CACHES
 from glimpse_lightning.parser_errors import nearest
+from glimpse_lightning.paths import expanded
 
 CLOCKS = ("wall", "process")
 
@@ -89,7 +90,7 @@ def read(path: Path) -> Settings:
         GlimpseError: where it is no YAML mapping, has an unknown key, or a key's value cannot be.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = expanded(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise GlimpseError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict) or "model" not in data:

@@ -1,0 +1,62 @@
+"""Whether two models have the same weights, from some hundreds of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from glimpse_lightning.backbones.base import Backbone
+
+Fingerprint = dict[str, list[float]]
+"""Some weights of some parts of a model, rounded to bfloat16."""
+
+_WEIGHTS = 32  # of each part
+_ALIKE = 0.9  # share of equal weights where one model was loaded in float16, which rounds others than bfloat16 does
+
+
+@torch.no_grad()
+def fingerprint(backbone: Backbone) -> Fingerprint:
+    """Weights of a model, spread over its parts; parts that are quantized, sharded or not loaded are left out.
+
+    Rounded to bfloat16, so that a model has one fingerprint in float32 and in bfloat16. Adapters that are not merged do
+    not count.
+    """
+    parts: dict[str, nn.Module] = {"embeddings": backbone.model.get_input_embeddings(), "head": backbone.lm_head}
+    for name, layers in (("decoder", backbone.layers), ("vision", getattr(backbone, "vision_blocks", ()))):
+        for index in sorted({0, len(layers) // 2, len(layers) - 1} & {*range(len(layers))}):
+            parts[f"{name} {index}"] = layers[index]
+    found = {name: _largest(part) for name, part in parts.items()}
+    return {name: _some(weight) for name, weight in found.items() if weight is not None and _plain(weight)}
+
+
+def _largest(part: nn.Module) -> Tensor | None:
+    """The largest of a part's own weights; adapters are smaller, but for the smallest models."""
+    weights = [weight for name, weight in part.named_parameters() if "lora_" not in name]
+    return max(weights, key=Tensor.numel, default=None)
+
+
+def _plain(weight: Tensor) -> bool:
+    return weight.is_floating_point() and not weight.is_meta and not hasattr(weight, "to_local") and weight.numel() > 0
+
+
+def _some(weight: Tensor) -> list[float]:
+    places = torch.linspace(0, weight.numel() - 1, _WEIGHTS, dtype=torch.float64).round().long()
+    chosen = weight.reshape(-1)[places.to(weight.device)]
+    return chosen.to(torch.bfloat16).float().cpu().tolist()
+
+
+def same_weights(one: Fingerprint, other: Fingerprint, dtype: Any) -> bool:
+    """Whether two fingerprints are of one model, as far as both have the same parts.
+
+    Args:
+        dtype: of the model at hand; in float16 some weights may be rounded differently.
+    """
+    shared = one.keys() & other.keys()
+    pairs = [pair for name in shared for pair in zip(one[name], other[name], strict=True)]
+    if not pairs:
+        return True
+    equal = sum(a == b for a, b in pairs) / len(pairs)
+    return equal == 1 or (dtype == torch.float16 and equal >= _ALIKE)

@@ -1,0 +1,109 @@
+"""What a run depends on, told by content: names and paths are used again for something else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from glimpse_lightning.run_folder import CONFIG, write_text
+
+INPUTS = "inputs.json"
+"""File of a run's folder: digests of what its configuration names, by path."""
+
+NAMES = ("path", "config", "pruner", "backbone", "ckpt_path")
+"""Keys of a configuration whose values may be files or folders that a run reads."""
+
+WEIGHTS = ("backbone", "after_layer", "scorer", "stages", "pruner", "objective")
+"""Keys of ``model`` that make trained weights what they are. All others may differ in a test of them."""
+
+WITHOUT_WEIGHTS = ("policy", "reducer", "early_kv", "positions")
+"""Likewise keys of a stage that may differ."""
+
+_WHOLE, _END = 64 * 2**20, 2**20
+
+
+def digest(path: Path) -> str:
+    """A digest of a file, or of all files of a folder with their names.
+
+    Files above 64 MiB count by size, time of change, first and last MiB: a backbone's weights would take seconds.
+    """
+    found = blake2b(digest_size=16)
+    for file in sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]:
+        found.update(str(file.relative_to(path)).encode(errors="surrogateescape"))
+        about = file.stat()
+        with file.open("rb") as content:
+            if about.st_size <= _WHOLE:
+                found.update(content.read())
+                continue
+            found.update(f"{about.st_size} {about.st_mtime_ns}".encode() + content.read(_END))
+            content.seek(-_END, 2)
+            found.update(content.read())
+    return found.hexdigest()
+
+
+def inputs(config: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of all files and folders that a resolved configuration names, by path."""
+    return {str(path): digest(path) for path in dict.fromkeys(_named(config))}
+
+
+def _named(value: Any) -> Iterator[Path]:
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            if key in NAMES and isinstance(each, str) and Path(each).exists():
+                yield Path(each)
+            else:
+                yield from _named(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _named(each)
+
+
+def write_inputs(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write down, in a run's ``folder``, what it reads."""
+    write_text(folder / INPUTS, json.dumps(inputs(config), indent=1) + "\n")
+
+
+def changed_since(folder: Path, key: str | None = None) -> list[str]:
+    """Paths whose content is not what the run in ``folder`` has read; of runs that wrote none down, nothing.
+
+    Args:
+        key: dotted part of the configuration that counts; ``None``: all of it.
+    """
+    saved = folder / INPUTS
+    if not saved.is_file() or not (folder / CONFIG).is_file():
+        return []
+    before = json.loads(saved.read_text(encoding="utf-8"))
+    config: Any = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    for part in key.split(".") if key else ():
+        config = (config or {}).get(part)
+    now = inputs({"": config})
+    return sorted(path for path in {*before, *now} if before.get(path) != now.get(path) and (not key or path in now))
+
+
+def differences(trained: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """In which settings two ``model`` sections would end with different weights, as ``key: trained != wanted``."""
+    return [line for key in WEIGHTS for line in _differences(trained.get(key), wanted.get(key), f"model.{key}")]
+
+
+def _differences(trained: Any, wanted: Any, where: str) -> Iterator[str]:
+    if wanted is None or trained == wanted:  # what a test leaves out, it takes as it is
+        return
+    if isinstance(trained, Mapping) and isinstance(wanted, Mapping):
+        # A key that one of them lacks was made by another version, which had no such option.
+        for key in trained.keys() & wanted.keys() - {*WITHOUT_WEIGHTS}:
+            yield from _differences(trained[key], wanted[key], f"{where}.{key}")
+    elif isinstance(trained, list) and isinstance(wanted, list) and len(trained) == len(wanted):
+        for index, pair in enumerate(zip(trained, wanted, strict=True)):
+            yield from _differences(*pair, f"{where}.{index}")
+    else:
+        yield f"{where}: {_short(trained)} != {_short(wanted)}"
+
+
+def _short(value: Any) -> str:
+    named = isinstance(value, Mapping) and "class_path" in value
+    return value["class_path"].rpartition(".")[2] if named else str(value)

@@ -1,0 +1,40 @@
+"""Paths as users write them: ``~`` is expanded in one place, before anything reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def expanded(value: Any) -> Any:
+    """A setting with each path in it that begins with ``~/`` written out; mappings and lists are gone through.
+
+    A text that is no path (a question, a wording) is left alone by not being handed over.
+    """
+    if isinstance(value, str):
+        return str(Path(value).expanduser()) if value.startswith("~/") or value == "~" else value
+    if isinstance(value, dict):
+        return {key: each if key in TEXTS else expanded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [expanded(each) for each in value]
+    return value
+
+
+TEXTS = ("question", "prompt", "template", "suffix")
+"""Keys of settings that hold texts."""
+
+
+def expanded_flags(args: Sequence[str]) -> list[str]:
+    """A command line with ``--flag=~/x`` written out, which a shell leaves alone, and ``~/x`` in quotes."""
+    out: list[str] = []
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        text = flag if equals else (out[-1] if out else "")
+        if text.removeprefix("--") in TEXTS:
+            out.append(arg)
+        elif equals and flag.startswith("-") and value.startswith("~/"):
+            out.append(f"{flag}={expanded(value)}")
+        else:
+            out.append(expanded(arg))
+    return out
