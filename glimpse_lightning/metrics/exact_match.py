@@ -14,14 +14,15 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def exact_match(prediction: str, references: Sequence[str], punctuation: Punctuation = "ends") -> float:
-    """1 where the prediction equals a reference, up to case and punctuation; else 0.
+    """1 where the prediction equals a reference, up to case, quotes and sentence marks; else 0.
 
     Args:
         prediction: the answer.
         references: answers that count as right.
-        punctuation: ``ends``: punctuation at the ends does not count, nor how many spaces there are. ``all``: GQA's
-            rule in lmms-eval: no punctuation counts (``t-shirt`` is ``tshirt``), spaces between words do. One repair:
-            a space that punctuation leaves at an end (``dog .``) does not count.
+        punctuation: ``ends``: quotes at the ends and sentence marks behind do not count, nor how many spaces there are
+            (:func:`~.text.normalize`). ``all``: GQA's rule in lmms-eval: no punctuation counts (``t-shirt`` is
+            ``tshirt``), spaces between words do. One repair: a space that punctuation leaves at an end (``dog .``)
+            does not count.
     """
     if punctuation == "ends":
         return float(normalize(prediction) in {normalize(reference) for reference in references})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -10,10 +9,21 @@ import torch
 
 from glimpse_lightning.metrics.running_mean import RunningMean
 
+QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
+SENTENCE_MARKS = ".,;:?!\u2026\u3002"
+
 
 def normalize(text: str) -> str:
-    """Lower case, single spaces, no punctuation at either end."""
-    return " ".join(text.lower().split()).strip(string.punctuation + " ")
+    """Lower case and single spaces, without quotes at the ends and sentence marks behind.
+
+    Signs, operators, units and brackets carry meaning and stay: ``-5``, ``C++``, ``50 %``, ``.5``. So does a text of
+    nothing but marks, and an exclamation mark behind a digit.
+    """
+    whole = " ".join(text.lower().split())
+    bare = whole.lstrip(QUOTES + " ")
+    while bare and bare[-1] in QUOTES + SENTENCE_MARKS + " " and not (bare[-1] == "!" and bare[-2:-1].isdigit()):
+        bare = bare[:-1]
+    return bare or whole
 
 
 def number(text: str) -> float | None:

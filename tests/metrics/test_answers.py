@@ -14,8 +14,16 @@ from glimpse_lightning.metrics.vqa_text import normalize_vqa, normalize_vqav2
 
 @pytest.mark.parametrize(
     ("prediction", "references", "expected"),
-    [(" Red  circle. ", ["red circle"], 1), ("red", ["blue", "Red!"], 1), ("red circles", ["red circle"], 0)],
-)
+    [
+        (" Red  circle. ", ["red circle"], 1), ("red", ["blue", "Red!"], 1), ("red circles", ["red circle"], 0),
+        ("\u201cRed\u201d", ["'red'."], 1), ("yes!!", ["Yes"], 1), ("Wait\u2026", ["wait"], 1), ("5.", ["5"], 1),
+        # What carries meaning counts: signs, operators, units, names, brackets; marks alone are no empty answer.
+        ("-5", ["5"], 0), ("+", ["-"], 0), ("<", [">"], 0), ("C++", ["C"], 0), ("C#", ["C"], 0), (".5", ["5"], 0),
+        ("50%", ["50"], 0), ("$5", ["5"], 0), ("5!", ["5"], 0), ("(1, 2)", ["1, 2"], 0), ("#", ["*"], 0),
+        ("", ["?"], 0),
+        ("?", ["."], 0), ("?", ["?"], 1), ("", [""], 1), ("-", ["\u2013"], 0), ("@home", ["home"], 0),
+    ],
+)  # fmt: skip
 def test_exact_match(prediction: str, references: list[str], expected: float) -> None:
     assert exact_match(prediction, references) == expected
 

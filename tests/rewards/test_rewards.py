@@ -29,7 +29,20 @@ def test_scores_of_the_reference() -> None:
     ("answer", "reference", "expected"),
     [
         ("B", "B", 1), ("b.", "B", 1), ("(B)", "B", 1), ("B) a dog", "(B)", 1), ("Answer: B", "B", 1), ("A", "B", 0),
-        ("(A) or (B)", "B", 0), ("", "B", 0), ("a dog", "A", 0),
+        ("(A) or (B)", "B", 0), ("", "B", 0), ("a dog", "A", 0), ("**B**", "B", 1), ("(b) a dog", "B", 1),
+        ("The answer is b.", "B", 1), ("The answer is (B), a dog.", "B", 1), ("Option B: a T shirt", "B", 1),
+        ("I think the answer is B", "B", 1), ("B is correct", "B", 1), ("A is correct", "A", 1),
+        ("B\nBecause it is.", "B", 1),
+        # All letters that are named, or none: a policy must not learn to list them.
+        ("A or B", "B", 0), ("Both A and B", "B", 0), ("A, B, C or D", "D", 0), ("A/B", "B", 0), ("A B", "B", 0),
+        ("(A) (B)", "A", 0), ("B. Or maybe A.", "B", 0), ("a or b", "B", 0), ("B. Surely C", "B", 0),
+        # Nor where one is ruled out, or is a word, or a part of a name.
+        ("The answer is not B", "B", 0), ("Not B", "B", 0), ("It isn't B", "B", 0),
+        ("Anything but not option B", "B", 0), ("B is wrong", "B", 0), ("neither A nor B", "B", 0),
+        ("The answer is a dog", "A", 0),
+        ("Answer: a red car", "A", 0), ("A dog", "A", 0), ("I do not know", "I", 0),
+        ("answer: I do not know", "I", 0), ("vitamin C", "C", 0),
+        ("The answer is a dog, so (B)", "B", 1), ("C++", "C", 0), ("B-side", "B", 0),
     ],
 )  # fmt: skip
 def test_choice(answer: str, reference: str, expected: float) -> None:
