@@ -24,6 +24,7 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.results import Summary, gathered, summarise
 from glimpse_lightning.run_folder import RESULTS, write_text
 from glimpse_lightning.seeds import global_seed
+from glimpse_lightning.terminal import plain, show
 
 PACKAGES = ("glimpse-lightning", "torch", "transformers", "lightning")
 SHOWN = {
@@ -107,7 +108,9 @@ class ResultsWriter(Callback):
         lines = gathered(self._predictions)
         self._predictions = []
         if trainer.is_global_zero:
-            write_jsonl(Path(trainer.default_root_dir) / "answers.jsonl", lines)
+            path = Path(trainer.default_root_dir) / "answers.jsonl"
+            write_jsonl(path, lines)
+            show(*(line["answer"] for line in lines if len(lines) == 1), f"Written: {path} ({len(lines)} answers).")
 
     def write(self, trainer: Trainer, module: LightningModule, split: str | None) -> None:
         """Write everything about the evaluation of ``split`` (``None``: no evaluation took place)."""
@@ -117,13 +120,14 @@ class ResultsWriter(Callback):
         summary: Summary | None = getattr(module, "summary", None) if split else None
         if summary is not None:
             write_jsonl(folder / "predictions.jsonl", [dataclasses.asdict(record) for record in summary.records])
-            print_summary(summary)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     figures = {f"hp/{name}": value for name, value in summary.metrics.items() if _is_number(value)}
                     logger.log_hyperparams({"recipe": self.recipe, **dict(module.hparams)}, figures)
         results = self._results(trainer, module, split, summary)
         write_text(folder / RESULTS, json.dumps(_plain(results), indent=2, ensure_ascii=False) + "\n")
+        if summary is not None:
+            print_summary(summary)
 
     def _results(
         self, trainer: Trainer, module: LightningModule, split: str | None, summary: Summary | None
@@ -158,22 +162,21 @@ class ResultsWriter(Callback):
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
     """The table of methods, and the one of question families."""
-    console = console or Console()
     rows: dict[str, dict[str, Any]] = {"pruned": summarise(summary.records)}
     rows |= {name: summarise(records) for name, records in summary.baselines.items()}
     full = {"retention": 1.0, "accuracy": rows["pruned"]["full_accuracy"], "relative_accuracy": 1.0, "agreement": 1.0}
     table = _table(f"{len(summary.records)} questions", "model", list(SHOWN.values()))
     for name, figures in {"full": full, **rows}.items():
-        table.add_row(name, *(_percent(figures.get(column)) for column in SHOWN))
-    console.print(table)
-    oracle = rows["pruned"]["oracle_retention"]
-    console.print(f"KL(full || pruned): {_number(rows['pruned']['kl'])} nats. Oracle retention: {_percent(oracle)}.")
+        table.add_row(plain(name), *(_percent(figures.get(column)) for column in SHOWN))
+    oracle = _percent(rows["pruned"]["oracle_retention"])
+    note = f"KL(full || pruned): {_number(rows['pruned']['kl'])} nats. Oracle retention: {oracle}."
+    show(table, note, console=console)
     if not summary.families:
         return
     families = _table("question families", "family", ["n", *FAMILY_SHOWN.values()])
     for name, figures in summary.families.items():
-        families.add_row(name, str(figures["n"]), *(_percent(figures[column]) for column in FAMILY_SHOWN))
-    console.print(families)
+        families.add_row(plain(name), str(figures["n"]), *(_percent(figures[column]) for column in FAMILY_SHOWN))
+    show(families, console=console)
 
 
 def _table(title: str, first: str, columns: list[str]) -> Table:

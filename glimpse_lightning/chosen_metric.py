@@ -15,6 +15,7 @@ from glimpse_lightning.metrics import AnswerMetric
 from glimpse_lightning.run_folder import write_text
 
 FILE = "metrics.json"
+PREDICTIONS = "predictions"
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,20 @@ def write_choices(folder: Path, choices: Mapping[str, MetricChoice]) -> None:
 
 
 def read_choices(folder: Path) -> dict[str, MetricChoice]:
-    """What :func:`write_choices` noted; nothing where it did not.
+    """What :func:`write_choices` noted; nothing where it did not. Outside a suite's ``predictions`` folder, another's
+    file of this common name is passed over.
 
     Raises:
-        GlimpseError: where the file holds anything else.
+        GlimpseError: where the file is broken.
     """
     path = folder / FILE
     if not path.is_file():
         return {}
     try:
-        return {task: MetricChoice(**choice) for task, choice in json.loads(path.read_text(encoding="utf-8")).items()}
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        ours = isinstance(noted, dict) and all(isinstance(each, dict) and "name" in each for each in noted.values())
+        if not ours and folder.name != PREDICTIONS:
+            return {}
+        return {task: MetricChoice(**choice) for task, choice in noted.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise GlimpseError(f"{path}: expected a metric's `name` and `options` for each task, but {error}.") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.paths import expanded_flags
+from glimpse_lightning.terminal import forgiving
 
 HELP = """\
 usage: glimpse-lightning COMMAND [options]      (or: python -m glimpse_lightning COMMAND [options])
@@ -59,14 +60,15 @@ COMMANDS = ("fit", "validate", "test", "predict", "ablate", "score", "bench", "e
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors a user can act on become one paragraph on stderr."""
     args = expanded_flags(sys.argv[1:] if argv is None else argv)
-    try:
-        return _dispatch(args)
-    except Exception as error:
-        message = explain(error)
-        if message is None or os.environ.get("GLIMPSE_DEBUG"):
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 1
+    with forgiving():
+        try:
+            return _dispatch(args)
+        except Exception as error:
+            message = explain(error)
+            if message is None or os.environ.get("GLIMPSE_DEBUG"):
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            return 1
 
 
 def _dispatch(args: list[str]) -> int:

@@ -14,8 +14,10 @@ from glimpse_lightning.chosen_metric import find_metric, read_choices
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.metrics import JudgeScore
 from glimpse_lightning.predictions import Prediction, by_task, read_predictions
+from glimpse_lightning.run_folder import write_text
 from glimpse_lightning.suite_report import print_suite, suite_figures, task_figures
 from glimpse_lightning.tasks import VISUAL_COT, task_metric
+from glimpse_lightning.terminal import show
 
 
 def run(args: Sequence[str]) -> None:
@@ -47,12 +49,13 @@ def run(args: Sequence[str]) -> None:
         chosen = {name: choice.build() for choices in noted for name, choice in choices.items()}
     figures = {name: task_figures(some, chosen.get(name) or task_metric(name)) for name, some in tasks.items()}
     report: dict[str, object] = {"tasks": figures, "mean": suite_figures(figures)}
-    print_suite(figures)
     if given.judge is not None:
         report["judge"] = judged(tasks, given.judge)
-        print(f"judge: {report['judge']}")
     if given.output is not None:
-        given.output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(given.output, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    print_suite(figures)
+    if "judge" in report:
+        show(f"judge: {report['judge']}")
 
 
 def unique(predictions: object) -> list[Prediction]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +12,7 @@ from rich.table import Table
 from glimpse_lightning.intervals import bootstrap
 from glimpse_lightning.metrics import Agreement, AnswerMetric, Retention
 from glimpse_lightning.predictions import Prediction
-
-WIDTH = 130  # characters of a table that goes to a file
+from glimpse_lightning.terminal import plain, show
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -68,8 +66,8 @@ def print_suite(tasks: Mapping[str, dict[str, Any]], console: Console | None = N
     for name, figures in {**tasks, "mean of tasks": suite_figures(tasks)}.items():
         accuracies = (_with_interval(figures, key) for key in ("accuracy", "full_accuracy", "difference"))
         shares = (_percent(figures[key]) for key in ("relative_accuracy", "agreement", "retention"))
-        table.add_row(name, str(figures["n"]), *accuracies, *shares)
-    (console or Console(width=None if sys.stdout.isatty() else WIDTH)).print(table)
+        table.add_row(plain(name), str(figures["n"]), *accuracies, *shares)
+    show(table, console=console)
 
 
 def _scores(predictions: Sequence[Prediction], metric: AnswerMetric, full: bool = False) -> list[float]:

@@ -1,0 +1,83 @@
+"""What goes to the terminal: printing may fail, and texts are shown as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+PIPED_WIDTH = 130
+"""Columns of tables where the output is no terminal."""
+
+
+class Forgiving:
+    """A stream on which writing never raises: the reader may have gone, or not know a letter.
+
+    What a command finds is in its files; that nobody reads along is no reason to lose them.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """The number of letters, written or not."""
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self._stream.encoding or "ascii"
+            self.write(text.encode(encoding, "replace").decode(encoding))
+        except (OSError, ValueError):  # a closed pipe, a terminal that has gone, a full disk; a closed stream
+            self._give_up()
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for each in lines:
+            self.write(each)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Send what follows nowhere, or the interpreter would fail when it empties its buffers at the end."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def forgiving() -> Iterator[None]:
+    """While it is entered, printing cannot fail."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (None if stream is None else Forgiving(stream) for stream in before)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def show(*things: RenderableType, console: Console | None = None) -> None:
+    """Print tables and texts; no text is taken for markup."""
+    width = None if sys.stdout is not None and sys.stdout.isatty() else PIPED_WIDTH
+    console = console or Console(width=width, markup=False, emoji=False, highlight=False)
+    for thing in things:
+        console.print(Text(thing) if isinstance(thing, str) else thing)
+
+
+def plain(text: str) -> Text:
+    """A cell that holds a text of the user's: brackets in it are brackets."""
+    return Text(text)
