@@ -31,7 +31,8 @@ class Adapted(GRPO):
         super().prepare(model)
         for name, parameter in model.named_parameters():
             if "lora_A" in name:
-                parameter.data = torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter)
+                values = torch.linspace(-0.1, 0.1, parameter.numel(), device=parameter.device)
+                parameter.data = values.view_as(parameter)
 
 
 OBJECTIVES: dict[str, Any] = {

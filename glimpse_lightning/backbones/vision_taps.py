@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ def capture_blocks(
     merge: Callable[[Tensor], Tensor] | None = None,
     class_token: bool = False,
 ) -> Iterator[dict[VisionTap, Tensor]]:
-    """While the context is open, what each tap asks for is stored under the tap, laid out as the block's output is.
+    """While the context is open, what each tap asks for of this thread's forward is stored under the tap, laid out as
+    the block's output is.
 
     Args:
         blocks: of the vision tower.
@@ -34,6 +36,7 @@ def capture_blocks(
         GlimpseError: where a layer does not exist.
     """
     states: dict[VisionTap, Tensor] = {}
+    mine = get_ident()
     with ExitStack() as stack:
         for tap in layers:
             block = _block(blocks, tap)
@@ -49,6 +52,8 @@ def capture_blocks(
                 tap: VisionTap = tap,
                 reader: AttentionReader | None = reader,
             ) -> None:
+                if get_ident() != mine:  # another thread's prompt
+                    return
                 hidden = output[0] if isinstance(output, tuple) else output
                 found = hidden if reader is None else reader.result(hidden)
                 states[tap] = found if merge is None else merge(found)

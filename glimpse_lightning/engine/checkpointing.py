@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from glimpse_lightning.engine.in_use import while_in_use
 
 if TYPE_CHECKING:
     from glimpse_lightning.backbones.base import Backbone
@@ -21,15 +23,20 @@ def caches_kept(backbone: Backbone) -> Iterator[None]:
     A layer that checkpoints (gradient checkpointing on, training mode) silently drops the cache that it is handed, and
     everything here reads caches: glimpse streams, answers, decoding.
     """
-    decoder = (backbone.decoder, *backbone.layers)  # what is handed caches; all modules would take long to look through
-    checkpointing = [module for module in decoder if getattr(module, "gradient_checkpointing", False)]
-    for module in checkpointing:
-        module.gradient_checkpointing = False
-    try:
+
+    def rest() -> Callable[[], None]:
+        decoder = (backbone.decoder, *backbone.layers)  # what is handed caches; all modules would take long to look at
+        checkpointing = [module for module in decoder if getattr(module, "gradient_checkpointing", False)]
+
+        def switch(on: bool) -> None:
+            for module in checkpointing:
+                module.gradient_checkpointing = on
+
+        switch(False)
+        return partial(switch, True)
+
+    with while_in_use(("checkpointing", id(backbone.model)), rest):
         yield
-    finally:
-        for module in checkpointing:
-            module.gradient_checkpointing = True
 
 
 def keeps_caches(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from threading import local
 from typing import Any
 
 import torch
@@ -24,12 +26,22 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from glimpse_lightning.engine.in_use import while_in_use
 from glimpse_lightning.errors import GlimpseError
 
 TAPPED_EAGER = "glimpse_eager"
 Observer = Callable[[Tensor, Tensor, Any, Mapping[str, Any]], None]
 """Called with query, key ``[B, H, N, d]``, attention mask and options of an attention call, before it attends."""
-_observers: dict[int, list[Observer]] = {}  # by id of the attention module
+
+
+class _Observers(local):
+    """Those of this thread's calls, by id of the attention module: a forward of another thread is none of theirs."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, list[Observer]] = {}
+
+
+_observers = _Observers()
 _HEAD_DIM_MULTIPLE = 8  # FlashAttention kernels want head dimensions that are multiples of 8
 
 
@@ -87,22 +99,32 @@ def uninstall(config: PretrainedConfig) -> None:
 
 @contextmanager
 def observe(module: nn.Module, observer: Observer) -> Iterator[None]:
-    """While the context is open, ``observer`` sees every call that the attention ``module`` makes of its kernel."""
-    config: Any = module.config
+    """While the context is open, ``observer`` sees every call that the attention ``module`` makes of its kernel in this
+    thread.
+    """
+    with while_in_use(("attention", id(module.config)), partial(_tapped, module.config)):
+        observers = _observers.of.setdefault(id(module), [])
+        observers.append(observer)
+        try:
+            yield
+        finally:
+            observers.remove(observer)
+            if not observers:
+                del _observers.of[id(module)]
+
+
+def _tapped(config: Any) -> Callable[[], None]:
+    """Have ``config``'s attention accept taps; returns what makes it what it was."""
     name = config._attn_implementation
     tapped_before = hasattr(ALL_ATTENTION_FUNCTIONS.get(name or "eager", None), "untapped")
     install(config)
-    observers = _observers.setdefault(id(module), [])
-    observers.append(observer)
-    try:
-        yield
-    finally:
-        observers.remove(observer)
-        if not observers:
-            del _observers[id(module)]
-        if not tapped_before and not observers:
+
+    def undo() -> None:
+        if not tapped_before:
             uninstall(config)
         config._attn_implementation = name
+
+    return undo
 
 
 def _module_eager(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -120,7 +142,7 @@ def _wrap(attend: Callable[..., Any]) -> Callable[..., Any]:
         glimpse_tap: AttentionTap | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        for observer in _observers.get(id(module), ()):
+        for observer in _observers.of.get(id(module), ()):
             observer(query, key, attention_mask, kwargs)
         if glimpse_tap is None:
             return attend(module, query, key, value, attention_mask, *args, **kwargs)

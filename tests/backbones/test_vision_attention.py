@@ -135,7 +135,7 @@ def test_nothing_is_left_behind_and_nothing_is_computed_unasked(monkeypatch: pyt
     inputs = backbone.example_inputs(SIZES)
     backbone.embed(inputs, TAPS)
     assert vision._attn_implementation == "eager"
-    assert not taps._observers
+    assert not taps._observers.of
     monkeypatch.setattr(vision_attention, "_weights", None)
     backbone.embed(inputs, (1,))
 

@@ -1,0 +1,32 @@
+"""Changes to what several threads share: made by the first that needs one, undone by the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+_lock = Lock()  # held while counting, never while something runs
+_changes: dict[Hashable, tuple[int, Callable[[], None]]] = {}
+
+
+@contextmanager
+def while_in_use(key: Hashable, change: Callable[[], Callable[[], None]]) -> Iterator[None]:
+    """While any thread is inside with this ``key``, a change holds.
+
+    Args:
+        key: of the change.
+        change: makes it, and returns what undoes it.
+    """
+    with _lock:
+        users, undo = _changes.get(key) or (0, change())
+        _changes[key] = users + 1, undo
+    try:
+        yield
+    finally:
+        with _lock:
+            users, undo = _changes.pop(key)
+            if users > 1:
+                _changes[key] = users - 1, undo
+            else:
+                undo()
