@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,17 @@ from typing_extensions import override
 from glimpse_lightning.ranks import any_rank
 from glimpse_lightning.run_folder import remove, replacing, saved_checkpoints, sync
 
-TERMINATED = 128 + 15
-"""Exit status of a process that SIGTERM has ended."""
+NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+"""Signals that ask a fit to stop; the exit status is then 128 and the signal's number, as of a process it has ended."""
 
 
 class RunCheckpoints(Checkpoint):
-    """Saves ``checkpoints/step=N.ckpt`` every so many steps, at the end and on SIGTERM, each whole or not at all.
+    """Saves ``checkpoints/step=N.ckpt`` every so many steps, at the end, on SIGTERM and on Ctrl-C, each whole or not at
+    all.
 
-    SIGTERM (pre-emption) only leaves a note. When the next optimizer step is done, the ranks agree that one of them has
-    it, save, and stop: in the middle of a step, they would wait for each other for ever.
+    SIGTERM (pre-emption) and Ctrl-C only leave a note. When the next optimizer step is done, the ranks agree that one
+    of them has it, save, and stop: in the middle of a step, they would wait for each other for ever. A second Ctrl-C
+    stops at once. Other commands have no step to wait for, and SIGTERM ends them at once.
 
     Args:
         every_n_steps: optimizer steps between checkpoints.
@@ -36,26 +41,37 @@ class RunCheckpoints(Checkpoint):
         self.keep = keep
         self._saved = -1
         self._step = -1
-        self._terminated = False
+        self._asked: signal.Signals | None = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = self._step = trainer.global_step
-        self._terminated = False
-        if threading.current_thread() is threading.main_thread():
-            # In place of Lightning's handler, which talks to the other ranks then and there; it gives the one before
-            # back when the fit ends.
-            signal.signal(signal.SIGTERM, self._note)
+        self._asked = None
+        # In place of Lightning's handler, which talks to the other ranks then and there; it gives those before back
+        # when the fit ends.
+        _handle(self._note, signal.SIGTERM, signal.SIGINT)
 
-    def _note(self, *_: Any) -> None:
-        self._terminated = True
+    def _note(self, number: int, *_: Any) -> None:
+        if number == signal.SIGINT and self._asked == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = signal.Signals(number)
+        if number == signal.SIGINT:
+            print("\nStopping once this step is done and saved. Ctrl-C again stops at once.", file=sys.stderr)
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _end_at_once(trainer)
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _end_at_once(trainer)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         stepped, self._step = trainer.global_step > self._step, trainer.global_step
-        stop = stepped and any_rank(self._terminated, pl_module.device)
+        stop = stepped and any_rank(self._asked is not None, pl_module.device)
         if trainer.global_step >= self._saved + self.every_n_steps or stop:
             self._save(trainer)
         if stop:  # Lightning itself stops, on all ranks, once the figures of this step are logged
@@ -70,8 +86,9 @@ class RunCheckpoints(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what has happened."""
         if isinstance(exception, SIGTERMException) and self._saved >= 0:
-            exception.code = TERMINATED  # Lightning's is that of success
-            rank_zero_info("Stopped by SIGTERM and saved; the same command goes on from here.")
+            asked = self._asked or signal.SIGTERM  # another rank may have been
+            exception.code = 128 + asked  # Lightning's is that of success
+            rank_zero_info(f"Stopped by {NAMES[asked]} and saved; the same command goes on from here.")
 
     def _save(self, trainer: Trainer) -> None:
         self._saved = trainer.global_step
@@ -102,3 +119,22 @@ class RunCheckpoints(Checkpoint):
             remove(path)
             draft.rename(path)
         trainer.strategy.barrier()
+
+
+def _handle(handler: Callable[..., Any], *numbers: signal.Signals) -> None:
+    """Set a signal handler, where this thread may."""
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            signal.signal(number, handler)
+
+
+def _end_at_once(trainer: Trainer) -> None:
+    """Have SIGTERM end this process, and those that it has launched; Lightning's handler waits for a training step."""
+
+    def end(number: int, *_: Any) -> None:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(number)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    _handle(end, signal.SIGTERM)

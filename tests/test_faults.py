@@ -5,6 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +52,74 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path, monkeypatch:
     assert len(calls) == 8
     theirs = scalars(tmp_path / "whole" / "small" / "fit_0")
     assert scalars(folder)["train/loss"] == theirs["train/loss"]
+
+
+def _fit_in_a_group(recipe: Path, root: Path, flags: tuple[str, ...]) -> None:
+    """Train in a process group of its own, with a data worker, until all of it is told to stop."""
+    os.setpgrp()
+    torch.set_num_threads(torch.get_num_threads())
+    step = KL.step
+
+    def slow(self: KL, *args: Any) -> StepResult:
+        (root / "training").touch()
+        time.sleep(0.2)
+        return step(self, *args)
+
+    KL.step = slow  # type: ignore[method-assign]
+    sys.exit(run("fit", recipe, root, *flags))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_saves(number: signal.Signals, tmp_path: Path) -> None:
+    """As `timeout`, SLURM and Ctrl-C send it: workers get it too, and must not fail the step that is to be saved."""
+    text = SMALL.replace("every_n_steps: 2", "every_n_steps: 1000").replace("num_workers: 0", "num_workers: 2")
+    recipe, root = write_recipe(tmp_path, text), tmp_path / "runs"
+    root.mkdir()
+    flags = (*QUICK, "--trainer.max_steps", "500")
+    child = multiprocessing.get_context("fork").Process(target=_fit_in_a_group, args=(recipe, root, flags))
+    child.start()
+    deadline = time.monotonic() + 60
+    while not (root / "training").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    assert child.pid is not None
+    os.killpg(child.pid, number)
+    child.join(60)
+    assert child.exitcode == 128 + number
+    folder = root / "small" / "fit_0"
+    (saved,) = saved_checkpoints(folder / "checkpoints")
+    assert 0 < int(saved.stem.removeprefix("step=")) < 100
+    assert RunFolder(folder).last_checkpoint() == saved
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, calls = KL.step, []
+
+    def impatient(self: KL, *args: Any) -> StepResult:
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *args)
+
+    monkeypatch.setattr(KL, "step", impatient)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit):
+        run("fit", write_recipe(tmp_path), tmp_path / "runs", *QUICK)
+    signal.signal(signal.SIGINT, before)
+    assert len(calls) == 3
+
+
+def test_sigterm_ends_a_test_at_once(tmp_path: Path) -> None:
+    flags = ["--trainer.default_root_dir", str(tmp_path), "--data.num_workers", "0", "--trainer.callbacks", "[]"]
+    command = [sys.executable, "-m", "glimpse_lightning", "test", "--config", "attention_rank", *flags]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "attention_rank" / "test_0"
+    deadline = time.monotonic() + 60
+    while not (folder / "overlays").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    child.terminate()
+    assert child.wait(20) == -signal.SIGTERM
 
 
 def _fit_and_die(recipe: Path, root: Path, flags: tuple[str, ...], fatal: int) -> None:

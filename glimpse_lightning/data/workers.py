@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 
@@ -10,12 +11,17 @@ PERIOD = 1.0  # seconds
 
 
 def end_with_parent(worker: int) -> None:
-    """Have this worker process end soon after its parent, for ``DataLoader(worker_init_fn=...)``.
+    """Have this worker process end soon after its parent and not before, for ``DataLoader(worker_init_fn=...)``.
+
+    Schedulers, ``timeout`` and Ctrl-C signal whole process groups. A worker that they end would take the parent's next
+    batch along, before that has saved anything: what asks to stop is the parent's alone to heed.
 
     PyTorch's own watchdog ends the worker's loop when the parent was killed; but the worker then waits for its results
     to be written into a pipe whose reading end it has inherited itself, so that a batch larger than the pipe (64 KiB)
     keeps it for ever, with all files that it holds open.
     """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
