@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 
 class GlimpseError(ValueError):
     """Something the user can put right; the message says what was expected, what came and what to do.
@@ -12,3 +15,9 @@ class GlimpseError(ValueError):
 
 class BadSampleError(GlimpseError):
     """One sample of a dataset cannot be used; a dataset with ``on_error: skip`` has it counted and left out."""
+
+
+def nearest(name: str, choices: Sequence[str]) -> str:
+    """`` Did you mean ...?`` with up to three of ``choices``; nothing where none is like ``name``."""
+    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.6) or difflib.get_close_matches(name, choices, n=1)
+    return f" Did you mean {' or '.join(near)}?" if near else ""

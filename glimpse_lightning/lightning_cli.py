@@ -48,7 +48,15 @@ from glimpse_lightning.paths import TEXTS, expanded
 from glimpse_lightning.precision import auto_precision, device_of, settle
 from glimpse_lightning.pruner_flag import pruner_alone
 from glimpse_lightning.quiet import quieten
-from glimpse_lightning.recipe_files import names_class, read_yaml, recipe_name, recipe_text, with_recipes
+from glimpse_lightning.recipe_files import (
+    check_vars,
+    names_class,
+    read_yaml,
+    recipe_name,
+    recipe_text,
+    texts_aside,
+    with_recipes,
+)
 from glimpse_lightning.run_folder import (
     CONFIG,
     RECIPE,
@@ -143,13 +151,19 @@ class RunCLI(LightningCLI):
         args: command line without the program's name.
         config_files: the configuration files among them.
         prepare: called with module and data module before the backbone is loaded.
+        texts: what stands for values of these names in ``args``; see ``texts_aside``.
     """
 
     def __init__(
-        self, args: list[str], config_files: Sequence[Path], prepare: Callable[[Any, Any], None] | None = None
+        self,
+        args: list[str],
+        config_files: Sequence[Path],
+        prepare: Callable[[Any, Any], None] | None = None,
+        texts: Mapping[str, str] = {},
     ) -> None:
         self.config_files = list(config_files)
         self.prepare = prepare
+        self.texts = texts
         self.recipe = recipe_name(self.config_files)
         self.run: RunFolder | None = None
         self.precision = ""
@@ -194,7 +208,9 @@ class RunCLI(LightningCLI):
         with checkpoint_config(args) as extra:
             self.config = parser.parse_args([args[0], *extra, *args[1:]])
         for key, value in self.config.items(branches=False):
-            if key.rpartition(".")[2] not in TEXTS:
+            if isinstance(value, str) and value in self.texts:
+                self.config[key] = self.texts[value]
+            elif key.rpartition(".")[2] not in TEXTS:
                 self.config[key] = expanded(value)
 
     @override
@@ -357,13 +373,15 @@ def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> N
     """Run ``fit``, ``validate``, ``test`` or ``predict``; ``prepare`` as in :class:`RunCLI`."""
     prepare_parsing()
     args, config_files = with_recipes([SHORT_FLAGS.get(arg, arg) for arg in args])
+    check_vars(args, config_files)
+    args, texts = texts_aside(args)
     args = pruner_alone(args, [read_yaml(path) for path in config_files])
     before = os.environ.get(RUN_FOLDER)
     # Attention weights below 1e-38 make a training step on a CPU up to 1.8 times as long. The setting has to come
     # before torch starts its threads, which take it over.
     torch.set_flush_denormal(True)
     try:
-        RunCLI(args, config_files, prepare)
+        RunCLI(args, config_files, prepare, texts)
     except GlimpseError:
         if before is None and RUN_FOLDER in os.environ:
             RunFolder(Path(os.environ[RUN_FOLDER])).remove_if_not_started()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
 from glimpse_lightning.engine.replay import ReplayOutput, replay
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.training import DistillOutput, StageOutput, distill, glimpse_forward
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.errors import GlimpseError, nearest
 from glimpse_lightning.pruner import Pruner, PruneStage
 from glimpse_lightning.ranks import running
 from glimpse_lightning.scorers.vip import REFERENCE_MASKS
@@ -148,7 +149,11 @@ class PrunedVLM(nn.Module, GenerationMixin):
             copies: run each prompt so many times, in a row, for a ``select`` that draws.
             **inputs: what the processor made: ``input_ids [B, N]``, ``attention_mask``, ``pixel_values``, ... Padding
                 on either side.
+
+        Raises:
+            GlimpseError: for a keyword that is none of these.
         """
+        self._check_inputs(inputs)
         inputs = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
         if prompt is None:
             prompt = self.backbone.embed(inputs, self.vision_layers)
@@ -169,6 +174,17 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 out.prompt_ids = out.prompt_ids.repeat_interleave(copies, 0)
                 out.prompt_mask = out.prompt_mask.repeat_interleave(copies, 0)
         return out
+
+    def _check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Raise where something is no input of a processor: it would be passed over in silence."""
+        known = {*_PROMPT_INPUTS, *getattr(self.backbone.processor, "model_input_names", ())}
+        for name in inputs:
+            if name not in known:
+                options = [*inspect.signature(PrunedVLM.prefill).parameters, *known]
+                raise GlimpseError(
+                    f"`prefill` does not know {name!r}: it is neither an option of its own nor an input of the "
+                    f"processor.{nearest(name, sorted(options))} How much is kept, a stage's policy says."
+                )
 
     @property
     def _pad_id(self) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import re
 from collections.abc import Sequence
 
+from glimpse_lightning.errors import nearest
 from glimpse_lightning.objectives.base import Objective
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.reducers.base import Reducer
@@ -56,12 +56,6 @@ def _reasons(message: str) -> list[str]:
     parts = [" ".join(part.split()) for part in re.split(r"(?:^|\n)\s*- ", text)]
     noise = ("Expected a <class 'NoneType'>", "Does not validate against any of the Union subtypes")
     return [part for part in parts if part and not part.startswith(noise)]
-
-
-def nearest(name: str, choices: Sequence[str]) -> str:
-    """`` Did you mean ...?`` with up to three of ``choices``; nothing where none is like ``name``."""
-    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.6) or difflib.get_close_matches(name, choices, n=1)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def _class_names(message: str, key: str) -> dict[str, str]:

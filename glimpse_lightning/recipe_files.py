@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.errors import GlimpseError, nearest
 from glimpse_lightning.packaged_recipes import find_recipe
 from glimpse_lightning.run_folder import CONFIG, RECIPE
 
@@ -56,6 +56,56 @@ def names_class(key: str, args: Sequence[str], config_files: Sequence[Path]) -> 
     if any(re.match(rf"--{key}(\.class_path)?(=|$)", arg) for arg in args):
         return True
     return any("class_path" in (read_yaml(path).get(key) or {}) for path in config_files)
+
+
+def check_vars(args: Sequence[str], config_files: Sequence[Path]) -> None:
+    """Raise where ``--vars.NAME`` sets what no ``${vars.NAME}`` reads, or a recipe has a variable that nothing reads.
+
+    Raises:
+        GlimpseError: naming the nearest variable that is read.
+    """
+    texts = [path.read_text(encoding="utf-8") for path in config_files]
+    read = set(re.findall(r"\$\{vars\.([\w-]+)", "\n".join([*texts, *args])))
+    given = [found[1] for arg in args if (found := re.match(r"--vars\.([\w-]+)", arg))]
+    for flag, value in zip(args, [*args, ""][1:], strict=True):
+        if flag == "--vars" or flag.startswith("--vars="):
+            mapping = yaml.safe_load(flag.partition("=")[2] or value)
+            given += list(mapping) if isinstance(mapping, dict) else []
+    for path, text in zip(config_files, texts, strict=True):
+        if "${vars." in text:  # what a run has resolved (config.yaml) holds its variables, and reads none of them
+            given += list(read_yaml(path).get("vars") or {})
+    for name in given:
+        if name not in read:
+            where = ", ".join(map(str, config_files)) or "any recipe"
+            raise GlimpseError(
+                f"Nothing reads `vars.{name}`: there is no ${{vars.{name}}} in {where} or on the command line."
+                f"{nearest(name, sorted(read))}"
+            )
+
+
+def texts_aside(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """A command line whose texts (``--question``, ``--data.prompt``) have names in their place, and the texts by name.
+
+    The parser would take a person's words for YAML (``null``, ``1e3``, ``#5``) or for an interpolation (``${x}``).
+    """
+    out: list[str] = []
+    texts: dict[str, str] = {}
+
+    def named(text: str) -> str:
+        name = f"__text_{len(texts)}__"
+        texts[name] = text
+        return name
+
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if equals and flag in TEXT_FLAGS:
+            out.append(f"{flag}={named(value)}")
+        else:
+            out.append(named(arg) if out and out[-1] in TEXT_FLAGS else arg)
+    return out, texts
+
+
+TEXT_FLAGS = ("--question", "--data.prompt")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

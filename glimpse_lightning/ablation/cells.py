@@ -13,9 +13,8 @@ import yaml
 
 from glimpse_lightning.ablation.overrides import Tree, changed, get
 from glimpse_lightning.ablation.settings import MODES, Settings
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.errors import GlimpseError, nearest
 from glimpse_lightning.packaged_recipes import find_recipe, recipes
-from glimpse_lightning.parser_errors import nearest
 
 PRUNING = (
     "after_layer", "scorer", "policy", "reducer", "early_kv", "positions", "stages", "pruner", "resolution",

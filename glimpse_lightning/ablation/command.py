@@ -18,9 +18,8 @@ from glimpse_lightning.ablation.rows import Row, read_rows
 from glimpse_lightning.ablation.runs import CellFolders, CellRunner, checked, process_key
 from glimpse_lightning.ablation.schedule import jobs, slots, visible_devices
 from glimpse_lightning.ablation.settings import UNNAMED, Settings, read
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.errors import GlimpseError, nearest
 from glimpse_lightning.packaged_recipes import find_recipe
-from glimpse_lightning.parser_errors import nearest
 from glimpse_lightning.run_folder import write_text
 
 LAUNCHERS = ("local", "ray", "slurm")

@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.parser_errors import nearest
+from glimpse_lightning.errors import GlimpseError, nearest
 from glimpse_lightning.paths import expanded
 
 MODES = ("fit", "test")

@@ -52,12 +52,14 @@ def load_backbone(
             loaded by :func:`~glimpse_lightning.backbones.shares.load_shares` once the model is sharded.
         quantization: ``"bnb-4bit"`` or ``"bnb-8bit"`` (needs bitsandbytes and accelerate); ``None`` for none.
         prune_video: whether tokens of videos are items that a pruner sees; else they are kept, as the reference does.
-        **kwargs: further arguments of ``from_pretrained``.
+        **kwargs: further arguments of ``from_pretrained``; ``torch_dtype`` is ``dtype``.
 
     Raises:
         GlimpseError: where there is no such model or data type, no adapter for the model's architecture, or a package
             that an argument needs is missing.
     """
+    if "torch_dtype" in kwargs:  # its name until transformers 5
+        dtype = _only_spelling(dtype, kwargs.pop("torch_dtype"))
     kind = _kind_of_device(device_map)
     if isinstance(dtype, str):
         dtype = auto_dtype(name, kind, **kwargs) if dtype == AUTO else dtype_named(dtype)
@@ -94,6 +96,13 @@ def load_backbone(
     backbone = wrap_backbone(model.eval(), processor, prune_video)
     backbone.name = name
     return backbone
+
+
+def _only_spelling(dtype: str | torch.dtype, torch_dtype: Any) -> str | torch.dtype:
+    """``torch_dtype``, unless ``dtype`` was given as well and says something else."""
+    if dtype not in ("float32", torch_dtype):
+        raise GlimpseError(f"Expected `dtype` or `torch_dtype`, but got {dtype!r} and {torch_dtype!r}; leave one out.")
+    return "float32" if torch_dtype is None else torch_dtype
 
 
 def auto_dtype(name: str, device: str, **kwargs: Any) -> torch.dtype:

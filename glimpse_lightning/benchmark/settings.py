@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 
 from glimpse_lightning.benchmark.training_theory import STEPS
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.errors import GlimpseError, nearest
 from glimpse_lightning.model import CACHES
-from glimpse_lightning.parser_errors import nearest
 from glimpse_lightning.paths import expanded
 
 CLOCKS = ("wall", "process")

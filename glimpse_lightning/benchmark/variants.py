@@ -11,9 +11,8 @@ from glimpse_lightning.benchmark.measure import HF, UNPRUNED, Variant
 from glimpse_lightning.benchmark.settings import Settings
 from glimpse_lightning.checkpoints import load_pruner
 from glimpse_lightning.dtypes import default_device
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.errors import GlimpseError, nearest
 from glimpse_lightning.model import PrunedVLM
-from glimpse_lightning.parser_errors import nearest
 from glimpse_lightning.policies import KeepRatio
 from glimpse_lightning.pruner import Pruner, PruneStage
 from glimpse_lightning.scorers.base import Scorer

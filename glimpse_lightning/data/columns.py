@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from glimpse_lightning.errors import BadSampleError
+from glimpse_lightning.errors import BadSampleError, GlimpseError
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ class Wording:
         drop: text that is taken out of questions.
         inline_options: questions hold their options as `(A) ... (B) ...`, which become lines `A. ...` below them.
         strip: whether spaces at the ends of questions are dropped.
+
+    Raises:
+        GlimpseError: where a text has braces around anything else; for braces themselves, double them.
     """
 
     prompt: str = "{question}"
@@ -72,6 +75,24 @@ class Wording:
     drop: str = ""
     inline_options: bool = False
     strip: bool = True
+
+    def __post_init__(self) -> None:
+        for name, known in PARTS.items():
+            text = getattr(self, name)
+            try:
+                found = [part for _, part, _, _ in string.Formatter().parse(text) if part is not None]
+            except ValueError as error:
+                found = [str(error)]
+            wrong = [part for part in found if part not in known]
+            if wrong:
+                raise GlimpseError(
+                    f"Expected `wording.{name}` to hold nothing in braces but {', '.join(f'{{{n}}}' for n in known)}, "
+                    f"but got {text!r}. Write {{{{ and }}}} for braces that are meant as such."
+                )
+
+
+PARTS = {"prompt": ("question", "options", "hint", "ocr"), "hint": ("hint",), "ocr": ("ocr",)}
+"""What may stand in braces in each text of a wording."""
 
 
 def question_text(row: Mapping[str, Any], columns: Columns, wording: Wording, where: str) -> str:

@@ -18,6 +18,11 @@ RUNS_A_PROGRAM = "EPS"
 """A format that Pillow hands to Ghostscript, which no limit of ours binds."""
 
 
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+"""What of a PNG makes pixels; all else describes them."""
+
+
 def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image at ``path`` as RGB, turned upright by its EXIF orientation; transparency is laid on white.
 
@@ -31,6 +36,22 @@ def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return _read(path, str(path), max_pixels)
 
 
+def _pixels_alone(data: bytes) -> bytes:
+    """A PNG without its metadata; anything else as it is.
+
+    Pillow refuses the whole file over a colour profile or a comment that is large or malformed, and none is needed.
+    """
+    if not data.startswith(PNG):
+        return data
+    kept, place = [PNG], len(PNG)
+    while place + 12 <= len(data):
+        size, name = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        if name in PNG_CHUNKS:
+            kept.append(data[place : place + 12 + size])
+        place += 12 + size
+    return b"".join(kept)
+
+
 def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """As :func:`load_image`, for the contents of an image file; ``name`` stands in errors."""
     return _read(io.BytesIO(data), name, max_pixels)
@@ -40,13 +61,15 @@ def _read(source: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            with Image.open(source) as image:
-                if image.format == RUNS_A_PROGRAM:
-                    raise BadSampleError(f"{name}: expected pixels, but it is a program (EPS); convert it to PNG.")
-                _check_size(image, name, max_pixels)
-                image.load()
-                _check_size(image, name, max_pixels)  # an icon may hold another size than it says
-                upright = upright_rgb(image)
+            try:
+                return _decoded(source, name, max_pixels)
+            except (BadSampleError, OSError, Image.DecompressionBombError):
+                raise
+            except Exception:
+                data = source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
+                if not data.startswith(PNG):
+                    raise
+                return _decoded(io.BytesIO(_pixels_alone(data)), name, max_pixels)
     except FileNotFoundError:
         raise BadSampleError(f"{name}: no such image; check the path in the data file.") from None
     except (PermissionError, UnidentifiedImageError) as error:
@@ -57,7 +80,16 @@ def _read(source: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Image:
         raise
     except Exception as error:  # decoders of damaged files raise anything: RuntimeError, struct.error, EOFError, ...
         raise BadSampleError(f"{name}: the image is truncated or damaged ({error}); replace the file.") from None
-    return upright
+
+
+def _decoded(source: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Image:
+    with Image.open(source) as image:
+        if image.format == RUNS_A_PROGRAM:
+            raise BadSampleError(f"{name}: expected pixels, but it is a program (EPS); convert it to PNG.")
+        _check_size(image, name, max_pixels)
+        image.load()
+        _check_size(image, name, max_pixels)  # an icon may hold another size than it says
+        return upright_rgb(image)
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
@@ -72,8 +104,15 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """A decoded image as RGB, turned upright by its EXIF orientation; transparency is laid on white."""
-    return _rgb(ImageOps.exif_transpose(image))
+    """A decoded image as RGB, turned upright by its EXIF orientation; transparency is laid on white.
+
+    Malformed EXIF turns nothing.
+    """
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except Exception:  # readers of metadata raise anything: SyntaxError, struct.error, TypeError, ...
+        upright = image
+    return _rgb(upright)
 
 
 def path_inside(root: Path, name: str, where: str) -> Path:

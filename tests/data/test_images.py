@@ -4,6 +4,7 @@ import io
 import os
 import random
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,23 @@ def test_bytes_are_read_as_files_are() -> None:
     assert decode_image(data.getvalue(), "x").mode == "RGB"
     with pytest.raises(BadSampleError, match="my image: not a readable image"):
         decode_image(b"hello", "my image")
+
+
+def test_trouble_with_metadata_is_none_with_pixels() -> None:
+    """A colour profile that Pillow finds too large, a comment that cannot be unpacked, malformed EXIF."""
+    plain = Image.new("RGB", (8, 8), "red")
+    for options in ({"icc_profile": os.urandom(2_000_000)}, {"exif": b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff"}):
+        for format in ("PNG", "JPEG"):
+            data = io.BytesIO()
+            plain.save(data, format, **options)
+            red, green, blue = decode_image(data.getvalue(), "x").getpixel((0, 0))
+            assert red > 250 and green < 5 and blue < 5
+    data = io.BytesIO()
+    plain.save(data, "PNG")
+    chunk = b"zTXtComment\x00\x00not zlib"
+    whole = data.getvalue()
+    head = 8 + 25  # signature and IHDR
+    text = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    assert decode_image(whole[:head] + text + whole[head:], "x").getpixel((0, 0)) == (255, 0, 0)
+    with pytest.raises(BadSampleError, match="replace the file"):
+        decode_image(whole[: len(whole) // 2], "x")
