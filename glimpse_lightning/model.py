@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import create_repo, upload_folder
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, GenerationMixin, StaticCache
@@ -15,9 +18,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glimpse_lightning.backbones.base import Backbone, Prompt
 from glimpse_lightning.backbones.fingerprint import fingerprint, same_weights
+from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.engine.checkpointing import keeps_caches
 from glimpse_lightning.engine.compaction import fill_cache
+from glimpse_lightning.engine.forward import IGNORED, Parts, check_placeholders, logits_of
 from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
 from glimpse_lightning.engine.replay import ReplayOutput, replay
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
@@ -153,7 +158,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         Raises:
             GlimpseError: for a keyword that is none of these.
         """
-        self._check_inputs(inputs)
+        self._check_inputs(inputs, PrunedVLM.prefill)
         inputs = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
         if prompt is None:
             prompt = self.backbone.embed(inputs, self.vision_layers)
@@ -175,15 +180,15 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 out.prompt_mask = out.prompt_mask.repeat_interleave(copies, 0)
         return out
 
-    def _check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """Raise where something is no input of a processor: it would be passed over in silence."""
+    def _check_inputs(self, inputs: Mapping[str, Any], method: Callable[..., Any]) -> None:
+        """Raise where something is no input of a processor: ``method`` would pass it over in silence."""
         known = {*_PROMPT_INPUTS, *getattr(self.backbone.processor, "model_input_names", ())}
         for name in inputs:
             if name not in known:
-                options = [*inspect.signature(PrunedVLM.prefill).parameters, *known]
+                options = [*inspect.signature(method).parameters, *known]
                 raise GlimpseError(
-                    f"`prefill` does not know {name!r}: it is neither an option of its own nor an input of the "
-                    f"processor.{nearest(name, sorted(options))} How much is kept, a stage's policy says."
+                    f"`{method.__name__}` does not know {name!r}: it is neither an option of its own nor an input of "
+                    f"the processor.{nearest(name, sorted(options))} How much is kept, a stage's policy says."
                 )
 
     @property
@@ -268,9 +273,37 @@ class PrunedVLM(nn.Module, GenerationMixin):
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         prefill: PrefillOutput | None = None,
-        **kwargs: Any,
+        labels: Tensor | None = None,
+        prompt_length: int | Tensor | None = None,
+        keys: Tensor | None = None,
+        questions: Sequence[str] = (),
+        num_items_in_batch: Tensor | int | None = None,
+        **inputs: Any,
     ) -> CausalLMOutputWithPast:
-        """``generate``'s step: the first call hands out the prefill, later ones are the model's own cached step."""
+        """Logits, and a loss, as of a Hugging Face model, where the prompt's visual tokens are pruned.
+
+        What stands behind the prompt is predicted on the pruned keys and values, as decoding does it. What is kept
+        depends on the prompt alone: on the tokens before ``prompt_length``, or before the first label, so that another
+        continuation never changes it. Without either, all of the input is the prompt. Without a pruner this is the
+        Hugging Face model's own forward.
+
+        Args:
+            input_ids: ``[B, N]`` prompts and what follows them; padding on either side.
+            attention_mask: ``[B, N]``.
+            position_ids, past_key_values, prefill: of ``generate``'s steps, which come through here too.
+            labels: ``[B, N]``, -100 where no loss is wanted, as in Hugging Face: of the prompt, at least.
+            prompt_length: tokens of each prompt, padding not counted; one number, or ``[B]``.
+            keys, questions: as in :meth:`prefill`.
+            num_items_in_batch: what the loss is divided by, in place of the number of labels; as Trainer gives it.
+            **inputs: what else the processor made.
+
+        Returns:
+            ``loss`` where there are labels, and ``logits [B, N, vocab]``: NaN at padding and at tokens that were
+            dropped. Gradients reach the language model through the continuation, and no pruner: decisions are hard.
+
+        Raises:
+            GlimpseError: for an unknown keyword, and where an image or no prompt at all stands before the first label.
+        """
         if prefill is not None:
             cache = prefill.cache
             if isinstance(past_key_values, StaticCache):
@@ -281,14 +314,82 @@ class PrunedVLM(nn.Module, GenerationMixin):
                     )
                 cache = fill_cache(past_key_values, cache)
             return CausalLMOutputWithPast(logits=prefill.logits[:, None], past_key_values=cache)
-        return self.backbone.decode_step(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=True,
-            return_dict=True,
-        )
+        if past_key_values is not None:
+            return self.backbone.decode_step(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=True,
+                return_dict=True,
+            )
+        for name in ("use_cache", "return_dict"):  # as callers of Hugging Face models say them
+            inputs.pop(name, None)
+        whole = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        whole = {name: value for name, value in whole.items() if value is not None}
+        self._check_inputs(whole, PrunedVLM.forward)
+        whole = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in whole.items()}
+        labels = None if labels is None else labels.to(self.device)
+        if self.pruner is None:
+            more = {} if labels is None else {"labels": labels, "num_items_in_batch": num_items_in_batch}
+            return self.model(**self.backbone.hf_inputs(whole), **more, use_cache=False)
+        return self._forward(whole, labels, prompt_length, keys, questions, num_items_in_batch)
+
+    @keeps_caches
+    def _forward(
+        self,
+        inputs: dict[str, Any],
+        labels: Tensor | None,
+        prompt_length: int | Tensor | None,
+        keys: Tensor | None,
+        questions: Sequence[str],
+        num_items_in_batch: Tensor | int | None,
+    ) -> CausalLMOutputWithPast:
+        ids = inputs["input_ids"]
+        mask = inputs.get("attention_mask")
+        parts = Parts.of(torch.ones_like(ids) if mask is None else mask, labels, prompt_length)
+        check_placeholders(self.backbone, ids, parts)
+        prompts = parts.prompts(inputs, self._pad_id)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_embeddings):
+            prompt = self.backbone.embed(prompts, self.vision_layers)
+        keys = self._keys(keys, prompts)
+        out = run_prefill(self.backbone, self.pruner, prompt, keys, questions, with_hidden=True)
+        logits, predicted = logits_of(self.backbone, out, parts, ids)
+        loss = None
+        if labels is not None:
+            wanted = labels.gather(1, parts.rest).masked_fill(~parts.rest_mask, IGNORED)
+            more = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+            more |= {"shift_labels": wanted, "vocab_size": predicted.shape[-1]}
+            loss = self.model.loss_function(logits=predicted[:, :-1].contiguous(), labels=None, **more)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    # -- saving ---------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """Write the pruner, for ``gl.load_pruner``; the backbone, which is shared and unchanged, is not written.
+
+        Raises:
+            GlimpseError: where there is no pruner.
+        """
+        if self.pruner is None:
+            raise GlimpseError(
+                "This model has no pruner to save. Save the Hugging Face model itself with "
+                "`backbone.model.save_pretrained(folder)`."
+            )
+        save_pruner(self.pruner, folder, self.backbone)
+
+    def push_to_hub(self, repo_id: str, private: bool | None = None, **options: Any) -> str:
+        """Upload the pruner to a repository on the Hub, which is made where there is none; returns its address.
+
+        Args:
+            repo_id: ``user/name``.
+            private: of a new repository.
+            **options: of ``huggingface_hub.upload_folder``.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            create_repo(repo_id, private=private, exist_ok=True, token=options.get("token"))
+            return str(upload_folder(repo_id=repo_id, folder_path=folder, **options))
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         prefill = kwargs.pop("prefill", None)

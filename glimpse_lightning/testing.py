@@ -22,7 +22,9 @@ from glimpse_lightning.backbones.load import wrap_backbone
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.engine import taps
 from glimpse_lightning.engine.checkpointing import caches_kept
+from glimpse_lightning.engine.forward import IGNORED
 from glimpse_lightning.engine.prefill import PrefillOutput
+from glimpse_lightning.evaluation import answer_log_probs
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.policies import KeepRatio
 from glimpse_lightning.pruner import Pruner, PruneStage
@@ -207,6 +209,60 @@ def check_closed_gates_equal_pruning(backbone: Backbone) -> None:
             _assert_close(student, torch.stack(list(generated.logits), 1), f"{name}: closed gates differ from pruning")
 
 
+def check_forward(backbone: Backbone) -> None:
+    """``model(**inputs, labels=...)`` is Hugging Face's with keep-all; pruned, it is prefill and teacher-forced
+    decoding, and nothing behind the prompt changes what is kept.
+    """
+    batch, device = len(SIZES), backbone.model.device
+    more = torch.arange(20, 20 + 3 * batch, device=device).view(batch, 3)
+    for side in ("left", "right"):
+        prompts = backbone.example_inputs(SIZES, padding_side=side)
+        inputs, labels, places = _continued(prompts, more)
+        with torch.no_grad():
+            want = backbone.model(**backbone.hf_inputs(inputs), labels=labels, use_cache=False)
+            middle = len(backbone.layers) // 2
+            keep_all = Pruner([PruneStage(middle, AttentionRank(), KeepRatio(1.0))])
+            for name, pruner in (("pruner=None", None), ("keep-all", keep_all)):
+                got = PrunedVLM(backbone, pruner)(**inputs, labels=labels)
+                real = inputs["attention_mask"].bool()
+                what = f"{name}: forward of a {side}-padded batch"
+                _assert_close(got.logits[real], want.logits[real], f"{what}: logits differ from Hugging Face's")
+                _assert_close(got.loss, want.loss, f"{what}: the loss differs from Hugging Face's")
+    rows = torch.arange(batch, device=device)[:, None]
+    for name, pruner in pruners(backbone):
+        model = PrunedVLM(backbone, pruner)
+        keys = torch.arange(batch, device=device)
+        with torch.no_grad():
+            got = model(**inputs, labels=labels, keys=keys)
+            others = {**inputs, "input_ids": inputs["input_ids"].scatter(1, places, more.flip(0))}
+            other = model(**others, labels=labels, keys=keys)
+            out = model.prefill(keys=keys, **prompts)
+            batched = _batch(prompts, torch.cat([more, more[:, :1]], 1))
+            decoded = answer_log_probs(model, out, batched)
+        last = places[:, :1] - 1
+        mine = got.logits[rows, torch.cat([last, places], 1)].float().log_softmax(-1)
+        _assert_close(mine, decoded, f"{name}: forward differs from prefill and teacher-forced decoding")
+        dropped = got.logits.isnan().all(-1)
+        assert torch.equal(dropped, other.logits.isnan().all(-1)), f"{name}: the continuation changes what is kept"
+        kept = out.prompt_keep.sum() + more.numel()
+        assert int((~dropped).sum()) == int(kept), f"{name}: NaN stands elsewhere than at dropped tokens and padding"
+        assert bool(got.loss.isfinite()), f"{name}: the loss is not finite"
+
+
+def _continued(prompts: dict[str, Tensor], more: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Prompts with ``more [B, A]`` behind each, labels of these tokens, and their columns ``[B, A]``."""
+    ids, mask = prompts["input_ids"], prompts["attention_mask"]
+    ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1, keepdim=True)
+    places = ends + torch.arange(more.shape[1], device=ids.device)
+    wide = {
+        name: F.pad(value, (0, more.shape[1])) if value.shape == ids.shape else value for name, value in prompts.items()
+    }
+    wide["input_ids"] = wide["input_ids"].scatter(1, places, more)
+    wide["attention_mask"] = wide["attention_mask"].scatter(1, places, 1)
+    labels = torch.full_like(wide["input_ids"], IGNORED).scatter(1, places, more)
+    return wide, labels, places
+
+
 def check_untouched(backbone: Backbone) -> None:
     """No module of the model was replaced, and removing the attention wrapper restores the registry."""
     inputs = backbone.example_inputs(SIZES)
@@ -235,6 +291,7 @@ CHECKS: tuple[Callable[[Backbone], None], ...] = (
     check_positions,
     check_gradients,
     check_closed_gates_equal_pruning,
+    check_forward,
     check_untouched,
 )
 

@@ -46,6 +46,8 @@ class PrefillOutput:
         attention_mask: ``[B, M]`` long, 0 at padding (on the left).
         cache: keys and values: ``M`` columns in every layer, or more in early ones where a stage kept these.
         tokens: where the visual tokens belong.
+        hidden: ``[B, M, D]`` behind the last layer, before the final norm; ``None`` unless asked for.
+        column: ``[B, M]`` each column's place in the left-padded prompt; likewise.
         prompt_ids, prompt_mask: ``[B, N]`` the unpruned prompt, padded on the left, for what looks at it while
             decoding (repetition penalties); ``None`` where only an embedded prompt is known.
     """
@@ -58,6 +60,8 @@ class PrefillOutput:
     attention_mask: Tensor
     cache: PromptCache
     tokens: TokenLayout
+    hidden: Tensor | None = None
+    column: Tensor | None = None
     prompt_ids: Tensor | None = None
     prompt_mask: Tensor | None = None
 
@@ -155,6 +159,7 @@ def run_prefill(
     shared: SharedPrefix | None = None,
     scored: bool = True,
     copies: int = 1,
+    with_hidden: bool = False,
 ) -> PrefillOutput:
     """Run the prompt through the decoder; each stage drops its tokens from hidden states and all caches so far.
 
@@ -166,6 +171,7 @@ def run_prefill(
             zeros.
         copies: run each prompt so many times, in a row, for a ``select`` that does not do the same with all of them.
             What the first stage's scorer says of one copy it says of all.
+        with_hidden: whether the output holds the last layer's states.
     """
     if copies > 1:
         prompt, key = prompt.repeated(copies), key.repeat_interleave(copies)
@@ -200,6 +206,8 @@ def run_prefill(
         attention_mask=trunk.mask.long(),
         cache=trunk.cache,
         tokens=trunk.layout,
+        hidden=trunk.hidden if with_hidden else None,
+        column=trunk.column if with_hidden else None,
     )
 
 

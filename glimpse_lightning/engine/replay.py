@@ -72,10 +72,11 @@ def replay(
     cache = out.cache
     if from_embeddings:
         cache = _prefix_from_embeddings(model.backbone, prompt.repeated(copies), out.kept())
-    return ReplayOutput(_answer_logits(model.backbone, out, cache, ids, mask), out)
+    return ReplayOutput(answer_logits(model.backbone, out, cache, ids, mask), out)
 
 
-def _answer_logits(backbone: Backbone, out: PrefillOutput, cache: PromptCache, ids: Tensor, mask: Tensor) -> Tensor:
+def answer_logits(backbone: Backbone, out: PrefillOutput, cache: PromptCache, ids: Tensor, mask: Tensor) -> Tensor:
+    """``[R, T, vocab]`` predictions of answers behind a prompt; entry 0 is the prompt's own."""
     repeats = len(ids) // len(out.logits)
     first = out.logits.repeat_interleave(repeats, 0)[:, None]
     if ids.shape[1] == 1:
