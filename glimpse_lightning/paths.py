@@ -1,10 +1,19 @@
-"""Paths as users write them: ``~`` is expanded in one place, before anything reads them."""
+"""Files as users name and write them: ``~`` is expanded, and texts are read, in one place."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+
+def read_text(path: Path) -> str:
+    """The contents of a UTF-8 text file, without the byte order mark that Windows tools put in front.
+
+    Raises:
+        OSError, UnicodeDecodeError: where it cannot be read.
+    """
+    return path.read_text(encoding="utf-8-sig")
 
 
 def expanded(value: Any) -> Any:

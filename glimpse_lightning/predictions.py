@@ -85,7 +85,7 @@ def read_predictions(path: Path, partial: bool = False) -> list[Prediction]:
         data = path.read_bytes()
         if partial:  # which may end in the middle of a character
             data = data[: data.rfind(b"\n") + 1]
-        lines = data.decode("utf-8").split("\n")
+        lines = data.decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise GlimpseError(f"{path}: expected a JSONL file of predictions, but reading it failed: {error}.") from None
     known = {field.name for field in fields(Prediction)}

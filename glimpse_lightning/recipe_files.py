@@ -11,6 +11,7 @@ import yaml
 
 from glimpse_lightning.errors import GlimpseError, nearest
 from glimpse_lightning.packaged_recipes import find_recipe
+from glimpse_lightning.paths import read_text
 from glimpse_lightning.run_folder import CONFIG, RECIPE
 
 
@@ -45,7 +46,7 @@ def recipe_name(config_files: Sequence[Path]) -> str:
 
 def recipe_text(config_files: Sequence[Path]) -> str:
     """The configuration files as they are, one behind the other."""
-    texts = [path.read_text(encoding="utf-8") for path in config_files]
+    texts = [read_text(path) for path in config_files]
     if len(texts) == 1:
         return texts[0]
     return "---\n".join(f"# {path}\n{text}" for path, text in zip(config_files, texts, strict=True))
@@ -64,7 +65,7 @@ def check_vars(args: Sequence[str], config_files: Sequence[Path]) -> None:
     Raises:
         GlimpseError: naming the nearest variable that is read.
     """
-    texts = [path.read_text(encoding="utf-8") for path in config_files]
+    texts = [read_text(path) for path in config_files]
     read = set(re.findall(r"\$\{vars\.([\w-]+)", "\n".join([*texts, *args])))
     given = [found[1] for arg in args if (found := re.match(r"--vars\.([\w-]+)", arg))]
     for flag, value in zip(args, [*args, ""][1:], strict=True):
@@ -74,6 +75,8 @@ def check_vars(args: Sequence[str], config_files: Sequence[Path]) -> None:
     for path, text in zip(config_files, texts, strict=True):
         if "${vars." in text:  # what a run has resolved (config.yaml) holds its variables, and reads none of them
             given += list(read_yaml(path).get("vars") or {})
+    if read - {*given, *(name for path in config_files for name in read_yaml(path).get("vars") or {})}:
+        return  # a variable that is read and not there: the parser names it
     for name in given:
         if name not in read:
             where = ", ".join(map(str, config_files)) or "any recipe"
@@ -115,7 +118,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         GlimpseError: where it holds none.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise GlimpseError(f"{path}: not valid YAML: {error}") from None
     if data is not None and not isinstance(data, dict):

@@ -13,6 +13,7 @@ import yaml
 from glimpse_lightning.chosen_metric import find_metric, read_choices
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.metrics import JudgeScore
+from glimpse_lightning.paths import read_text
 from glimpse_lightning.predictions import Prediction, by_task, read_predictions
 from glimpse_lightning.run_folder import write_text
 from glimpse_lightning.suite_report import print_suite, suite_figures, task_figures
@@ -84,7 +85,7 @@ def judged(tasks: dict[str, list[Prediction]], path: Path) -> dict[str, float]:
         GlimpseError: where an answer has no reply.
     """
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        lines = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
         replies = {(line.get("task", ""), str(line["id"])): str(line["reply"]) for line in lines}
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise GlimpseError(

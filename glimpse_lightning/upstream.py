@@ -14,6 +14,7 @@ from transformers import LlamaConfig, Qwen2_5_VLConfig
 from transformers.activations import ACT2FN
 
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.paths import read_text
 from glimpse_lightning.policies.threshold import Threshold
 from glimpse_lightning.pruner import Pruner, PruneStage
 from glimpse_lightning.scorers.vip import VIP
@@ -98,7 +99,7 @@ def read_json(path: Path) -> dict[str, Any]:
         GlimpseError: where the file is missing or broken.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except OSError as error:
         raise GlimpseError(f"Expected {path} to exist and be readable, but got: {error.strerror}.") from error
     except ValueError as error:

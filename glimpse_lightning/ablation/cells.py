@@ -15,6 +15,7 @@ from glimpse_lightning.ablation.overrides import Tree, changed, get
 from glimpse_lightning.ablation.settings import MODES, Settings
 from glimpse_lightning.errors import GlimpseError, nearest
 from glimpse_lightning.packaged_recipes import find_recipe, recipes
+from glimpse_lightning.paths import read_text
 
 PRUNING = (
     "after_layer", "scorer", "policy", "reducer", "early_kv", "positions", "stages", "pruner", "resolution",
@@ -184,7 +185,7 @@ def read_recipe(name: str) -> Tree:
     if not path.is_file():
         short = f"methods/{name}"
         path = find_recipe(short if short in recipes() else name)
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data = yaml.safe_load(read_text(path))
     if not isinstance(data, dict):
         raise GlimpseError(f"{path}: expected a recipe, a YAML mapping (model: ..., data: ..., trainer: ...).")
     return data

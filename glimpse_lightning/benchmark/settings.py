@@ -12,7 +12,7 @@ import yaml
 from glimpse_lightning.benchmark.training_theory import STEPS
 from glimpse_lightning.errors import GlimpseError, nearest
 from glimpse_lightning.model import CACHES
-from glimpse_lightning.paths import expanded
+from glimpse_lightning.paths import expanded, read_text
 
 CLOCKS = ("wall", "process")
 
@@ -89,7 +89,7 @@ def read(path: Path) -> Settings:
         GlimpseError: where it is no YAML mapping, has an unknown key, or a key's value cannot be.
     """
     try:
-        data = expanded(yaml.safe_load(path.read_text(encoding="utf-8")))
+        data = expanded(yaml.safe_load(read_text(path)))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise GlimpseError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict) or "model" not in data:

@@ -14,10 +14,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from glimpse_lightning.data.boxes import BoxFormat, inside, read_box, relative
-from glimpse_lightning.data.images import MAX_PIXELS, load_image
+from glimpse_lightning.data.images import MAX_PIXELS, load_image, path_inside
 from glimpse_lightning.data.sample import Box, Sample
 from glimpse_lightning.errors import BadSampleError, GlimpseError
 from glimpse_lightning.keys import stable_key
+from glimpse_lightning.paths import read_text
 
 KEYS = ("question", "answer", "answers", "image", "images", "boxes", "family", "id")
 
@@ -103,7 +104,7 @@ class JSONL(Dataset[Sample]):
 
     def _read(self) -> Iterator[_Row]:
         try:
-            lines = self.path.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 is legal in JSON
+            lines = read_text(self.path).split("\n")  # not splitlines: U+2028 is legal in JSON
         except FileNotFoundError:
             raise GlimpseError(f"{self.path}: no such file; expected a JSONL file of questions.") from None
         except (OSError, UnicodeDecodeError) as error:
@@ -170,11 +171,8 @@ class JSONL(Dataset[Sample]):
         names = data["images"] if "images" in data else [data["image"]]
         if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
             raise BadSampleError(f"{where}: expected image paths, but got {data.get('image', data.get('images'))!r}.")
-        folder = self.path.parent.resolve()
-        paths = [(folder / name).resolve() for name in names]
-        for name, path in zip(names, paths, strict=True):
-            if not path.is_relative_to(folder):
-                raise BadSampleError(f"{where}: image path {name!r} leaves the folder of the file, {folder}.")
+        paths = [path_inside(self.path.parent, name, where) for name in names]
+        for path in paths:
             if not path.is_file():
                 raise BadSampleError(f"{where}: no such image: {path}; paths are relative to the data file.")
         return paths

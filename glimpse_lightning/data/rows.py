@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,6 +67,7 @@ class RowDataset(Dataset[Sample]):
         on_error: what a row that cannot be used does: ``raise`` stops with its number; ``skip`` leaves it out, counts
             it and says so.
         require_answers: whether a row without an answer is an error.
+        require_images: whether a row without an image is an error.
         box_format: ``normalised`` (0 to 1) or ``pixels`` of the upright image.
         max_pixels: images with more pixels are refused.
         id_modulo: numeric ids count as equal where they are so modulo this; 0: where they are equal.
@@ -85,6 +88,7 @@ class RowDataset(Dataset[Sample]):
         box_format: BoxFormat = "normalised",
         max_pixels: int = MAX_PIXELS,
         id_modulo: int = 0,
+        require_images: bool = False,
     ) -> None:
         if not len(rows):
             raise GlimpseError(f"{source}: expected at least one row, but it is empty.")
@@ -97,7 +101,7 @@ class RowDataset(Dataset[Sample]):
                     "Say in `columns` which column holds what."
                 )
         self.rows, self.source, self.columns, self.wording, self.root = rows, source, columns, wording, root
-        self.on_error, self.require_answers = on_error, require_answers
+        self.on_error, self.require_answers, self.require_images = on_error, require_answers, require_images
         self.box_format, self.max_pixels = box_format, max_pixels
         names = rows.column(columns.id) if columns.id else range(len(rows))
         self.ids = unique_names([str(int(name) % id_modulo if id_modulo else name) for name in names])
@@ -116,6 +120,11 @@ class RowDataset(Dataset[Sample]):
 
     def _sample(self, row: Mapping[str, Any], name: str, where: str) -> Sample:
         images = [self._image(value, where) for value in self._image_values(row)]
+        if self.require_images and not images:
+            raise BadSampleError(
+                f"{where}: expected an image in column `{self.columns.image}`, but it is empty; mend the row, or set "
+                "`require_images: false` for questions about nothing but text."
+            )
         family = row[self.columns.family] if self.columns.family else ""
         return Sample(
             id=name,
@@ -139,6 +148,9 @@ class RowDataset(Dataset[Sample]):
                 return decode_image(value, "its image", self.max_pixels)
             if not isinstance(value, str):
                 raise BadSampleError(f"expected an image or its path, but got {type(value).__name__}.")
+            data = base64_image(value)
+            if data is not None:
+                return decode_image(data, "its image", self.max_pixels)
             return load_image(path_inside(self.root, value, "its image"), self.max_pixels)
         except BadSampleError as error:
             raise BadSampleError(f"{where}: {error}") from None
@@ -161,6 +173,20 @@ class RowDataset(Dataset[Sample]):
 
     def _box(self, box: Box, image: Image.Image, where: str) -> Box:
         return relative(box, image.size, where) if self.box_format == "pixels" else inside(box, where, self.box_format)
+
+
+def base64_image(text: str) -> bytes | None:
+    """The file that a cell holds in base64, as VLMEvalKit writes images; ``None`` where it is something else: a path
+    has other letters, or is shorter.
+    """
+    text = text.removeprefix("data:").partition("base64,")[2] if text.startswith("data:image/") else text
+    if len(text) < SHORTEST_BASE64 or not _BASE64.fullmatch(text):
+        return None
+    return base64.b64decode(text)
+
+
+SHORTEST_BASE64 = 80
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

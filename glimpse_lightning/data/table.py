@@ -15,6 +15,10 @@ from glimpse_lightning.data.columns import Columns, Wording
 from glimpse_lightning.data.images import MAX_PIXELS
 from glimpse_lightning.data.rows import ListRows, OnError, RowDataset, Rows
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.paths import read_text
+
+LARGEST_CELL = 2**30
+"""Letters of a cell, at most; Python's own limit of 131,072 is less than an image."""
 
 
 class Table(RowDataset):
@@ -30,6 +34,7 @@ class Table(RowDataset):
         size: use the first so many rows only.
         on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
         require_answers: whether a row without an answer is an error.
+        require_images: whether a row without an image is an error; else it is a question about nothing but text.
         box_format: `normalised` (0 to 1, relative to width and height) or `pixels`, of the upright image.
         max_pixels: images with more pixels are refused.
     """
@@ -46,6 +51,7 @@ class Table(RowDataset):
         require_answers: bool = True,
         box_format: BoxFormat = "normalised",
         max_pixels: int = MAX_PIXELS,
+        require_images: bool = True,
     ) -> None:
         self.path = Path(path)
         self.skipped: list[str] = []
@@ -59,6 +65,7 @@ class Table(RowDataset):
             root=Path(root) if root else self.path if self.path.is_dir() else self.path.parent,
             on_error=on_error,
             require_answers=require_answers,
+            require_images=require_images,
             box_format=box_format,
             max_pixels=max_pixels,
         )
@@ -86,9 +93,7 @@ def read_rows(path: Path, split: str | None = None, size: int | None = None, ski
         if path.suffix in (".jsonl", ".json"):
             return ListRows((_json_lines(path, skipped) if path.suffix == ".jsonl" else _json_rows(path))[:size])
         if path.suffix in (".csv", ".tsv"):
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-                return ListRows(list(reader)[:size])
+            return ListRows(_delimited(path, skipped)[:size])
     except GlimpseError:
         raise
     except (OSError, ValueError, csv.Error) as error:
@@ -98,8 +103,44 @@ def read_rows(path: Path, split: str | None = None, size: int | None = None, ski
     )
 
 
+def _delimited(path: Path, skipped: list[str] | None) -> list[dict[str, Any]]:
+    """Rows of a CSV, whose cells may be quoted, or of a TSV, where a quote is a character, as most writers mean it; but
+    a TSV's cell that is quoted for the quotes in it (``"[""a""]"``) is taken for what it says.
+    """
+    csv.field_size_limit(LARGEST_CELL)  # of images in base64
+    tabs = path.suffix == ".tsv"
+    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, **options)
+        while True:
+            problem = ""
+            try:
+                row = next(reader)
+                problem = "more cells than columns" if None in row else ""
+            except StopIteration:
+                return rows
+            except csv.Error as error:
+                problem, row = str(error), {}
+            if not problem:
+                rows.append({name: _unquoted(cell) for name, cell in row.items()} if tabs else row)
+                continue
+            message = f"{path}, line {reader.line_num + (not row)}: {problem}; mend the line."
+            if skipped is None:
+                raise GlimpseError(message)
+            skipped.append(message)
+
+
+def _unquoted(cell: str | None) -> str | None:
+    if cell is None or len(cell) < 2 or not (cell.startswith('"') and cell.endswith('"')):
+        return cell
+    inside = cell[1:-1]
+    quoted = '""' in inside and '"' not in inside.replace('""', "")
+    return inside.replace('""', '"') if quoted else cell
+
+
 def _json_rows(path: Path) -> list[dict[str, Any]]:
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    rows = json.loads(read_text(path))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise GlimpseError(f"{path}: expected JSON objects in one list.")
     return rows
@@ -107,7 +148,7 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
 
 def _json_lines(path: Path, skipped: list[str] | None) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):  # U+2028 is legal in JSON
+    for number, line in enumerate(read_text(path).split("\n"), start=1):  # U+2028 is legal in JSON
         if not line.strip():
             continue
         try:

@@ -21,6 +21,7 @@ from glimpse_lightning.data.sample import Box, Sample
 from glimpse_lightning.data.table import read_rows
 from glimpse_lightning.errors import BadSampleError, GlimpseError
 from glimpse_lightning.keys import stable_key
+from glimpse_lightning.paths import read_text
 
 BoxType = Literal["xyxy", "xywh", "xyxy_norm1000"]
 MAPPERS = ("cot_train", "cot_train_fullmask")
@@ -157,7 +158,7 @@ def read_parts(path: Path) -> list[Part]:
         GlimpseError: where it is no such YAML, or an entry has an unknown key, mapper, box type or sampling.
     """
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load(read_text(path))
     except (OSError, yaml.YAMLError) as error:
         raise GlimpseError(f"{path}: expected a YAML file with a list `datasets`: {error}") from None
     entries = config.get("datasets") if isinstance(config, dict) else None

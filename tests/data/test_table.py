@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -10,8 +13,11 @@ from PIL import Image
 
 from glimpse_lightning.data.columns import Columns, Wording
 from glimpse_lightning.data.datamodule import VQAData
+from glimpse_lightning.data.jsonl import JSONL
 from glimpse_lightning.data.table import Table
 from glimpse_lightning.errors import BadSampleError, GlimpseError
+from glimpse_lightning.predictions import read_predictions
+from glimpse_lightning.recipe_files import read_yaml
 
 COLUMNS = Columns(question="ask", answers="say", image="file", id="nr", family="kind", boxes="where")
 ROWS = [
@@ -161,3 +167,74 @@ def test_unforeseen_cells_are_skipped_as_well(folder: Path) -> None:
     path.write_text(json.dumps({"question": "q", "answers": ["a", "b"], "image": "a.png", "options": ["x"]}))
     with pytest.raises(BadSampleError, match="row 0"):
         Table(str(path), Columns(options="options"))[0]
+
+
+def picture(folder: Path) -> bytes:
+    Image.new("RGB", (56, 56), "red").save(folder / "a.png")
+    return (folder / "a.png").read_bytes()
+
+
+def test_a_tsv_means_its_quotes_and_may_hold_images(tmp_path: Path) -> None:
+    """As VLMEvalKit and most exports write it: no quoting, images in base64, cells of any length."""
+    data = picture(tmp_path)
+    noise = io.BytesIO()
+    Image.frombytes("RGB", (300, 300), os.urandom(270_000)).save(noise, "PNG")  # 360,000 letters
+    cells = [base64.b64encode(data).decode(), "data:image/png;base64," + base64.b64encode(data).decode(), "a.png"]
+    cells.append(base64.b64encode(noise.getvalue()).decode())
+    rows = "".join(f'"STOP" is "where"?\tit\'s "here"\t{cell}\n' for cell in cells)
+    (tmp_path / "t.tsv").write_text("question\tanswers\timage\n" + rows)
+    table = Table(str(tmp_path / "t.tsv"))
+    assert [table[i].images[0].size for i in range(4)] == [(56, 56)] * 3 + [(300, 300)]
+    assert table[0].question == '"STOP" is "where"?' and table[0].answers == ['it\'s "here"']
+    (tmp_path / "b.csv").write_text(f"question,answers,image\nq,a,{'QUFB' * 30}\n")
+    with pytest.raises(BadSampleError, match="row 0: its image: not a readable image"):
+        Table(str(tmp_path / "b.csv"))[0]
+
+
+def test_a_broken_line_of_a_csv_has_a_number_and_may_be_skipped(tmp_path: Path) -> None:
+    picture(tmp_path)
+    (tmp_path / "t.csv").write_text('question,answers,image\nq,a,a.png\n"q"x,a,a.png\nr,a,a.png\n')
+    with pytest.raises(GlimpseError, match=r"t\.csv, line 3: .*; mend the line"):
+        Table(str(tmp_path / "t.csv"))
+    table = Table(str(tmp_path / "t.csv"), on_error="skip")
+    assert len(table.skipped) == 1 and "line 3" in table.skipped[0]
+    assert table[0].question == "q"
+
+
+def test_a_row_without_its_image_is_no_text_question(tmp_path: Path) -> None:
+    picture(tmp_path)
+    (tmp_path / "t.csv").write_text("question,answers,image\nwhat is it,cat,a.png\nwhat is it,cat\n")
+    with pytest.raises(BadSampleError, match=r"row 1: expected an image in column `image`.*require_images: false"):
+        Table(str(tmp_path / "t.csv"))[1]
+    assert Table(str(tmp_path / "t.csv"), require_images=False)[1].images == []
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "b.jsonl", "c.json", "d.csv", "e.tsv", "f.yaml", "g.jsonl"])
+def test_a_byte_order_mark_is_no_content(name: str, tmp_path: Path) -> None:
+    picture(tmp_path)
+    row = {"question": "q", "answers": "a", "image": "a.png"}
+    text = {
+        "a.jsonl": json.dumps({"question": "q", "answer": "a", "image": "a.png"}), "b.jsonl": json.dumps(row),
+        "c.json": json.dumps([row]), "d.csv": "question,answers,image\nq,a,a.png\n",
+        "e.tsv": "question\tanswers\timage\nq\ta\ta.png\n", "f.yaml": "model: {}\n",
+        "g.jsonl": json.dumps({"task": "t", "id": "1", "question": "q", "references": ["a"], "prediction": "a"}),
+    }[name]  # fmt: skip
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8-sig")
+    if name == "f.yaml":
+        assert read_yaml(path) == {"model": {}}
+    elif name == "g.jsonl":
+        assert read_predictions(path)[0].task == "t"
+    else:
+        kind = JSONL if name == "a.jsonl" else Table
+        assert kind(str(path))[0].question == "q"
+
+
+@pytest.mark.parametrize("name", ["a\0.png", "A" * 5000, "x/../../a.png"])
+def test_a_path_that_is_none_is_a_bad_line(name: str, tmp_path: Path) -> None:
+    picture(tmp_path)
+    rows = [{"question": "q", "answer": "a", "image": image} for image in ("a.png", name)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(BadSampleError, match=r"t\.jsonl, line 2: "):
+        JSONL(str(tmp_path / "t.jsonl"))
+    assert len(JSONL(str(tmp_path / "t.jsonl"), on_error="skip")) == 1
