@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
 from torch.distributed import DeviceMesh
@@ -33,7 +33,7 @@ from glimpse_lightning.metrics import AnswerMetric, ExactMatch
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.objectives.base import Objective
 from glimpse_lightning.objectives.rollouts import one_more
-from glimpse_lightning.optimization import OptimizerOptions, adamw, name_parameters
+from glimpse_lightning.optimization import OptimizerOptions, adamw, configured, name_parameters, reconfigure
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.pruner import EarlyKV, Positions, Pruner, PruneStage
 from glimpse_lightning.reducers.base import Reducer
@@ -146,6 +146,7 @@ class PruningModule(LightningModule):
         self.remarks: list[str] = []
         self.shared: SharedQuestions | None = None
         self.remembered = SharedQuestions(limit=REMEMBERED)
+        self._configured: list[dict[str, Any]] = []
         self._records: list[Record] = []
         self._baseline_records: dict[str, list[Record]] = {}
         self._rivals: dict[str, PrunedVLM] | None = None
@@ -358,7 +359,17 @@ class PruningModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self.vlm is not None
         trained = {name: parameter for name, parameter in self.vlm.named_parameters() if parameter.requires_grad}
-        return adamw(trained, self.optimizer_options, self._total_steps)
+        made: Any = adamw(trained, self.optimizer_options, self._total_steps)
+        self._configured = configured(made["optimizer"])
+        return made
+
+    @override
+    def on_train_start(self) -> None:
+        """What is configured goes before what a checkpoint has brought along."""
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        changes = reconfigure(optimizer, self.lr_schedulers(), self._configured)
+        if changes:
+            rank_zero_info(f"The optimizer goes on as configured, not as in the checkpoint: {', '.join(changes)}.")
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
@@ -78,6 +79,29 @@ def name_parameters(state: dict[str, Any], names: list[str]) -> None:
     state["state"] = {known[number]: value for number, value in state["state"].items()}
     for group in state["param_groups"]:
         group["params"] = [known[number] for number in group["params"]]
+
+
+CONFIGURED = ("initial_lr", "weight_decay", "betas")
+"""What of an optimizer's groups is configured; ``lr`` follows from the schedule."""
+
+
+def configured(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What the groups of a fresh optimizer, which has its schedule, were configured with."""
+    return [{name: group[name] for name in CONFIGURED} for group in optimizer.param_groups]
+
+
+def reconfigure(optimizer: torch.optim.Optimizer, schedule: Any, wanted: list[dict[str, Any]]) -> list[str]:
+    """Have a restored optimizer and its schedule go on with what is configured; returns what that changes, in words."""
+    changes: list[str] = []
+    for index, (group, mine) in enumerate(zip(optimizer.param_groups, wanted, strict=True)):
+        for name, value in mine.items():
+            if group[name] != value and tuple(np.atleast_1d(group[name])) != tuple(np.atleast_1d(value)):
+                changes.append(f"{name.removeprefix('initial_')} {group[name]} -> {value}")
+                group[name] = value
+        if schedule.base_lrs[index] != mine["initial_lr"]:
+            schedule.base_lrs[index] = mine["initial_lr"]
+            group["lr"] = mine["initial_lr"] * schedule.lr_lambdas[index](schedule.last_epoch)
+    return list(dict.fromkeys(changes))
 
 
 def learning_rate_factor(progress: float, options: OptimizerOptions) -> float:

@@ -231,3 +231,23 @@ def test_a_bad_sample_stops_a_run_with_its_file_and_line(tmp_path: Path, capsys:
     assert error.strip().splitlines()[-1].startswith("error: ")
     assert "own.jsonl, line 1" in error
     assert not (tmp_path / "runs" / "small" / "fit_0").exists()  # it had nothing to show
+
+
+def test_configured_values_go_before_those_of_a_checkpoint(
+    fitted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("glimpse_lightning.module.rank_zero_info", said.append)
+    recipe, root = fitted
+    saved = saved_checkpoints(root / "small" / "fit_0" / "checkpoints")[-1]
+    flags = ["--ckpt_path", str(saved), "--trainer.max_steps", "10", "--model.test_after_fit", "false"]
+    flags += ["--model.optimizer.lr", "1e-5", "--model.optimizer.weight_decay", "0.2"]
+    flags += ["--trainer.limit_val_batches", "0"]
+    assert run("fit", recipe, tmp_path, *flags) == 0
+    (newest,) = saved_checkpoints(tmp_path / "small" / "fit_0" / "checkpoints")[-1:]
+    state = torch.load(newest, weights_only=True)
+    assert state["lr_schedulers"][0]["base_lrs"] == [1e-5, 1e-5]
+    groups = state["optimizer_states"][0]["param_groups"]
+    assert [(group["initial_lr"], group["weight_decay"]) for group in groups] == [(1e-5, 0.2), (1e-5, 0.0)]
+    assert max(group["lr"] for group in groups) <= 1e-5
+    assert "lr 0.001 -> 1e-05, weight_decay 0.01 -> 0.2" in said[0]
