@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.order import EvalOrder, TrainOrder
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.data.workers import end_with_parent
+from glimpse_lightning.data.workers import end_with_parent, kill_at_exit
 from glimpse_lightning.errors import BadSampleError, GlimpseError
 from glimpse_lightning.seeds import global_seed
 from glimpse_lightning.sharing import SharedQuestions
@@ -187,6 +187,7 @@ class VQAData(LightningDataModule):
         return progress.processed if progress else 0
 
     def _loader(self, dataset: Dataset[_Item], **kwargs: Any) -> DataLoader[_Item]:
+        kill_at_exit()
         return DataLoader(
             dataset,
             num_workers=self.num_workers,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
+from multiprocessing.util import Finalize
 
 PERIOD = 1.0  # seconds
 
@@ -23,6 +25,25 @@ def end_with_parent(worker: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def kill_at_exit() -> None:
+    """Have this process kill workers that are left when it ends, for a process that starts some.
+
+    Python asks them to end by SIGTERM, which they ignore, and then waits for them.
+    """
+    if os.getpid() not in _ends_workers:
+        _ends_workers.add(os.getpid())
+        Finalize(None, _kill_workers, exitpriority=100)  # unlike atexit, also at the end of a forked process
+
+
+_ends_workers: set[int] = set()
+
+
+def _kill_workers() -> None:
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _watch(parent: int) -> None:

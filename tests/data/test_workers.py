@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,19 @@ def test_a_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, timeout=60, text=True)
     assert done.stdout == "2\n"
     assert done.returncode == -9
+
+
+@pytest.mark.parametrize(("end", "status"), [("", 0), ("raise ValueError", 1), ("sys.exit(3)", 3)])
+def test_workers_that_are_left_do_not_keep_a_process(end: str, status: int, tmp_path: Path) -> None:
+    """They ignore SIGTERM, by which Python would end them before it waits for them."""
+    script = tmp_path / "left.py"
+    script.write_text(KILLED.replace("import os, signal", "import os, signal, sys").replace(
+        "os.kill(os.getpid(), signal.SIGKILL)", f"from multiprocessing import active_children as left\n    {end}"
+    ))  # fmt: skip
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, timeout=60, text=True)
+    assert (done.stdout, done.returncode) == ("2\n", status)
+    assert time.monotonic() - begin < 40
 
 
 def _dataset(kind: str, folder: Path) -> Dataset[Sample]:
