@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -29,8 +30,8 @@ class PretendDevice(TorchFunctionMode):
     """While it is entered, ``cuda`` is a device like any other.
 
     A tensor belongs to the device by its storage, so that views, parameters and what autograd has saved follow.
-    What is there already when it is entered is the CPU's. Storages are kept, so that no new one gets an old one's
-    place: for small models only.
+    What is there already when it is entered is the CPU's. Storages are referred to weakly, which frees their memory
+    and not their names, so that no new one is taken for an old one.
     """
 
     def __init__(self) -> None:
@@ -80,7 +81,7 @@ class PretendDevice(TorchFunctionMode):
         """Give a tensor whose storage is new to a device."""
         place = _place(tensor)
         if place is not None and place not in self._of_device and place not in self._of_host:
-            (self._of_device if here else self._of_host)[place] = tensor.untyped_storage()
+            (self._of_device if here else self._of_host)[place] = StorageWeakRef(tensor.untyped_storage())
 
     def _known(self, tensor: Tensor) -> bool:
         """Whether it is known where a tensor is; of what autograd has made it is not, until it meets another."""
