@@ -7,7 +7,7 @@
 
 Headline figures come first. ``gpu.json`` and ``gpu.md`` in the output folder are written anew as soon as a part is
 done; no failure stops what follows, and a part that takes too long is given up. Parts run one by one, in a process that
-keeps the model; then README's main job and ``pytest -m gpu`` run side by side. What each part measures:
+keeps the model; then README's main job and ``pytest -m gpu`` run at the same time. What each part measures:
 ``benchmarks/gpu_parts.py``.
 
 This file itself needs nothing but Python: it has to run before anything is installed.
@@ -91,7 +91,7 @@ class Run:
 
     Attributes:
         record: all that is known so far, in the form of ``bench``'s record, and ``parts`` by name.
-        env: of every process that is started.
+        env: environment variables of each process that is started.
     """
 
     def __init__(self, options: argparse.Namespace, parts: Sequence[str]) -> None:
@@ -119,7 +119,7 @@ class Run:
     # -- installing -------------------------------------------------------------------------------------------------
 
     def install(self) -> dict[str, Any]:
-        """Put the wheels into a folder of their own, and the checkout, which is not installed, beside them."""
+        """Put the wheels into a folder of their own, with links to the checkout, which is not installed."""
         site = Path(tempfile.mkdtemp(prefix="site_"))
         wheels = sorted(map(str, self.options.wheels.glob("*.whl")))
         quiet = ["-q", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--target", str(site)]

@@ -211,7 +211,7 @@ def savings(groups: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
 
 @torch.no_grad()
 def equality(bench: Bench) -> dict[str, Any]:
-    """Hugging Face's logits beside ours, without a pruner and with one that keeps all, and what that costs."""
+    """Our logits against Hugging Face's, without a pruner and with one that keeps all, and what that costs."""
     backbone, rows, goals = bench.backbone, [], []
     last = backbone.facts.num_layers - 2
     models = {
@@ -282,7 +282,7 @@ class Repeats(TorchDispatchMode):
 
 @torch.no_grad()
 def decoding(bench: Bench) -> dict[str, Any]:
-    """Seconds a token at large batches, with all visual tokens and with a few, beside the bytes that are read.
+    """Seconds a token at large batches, with all visual tokens and with a few, against the bytes that are read.
 
     The same prompt stands in every row of a batch: prefilled once, its cache repeated.
     """

@@ -9,7 +9,7 @@ from glimpse_lightning.benchmark import report
 
 TITLES = {
     "article": "The article's efficiency table",
-    "equality": "Keep-all beside Hugging Face, and the overhead without a pruner",
+    "equality": "Keep-all against Hugging Face, and the overhead without a pruner",
     "prefill": "Prefill over lengths, K and retention",
     "decoding": "Decoding at large batches",
     "scoring": "Every scorer",
