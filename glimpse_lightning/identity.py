@@ -18,8 +18,11 @@ INPUTS = "inputs.json"
 NAMES = ("path", "config", "pruner", "backbone", "ckpt_path")
 """Keys of a configuration whose values may be files or folders that a run reads."""
 
-WEIGHTS = ("backbone", "after_layer", "scorer", "stages", "pruner", "objective")
-"""Keys of ``model`` that make trained weights what they are. All others may differ in a test of them."""
+WEIGHTS = (
+    "model.backbone", "model.after_layer", "model.scorer", "model.stages", "model.pruner", "model.objective",
+    "data.train",
+)  # fmt: skip
+"""What of a configuration makes trained weights what they are. All else may differ in a test of them."""
 
 WITHOUT_WEIGHTS = ("policy", "reducer", "early_kv", "positions")
 """Likewise keys of a stage that may differ."""
@@ -79,19 +82,24 @@ def changed_since(folder: Path, key: str | None = None) -> list[str]:
         return []
     before = json.loads(saved.read_text(encoding="utf-8"))
     config: Any = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    for part in key.split(".") if key else ():
-        config = (config or {}).get(part)
-    now = inputs({"": config})
+    now = inputs({"": _part(config, key) if key else config})
     return sorted(path for path in {*before, *now} if before.get(path) != now.get(path) and (not key or path in now))
 
 
 def differences(trained: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """In which settings two ``model`` sections would end with different weights, as ``key: trained != wanted``."""
-    return [line for key in WEIGHTS for line in _differences(trained.get(key), wanted.get(key), f"model.{key}")]
+    """In which settings two configurations would end with different weights, as ``key: trained != wanted``."""
+    return [line for key in WEIGHTS for line in _differences(_part(trained, key), _part(wanted, key), key)]
+
+
+def _part(config: Any, key: str) -> Any:
+    """A part of a configuration by its dotted name; ``None`` where there is none."""
+    for name in key.split("."):
+        config = (config or {}).get(name)
+    return config
 
 
 def _differences(trained: Any, wanted: Any, where: str) -> Iterator[str]:
-    if wanted is None or trained == wanted:  # what a test leaves out, it takes as it is
+    if wanted is None or trained == wanted or _same_file(trained, wanted):  # what a test leaves out, it takes as it is
         return
     if isinstance(trained, Mapping) and isinstance(wanted, Mapping):
         # A key that one of them lacks was made by another version, which had no such option.
@@ -102,6 +110,12 @@ def _differences(trained: Any, wanted: Any, where: str) -> Iterator[str]:
             yield from _differences(*pair, f"{where}.{index}")
     else:
         yield f"{where}: {_short(trained)} != {_short(wanted)}"
+
+
+def _same_file(one: Any, other: Any) -> bool:
+    """Whether two texts name files, or folders, of one content."""
+    paths = [Path(each) for each in (one, other) if isinstance(each, str)]
+    return len(paths) == 2 and all(path.exists() for path in paths) and digest(paths[0]) == digest(paths[1])
 
 
 def _short(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import SMALL, run, write_recipe
@@ -49,17 +50,29 @@ def test_what_a_configuration_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert changed_since(Path("run")) == ["data.jsonl", "pruner"]
 
 
-def test_what_makes_weights_and_what_does_not() -> None:
+def test_what_makes_weights_and_what_does_not(tmp_path: Path) -> None:
     scorer = {"class_path": "x.VIP", "init_args": {"heads": 2}}
     model = {"after_layer": 1, "scorer": scorer, "objective": {"class_path": "KL", "init_args": {"retention": 0.1}}}
-    assert differences(model, model | {"policy": "Threshold", "baselines": [], "objective": None}) == []
-    newer = {**model, "scorer": {**scorer, "init_args": {"heads": 2, "new": 1}}}
-    assert differences(model, newer) == []
-    assert differences(model, model | {"after_layer": 2}) == ["model.after_layer: 1 != 2"]
+    train = {"class_path": "JSONL", "init_args": {"path": str(tmp_path / "a.jsonl")}}
+    trained = {"model": model, "data": {"train": train, "test": "a"}}
+
+    def found(model: dict[str, Any], **data: Any) -> list[str]:
+        return differences(trained, {"model": model, "data": {"train": train, **data}})
+
+    assert found(model | {"policy": "Threshold", "baselines": [], "objective": None}, test="b") == []
+    assert found({**model, "scorer": {**scorer, "init_args": {"heads": 2, "new": 1}}}) == []
+    assert found(model | {"after_layer": 2}) == ["model.after_layer: 1 != 2"]
     other = model | {"scorer": {"class_path": "x.AttentionRank", "init_args": {}}}
-    assert differences(model, other) == ["model.scorer.class_path: x.VIP != x.AttentionRank"]
-    stages = {"stages": [{"after_layer": 1, "scorer": scorer, "policy": "a"}]}
-    assert differences(stages, {"stages": [{**stages["stages"][0], "policy": "b"}]}) == []
+    assert found(other) == ["model.scorer.class_path: x.VIP != x.AttentionRank"]
+    stages = [{"after_layer": 1, "scorer": scorer, "policy": "a"}]
+    assert differences({"model": {"stages": stages}}, {"model": {"stages": [{**stages[0], "policy": "b"}]}}) == []
+    elsewhere = {"class_path": "JSONL", "init_args": {"path": str(tmp_path / "b.jsonl")}}
+    assert found(model, train=elsewhere) == [
+        f"data.train.init_args.path: {tmp_path / 'a.jsonl'} != {tmp_path / 'b.jsonl'}"
+    ]
+    for name in "ab":  # a copy is the same data
+        write_text(tmp_path / f"{name}.jsonl", "x")
+    assert found(model, train=elsewhere) == found(model, train=None) == []
 
 
 @pytest.fixture
