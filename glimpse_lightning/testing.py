@@ -238,7 +238,8 @@ def check_forward(backbone: Backbone) -> None:
             other = model(**others, labels=labels, keys=keys)
             out = model.prefill(keys=keys, **prompts)
             batched = _batch(prompts, torch.cat([more, more[:, :1]], 1))
-            decoded = answer_log_probs(model, out, batched)
+            with caches_kept(backbone):
+                decoded = answer_log_probs(model, out, batched)
         last = places[:, :1] - 1
         mine = got.logits[rows, torch.cat([last, places], 1)].float().log_softmax(-1)
         _assert_close(mine, decoded, f"{name}: forward differs from prefill and teacher-forced decoding")
