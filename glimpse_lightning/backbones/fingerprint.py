@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Fingerprint = dict[str, list[float]]
 """Some weights of some parts of a model, rounded to bfloat16."""
 
-_WEIGHTS = 32  # of each part
+_WEIGHTS = 8  # of each tensor of a part
 _ALIKE = 0.9  # share of equal weights where one model was loaded in float16, which rounds others than bfloat16 does
 
 
@@ -21,21 +21,19 @@ _ALIKE = 0.9  # share of equal weights where one model was loaded in float16, wh
 def fingerprint(backbone: Backbone) -> Fingerprint:
     """Weights of a model, spread over its parts; parts that are quantized, sharded or not loaded are left out.
 
-    Rounded to bfloat16, so that a model has one fingerprint in float32 and in bfloat16. Adapters that are not merged do
-    not count.
+    Of each part all tensors count: a training may have changed one kind of them alone. Rounded to bfloat16, so that a
+    model has one fingerprint in float32 and in bfloat16. Adapters that are not merged do not count.
     """
     parts: dict[str, nn.Module] = {"embeddings": backbone.model.get_input_embeddings(), "head": backbone.lm_head}
     for name, layers in (("decoder", backbone.layers), ("vision", getattr(backbone, "vision_blocks", ()))):
         for index in sorted({0, len(layers) // 2, len(layers) - 1} & {*range(len(layers))}):
             parts[f"{name} {index}"] = layers[index]
-    found = {name: _largest(part) for name, part in parts.items()}
-    return {name: _some(weight) for name, weight in found.items() if weight is not None and _plain(weight)}
-
-
-def _largest(part: nn.Module) -> Tensor | None:
-    """The largest of a part's own weights; adapters are smaller, but for the smallest models."""
-    weights = [weight for name, weight in part.named_parameters() if "lora_" not in name]
-    return max(weights, key=Tensor.numel, default=None)
+    return {
+        f"{part} {name.replace('base_layer.', '')}": _some(weight)  # as PEFT calls what an adapter is put around
+        for part, module in parts.items()
+        for name, weight in module.named_parameters()
+        if "lora_" not in name and _plain(weight)
+    }
 
 
 def _plain(weight: Tensor) -> bool:
@@ -52,7 +50,7 @@ def same_weights(one: Fingerprint, other: Fingerprint, dtype: Any) -> bool:
     """Whether two fingerprints are of one model, as far as both have the same parts.
 
     Args:
-        dtype: of the model at hand; in float16 some weights may be rounded differently.
+        dtype: data type of the model at hand; in float16 some weights may be rounded differently.
     """
     shared = one.keys() & other.keys()
     pairs = [pair for name in shared for pair in zip(one[name], other[name], strict=True)]
