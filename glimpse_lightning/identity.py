@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -37,16 +38,20 @@ def digest(path: Path) -> str:
     """
     found = blake2b(digest_size=16)
     for file in sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]:
-        found.update(str(file.relative_to(path)).encode(errors="surrogateescape"))
         about = file.stat()
-        with file.open("rb") as content:
-            if about.st_size <= _WHOLE:
-                found.update(content.read())
-                continue
-            found.update(f"{about.st_size} {about.st_mtime_ns}".encode() + content.read(_END))
-            content.seek(-_END, 2)
-            found.update(content.read())
+        found.update(str(file.relative_to(path)).encode(errors="surrogateescape"))
+        found.update(_of_file(file.resolve(), about.st_size, about.st_mtime_ns))
     return found.hexdigest()
+
+
+@lru_cache(maxsize=4096)  # an ablation asks once for each cell
+def _of_file(path: Path, size: int, changed: int) -> bytes:
+    with path.open("rb") as content:
+        if size <= _WHOLE:
+            return blake2b(content.read()).digest()
+        ends = content.read(_END)
+        content.seek(-_END, 2)
+        return blake2b(f"{size} {changed}".encode() + ends + content.read()).digest()
 
 
 def inputs(config: Mapping[str, Any]) -> dict[str, str]:
