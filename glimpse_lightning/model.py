@@ -291,7 +291,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
             input_ids: ``[B, N]`` prompts and what follows them; padding on either side.
             attention_mask: ``[B, N]``.
             position_ids, past_key_values, prefill: of ``generate``'s steps, which come through here too.
-            labels: ``[B, N]``, -100 where no loss is wanted, as in Hugging Face: of the prompt, at least.
+            labels: ``[B, N]`` tokens to predict; -100, as in Hugging Face, where no loss is wanted, as in the prompt.
             prompt_length: tokens of each prompt, padding not counted; one number, or ``[B]``.
             keys, questions: as in :meth:`prefill`.
             num_items_in_batch: what the loss is divided by, in place of the number of labels; as Trainer gives it.
@@ -383,7 +383,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
 
         Args:
             repo_id: ``user/name``.
-            private: of a new repository.
+            private: whether a new repository is private.
             **options: of ``huggingface_hub.upload_folder``.
         """
         with tempfile.TemporaryDirectory() as folder:

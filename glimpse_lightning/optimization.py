@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
@@ -95,7 +94,8 @@ def reconfigure(optimizer: torch.optim.Optimizer, schedule: Any, wanted: list[di
     changes: list[str] = []
     for index, (group, mine) in enumerate(zip(optimizer.param_groups, wanted, strict=True)):
         for name, value in mine.items():
-            if group[name] != value and tuple(np.atleast_1d(group[name])) != tuple(np.atleast_1d(value)):
+            restored = tuple(group[name]) if name == "betas" else group[name]
+            if restored != value:
                 changes.append(f"{name.removeprefix('initial_')} {group[name]} -> {value}")
                 group[name] = value
         if schedule.base_lrs[index] != mine["initial_lr"]:

@@ -141,7 +141,7 @@ def fit(
         recompute: whether activations are checkpointed.
         fixed: whether answers and keep decisions are the same whatever the model says, so that no rounding flips one.
         backbone: a loaded one, or its name.
-        **kwargs: of the trainer.
+        **kwargs: further arguments of the trainer.
     """
     watch = Watch()
     sharded = strategy or FSDP2() if world == 2 else strategy

@@ -15,7 +15,7 @@ def while_in_use(key: Hashable, change: Callable[[], Callable[[], None]]) -> Ite
     """While any thread is inside with this ``key``, a change holds.
 
     Args:
-        key: of the change.
+        key: names the change.
         change: makes it, and returns what undoes it.
     """
     with _lock:

@@ -35,7 +35,7 @@ class Mask(Objective):
     Args:
         dice_weight: of the Dice loss.
         bce_weight: of the binary cross entropy.
-        answer_weight: of the answer loss, which scorers with glimpse tokens have; 0 spares its computation.
+        answer_weight: factor on the answer loss, which scorers with glimpse tokens have; 0 spares its computation.
         sharpness: last factor on the logits, at least 1.
     """
 

@@ -32,7 +32,7 @@ def choice(answer: str, reference: str) -> float:
 
 
 def letters(text: str) -> set[str]:
-    """The option letters that a text chooses, in upper case, with all others that it names beside one; a letter that
+    """The option letters that a text chooses, in upper case, with all others that it names as well; a letter that
     it rules out counts as two.
     """
     bare = text.strip().strip("().[]\"'*: ").upper()
