@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class GlimpseError(ValueError):
@@ -15,6 +15,18 @@ class GlimpseError(ValueError):
 
 class BadSampleError(GlimpseError):
     """One sample of a dataset cannot be used; a dataset with ``on_error: skip`` has it counted and left out."""
+
+
+class RefusedSamplesError(BadSampleError):
+    """Samples of a batch that the processor cannot make tensors of.
+
+    Args:
+        reasons: what is wrong with each of them, by its place in the batch.
+    """
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        super().__init__(" ".join(reasons.values()))
+        self.reasons = dict(reasons)
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:

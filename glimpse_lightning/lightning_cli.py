@@ -50,6 +50,7 @@ from glimpse_lightning.pruner_flag import pruner_alone
 from glimpse_lightning.quiet import quieten
 from glimpse_lightning.recipe_files import (
     check_vars,
+    given_as_null,
     names_class,
     read_yaml,
     recipe_name,
@@ -128,7 +129,8 @@ class RunTrainer(Trainer):
                 raise GlimpseError("Expected `--question` to be a text that is not empty.")
             files = [image] if isinstance(image, str) else image
             pictures = [load_image(Path(file)) for file in files]
-            sample = Sample(id=Path(files[0]).stem, key=0, question=question, answers=[], images=pictures)
+            name, where = Path(files[0]).stem, ", ".join(files)
+            sample = Sample(id=name, key=0, question=question, answers=[], images=pictures, where=where)
             datamodule = VQAData(predict=[sample], num_workers=0)  # type: ignore[arg-type]
         return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
 
@@ -207,8 +209,11 @@ class RunCLI(LightningCLI):
         parser.flags = list(self._parser(args[0])._option_string_actions)
         with checkpoint_config(args) as extra:
             self.config = parser.parse_args([args[0], *extra, *args[1:]])
+        nulls = given_as_null(args)
         for key, value in self.config.items(branches=False):
-            if isinstance(value, str) and value in self.texts:
+            if value == "None" and key.replace(".init_args", "").removeprefix(f"{args[0]}.") in nulls:
+                self.config[key] = None
+            elif isinstance(value, str) and value in self.texts:
                 self.config[key] = self.texts[value]
             elif key.rpartition(".")[2] not in TEXTS:
                 self.config[key] = expanded(value)

@@ -26,8 +26,8 @@ from glimpse_lightning.backbones.shares import load_shares
 from glimpse_lightning.checkpoints import load_pruner
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import RawBatch
-from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.data.sample import BLANK, Sample
+from glimpse_lightning.errors import GlimpseError, RefusedSamplesError
 from glimpse_lightning.evaluation import Evaluator, baseline_models, kept_by_item, training_free_scorers
 from glimpse_lightning.metrics import AnswerMetric, ExactMatch
 from glimpse_lightning.model import PrunedVLM
@@ -261,17 +261,23 @@ class PruningModule(LightningModule):
 
     @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """Samples from the workers through the processor."""
+        """Samples from the workers through the processor; those that it refuses are left out, where that is asked."""
         if isinstance(batch, Batch):
             return batch
         raw = batch if isinstance(batch, RawBatch) else RawBatch(list(batch), [1.0] * len(batch))
         if raw.error is not None:
             raise GlimpseError(raw.error)
+        try:
+            collated = self.model.backbone.collate(raw.samples)
+        except RefusedSamplesError as error:
+            if raw.on_error != "skip":
+                raise
+            raw = raw.without(error.reasons)
+            collated = self.model.backbone.collate(raw.samples)
         for message in raw.skipped:
             if message not in self.skipped:
                 self.skipped.append(message)
                 rank_zero_warn(f"Skipped a bad sample ({len(self.skipped)} so far): {message}")
-        collated = self.model.backbone.collate(raw.samples)
         collated.weight = torch.tensor(raw.weight)
         if self.model.sharded and collated.answer_ids.shape[1] == 1:
             # No token of such an answer runs through the layers, and other ranks would wait for this one.
@@ -338,6 +344,8 @@ class PruningModule(LightningModule):
         torch.manual_seed(global_seed() + 1_000_003 * step + 1_000_000_000_000_003 * self.global_rank)
         self.objective.progress = self.global_step / max(1, self._total_steps)
         result = self.objective.step(self.model, batch)
+        if batch.samples[0] is BLANK:
+            result.loss = 0.0 * result.loss
         if not torch.isfinite(result.loss):
             raise GlimpseError(
                 f"The loss of step {self.global_step} is {result.loss.item()} on samples "
@@ -392,8 +400,11 @@ class PruningModule(LightningModule):
 
     def _finish_evaluation(self, stage: str) -> None:
         release(self)  # optimizers and checkpoints know the shards only
+        records, skipped = gathered(self._records), gathered(self.skipped)
+        if skipped and not records:
+            raise GlimpseError(f"Expected at least one usable sample, but all are bad; one of them: {skipped[0]}")
         self.summary = Summary(
-            gathered(self._records), {name: gathered(records) for name, records in self._baseline_records.items()}
+            records, {name: gathered(records) for name, records in self._baseline_records.items()}
         )
         figures = {f"{stage}/{name}": value for name, value in self.summary.metrics.items()}
         for family, metrics in self.summary.families.items():

@@ -108,6 +108,16 @@ def texts_aside(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return out, texts
 
 
+def given_as_null(args: Sequence[str]) -> set[str]:
+    """The flags whose value is ``null``, without their dashes.
+
+    The parser reads a flag within a component's options twice, the second time as the text ``None``.
+    """
+    pairs = zip(args, [*args[1:], ""], strict=True)
+    found = [arg.partition("=")[::2] if "=" in arg else (arg, after) for arg, after in pairs]
+    return {flag.removeprefix("--") for flag, value in found if flag.startswith("--") and value == "null"}
+
+
 TEXT_FLAGS = ("--question", "--data.prompt")
 
 

@@ -18,7 +18,7 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.rows import OnError
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.errors import BadSampleError, GlimpseError
 from glimpse_lightning.evaluation import kept_and_total
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.predictions import Prediction, PredictionFiles
@@ -35,6 +35,12 @@ class _Some(Dataset[Sample]):
     def __init__(self, dataset: Dataset[Sample], indices: Sequence[int]) -> None:
         self.dataset, self.indices = dataset, indices
         self.on_error = getattr(dataset, "on_error", "raise")
+
+    @property
+    def ids(self) -> list[str] | None:
+        """Names of the samples, where the dataset knows them without reading any."""
+        names = getattr(self.dataset, "ids", None)
+        return None if names is None else [names[index] for index in self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -145,11 +151,19 @@ class SuiteData(LightningDataModule):
 
 
 def _unanswered(dataset: Dataset[Sample], answered: Mapping[str, Prediction]) -> list[int]:
-    size = len(dataset)  # type: ignore[arg-type]
+    indices = range(len(dataset))  # type: ignore[arg-type]
     if not answered:
-        return list(range(size))
-    names = getattr(dataset, "ids", None) or [dataset[index].id for index in range(size)]
-    return [index for index in range(size) if names[index] not in answered]
+        return list(indices)
+    names = getattr(dataset, "ids", None) or [_name(dataset, index) for index in indices]
+    return [index for index in indices if names[index] not in answered]
+
+
+def _name(dataset: Dataset[Sample], index: int) -> str | None:
+    """A sample's id; ``None`` where it cannot be read, which ``on_error`` is asked about when its turn comes."""
+    try:
+        return dataset[index].id
+    except BadSampleError:
+        return None
 
 
 class SuiteModule(PruningModule):

@@ -15,6 +15,7 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from glimpse_lightning.backbones.collate import collate_samples, first_copies
+from glimpse_lightning.backbones.refusals import collate_or_refuse, placeholders
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.engine import taps
@@ -142,6 +143,7 @@ class Backbone(ABC):
         self.processor = processor
         self.prune_video = prune_video
         self.recompute = False
+        self._placeholders: frozenset[str] | None = None
         self.name = model.name_or_path or type(model).__name__
         taps.install(self.text_config)
 
@@ -330,8 +332,17 @@ class Backbone(ABC):
         return eos[0] if isinstance(eos, (list, tuple)) else eos
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Samples through chat template and processor into a batch, padded on the left, with answer tokens."""
-        batch = collate_samples(samples, self.processor, self.tokenizer, self.end_token_id)
+        """Samples through chat template and processor into a batch, padded on the left, with answer tokens.
+
+        Raises:
+            RefusedSamplesError: where the processor takes some samples but not others; it names these.
+        """
+        if self._placeholders is None:
+            self._placeholders = placeholders(self)
+        tokenizer, end = self.tokenizer, self.end_token_id
+        batch = collate_or_refuse(
+            lambda some: collate_samples(some, self.processor, tokenizer, end), samples, self._placeholders
+        )
         first = first_copies([image for sample in samples for image in sample.images])
         if len(set(first)) < len(first):
             batch.inputs = self.share_images(batch.inputs, first)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.order import EvalOrder, TrainOrder
-from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.data.rows import OnError
+from glimpse_lightning.data.sample import BLANK, Sample
 from glimpse_lightning.data.workers import end_with_parent, kill_at_exit
 from glimpse_lightning.errors import BadSampleError, GlimpseError
 from glimpse_lightning.seeds import global_seed
@@ -30,12 +31,26 @@ class RawBatch:
         weight: 1.0 each, or 0.0 for one that only pads and counts nowhere.
         skipped: what was wrong with samples that were left out.
         error: what was wrong with a sample that may not be left out.
+        on_error: what becomes of samples that the processor refuses: ``raise`` or ``skip``.
     """
 
     samples: list[Sample]
     weight: list[float]
     skipped: list[str] = field(default_factory=list)
     error: str | None = None
+    on_error: OnError = "raise"
+
+    def without(self, reasons: Mapping[int, str]) -> RawBatch:
+        """The same batch less the samples that ``reasons`` names by their place; a blank one, which counts nowhere,
+        where none is left: ranks have to take as many steps as each other.
+        """
+        good = [index for index in range(len(self.samples)) if index not in reasons]
+        return replace(
+            self,
+            samples=[self.samples[index] for index in good] or [BLANK],
+            weight=[self.weight[index] for index in good] or [0.0],
+            skipped=self.skipped + [reason for index, reason in reasons.items() if self.weight[index]],
+        )
 
 
 @dataclass
@@ -44,6 +59,7 @@ class _Item:
     weight: float = 1.0
     skipped: list[str] = field(default_factory=list)
     error: str | None = None
+    on_error: OnError = "raise"
 
 
 class _Guarded(Dataset[_Item]):
@@ -61,6 +77,7 @@ class _Guarded(Dataset[_Item]):
         self.dataset = dataset
         self.prompt = prompt
         self.stand_in_weight = stand_in_weight
+        self.on_error: OnError = getattr(dataset, "on_error", "raise")
         self.length = len(dataset)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -73,9 +90,10 @@ class _Guarded(Dataset[_Item]):
             try:
                 sample = self.dataset[(start + offset) % self.length]
                 sample = replace(sample, question=self.prompt.replace(QUESTION, sample.question))
-                return _Item(sample, self.stand_in_weight * weight if skipped else weight, skipped)
+                weight = self.stand_in_weight * weight if skipped else weight
+                return _Item(sample, weight, skipped, on_error=self.on_error)
             except BadSampleError as error:
-                if getattr(self.dataset, "on_error", "raise") != "skip":
+                if self.on_error != "skip":
                     return _Item(None, error=str(error))
                 if weight:
                     skipped.append(str(error))
@@ -112,6 +130,7 @@ def _together(items: list[_Item]) -> RawBatch:
         weight=[item.weight for item in items if item.sample is not None],
         skipped=[message for item in items for message in item.skipped],
         error=next((item.error for item in items if item.error), None),
+        on_error=items[0].on_error,
     )
 
 

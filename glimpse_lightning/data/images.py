@@ -57,6 +57,15 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.
     return _read(io.BytesIO(data), name, max_pixels)
 
 
+def looks_like_an_image(data: bytes) -> bool:
+    """Whether the contents of a file begin as an image does."""
+    try:
+        with Image.open(io.BytesIO(data)):
+            return True
+    except Exception:  # what readers of headers raise
+        return False
+
+
 def _read(source: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():

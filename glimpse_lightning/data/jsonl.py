@@ -81,6 +81,11 @@ class JSONL(Dataset[Sample]):
         if not self.rows:
             raise GlimpseError(f"{path}: expected at least one usable line, but got {self._found()}.")
 
+    @property
+    def ids(self) -> list[str]:
+        """Names of the samples."""
+        return [row.id for row in self.rows]
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -97,6 +102,7 @@ class JSONL(Dataset[Sample]):
             images=images,
             boxes=self._boxes_of(row, images),
             family=row.family,
+            where=row.where,
         )
 
     def _found(self) -> str:

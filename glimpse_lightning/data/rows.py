@@ -103,6 +103,7 @@ class RowDataset(Dataset[Sample]):
         self.rows, self.source, self.columns, self.wording, self.root = rows, source, columns, wording, root
         self.on_error, self.require_answers, self.require_images = on_error, require_answers, require_images
         self.box_format, self.max_pixels = box_format, max_pixels
+        self.numbers: Sequence[int] = range(len(rows))
         names = rows.column(columns.id) if columns.id else range(len(rows))
         self.ids = unique_names([str(int(name) % id_modulo if id_modulo else name) for name in names])
 
@@ -110,7 +111,7 @@ class RowDataset(Dataset[Sample]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        where = f"{self.source}, row {index}"
+        where = f"{self.source}, row {self.numbers[index]}"
         try:
             return self._sample(self.rows[index], self.ids[index], where)
         except BadSampleError:
@@ -134,6 +135,7 @@ class RowDataset(Dataset[Sample]):
             images=images,
             boxes=self._boxes(row, images, where),
             family="" if is_missing(family) else str(family),
+            where=where,
         )
 
     def _image_values(self, row: Mapping[str, Any]) -> list[Any]:

@@ -23,6 +23,7 @@ class Sample:
         images: RGB images in the order in which they precede the question.
         boxes: for each image, the evidence boxes; ``None`` where the dataset has no annotation.
         family: question family, by which metrics are grouped; ``""`` for none.
+        where: place in its data file, for errors; ``""`` where the id says it all.
     """
 
     id: str
@@ -32,6 +33,12 @@ class Sample:
     images: list[Image.Image] = field(default_factory=list)
     boxes: list[list[Box]] | None = None
     family: str = ""
+    where: str = ""
+
+    @property
+    def place(self) -> str:
+        """What errors call it."""
+        return self.where or f"sample {self.id!r}"
 
     def content(self) -> str:
         """A digest of question, answers and pixels: what a model is asked and shown, whatever the sample's name."""
@@ -42,3 +49,7 @@ class Sample:
             digest.update(f"{image.mode}{image.size}".encode())
             digest.update(image.tobytes())
         return digest.hexdigest()
+
+
+BLANK = Sample(id="", key=0, question="What?", answers=["nothing"], images=[Image.new("RGB", (224, 224), "white")])
+"""What stands in where no sample of a batch can be used; every processor takes it."""

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from glimpse_lightning.data.arrow import folder_rows, parquet_rows
 from glimpse_lightning.data.boxes import BoxFormat
 from glimpse_lightning.data.columns import Columns, Wording
-from glimpse_lightning.data.images import MAX_PIXELS
-from glimpse_lightning.data.rows import ListRows, OnError, RowDataset, Rows
+from glimpse_lightning.data.images import MAX_PIXELS, looks_like_an_image
+from glimpse_lightning.data.rows import ListRows, OnError, RowDataset, Rows, base64_image
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.paths import read_text
 
@@ -69,8 +69,25 @@ class Table(RowDataset):
             box_format=box_format,
             max_pixels=max_pixels,
         )
+        if on_error == "skip" and isinstance(self.rows, ListRows):
+            self._drop_broken_images(self.rows)
         if self.skipped:
             rank_zero_warn(f"{path}: skipped {len(self.skipped)} bad lines; the first: {self.skipped[0]}")
+
+    def _drop_broken_images(self, rows: ListRows) -> None:
+        """Leave out rows with a cell in base64 that is no image, which its first bytes tell."""
+        good = []
+        for index, row in enumerate(rows.rows):
+            texts = [value for value in self._image_values(row) if isinstance(value, str)]
+            cells = [data for data in map(base64_image, texts) if data is not None]
+            if all(map(looks_like_an_image, cells)):
+                good.append(index)
+            else:
+                self.skipped.append(f"{self.path}, row {index}: its image: not a readable image; mend the cell.")
+        self.rows, self.numbers = ListRows([rows.rows[index] for index in good]), good
+        self.ids = [self.ids[index] for index in good]
+        if not good:
+            raise GlimpseError(f"{self.path}: expected a usable row, but all are bad; the first: {self.skipped[0]}")
 
 
 def read_rows(path: Path, split: str | None = None, size: int | None = None, skipped: list[str] | None = None) -> Rows:

@@ -118,6 +118,7 @@ class VisualCoTTrain(Dataset[Sample]):
             images=[load_image(self._image_path(row, where), self.max_pixels)],
             boxes=[boxes],
             family="+".join(part.score_funcs),
+            where=where,
         )
 
     def _image_path(self, row: dict[str, Any], where: str) -> Path:
@@ -291,6 +292,7 @@ class VisualCoTBenchmark(Dataset[Sample]):
             images=[image],
             boxes=[clipped(box, "xyxy", image.size, where)],
             family=self.path.stem,
+            where=where,
         )
 
     def _image_path(self, name: str, where: str) -> Path:

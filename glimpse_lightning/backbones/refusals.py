@@ -1,0 +1,79 @@
+"""What a processor refuses, said of the samples that it refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.data.sample import BLANK, Sample
+from glimpse_lightning.errors import RefusedSamplesError
+
+if TYPE_CHECKING:
+    from glimpse_lightning.backbones.base import Backbone
+
+_VISUAL = r"\w*(image|video|vision|audio|boi|eoi)\w*_token"
+"""What configurations and processors call the tokens that stand for what is no text."""
+
+
+def placeholders(backbone: Backbone) -> frozenset[str]:
+    """Texts that processor and model read as places of images, videos or sound."""
+    config, processor = backbone.model.config, backbone.processor
+    ids = [value for name, value in vars(config).items() if re.fullmatch(rf"{_VISUAL}_(id|index)", name)]
+    known = backbone.tokenizer.convert_ids_to_tokens([number for number in ids if isinstance(number, int)])
+    named = [getattr(processor, name) for name in dir(processor) if re.fullmatch(_VISUAL, name)]
+    return frozenset(text for text in (*known, *named) if isinstance(text, str) and text)
+
+
+def collate_or_refuse(
+    collate: Callable[[Sequence[Sample]], Batch], samples: Sequence[Sample], forbidden: frozenset[str]
+) -> Batch:
+    """A batch of ``samples``.
+
+    A processor speaks of the whole batch, in its own words, or takes an image's place in one question for that of the
+    next one's image. So places of images in the text are looked for first, and after a refusal each sample is tried
+    alone.
+
+    Args:
+        collate: makes the batch.
+        forbidden: texts that no question or answer may hold.
+
+    Raises:
+        RefusedSamplesError: where it is samples that cannot be used; it names each one's place. Whatever ``collate``
+            raises: where it refuses a blank sample just so, or no sample alone.
+    """
+    reasons = {}
+    for index, sample in enumerate(samples):
+        texts = (sample.question, *sample.answers[:1])
+        found = sorted(text for text in forbidden if any(text in each for each in texts))
+        if found:
+            reasons[index] = (
+                f"{sample.place}: {found[0]!r} stands in its text, where this model reads the place of an image; "
+                "take it out (images stand before the question by themselves)."
+            )
+    failure = None
+    if not reasons:
+        try:
+            return collate(samples)
+        except Exception as error:  # processors raise anything: ValueError, IndexError, ZeroDivisionError, ...
+            failure = error
+            if _refusal(collate, BLANK) is not None:
+                raise
+    for index, sample in enumerate(samples):
+        why = None if index in reasons else _refusal(collate, sample)
+        if why is not None:
+            reasons[index] = f"{sample.place}: the processor refuses it ({why}); mend it, or leave it out."
+    if failure is not None and not reasons:
+        raise failure
+    raise RefusedSamplesError(reasons)
+
+
+def _refusal(collate: Callable[[Sequence[Sample]], Batch], sample: Sample) -> str | None:
+    """What ``collate`` says against a sample; ``None`` where it takes it."""
+    try:
+        collate([sample])
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        return lines[0].rstrip(".") if lines else type(error).__name__
+    return None
