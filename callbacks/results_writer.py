@@ -164,7 +164,8 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     """The table of methods, and the one of question families."""
     rows: dict[str, dict[str, Any]] = {"pruned": summarise(summary.records)}
     rows |= {name: summarise(records) for name, records in summary.baselines.items()}
-    full = {"retention": 1.0, "accuracy": rows["pruned"]["full_accuracy"], "relative_accuracy": 1.0, "agreement": 1.0}
+    accuracy = rows["pruned"]["full_accuracy"]
+    full = {"retention": 1.0, "accuracy": accuracy, "relative_accuracy": accuracy and 1.0, "agreement": 1.0}
     table = _table(f"{len(summary.records)} questions", "model", list(SHOWN.values()))
     for name, figures in {"full": full, **rows}.items():
         table.add_row(plain(name), *(_percent(figures.get(column)) for column in SHOWN))

@@ -158,7 +158,9 @@ class TokenOverlay(Callback):
             if sample.id not in records or self._drawn >= self.samples:
                 continue
             record = records[sample.id]
-            answers = {"pruned": record.prediction, "full": record.full_prediction, "true": sample.answers[0]}
+            answers = {"pruned": record.prediction, "full": record.full_prediction}
+            if sample.answers:
+                answers["true"] = sample.answers[0]
             drawn = picture(sample, _items_by_sample(outputs["kept"], row), answers)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning import scorers
+from glimpse_lightning.answers import answer_rows, greedy, prefill, with_answers
 from glimpse_lightning.backbones.base import Prompt
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.engine.prefill import PrefillOutput
@@ -30,13 +31,6 @@ from glimpse_lightning.token_counts import StageTokens, TokenCounts, count_token
 
 TEACHER_TOKENS = 1024
 """Tokens of the full model's distribution that are remembered one by one; the rest is one remainder."""
-
-
-def prefill(model: PrunedVLM, batch: Batch, prompt: Prompt | None = None) -> PrefillOutput:
-    """The batch's prompts through ``model``; ``prompt`` where they are embedded already."""
-    questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
-    inputs: dict[str, Any] = batch.inputs
-    return model.prefill(prompt=prompt, keys=batch.key, questions=questions, boxes=boxes, **inputs)
 
 
 def final_keep(out: PrefillOutput) -> Tensor:
@@ -68,10 +62,12 @@ class FullAnswer:
 
     Attributes:
         text: its answer.
-        ids, log_probs: ``[A, k]`` its likeliest next tokens along the reference answer.
+        along: tokens of the reference answer, or, of a question without any, of its own.
+        ids, log_probs: ``[A, k]`` its likeliest next tokens along these.
     """
 
     text: str
+    along: list[int]
     ids: Tensor
     log_probs: Tensor
 
@@ -119,8 +115,7 @@ class Evaluator:
 
     def answers(self, model: PrunedVLM, out: PrefillOutput) -> list[str]:
         """Greedy answers from a prefill."""
-        ids = model.generate(prefill=out, max_new_tokens=self.max_new_tokens, do_sample=False)
-        return model.backbone.decode(ids)
+        return model.backbone.decode(greedy(model, out, self.max_new_tokens))
 
     @torch.no_grad()
     def full_answers(self, batch: Batch, prompt: Prompt | None = None) -> list[FullAnswer]:
@@ -129,13 +124,14 @@ class Evaluator:
         missing = not all(name in self.cache for name in names)
         if any_rank(missing, self.full.device) if self.full.sharded else missing:
             out = prefill(self.full, batch, prompt)
-            logs = answer_log_probs(self.full, out, batch)
+            said = greedy(self.full, out, self.max_new_tokens)
+            rows = answer_rows(self.full, batch, said)
+            logs = answer_log_probs(self.full, out, with_answers(self.full, batch, rows))
             top = logs.topk(min(TEACHER_TOKENS, logs.shape[-1]), dim=-1)
-            lengths = batch.answer_mask.sum(1).tolist()
-            for row, (name, text) in enumerate(zip(names, self.answers(self.full, out), strict=True)):
-                length = int(lengths[row])
+            for row, (name, text) in enumerate(zip(names, self.full.backbone.decode(said), strict=True)):
+                length = len(rows[row])
                 values, ids = top.values[row, :length].cpu().clone(), top.indices[row, :length].int().cpu().clone()
-                self.cache[name] = FullAnswer(text, ids, values)
+                self.cache[name] = FullAnswer(text, rows[row], ids, values)
         return [self.cache[name] for name in names]
 
     @torch.no_grad()
@@ -167,7 +163,8 @@ class Evaluator:
             texts, out, logs = [full.text for full in fulls], prefill(model, batch, prompt), None
         else:
             texts, out = self.predict(model, seen, prompt if seen is batch else None)
-            logs = answer_log_probs(model, out, seen) if with_kl else None
+            along = with_answers(model, seen, [full.along for full in fulls])
+            logs = answer_log_probs(model, out, along) if with_kl else None
         keep = final_keep(out)
         counts = token_counts(model, out, len(batch.samples)) if seen is batch else cut_counts(model, out, prompt)
         boxes = [sample.boxes if seen is batch else None for sample in batch.samples]
@@ -180,6 +177,9 @@ class Evaluator:
             if batch.weight[row] == 0:
                 continue
             recall, precision, iou = overlap[row].tolist() if annotated[row] else (None, None, None)
+            score, full_score = (
+                self.metric.score(text, sample.answers) if sample.answers else None for text in (texts[row], full.text)
+            )
             records.append(
                 Record(
                     id=sample.id,
@@ -188,8 +188,8 @@ class Evaluator:
                     references=sample.answers,
                     prediction=texts[row],
                     full_prediction=full.text,
-                    score=self.metric.score(texts[row], sample.answers),
-                    full_score=self.metric.score(full.text, sample.answers),
+                    score=score,
+                    full_score=full_score,
                     kept=kept[row],
                     total=total[row],
                     entering=counts[row].entering,

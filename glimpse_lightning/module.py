@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch.distributed import DeviceMesh
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
+from glimpse_lightning.annotations import Annotations
+from glimpse_lightning.answers import WrittenAnswers
 from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.load import source_of
@@ -52,6 +55,8 @@ REMEMBERED = 1e9
 """Bytes that questions of a test may take in main memory until the baselines are asked them."""
 OBJECTIVE = "objective"
 """Under which a checkpoint holds the objective's state, one for each rank."""
+WRITTEN = "full_answers"
+"""Folder, among a recipe's runs, of the full model's answers to training questions that have none."""
 GATHERED: dict[Any, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """In which type sharded weights travel, by the trainer's precision; they are kept, and summed up, in their own."""
 
@@ -146,6 +151,8 @@ class PruningModule(LightningModule):
         self.remarks: list[str] = []
         self.shared: SharedQuestions | None = None
         self.remembered = SharedQuestions(limit=REMEMBERED)
+        self._annotations: Annotations | None = None
+        self._written: WrittenAnswers | None = None
         self._configured: list[dict[str, Any]] = []
         self._records: list[Record] = []
         self._baseline_records: dict[str, list[Record]] = {}
@@ -305,13 +312,20 @@ class PruningModule(LightningModule):
                 f"Nothing to train: no parameter matches {type(self.objective).__name__}'s {self.objective.trainable}. "
                 "Give a scorer that learns (VIP), or evaluate this recipe with `test`."
             )
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self._annotations = Annotations(self.objective, getattr(data, "train", None))
+        self._written = None
+        if self.objective.writes_answers:
+            folder = Path(self.trainer.default_root_dir).parent / WRITTEN
+            self._written = WrittenAnswers(self.evaluator.full, folder, self.max_new_tokens, self.global_rank)
         self.objective.start(self.model)
 
     @override
     def on_fit_end(self) -> None:
         self.model.eval()
         assert self.objective is not None
-        self.remarks = self.objective.remarks()
+        assert self._annotations is not None
+        self.remarks = self._annotations.remarks(self.objective.needs, self.device) + self.objective.remarks()
         for remark in self.remarks:
             rank_zero_warn(remark)
 
@@ -343,6 +357,10 @@ class PruningModule(LightningModule):
         # Ranks lie further apart than seeds and steps do: no rank draws what another one draws under the next seed.
         torch.manual_seed(global_seed() + 1_000_003 * step + 1_000_000_000_000_003 * self.global_rank)
         self.objective.progress = self.global_step / max(1, self._total_steps)
+        if self._written is not None:
+            batch = self._written.filled(batch)
+        if self._annotations is not None:
+            self._annotations.see(batch.samples)
         result = self.objective.step(self.model, batch)
         if batch.samples[0] is BLANK:
             result.loss = 0.0 * result.loss

@@ -24,10 +24,12 @@ class Record:
     Attributes:
         id, family, question, references: of the sample.
         prediction, full_prediction: answers with pruned and with all tokens.
-        score, full_score: of these answers against the references, by the accuracy metric, in [0, 1].
+        score, full_score: of these answers against the references, by the accuracy metric, in [0, 1]; ``None`` without
+            references.
         kept, total: visual tokens that all stages keep, and visual tokens there are.
         entering, layer_mean, kv, flops: other counts of what is kept; see ``token_counts.TokenCounts``.
-        kl: mean over the answer's tokens of KL(full || pruned) in nats.
+        kl: mean over the tokens of the first reference, or, without any, of the full model's answer, of KL(full ||
+            pruned) in nats.
         evidence: tokens touched by evidence boxes; ``None`` without annotation.
         evidence_recall, evidence_precision, evidence_iou: how the kept tokens overlap with those.
     """
@@ -38,8 +40,8 @@ class Record:
     references: list[str]
     prediction: str
     full_prediction: str
-    score: float
-    full_score: float
+    score: float | None
+    full_score: float | None
     kept: int
     total: int
     entering: int | None = None

@@ -58,11 +58,11 @@ def test_kl_of_remembered_answers_is_exact_when_all_tokens_are_remembered() -> N
     teacher, student = (torch.randn(3, 11, generator=torch.Generator().manual_seed(i)).log_softmax(-1) for i in (0, 1))
     exact = (teacher.exp() * (teacher - student)).sum(-1).mean()
     top = teacher.topk(11)
-    assert FullAnswer("", top.indices.int(), top.values).kl(student) == pytest.approx(float(exact), abs=1e-5)
+    assert FullAnswer("", [], top.indices.int(), top.values).kl(student) == pytest.approx(float(exact), abs=1e-5)
     some = teacher.topk(4)
-    bound = FullAnswer("", some.indices.int(), some.values).kl(student)
+    bound = FullAnswer("", [], some.indices.int(), some.values).kl(student)
     assert 0 < bound <= float(exact) + 1e-6
-    assert FullAnswer("", some.indices.int(), some.values).kl(teacher) == pytest.approx(0, abs=1e-6)
+    assert FullAnswer("", [], some.indices.int(), some.values).kl(teacher) == pytest.approx(0, abs=1e-6)
 
 
 class Places:

@@ -16,7 +16,7 @@ from glimpse_lightning.data.sample import Sample
 def collate_samples(samples: Sequence[Sample], processor: Any, tokenizer: Any, end_token_id: int) -> Batch:
     """Run ``samples`` through the chat template and ``processor``; prompts padded left, answers padded right.
 
-    Each image stands before the question, in order, in one user turn.
+    Each image stands before the question, in order, in one user turn. A sample without answers has no answer tokens.
     """
     prompts = []
     for sample in samples:
@@ -48,9 +48,14 @@ def first_copies(images: Sequence[Image]) -> list[int]:
 def _answers(samples: Sequence[Sample], tokenizer: Any, end_token_id: int) -> tuple[Tensor, Tensor]:
     rows = []
     for sample in samples:
-        text = sample.answers[0] if sample.answers else ""
-        rows.append(tokenizer(text, add_special_tokens=False)["input_ids"] + [end_token_id])
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [end_token_id] * (width - len(row)) for row in rows])
+        text = sample.answers[:1]
+        rows.append([*tokenizer(text[0], add_special_tokens=False)["input_ids"], end_token_id] if text else [])
+    return padded_answers(rows, end_token_id)
+
+
+def padded_answers(rows: Sequence[Sequence[int]], end_token_id: int) -> tuple[Tensor, Tensor]:
+    """``(ids, mask)``, both ``[B, A]``, of rows of answer tokens; at least one column."""
+    width = max(1, *map(len, rows))
+    ids = torch.tensor([[*row, *[end_token_id] * (width - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     return ids, mask

@@ -105,6 +105,10 @@ class JSONL(Dataset[Sample]):
             where=row.where,
         )
 
+    def annotated(self, what: Literal["answers", "boxes"]) -> int:
+        """How many samples have answers, or boxes."""
+        return sum(bool(getattr(row, what)) for row in self.rows)
+
     def _found(self) -> str:
         return f"{len(self.skipped)} bad ones, the first: {self.skipped[0]}" if self.skipped else "an empty file"
 

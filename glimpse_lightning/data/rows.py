@@ -119,6 +119,11 @@ class RowDataset(Dataset[Sample]):
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:  # a cell of a kind that nobody foresaw
             raise BadSampleError(f"{where}: cannot be read ({type(error).__name__}: {error}).") from error
 
+    def annotated(self, what: Literal["answers", "boxes"]) -> int:
+        """How many samples have answers, or boxes."""
+        name = getattr(self.columns, what)
+        return sum(not is_missing(value) for value in self.rows.column(name)) if name else 0
+
     def _sample(self, row: Mapping[str, Any], name: str, where: str) -> Sample:
         images = [self._image(value, where) for value in self._image_values(row)]
         if self.require_images and not images:

@@ -18,10 +18,11 @@ from loguru import logger
 from PIL import Image
 from tqdm import tqdm
 
+from glimpse_lightning.answers import prefill
 from glimpse_lightning.data.images import load_image, upright_rgb
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.evaluation import kept_and_total, prefill
+from glimpse_lightning.evaluation import kept_and_total
 from glimpse_lightning.keys import stable_key
 from glimpse_lightning.metrics import Retention
 from glimpse_lightning.model import PrunedVLM

@@ -36,6 +36,8 @@ class Objective(ABC):
             model's with ``model.``.
         progress: share of the training done, in [0, 1]; set by the module before every step, read by whatever anneals.
         repeats: how often in a row training visits a batch, a step each time.
+        needs: annotations of samples (``boxes``, ``answers``) that it learns from; samples without them add nothing.
+        writes_answers: whether samples without answers get those that the full model writes.
         refines: whether it starts from weights that are there already (a saved pruner, the language model), so that
             `test` without a fit would not be about its result.
     """
@@ -43,6 +45,8 @@ class Objective(ABC):
     trainable: tuple[str, ...] = ("pruner.*",)
     progress: float = 0.0
     repeats: int = 1
+    needs: tuple[str, ...] = ()
+    writes_answers: bool = False
     refines: bool = False
 
     def prepare(self, model: PrunedVLM) -> None:

@@ -46,6 +46,8 @@ class DifferentiableTopK(Objective):
         anneal: share of the training over which it rises.
     """
 
+    needs = ("answers",)
+
     def __init__(self, retention: float = 0.11, weight: float = 1.0, anneal: float = 0.5) -> None:
         if not 0 < retention <= 1:
             raise ValueError(f"Expected `retention` to be in (0, 1], but got {retention}.")

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.adapters import LoRA
-from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.objectives.base import StepResult
 from glimpse_lightning.objectives.keep_choice import repeat
 from glimpse_lightning.objectives.losses import k3
@@ -155,6 +154,14 @@ class GRPO(AnswerObjective):
         if self.kl_weight > 0:
             self.keep_reference(model)
 
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("answers",) * self.reward.reads_references + ("boxes",) * (self._oracle_share > 0)
+
+    @property
+    def _oracle_share(self) -> float:
+        return {"policy": 0.0, "oracle": 1.0, "mixed": self.oracle_share}[self.rollout_masks]
+
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
         """One step; logs rewards, advantages, ``kl``, ``entropy``, ``clipped``, ``ratio``, lengths and retention."""
         batch = self.seen(model, batch, self.prefills)
@@ -233,13 +240,8 @@ class GRPO(AnswerObjective):
 
     def _oracle_prompts(self, batch: Batch) -> Tensor:
         """``[B]`` prompts whose visual tokens are chosen by evidence boxes."""
-        share = {"policy": 0.0, "oracle": 1.0, "mixed": self.oracle_share}[self.rollout_masks]
-        if share > 0 and all(sample.boxes is None for sample in batch.samples):
-            raise GlimpseError(
-                f"Expected evidence boxes for `rollout_masks: {self.rollout_masks}`, but no sample of this batch has "
-                "any. Give the data `boxes`, or set `rollout_masks: policy`."
-            )
-        return torch.rand(len(batch.samples), device=batch.key.device) < share
+        drawn = torch.rand(len(batch.samples), device=batch.key.device) < self._oracle_share
+        return drawn & torch.tensor([sample.boxes is not None for sample in batch.samples], device=drawn.device)
 
     def _log_probs(
         self, model: PrunedVLM, batch: Batch, rollout: Rollout, scored: bool

@@ -51,7 +51,8 @@ class KL(Objective):
     expected share of the decoder's prefill FLOPs (:func:`~.flops_budget.flops_share`), and its target falls to
     ``flops``.
 
-    Needs scorers that return logits (keep = sigmoid > 0.5), and no annotation.
+    Needs scorers that return logits (keep = sigmoid > 0.5), and no annotation: where a sample has no answer, the tokens
+    are those of the answer that the full model writes (:class:`~glimpse_lightning.answers.WrittenAnswers`).
 
     Args:
         retention: mean share of visual tokens to keep, in (0, 1].
@@ -62,6 +63,8 @@ class KL(Objective):
         budget_weight: of the budget term; the price of all tokens, in nats, at one and a half times the target.
         flops: share of the decoder's prefill FLOPs to spend, in (0, 1], in place of ``retention``.
     """
+
+    writes_answers = True
 
     def __init__(
         self,

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.evidence import evidence_mask
 from glimpse_lightning.objectives.base import Objective, StepResult
 from glimpse_lightning.objectives.hardening import Ending, mean_retention, product, sharpening
@@ -39,6 +38,8 @@ class Mask(Objective):
         sharpness: last factor on the logits, at least 1.
     """
 
+    needs = ("boxes",)
+
     def __init__(
         self, dice_weight: float = 1.0, bce_weight: float = 0.1, answer_weight: float = 1.0, sharpness: float = 1.0
     ) -> None:
@@ -58,11 +59,6 @@ class Mask(Objective):
         """One step; logs ``mask``, ``evidence`` (share of tokens touched), soft ``retention``, ``hard_retention``,
         ``soft_hard_gap`` and, where it counts, ``answer``.
         """
-        if all(sample.boxes is None for sample in batch.samples):
-            raise GlimpseError(
-                "Expected evidence boxes for the mask objective, but no sample of this batch has any. Give the data "
-                "`boxes`, or train with the KL objective, which needs none."
-            )
         outputs = model.glimpse_forward(batch, answers=self.answer_weight > 0)
         assert model.pruner is not None
         scorers = [stage.scorer for stage in model.pruner.stages]

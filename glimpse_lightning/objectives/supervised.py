@@ -22,6 +22,8 @@ class Supervised(AnswerObjective):
         lora: adapters that are trained in place of the language model's own weights.
     """
 
+    needs = ("answers",)
+
     def __init__(self, lora: LoRA | None = None) -> None:
         super().__init__(("language_model",), lora)
 

@@ -31,6 +31,7 @@ class RewardFacts:
         return self.references[0] if self.references else ""
 
 
+REFERENCES = frozenset({"reference", "references"})
 NAMES = (*(field.name for field in fields(RewardFacts)), "reference")
 
 
@@ -72,15 +73,26 @@ class CombinedReward:
             self.functions[name] = _made(name, _found(name), options)
 
     def __call__(self, answers: Sequence[RewardFacts]) -> Rewarded:
-        """Reward answers; a reward with a method ``many`` gets all of them at once."""
+        """Reward answers; a reward with a method ``many`` gets all of them at once.
+
+        What compares with references is not known of an answer to a question that has none.
+        """
         parts: dict[str, list[float]] = {}
         for name, function in self.functions.items():
-            many = getattr(function, "many", None)
-            arguments = [{key: getattr(facts, key) for key in _wanted(function)} for facts in answers]
-            parts[name] = list(many(arguments)) if many else [float(function(**given)) for given in arguments]
+            many, wanted = getattr(function, "many", None), _wanted(function)
+            known = [bool(facts.references) or not REFERENCES.intersection(wanted) for facts in answers]
+            asked = [facts for facts, is_known in zip(answers, known, strict=True) if is_known]
+            arguments = [{key: getattr(facts, key) for key in wanted} for facts in asked]
+            values = iter(many(arguments) if many else [float(function(**given)) for given in arguments])
+            parts[name] = [next(values) if is_known else math.nan for is_known in known]
         rows = zip(*parts.values(), strict=True)
         total = [sum(w * value for w, value in zip(self.weights.values(), row, strict=True)) for row in rows]
         return Rewarded(total, parts)
+
+    @property
+    def reads_references(self) -> bool:
+        """Whether any reward compares with reference answers."""
+        return any(REFERENCES.intersection(_wanted(function)) for function in self.functions.values())
 
     @property
     def counts(self) -> dict[str, float]:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 import glimpse_lightning as gl
 from glimpse_lightning.adapters import LoRA
+from glimpse_lightning.answers import prefill
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.evaluation import answer_log_probs, prefill
+from glimpse_lightning.evaluation import answer_log_probs
 from glimpse_lightning.evidence import evidence_mask
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.objectives import GRPO, Supervised
@@ -244,10 +244,14 @@ def test_oracle_rollouts_keep_the_evidence(model: PrunedVLM, batch: Batch) -> No
     boxes = [sample.boxes for sample in batch.samples]
     out = model.prefill(keys=batch.key, boxes=boxes, select=select, **batch.inputs)  # type: ignore[arg-type]
     assert torch.equal(out.keep[0], evidence_mask(out.tokens, boxes))
-    for sample in batch.samples:
-        sample.boxes = None
-    with pytest.raises(GlimpseError, match="Expected evidence boxes"):
-        prepared(model, rollout_masks="oracle").step(model, batch)
+
+
+def test_a_prompt_without_boxes_is_pruned_by_the_policy(model: PrunedVLM, batch: Batch) -> None:
+    objective = prepared(model, rollout_masks="oracle")
+    assert objective.needs == ("answers", "boxes")
+    assert objective._oracle_prompts(batch).tolist() == [True, True, True]
+    batch.samples[1].boxes = None
+    assert objective._oracle_prompts(batch).tolist() == [True, False, True]
 
 
 def test_the_references_stage_2(model: PrunedVLM, batch: Batch) -> None:

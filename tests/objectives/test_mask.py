@@ -13,7 +13,6 @@ from PIL import Image
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Box, Sample
 from glimpse_lightning.engine.training import StageOutput
-from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.objectives.losses import answer_loss, mask_loss
 from glimpse_lightning.objectives.mask import Mask
 from glimpse_lightning.policies import Threshold
@@ -80,10 +79,12 @@ def test_deep_supervision_sums_over_heads() -> None:
     torch.testing.assert_close(loss, sum(mask_loss(row, target, output.tokens.sample, 1) for row in rows))
 
 
-def test_no_boxes_at_all() -> None:
-    model, _ = model_of([[(1, 3, 3)]])
-    with pytest.raises(GlimpseError, match=r"no sample of this batch has any.*KL objective"):
-        Mask().step(model, batch_of([None], [1.0]))
+def test_a_batch_without_boxes_adds_nothing() -> None:
+    model, vip = model_of([[(1, 3, 3)]])
+    loss = Mask(answer_weight=0).step(model, batch_of([None], [1.0])).loss
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss) == 0
+    assert all(not parameter.grad.any() for parameter in vip.parameters() if parameter.grad is not None)
 
 
 def test_negative_weight() -> None:

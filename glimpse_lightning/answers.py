@@ -1,0 +1,128 @@
+"""Asking a model: greedy answers, and those that the full model writes where a question has none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.backbones.base import Prompt
+from glimpse_lightning.backbones.collate import padded_answers
+from glimpse_lightning.backbones.fingerprint import Fingerprint, fingerprint
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.engine.prefill import PrefillOutput
+from glimpse_lightning.model import PrunedVLM
+from glimpse_lightning.objectives.policy_gradient import sequence_mask
+from glimpse_lightning.objectives.rollouts import end_ids, one_more
+from glimpse_lightning.ranks import any_rank
+
+
+def prefill(model: PrunedVLM, batch: Batch, prompt: Prompt | None = None) -> PrefillOutput:
+    """The batch's prompts through ``model``; ``prompt`` where they are embedded already."""
+    questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
+    inputs: dict[str, Any] = batch.inputs
+    return model.prefill(prompt=prompt, keys=batch.key, questions=questions, boxes=boxes, **inputs)
+
+
+def greedy(model: PrunedVLM, out: PrefillOutput, max_new_tokens: int) -> Tensor:
+    """``[B, new]`` tokens of the greedy answers from a prefill."""
+    ids: Tensor = model.generate(prefill=out, max_new_tokens=max_new_tokens, do_sample=False)
+    return ids
+
+
+def answer_rows(model: PrunedVLM, batch: Batch, said: Tensor) -> list[list[int]]:
+    """The tokens of each sample's first answer; of ``said [B, new]``, end token included, where it has none."""
+    own, lengths = batch.answer_mask.sum(1).tolist(), sequence_mask(said, end_ids(model)).sum(1).tolist()
+    return [
+        batch.answer_ids[row, : own[row]].tolist() if sample.answers else said[row, : lengths[row]].tolist()
+        for row, sample in enumerate(batch.samples)
+    ]
+
+
+def with_answers(model: PrunedVLM, batch: Batch, rows: Sequence[Sequence[int]]) -> Batch:
+    """``batch`` with ``rows`` of answer tokens; itself where every sample has answers of its own."""
+    if all(sample.answers for sample in batch.samples):
+        return batch
+    ids, mask = padded_answers(rows, model.backbone.end_token_id)
+    if model.sharded and ids.shape[1] == 1:  # no token would run through the layers, and other ranks wait for this one
+        ids, mask = one_more(ids), one_more(mask)
+    return replace(batch, answer_ids=ids.to(batch.answer_ids.device), answer_mask=mask.to(batch.answer_mask.device))
+
+
+class WrittenAnswers:
+    """The full model's greedy answers to unlabelled questions, each written once and kept on disk.
+
+    They lie in ``<folder>/<key>.<rank>.jsonl``, under a key of whatever an answer depends on but the question: weights
+    and their data type, processor, chat template and generation settings. Within a file they lie under
+    ``Sample.content()``, wording and pixels. Of a sharded model, whose weights no rank can tell, nothing is kept.
+
+    Args:
+        model: the full model.
+        folder: where they are kept; ``None``: nowhere.
+        max_new_tokens: of an answer.
+        rank: of this process; it reads all ranks' files and writes its own.
+    """
+
+    def __init__(self, model: PrunedVLM, folder: Path | None, max_new_tokens: int, rank: int = 0) -> None:
+        self.model, self.max_new_tokens = model, max_new_tokens
+        self.rows: dict[str, list[int]] = {}
+        self.path: Path | None = None
+        weights = fingerprint(model.backbone)
+        if folder is not None and weights:
+            name = _key(model, weights, max_new_tokens)
+            self.path = folder / f"{name}.{rank}.jsonl"
+            for path in sorted(folder.glob(f"{name}.*.jsonl")):
+                self.rows |= dict(_read(path))
+
+    @torch.no_grad()
+    def filled(self, batch: Batch) -> Batch:
+        """``batch`` with answers where samples have none; those that are not known yet are written, all at once."""
+        names = ["" if sample.answers else sample.content() for sample in batch.samples]
+        new = {name for name in names if name and name not in self.rows}
+        if any_rank(bool(new), self.model.device) if self.model.sharded else new:
+            out = prefill(self.model, batch)
+            rows = answer_rows(self.model, batch, greedy(self.model, out, self.max_new_tokens))
+            self._keep({name: row for name, row in zip(names, rows, strict=True) if name in new})
+        width = batch.answer_mask.sum(1).tolist()
+        own = [batch.answer_ids[row, :length].tolist() for row, length in enumerate(width)]
+        return with_answers(self.model, batch, [self.rows[n] if n else ids for n, ids in zip(names, own, strict=True)])
+
+    def _keep(self, rows: dict[str, list[int]]) -> None:
+        self.rows |= rows
+        if self.path is not None and rows:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps({"question": name, "tokens": row}) + "\n" for name, row in rows.items()]
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(lines))
+
+
+def _read(path: Path) -> Iterator[tuple[str, list[int]]]:
+    """Questions and answers in a file; a line that a killed process has not finished is passed over."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+            yield row["question"], row["tokens"]
+        except (ValueError, LookupError, TypeError):
+            continue
+
+
+def _key(model: PrunedVLM, weights: Fingerprint, max_new_tokens: int) -> str:
+    processor, digest = model.backbone.processor, blake2b(digest_size=8)
+    images = getattr(processor, "image_processor", None)
+    parts = (
+        weights,
+        str(model.dtype),
+        None if images is None else images.to_dict(),
+        getattr(processor, "chat_template", None) or getattr(model.backbone.tokenizer, "chat_template", None),
+        model.generation_config.to_diff_dict(),
+        max_new_tokens,
+    )
+    for part in parts:
+        digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
