@@ -6,10 +6,11 @@ if __name__ != "glimpse_lightning.callbacks":
         "import `glimpse_lightning.callbacks` (after `pip install -e .`)."
     )
 
+from glimpse_lightning.callbacks.answer_writer import AnswerWriter
 from glimpse_lightning.callbacks.results_writer import ResultsWriter
 from glimpse_lightning.callbacks.retention_histogram import RetentionHistogram
 from glimpse_lightning.callbacks.run_checkpoints import RunCheckpoints
 from glimpse_lightning.callbacks.run_progress import RunProgress
 from glimpse_lightning.callbacks.token_overlay import TokenOverlay
 
-__all__ = ["ResultsWriter", "RetentionHistogram", "RunCheckpoints", "RunProgress", "TokenOverlay"]
+__all__ = ["AnswerWriter", "ResultsWriter", "RetentionHistogram", "RunCheckpoints", "RunProgress", "TokenOverlay"]

@@ -20,9 +20,8 @@ from rich.table import Table
 from typing_extensions import override
 
 from glimpse_lightning.benchmark.machine import device_name
-from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.results import Summary, gathered, summarise
-from glimpse_lightning.run_folder import RESULTS, write_text
+from glimpse_lightning.results import Summary, summarise
+from glimpse_lightning.run_folder import ANSWERS, RESULTS, write_text
 from glimpse_lightning.seeds import global_seed
 from glimpse_lightning.terminal import plain, show
 
@@ -55,7 +54,6 @@ class ResultsWriter(Callback):
         self.command: str | None = None
         self._elapsed = 0.0
         self._started = time.monotonic()
-        self._predictions: list[dict[str, Any]] = []
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -82,49 +80,33 @@ class ResultsWriter(Callback):
         self.write(trainer, pl_module, "test")
 
     @override
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        if not (isinstance(batch, Batch) and isinstance(outputs, Mapping) and "counts" in outputs):
-            return
-        for row in outputs["counts"]:
-            sample = batch.samples[row]
-            kept = [item["kept"] for item in outputs["kept"] if item["sample"] == row]
-            total = sum(len(mask) for mask in kept)
-            self._predictions.append(
-                {
-                    "id": sample.id,
-                    "question": sample.question,
-                    "answer": outputs["answers"][row],
-                    "references": sample.answers,
-                    "kept": sum(int(mask.sum()) for mask in kept),
-                    "total": total,
-                }
-            )
-
-    @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        lines = gathered(self._predictions)
-        self._predictions = []
-        if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "answers.jsonl"
-            write_jsonl(path, lines)
-            show(*(line["answer"] for line in lines if len(lines) == 1), f"Written: {path} ({len(lines)} answers).")
+        path = Path(trainer.default_root_dir) / f"{ANSWERS}.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        rows = [json.loads(line) for line in lines if line]
+        shares = [row["kept"] / row["total"] for row in rows if row["total"]]
+        retention = sum(shares) / len(shares) if shares else None
+        self.write(trainer, pl_module, "predict", {"n": len(rows), "metrics": {"retention": retention}})
 
-    def write(self, trainer: Trainer, module: LightningModule, split: str | None) -> None:
-        """Write everything about the evaluation of ``split`` (``None``: no evaluation took place)."""
+    def write(
+        self, trainer: Trainer, module: LightningModule, split: str | None, found: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write everything about the evaluation of ``split`` (``None``: no evaluation took place).
+
+        Args:
+            found: what goes in place of the summary's figures.
+        """
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         folder = Path(trainer.default_root_dir)
-        summary: Summary | None = getattr(module, "summary", None) if split else None
+        summary: Summary | None = getattr(module, "summary", None) if split and found is None else None
         if summary is not None:
             write_jsonl(folder / "predictions.jsonl", [dataclasses.asdict(record) for record in summary.records])
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     figures = {f"hp/{name}": value for name, value in summary.metrics.items() if _is_number(value)}
                     logger.log_hyperparams({"recipe": self.recipe, **dict(module.hparams)}, figures)
-        results = self._results(trainer, module, split, summary)
+        results = self._results(trainer, module, split, summary) | dict(found or {})
         write_text(folder / RESULTS, json.dumps(_plain(results), indent=2, ensure_ascii=False) + "\n")
         if summary is not None:
             print_summary(summary)
@@ -134,6 +116,8 @@ class ResultsWriter(Callback):
     ) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         dataset: Any = getattr(data, split or "train", None)
+        if dataset is None and split == "predict":
+            dataset = getattr(data, "test", None)
         skipped = {message for holder in (module, data, dataset) for message in getattr(holder, "skipped", [])}
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         return {

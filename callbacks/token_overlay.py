@@ -103,11 +103,10 @@ def _items_by_sample(kept: Sequence[Mapping[str, Any]], sample: int) -> list[Map
 class TokenOverlay(Callback):
     """Draws kept tokens with question, answers and evidence boxes.
 
-    After validation and test the first samples go to TensorBoard, after test to ``overlays/`` as well; after
-    prediction every sample goes to ``overlays/``.
+    After validation and test the first samples go to TensorBoard, after test and prediction to ``overlays/``.
 
     Args:
-        samples: how many to draw in validation and test.
+        samples: how many to draw; `predict` has a flag of its own, ``--overlays``.
     """
 
     def __init__(self, samples: int = 8) -> None:
@@ -121,6 +120,10 @@ class TokenOverlay(Callback):
     @override
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._drawn = 0
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._drawn = len(list((Path(trainer.default_root_dir) / "overlays").glob("*.png")))  # of a run that goes on
 
     @override
     def on_validation_batch_end(
@@ -142,12 +145,15 @@ class TokenOverlay(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        if not (isinstance(batch, Batch) and isinstance(outputs, Mapping) and "kept" in outputs):
-            return
-        for row in outputs["counts"]:
+        wanted = getattr(trainer, "overlays", self.samples)
+        usable = isinstance(batch, Batch) and isinstance(outputs, Mapping) and "kept" in outputs
+        for row in outputs["counts"] if usable and trainer.is_global_zero else ():
+            if 0 <= wanted <= self._drawn:
+                return
             items = _items_by_sample(outputs["kept"], row)
             drawn = picture(batch.samples[row], items, {"answer": outputs["answers"][row]})
             save_picture(drawn, overlay_path(Path(trainer.default_root_dir), batch.samples[row]))
+            self._drawn += 1
 
     def _draw(self, trainer: Trainer, outputs: Any, batch: Any, stage: str) -> None:
         usable = isinstance(batch, Batch) and isinstance(outputs, Mapping) and "kept" in outputs

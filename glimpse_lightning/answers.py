@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glimpse_lightning.appended_lines import AppendedLines
 from glimpse_lightning.backbones.base import Prompt
 from glimpse_lightning.backbones.collate import padded_answers
 from glimpse_lightning.backbones.fingerprint import Fingerprint, fingerprint
@@ -72,13 +73,11 @@ class WrittenAnswers:
     def __init__(self, model: PrunedVLM, folder: Path | None, max_new_tokens: int, rank: int = 0) -> None:
         self.model, self.max_new_tokens = model, max_new_tokens
         self.rows: dict[str, list[int]] = {}
-        self.path: Path | None = None
+        self._lines: AppendedLines | None = None
         weights = fingerprint(model.backbone)
         if folder is not None and weights:
-            name = _key(model, weights, max_new_tokens)
-            self.path = folder / f"{name}.{rank}.jsonl"
-            for path in sorted(folder.glob(f"{name}.*.jsonl")):
-                self.rows |= dict(_read(path))
+            self._lines = AppendedLines(folder, _key(model, weights, max_new_tokens), rank)
+            self.rows = {line["question"]: line["tokens"] for line in self._lines.rows()}
 
     @torch.no_grad()
     def filled(self, batch: Batch) -> Batch:
@@ -95,21 +94,8 @@ class WrittenAnswers:
 
     def _keep(self, rows: dict[str, list[int]]) -> None:
         self.rows |= rows
-        if self.path is not None and rows:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lines = [json.dumps({"question": name, "tokens": row}) + "\n" for name, row in rows.items()]
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
-
-
-def _read(path: Path) -> Iterator[tuple[str, list[int]]]:
-    """Questions and answers in a file; a line that a killed process has not finished is passed over."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-            yield row["question"], row["tokens"]
-        except (ValueError, LookupError, TypeError):
-            continue
+        if self._lines is not None:
+            self._lines.add([{"question": name, "tokens": row} for name, row in rows.items()])
 
 
 def _key(model: PrunedVLM, weights: Fingerprint, max_new_tokens: int) -> str:

@@ -109,8 +109,11 @@ class RunTrainer(Trainer):
         weights_only: bool | None = None,
         image: str | list[str] | None = None,
         question: str | None = None,
+        overlays: int = 8,
     ) -> Any:
-        """Answer questions and draw which tokens were kept.
+        """Answer questions, and draw which tokens were kept of the first few.
+
+        Answers are written as they come; the same command takes up a run that was stopped.
 
         Args:
             model: the module.
@@ -121,7 +124,9 @@ class RunTrainer(Trainer):
             weights_only: as in `torch.load`.
             image: image file that the question is about; several as [one.png, two.png].
             question: a question to answer instead of the data module's.
+            overlays: how many questions to draw, -1 for all.
         """
+        self.overlays = overlays
         if (image is None) != (question is None):
             raise GlimpseError("Expected `--image FILE` and `--question TEXT` together, but got only one of them.")
         if image is not None and question is not None:
@@ -256,7 +261,8 @@ class RunCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.run.path)
         given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
         kwargs["callbacks"] = [*(given if isinstance(given, list) else [given])]
-        for new in (callbacks.RunCheckpoints(), callbacks.TokenOverlay(), callbacks.RetentionHistogram()):
+        own = (callbacks.RunCheckpoints, callbacks.TokenOverlay, callbacks.RetentionHistogram, callbacks.AnswerWriter)
+        for new in (kind() for kind in own):
             if not any(type(callback) is type(new) for callback in kwargs["callbacks"]):
                 kwargs["callbacks"].append(new)
         bars = [callback for callback in kwargs["callbacks"] if isinstance(callback, ProgressBar)]
@@ -292,7 +298,7 @@ class RunCLI(LightningCLI):
                 f"This process is not the first of its run, so it cannot choose the run's folder: set {RUN_FOLDER} to "
                 "the same new folder for all ranks (Lightning's own launcher does so by itself)."
             )
-        resumes = self.subcommand == "fit" or bool(getattr(self.model, "resumable", False))
+        resumes = self.subcommand in ("fit", "predict") or bool(getattr(self.model, "resumable", False))
         run = claim_run(root, self.recipe, self.subcommand, config, resumes, lambda path: not changed_since(path))
         os.environ[RUN_FOLDER] = str(run.path)
         return run

@@ -234,6 +234,11 @@ class PruningModule(LightningModule):
         return next(pruner.parameters(), None) is not None
 
     @property
+    def prunes(self) -> bool:
+        """Whether anything makes visual tokens fewer: a pruner, or smaller images."""
+        return self.resolution is not None or self.model.pruner is not None
+
+    @property
     def model(self) -> PrunedVLM:
         """Backbone and pruner; there once :meth:`configure_model` has run."""
         assert self.vlm is not None, "configure_model has not run"

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from glimpse_lightning.appended_lines import AppendedLines
 from glimpse_lightning.errors import GlimpseError
 
 
@@ -47,28 +48,20 @@ class PredictionFiles:
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = folder
         self.rank = rank
-        self._whole: set[Path] = set()
+        self._files: dict[str, AppendedLines] = {}
 
     def add(self, predictions: Sequence[Prediction]) -> None:
         """Append predictions to their tasks' files and hand them to the system."""
-        for task in dict.fromkeys(prediction.task for prediction in predictions):
-            path = self.folder / f"{_file_name(task)}.{self.rank}.jsonl"
-            if path not in self._whole:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _drop_partial_line(path)
-                self._whole.add(path)
-            lines = [asdict(prediction) for prediction in predictions if prediction.task == task]
-            with path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        for task, mine in by_task(predictions).items():
+            self._of(task).add([asdict(prediction) for prediction in mine])
 
     def read(self, task: str) -> dict[str, Prediction]:
         """What all ranks have of a task, by id, in the order of ids."""
-        found: dict[str, Prediction] = {}
-        for path in sorted(self.folder.glob(f"{_file_name(task)}.*.jsonl")):
-            _, _, rank = path.name.removesuffix(".jsonl").rpartition(".")
-            if rank.isdigit() and path.name == f"{_file_name(task)}.{rank}.jsonl":
-                found |= {line.id: line for line in read_predictions(path, partial=True)}
-        return dict(sorted(found.items()))
+        lines = [line for path in self._of(task).paths for line in read_predictions(path, partial=True)]
+        return dict(sorted({line.id: line for line in lines}.items()))
+
+    def _of(self, task: str) -> AppendedLines:
+        return self._files.setdefault(task, AppendedLines(self.folder, task.replace("/", "__"), self.rank))
 
 
 def read_predictions(path: Path, partial: bool = False) -> list[Prediction]:
@@ -102,19 +95,6 @@ def read_predictions(path: Path, partial: bool = False) -> list[Prediction]:
                 f"but {error}."
             ) from None
     return out
-
-
-def _drop_partial_line(path: Path) -> None:
-    """Cut off what a killed process left behind the last whole line."""
-    if path.is_file():
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            path.write_bytes(whole)
-
-
-def _file_name(task: str) -> str:
-    return task.replace("/", "__")
 
 
 def by_task(predictions: Iterable[Prediction]) -> dict[str, list[Prediction]]:

@@ -22,6 +22,8 @@ from torch.distributed.checkpoint import FileSystemReader
 from glimpse_lightning.errors import GlimpseError
 
 RESULTS, CONFIG, RECIPE = "results.json", "config.yaml", "recipe.yaml"
+ANSWERS = "answers"
+"""Name, less its ending, of the file of what `predict` answers."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -118,8 +120,8 @@ class RunFolder:
         return True
 
     def remove_if_not_started(self) -> None:
-        """Delete the folder of a run that failed before it had anything to show."""
-        if not self.finished and not saved_checkpoints(self.checkpoints):
+        """Delete the folder of a run that failed before it had anything to show: weights, or answers."""
+        if not (self.finished or saved_checkpoints(self.checkpoints) or any(self.path.rglob("*.jsonl"))):
             remove(self.path)
 
     def last_checkpoint(self, say: Callable[[str], None] = print) -> Path | None:

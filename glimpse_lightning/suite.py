@@ -18,7 +18,8 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.rows import OnError
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.errors import BadSampleError, GlimpseError
+from glimpse_lightning.data.some import Some, unanswered
+from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.evaluation import kept_and_total
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.predictions import Prediction, PredictionFiles
@@ -27,26 +28,6 @@ from glimpse_lightning.suite_report import print_suite, suite_figures, task_figu
 from glimpse_lightning.tasks import NAMES, Places, Task, check_name, make_task, task_metric
 
 PREDICTIONS, REPORT = "predictions", "suite.json"
-
-
-class _Some(Dataset[Sample]):
-    """Some samples of a dataset, by their indices."""
-
-    def __init__(self, dataset: Dataset[Sample], indices: Sequence[int]) -> None:
-        self.dataset, self.indices = dataset, indices
-        self.on_error = getattr(dataset, "on_error", "raise")
-
-    @property
-    def ids(self) -> list[str] | None:
-        """Names of the samples, where the dataset knows them without reading any."""
-        names = getattr(self.dataset, "ids", None)
-        return None if names is None else [names[index] for index in self.indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.dataset[self.indices[index]]
 
 
 class SuiteData(LightningDataModule):
@@ -123,47 +104,25 @@ class SuiteData(LightningDataModule):
 
     def _limited(self, dataset: Dataset[Sample]) -> Dataset[Sample]:
         size = len(dataset)  # type: ignore[arg-type]
-        return dataset if self.limit is None or self.limit >= size else _Some(dataset, range(self.limit))
+        return dataset if self.limit is None or self.limit >= size else Some(dataset, range(self.limit))
 
     @override
     def test_dataloader(self) -> list[Any]:
         """A loader for each task, over the questions that are not answered yet."""
         assert self.trainer is not None
         files = PredictionFiles(Path(self.trainer.default_root_dir) / PREDICTIONS)
-        rest = [_unanswered(task.dataset, files.read(task.name)) for task in self.tasks]
+        answered = [files.read(task.name) for task in self.tasks]
         self.trainer.strategy.barrier("predictions are read")  # before a rank goes on and writes to them
-        return [
-            loader for task, indices in zip(self.tasks, rest, strict=True) for loader in self._loader(task, indices)
-        ]
+        return [loader for task, done in zip(self.tasks, answered, strict=True) for loader in self._loader(task, done)]
 
-    def _loader(self, task: Task, indices: Sequence[int]) -> list[DataLoader[Any]]:
-        size = len(task.dataset)  # type: ignore[arg-type]
-        if len(indices) < size:
-            rank_zero_info(f"{task.name}: {size - len(indices)} of {size} questions are answered already.")
-        # A loader must not be empty: where nothing is left, the first question is asked again and not counted.
-        data = VQAData(
-            test=_Some(task.dataset, indices or [0]),
-            eval_batch_size=self.eval_batch_size,
-            num_workers=self.num_workers,
-        )
+    def _loader(self, task: Task, answered: Mapping[str, Prediction]) -> list[DataLoader[Any]]:
+        if answered:
+            size = len(task.dataset)  # type: ignore[arg-type]
+            rank_zero_info(f"{task.name}: {len(answered)} of {size} questions are answered already.")
+        rest = unanswered(task.dataset, answered)
+        data = VQAData(test=rest, eval_batch_size=self.eval_batch_size, num_workers=self.num_workers)
         data.trainer = self.trainer
         return data.test_dataloader()
-
-
-def _unanswered(dataset: Dataset[Sample], answered: Mapping[str, Prediction]) -> list[int]:
-    indices = range(len(dataset))  # type: ignore[arg-type]
-    if not answered:
-        return list(indices)
-    names = getattr(dataset, "ids", None) or [_name(dataset, index) for index in indices]
-    return [index for index in indices if names[index] not in answered]
-
-
-def _name(dataset: Dataset[Sample], index: int) -> str | None:
-    """A sample's id; ``None`` where it cannot be read, which ``on_error`` is asked about when its turn comes."""
-    try:
-        return dataset[index].id
-    except BadSampleError:
-        return None
 
 
 class SuiteModule(PruningModule):

@@ -13,6 +13,7 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.order import EvalOrder, TrainOrder
 from glimpse_lightning.data.rows import OnError
 from glimpse_lightning.data.sample import BLANK, Sample
+from glimpse_lightning.data.some import unanswered
 from glimpse_lightning.data.workers import end_with_parent, kill_at_exit
 from glimpse_lightning.errors import BadSampleError, GlimpseError
 from glimpse_lightning.seeds import global_seed
@@ -228,22 +229,26 @@ class VQAData(LightningDataModule):
         )  # fmt: skip
         return self._loader(dataset, sampler=order, batch_size=self.batch_size)
 
-    def _eval_loader(self, name: str, size: int | None = None) -> DataLoader[_Item]:
-        dataset = _Guarded(self._dataset(name), 0.0, self.prompt)
+    def _eval_loader(self, samples: Dataset[Sample], size: int | None = None) -> DataLoader[_Item]:
+        dataset = _Guarded(samples, 0.0, self.prompt)
         order = EvalOrder(dataset, size=size, **self._ranks())
         return self._loader(dataset, sampler=order, batch_size=self.eval_batch_size)
 
     def val_dataloader(self) -> DataLoader[_Item]:
-        return self._eval_loader("val")
+        return self._eval_loader(self._dataset("val"))
 
     def test_dataloader(self) -> list[Any]:
         """One loader for each pass that the module wants to make over the test split."""
         if self.ready is not None:
             return [DataLoader(self.ready, batch_size=None, collate_fn=_as_it_is)]  # type: ignore[arg-type]
         module: Any = getattr(self.trainer, "lightning_module", None)
-        loader = self._eval_loader("test", self.test_size)
+        loader = self._eval_loader(self._dataset("test"), self.test_size)
         again = getattr(module, "test_passes", 1) > 1
         return [loader, _Again(loader, module.remembered)] if again else [loader]
 
     def predict_dataloader(self) -> DataLoader[_Item]:
-        return self._eval_loader("predict" if self.predict is not None else "test")
+        """The questions that this run has not answered yet."""
+        dataset = self._dataset("predict" if self.predict is not None else "test")
+        callbacks: Any = self.trainer.callbacks if self.trainer else ()  # type: ignore[attr-defined]
+        writer = next((callback for callback in callbacks if hasattr(callback, "answered")), None)
+        return self._eval_loader(dataset if writer is None else unanswered(dataset, writer.answered(self.trainer)))

@@ -135,7 +135,8 @@ def path_inside(root: Path, name: str, where: str) -> Path:
         path = (root / name).resolve()
         path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # a name too long, a zero byte, links in a circle
-        raise BadSampleError(f"{where}: image path {name[:80]!r} is no path ({error}); mend the data file.") from None
+        reason = getattr(error, "strerror", None) or error  # without the whole of a long name
+        raise BadSampleError(f"{where}: image path {name[:80]!r} is no path ({reason}); mend the data file.") from None
     if not path.is_relative_to(root):
         raise BadSampleError(f"{where}: image path {name!r} leaves the folder {root}; move the image into it.")
     return path

@@ -1,0 +1,96 @@
+"""answers.jsonl: what `predict` answers, written as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from glimpse_lightning.appended_lines import AppendedLines
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.run_folder import ANSWERS, remove, write_text
+from glimpse_lightning.terminal import show
+
+
+class AnswerWriter(Callback):
+    """Appends each batch's answers to ``answers.<rank>.jsonl``, which at the end become ``answers.jsonl``.
+
+    A run that was stopped takes up its folder again and answers the rest.
+    """
+
+    def __init__(self) -> None:
+        self._lines = AppendedLines(Path(), ANSWERS)
+        self._done: set[str] = set()
+
+    def answered(self, trainer: Trainer) -> set[str]:
+        """Ids of the questions that this run has answered before; to be called on all ranks."""
+        self._lines = AppendedLines(Path(trainer.default_root_dir), ANSWERS, trainer.global_rank)
+        self._done = {row["id"] for row in self._lines.rows()}
+        if self._done:
+            rank_zero_info(f"{len(self._done)} questions are answered already.")
+        trainer.strategy.barrier("answers are read")  # before a rank goes on and writes some
+        return set(self._done)
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._lines.folder != Path(trainer.default_root_dir):  # with loaders that have not asked
+            self.answered(trainer)
+
+    @override
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        if not (isinstance(batch, Batch) and isinstance(outputs, Mapping) and "counts" in outputs):
+            return
+        rows = []
+        for place in outputs["counts"]:
+            sample = batch.samples[place]
+            if sample.id in self._done:  # one that is asked again, as a loader must not be empty
+                continue
+            self._done.add(sample.id)
+            masks = [item["kept"] for item in outputs["kept"] if item["sample"] == place]
+            rows.append(
+                {
+                    "id": sample.id,
+                    "question": sample.question,
+                    "answer": outputs["answers"][place],
+                    "references": sample.answers,
+                    "kept": sum(int(mask.sum()) for mask in masks),
+                    "total": sum(len(mask) for mask in masks),
+                }
+            )
+        self._lines.add(rows)
+
+    @override
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.strategy.barrier("answers are written")
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        path, parts = folder / f"{ANSWERS}.jsonl", self._lines.paths
+        write_text(path, "".join(part.read_text(encoding="utf-8") for part in parts))
+        rows = list(self._lines.rows())
+        for part in parts:
+            remove(part)
+        if len(rows) == 1:
+            show(rows[0]["answer"], _kept(pl_module, rows[0]), *map(str, (folder / "overlays").glob("*.png")))
+        show(f"Written: {path} ({len(rows)} answers).")
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say where answers are."""
+        if trainer.predicting and self._done:
+            rank_zero_info(
+                f"{len(self._done)} answers are in {self._lines.folder}; the same command goes on from there."
+            )
+
+
+def _kept(module: Any, row: Mapping[str, Any]) -> str:
+    share = f" ({row['kept'] / row['total']:.1%})" if row["total"] else ""
+    unpruned = "" if getattr(module, "prunes", True) else "; nothing prunes: the recipe names no pruner"
+    return f"Kept {row['kept']} of {row['total']} visual tokens{share}{unpruned}."

@@ -1,0 +1,54 @@
+"""Some samples of a dataset: those that a run which goes on has not answered yet, or the first few."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+from torch.utils.data import Dataset
+
+from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.errors import BadSampleError
+
+
+class Some(Dataset[Sample]):
+    """Some samples of a dataset.
+
+    Args:
+        dataset: the samples.
+        indices: of those.
+    """
+
+    def __init__(self, dataset: Dataset[Sample], indices: Sequence[int]) -> None:
+        self.dataset, self.indices = dataset, indices
+        self.on_error = getattr(dataset, "on_error", "raise")
+
+    @property
+    def ids(self) -> list[str] | None:
+        """Names of the samples, where the dataset knows them without reading any."""
+        names = getattr(self.dataset, "ids", None)
+        return None if names is None else [names[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset[self.indices[index]]
+
+
+def unanswered(dataset: Dataset[Sample], answered: Container[str]) -> Dataset[Sample]:
+    """The samples whose ids are not among ``answered``; the dataset itself where none is.
+
+    Where nothing is left it is the first sample, as a loader must not be empty; its answer is not to be counted again.
+    """
+    indices = range(len(dataset))  # type: ignore[arg-type]
+    names = getattr(dataset, "ids", None) or [_name(dataset, index) for index in indices]
+    rest = [index for index in indices if names[index] not in answered]
+    return dataset if len(rest) == len(indices) else Some(dataset, rest or [0])
+
+
+def _name(dataset: Dataset[Sample], index: int) -> str | None:
+    """A sample's id; ``None`` where it cannot be read, which ``on_error`` is asked about when its turn comes."""
+    try:
+        return dataset[index].id
+    except BadSampleError:
+        return None

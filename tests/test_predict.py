@@ -1,0 +1,150 @@
+"""`predict` writes as it goes, goes on where it was stopped, and draws as many questions as it is told to."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import on_two_ranks
+from runs import run, write_recipe
+
+import glimpse_lightning as gl
+from glimpse_lightning.module import PruningModule
+
+RECIPE = """\
+model:
+  after_layer: 1
+  scorer: AttentionRank
+  policy: {class_path: KeepRatio, init_args: {ratio: 0.25}}
+  max_new_tokens: 3
+data:
+  test: {class_path: JSONL, init_args: {path: d.jsonl, require_answers: false, on_error: raise}}
+  eval_batch_size: 2
+  num_workers: 0
+trainer: {accelerator: cpu, enable_progress_bar: false}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    data = gl.GlyphVQA("test", 7, image_size=224)
+    lines = []
+    for index in range(7):
+        data[index].images[0].save(tmp_path / f"{index}.png")
+        lines.append(json.dumps({"id": f"q{index}", "question": data[index].question, "image": f"{index}.png"}))
+    (tmp_path / "d.jsonl").write_text("\n".join(lines) + "\n")
+    return write_recipe(tmp_path, RECIPE.replace("d.jsonl", str(tmp_path / "d.jsonl")))
+
+
+def folder(recipe: Path, number: int = 0) -> Path:
+    return recipe.parent / "runs" / "small" / f"predict_{number}"
+
+
+def predict(recipe: Path, *flags: str) -> int:
+    return run("predict", recipe, recipe.parent / "runs", *flags)
+
+
+def answers(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Killed(BaseException):
+    """What a killed process looks like from inside."""
+
+
+def dies_at(batch: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Questions of each batch that is asked, of which one raises."""
+    step, asked = PruningModule.predict_step, list[list[str]]()
+
+    def mortal(self: PruningModule, batch_of: Any, *args: Any) -> Any:
+        asked.append([sample.id for sample in batch_of.samples])
+        if len(asked) == batch + 1:
+            raise error
+        return step(self, batch_of, *args)
+
+    monkeypatch.setattr(PruningModule, "predict_step", mortal)
+    return asked
+
+
+def test_a_stopped_run_goes_on(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a line that was being written is written anew; the whole is as of a run that was never stopped."""
+    asked = dies_at(2, Killed(), monkeypatch)
+    with pytest.raises(Killed):
+        predict(recipe)
+    part = folder(recipe) / "answers.0.jsonl"
+    assert [row["id"] for row in answers(part)] == ["q0", "q1", "q2", "q3"]
+    with part.open("ab") as file:
+        file.write('{"id": "q4", "question": "wh\u00e9'.encode()[:-1])
+    assert predict(recipe) == 0
+    assert asked[3:] == [["q4", "q5"], ["q6"]]
+    assert not part.exists()
+    assert predict(recipe) == 0  # finished: the next one is a new run
+    assert answers(folder(recipe) / "answers.jsonl") == answers(folder(recipe, 1) / "answers.jsonl")
+    results = json.loads((folder(recipe) / "results.json").read_text())
+    assert (results["n"], results["dataset"]) == (7, "JSONL")
+    assert results["metrics"]["retention"] == pytest.approx(0.25, abs=1 / 64)
+
+
+def test_nothing_left_but_the_end(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from glimpse_lightning.callbacks import AnswerWriter
+
+    with monkeypatch.context() as context:
+        context.setattr(AnswerWriter, "on_predict_end", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            predict(recipe)
+    assert predict(recipe) == 0
+    assert [row["id"] for row in answers(folder(recipe) / "answers.jsonl")] == [f"q{index}" for index in range(7)]
+
+
+def test_a_bad_row_loses_no_answer(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Mended, the data are others, and so is the run; the answers stay where they are."""
+    (recipe.parent / "5.png").write_bytes(b"no image")
+    assert predict(recipe) == 1
+    assert "d.jsonl, line 6" in capsys.readouterr().err
+    assert len(answers(folder(recipe) / "answers.0.jsonl")) == 4
+    assert predict(recipe, "--data.test.on_error", "skip") == 0
+    assert len(answers(folder(recipe, 1) / "answers.jsonl")) == 6
+
+
+@pytest.mark.parametrize(("flags", "drawn"), [([], 7), (["--overlays", "3"], 3), (["--overlays", "0"], 0)])
+def test_as_many_pictures_as_wanted(recipe: Path, flags: list[str], drawn: int) -> None:
+    assert predict(recipe, *flags) == 0
+    assert len(list((folder(recipe) / "overlays").glob("*.png"))) == drawn
+
+
+def test_a_run_that_goes_on_draws_no_more(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dies_at(1, Killed(), monkeypatch)
+    with pytest.raises(Killed):
+        predict(recipe, "--overlays", "3")
+    assert predict(recipe, "--overlays", "3") == 0
+    assert len(list((folder(recipe) / "overlays").glob("*.png"))) == 3
+
+
+def test_one_question_is_answered_on_the_terminal(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ("--image", str(recipe.parent / "0.png"), "--question", "which letter")
+    assert predict(recipe, *ask) == 0
+    said = capsys.readouterr().out
+    (row,) = answers(folder(recipe) / "answers.jsonl")
+    (picture,) = (folder(recipe) / "overlays").glob("*.png")
+    assert row["answer"] in said
+    assert f"Kept {row['kept']} of {row['total']} visual tokens ({row['kept'] / row['total']:.1%})." in said
+    assert str(picture) in said.replace("\n", "")
+    write_recipe(recipe.parent, "model: {max_new_tokens: 3}\ntrainer: {accelerator: cpu, enable_progress_bar: false}")
+    assert predict(recipe, *ask) == 0
+    assert "nothing prunes: the recipe names no pruner" in capsys.readouterr().out
+
+
+def _two(recipe: Path) -> None:
+    os.environ["GLIMPSE_RUN_FOLDER"] = str(folder(recipe))
+    assert predict(recipe, "--trainer.devices", "2", "--trainer.strategy", "ddp") == 0
+
+
+def test_two_ranks_answer_every_question_once(recipe: Path) -> None:
+    on_two_ranks(_two, recipe.parent, recipe)
+    assert predict(recipe) == 0
+    one, two = ({row["id"]: row for row in answers(folder(recipe, n) / "answers.jsonl")} for n in (1, 0))
+    assert one == two
+    assert len(answers(folder(recipe) / "answers.jsonl")) == 7
