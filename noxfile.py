@@ -63,6 +63,14 @@ def lmms_eval(session: nox.Session) -> None:
 
 
 @nox.session
+def peers(session: nox.Session) -> None:
+    """A pruned model in Hugging Face's Trainer and in lm-eval, with the real packages."""
+    install(session, "test")
+    session.install("accelerate", "lm-eval>=0.4.9")
+    session.run("pytest", "-m", "slow", "tests/peers", *session.posargs)
+
+
+@nox.session
 def lowest(session: nox.Session) -> None:
     """The tests on the oldest torch and transformers that setup.cfg admits."""
     session.install("-e", ".[test]", *LOWEST)

@@ -75,6 +75,13 @@ class PrunedVLM(nn.Module, GenerationMixin):
             if fresh:
                 pruner.eval()  # as Hugging Face models start; after building, which makes modules that would drop out
 
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether ``forward`` heeds ``num_items_in_batch``, as Hugging Face's Trainer asks; without a pruner the
+        Hugging Face model says so of itself.
+        """
+        return self.pruner is not None or bool(getattr(self.model, "accepts_loss_kwargs", True))
+
     def __getattr__(self, name: str) -> Any:
         """What ``generate`` asks of a Hugging Face model beyond the mixin is answered by the model itself."""
         try:
