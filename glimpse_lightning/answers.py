@@ -50,7 +50,7 @@ def with_answers(model: PrunedVLM, batch: Batch, rows: Sequence[Sequence[int]]) 
     """``batch`` with ``rows`` of answer tokens; itself where every sample has answers of its own."""
     if all(sample.answers for sample in batch.samples):
         return batch
-    ids, mask = padded_answers(rows, model.backbone.end_token_id)
+    ids, mask = padded_answers(rows, model.backbone.end_token_ids[0])
     if model.sharded and ids.shape[1] == 1:  # no token would run through the layers, and other ranks wait for this one
         ids, mask = one_more(ids), one_more(mask)
     return replace(batch, answer_ids=ids.to(batch.answer_ids.device), answer_mask=mask.to(batch.answer_mask.device))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -326,22 +327,31 @@ class Backbone(ABC):
         return self.processor.tokenizer
 
     @property
-    def end_token_id(self) -> int:
-        """The token that ends an answer."""
-        eos = self.model.generation_config.eos_token_id
-        return eos[0] if isinstance(eos, (list, tuple)) else eos
+    def end_token_ids(self) -> tuple[int, ...]:
+        """The tokens at which generation stops: the ``eos_token_id`` of the model's generation config, in its order."""
+        ends = self.model.generation_config.eos_token_id
+        return () if ends is None else tuple(ends) if isinstance(ends, (list, tuple)) else (ends,)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Samples through chat template and processor into a batch, padded on the left, with answer tokens.
 
+        Prompts are tokenized as by the processor's ``apply_chat_template``, and answers as in the conversation that the
+        template writes whole, up to the first token of :attr:`end_token_ids`.
+
         Raises:
+            GlimpseError: where nothing ends an answer, or the template cannot write a question or answer.
             RefusedSamplesError: where the processor takes some samples but not others; it names these.
         """
+        tokenizer, ends = self.tokenizer, self.end_token_ids
+        if not ends:
+            raise GlimpseError(
+                f"The generation config of {self.name!r} has no `eos_token_id`, so nothing ends an answer; set "
+                "`model.generation_config.eos_token_id`."
+            )
         if self._placeholders is None:
             self._placeholders = placeholders(self)
-        tokenizer, end = self.tokenizer, self.end_token_id
         batch = collate_or_refuse(
-            lambda some: collate_samples(some, self.processor, tokenizer, end), samples, self._placeholders
+            lambda some: collate_samples(some, self.processor, tokenizer, ends), samples, self._placeholders
         )
         first = first_copies([image for sample in samples for image in sample.images])
         if len(set(first)) < len(first):
@@ -361,9 +371,15 @@ class Backbone(ABC):
         if self.processor is not None:
             self.processor.save_pretrained(folder)
 
-    def decode(self, ids: Tensor) -> list[str]:
-        """Generated token ids ``[B, new]`` as stripped text."""
-        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    def until_end(self, rows: Iterable[Tensor]) -> list[list[int]]:
+        """Generated token ids, one tensor ``[new]`` per answer, up to the first token that ends it, without that."""
+        ends = set(self.end_token_ids)
+        return [list(takewhile(lambda token: token not in ends, row.tolist())) for row in rows]
+
+    def decode(self, ids: Iterable[Tensor]) -> list[str]:
+        """Generated token ids, ``[B, new]`` or one tensor per answer, as stripped text up to the answer's end."""
+        rows = self.until_end(ids)
+        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
 def pad_rows(rows: Sequence[Tensor], padding_side: str, padding_id: int) -> dict[str, Tensor]:

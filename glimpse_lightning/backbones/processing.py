@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer, BatchFeature
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import is_torchvision_available
 
 from glimpse_lightning.backbones.collate import first_copies
@@ -22,7 +22,7 @@ from glimpse_lightning.errors import GlimpseError
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
 
 
-class ImageOnlyProcessor:
+class ImageOnlyProcessor(ProcessorMixin):
     """Tokenizer + PIL image processor + chat template of a Qwen-VL model, called as the stock processor is.
 
     Args:
@@ -32,18 +32,11 @@ class ImageOnlyProcessor:
     """
 
     def __init__(self, tokenizer: Any, image_processor: Any, image_token: str = "<|image_pad|>") -> None:
+        # The mixin's own wants the parts that stock processors have; its chat templates and decoding need only these.
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+        self.chat_template = tokenizer.chat_template
         self.image_token = image_token
-
-    def apply_chat_template(self, messages: Sequence[Any], **kwargs: Any) -> Any:
-        return self.tokenizer.apply_chat_template(messages, **kwargs)
-
-    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
-        return self.tokenizer.batch_decode(*args, **kwargs)
-
-    def decode(self, *args: Any, **kwargs: Any) -> str:
-        return self.tokenizer.decode(*args, **kwargs)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the parts; ``load_processor`` puts them together again."""
@@ -55,13 +48,16 @@ class ImageOnlyProcessor:
         text: str | Sequence[str],
         images: Image.Image | Sequence[Image.Image | Sequence[Image.Image]] | None = None,
         videos: Any = None,
+        audio: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Token ids and pixel values of prompts whose image placeholders match ``images`` (flat or nested), in order.
 
         Raises:
-            GlimpseError: for videos, or where placeholders and images differ in number.
+            GlimpseError: for videos and audio, or where placeholders and images differ in number.
         """
+        if audio is not None:
+            raise GlimpseError("Expected text and images, but got `audio`, which Qwen-VL models do not hear.")
         if videos is not None:
             raise GlimpseError("Video needs torchvision: `pip install glimpse_lightning[video]`.")
         prompts = [text] if isinstance(text, str) else list(text)
@@ -117,4 +113,6 @@ def load_processor(name: str, **kwargs: Any) -> Any:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
+    template = ProcessorMixin.get_processor_dict(name, **kwargs)[0].get("chat_template")
+    tokenizer.chat_template = template or tokenizer.chat_template  # a processor's own goes before its tokenizer's
     return ImageOnlyProcessor(tokenizer, Qwen2VLImageProcessorPil.from_pretrained(name, **kwargs))

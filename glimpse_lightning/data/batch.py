@@ -17,7 +17,8 @@ class Batch:
     Attributes:
         inputs: what the processor made of the prompts (``input_ids [B, N]`` padded on the left, ``attention_mask``,
             ``pixel_values``, ``image_grid_thw``, ...); exactly the keyword arguments of ``PrunedVLM.prefill``.
-        answer_ids: ``[B, A]`` tokens of the first reference answer with its end token, padded on the right.
+        answer_ids: ``[B, A]`` tokens of the first reference answer, up to and including one that generation stops at;
+            padded on the right.
         answer_mask: ``[B, A]`` 1 at answer tokens, 0 at padding.
         key: ``[B]`` int64, ``Sample.key`` of each sample.
         weight: ``[B]`` 1.0, or 0.0 for a sample that only pads an uneven split and counts nowhere.

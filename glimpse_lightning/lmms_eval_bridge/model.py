@@ -138,9 +138,9 @@ class Glimpse(lmms):
         out = prefill(self.vlm, batch)
         ids = self.vlm.generate(prefill=out, **generation_options(wanted, self.max_new_tokens)).cpu()
         self._seconds += time.perf_counter() - started
-        tokenizer = self.vlm.backbone.tokenizer
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        lengths = (~torch.isin(ids, torch.tensor(tokenizer.all_special_ids))).sum(1).tolist()
+        rows = self.vlm.backbone.until_end(ids)
+        texts = self.vlm.backbone.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        lengths = [len(row) for row in rows]
         for request, (kept, total) in zip(requests, kept_and_total(out, len(requests)), strict=True):
             if not request.metadata.get("__padding_only__"):  # asked again so that all processes take as many steps
                 self._kept.append((request.args[4], kept, total))

@@ -123,9 +123,7 @@ def one_more(values: Tensor) -> Tensor:
 
 def end_ids(model: PrunedVLM) -> Tensor:
     """The tokens that end an answer."""
-    ends = model.generation_config.eos_token_id
-    ends = [] if ends is None else ends if isinstance(ends, (list, tuple)) else [ends]
-    return torch.tensor(ends, dtype=torch.int64, device=model.device)
+    return torch.tensor(model.backbone.end_token_ids, dtype=torch.int64, device=model.device)
 
 
 def retention_by_prompt(out: PrefillOutput, prompts: int) -> Tensor:
@@ -143,7 +141,7 @@ def mean_known(values: Tensor) -> Tensor:
 
 def reward_facts(model: PrunedVLM, batch: Batch, rollout: Rollout) -> list[RewardFacts]:
     """What rewards may ask about each of the ``R`` answers."""
-    texts = model.backbone.decode(torch.where(rollout.mask, rollout.ids, model.generation_config.pad_token_id or 0))
+    texts = model.backbone.decode(ids[mask] for ids, mask in zip(rollout.ids, rollout.mask, strict=True))
     lengths = rollout.mask.sum(1)
     finished = torch.isin(rollout.ids.gather(1, lengths[:, None] - 1)[:, 0], end_ids(model)).tolist()
     answers = len(texts) // len(batch.samples)

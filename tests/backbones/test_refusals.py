@@ -147,7 +147,7 @@ def test_a_test_goes_on_without_them(rows: Path, tmp_path: Path, size: int) -> N
 
 def test_a_test_names_one(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("test", tmp_path, rows, "raise", ("test",)) == 1
-    assert "d.jsonl, line 4: '<|image_pad|>' stands in its text" in " ".join(capsys.readouterr().err.split())
+    assert "d.jsonl, line 4: '<|image_pad|>' stands in its question" in " ".join(capsys.readouterr().err.split())
 
 
 def test_training_goes_on_without_them(rows: Path, tmp_path: Path) -> None:
