@@ -198,7 +198,7 @@ class Backbone(ABC):
         """
 
     def hf_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the Hugging Face model itself wants of processor outputs, beyond what it insists on."""
+        """Arguments of the Hugging Face model's own ``forward`` and ``generate``, from those of :meth:`embed`."""
         return dict(inputs)
 
     # -- what most families share -------------------------------------------------------------------------------

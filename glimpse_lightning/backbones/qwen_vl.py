@@ -107,7 +107,13 @@ class QwenVLBackbone(PlaceholderBackbone):
 
     def hf_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # Without the token types Hugging Face silently falls back to one-dimensional positions.
-        return {**inputs, "mm_token_type_ids": self.token_types(inputs)}
+        wanted = {**inputs, "mm_token_type_ids": self.token_types(inputs)}
+        first = wanted.pop("first_copies", None)
+        if first is not None:  # `share_images` left out the pixels of equal images
+            seen, which = first.unique(return_inverse=True)
+            rows = wanted["pixel_values"].split(wanted["image_grid_thw"][seen].prod(-1).tolist())
+            wanted["pixel_values"] = torch.cat([rows[image] for image in which.tolist()])
+        return wanted
 
     def example_image(self, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         config, vision = self.model.config, self.model.config.vision_config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -91,7 +93,9 @@ def test_collated_batch_equals_single_samples(family):
 @pytest.mark.parametrize("family", ["llava", "llava_next", "idefics3"])
 def test_unpruned_equals_hugging_face(family):
     backbone = gl.wrap_backbone(FAMILIES[family](), processor(family))
-    inputs = backbone.collate(samples()).inputs
+    asked = [*samples(), replace(samples()[0], images=samples()[1].images)]
+    asked.append(replace(asked[1], question="is this"))  # about the very same images
+    inputs = backbone.collate(asked).inputs
     with torch.no_grad():
         expected = backbone.model(**backbone.hf_inputs(inputs)).logits[:, -1]
     torch.testing.assert_close(gl.PrunedVLM(backbone).prefill(**inputs).logits, expected, atol=1e-4, rtol=1e-4)

@@ -30,3 +30,23 @@ def test_a_batch_that_shares_images_equals_one_that_does_not():
     model = gl.PrunedVLM(backbone)
     answers = [model.generate(**each.inputs, max_new_tokens=6, do_sample=False) for each in (batch, plain)]
     assert torch.equal(*answers)
+
+
+def test_hugging_faces_model_gets_the_pixels_of_every_image():
+    backbone = gl.load_backbone("glimpse-tiny")
+    first, other = gl.GlyphVQA("val", image_size=224)[0], gl.GlyphVQA("val", image_size=336)[1]
+    both = replace(other, images=[other.images[0], first.images[0], other.images[0]], boxes=None)
+    text = replace(first, images=[], boxes=None)
+    samples = [both, first, text, replace(first, question="list all in red"), other]
+    apart = [replace(sample, images=[image.copy() for image in sample.images]) for sample in samples]
+    batch, plain = backbone.collate(samples), backbone.collate(apart)
+    shared, whole = backbone.hf_inputs(batch.inputs), backbone.hf_inputs(plain.inputs)
+    assert shared.keys() == whole.keys()
+    assert all(torch.equal(shared[name], whole[name]) for name in whole)
+    assert len(batch.inputs["pixel_values"]) == 256 + 576  # and `inputs` stay as they were
+    ids = gl.PrunedVLM(backbone).generate(**batch.inputs, max_new_tokens=6, do_sample=False)
+    hf = backbone.model.generate(**shared, max_new_tokens=6, do_sample=False)
+    assert torch.equal(ids, hf[:, shared["input_ids"].shape[1] :])
+    with torch.no_grad():
+        logits = gl.PrunedVLM(backbone)(**batch.inputs).logits
+        assert torch.equal(logits, backbone.model(**shared).logits)
