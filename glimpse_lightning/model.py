@@ -23,6 +23,7 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.engine.checkpointing import keeps_caches
 from glimpse_lightning.engine.compaction import fill_cache
 from glimpse_lightning.engine.forward import IGNORED, Parts, check_placeholders, logits_of
+from glimpse_lightning.engine.generate_options import check_options
 from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
 from glimpse_lightning.engine.replay import ReplayOutput, replay
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
@@ -241,7 +242,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
             Unlike Hugging Face's, the prompt is always stripped.
 
         Raises:
-            GlimpseError: for an argument that neither processor nor ``generate`` knows, and for ``use_cache=False``.
+            GlimpseError: for an argument that neither processor nor ``generate`` knows, for ``use_cache=False``, and
+                for options that cannot work on a pruned prompt, such as assisted decoding or ``output_attentions``.
         """
         if not (prefill is None or isinstance(prefill, PrefillOutput)):
             raise GlimpseError(
@@ -253,6 +255,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 "Expected `generate` with a cache, but got `use_cache=False`. Without the cache decoding would forget "
                 "what was pruned where; leave the argument out."
             )
+        check_options(kwargs, kwargs.get("generation_config"), self.generation_config)
         if kwargs.get("generation_config") is None:
             kwargs["use_cache"] = True  # said here, it overrules configurations saved while training
         else:  # which wants no further options beside it

@@ -9,7 +9,14 @@ import torch
 from tiny_models import FAMILIES
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 from transformers.generation import BaseStreamer, LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 import glimpse_lightning as gl
@@ -285,3 +292,40 @@ def test_static_cache_without_padding_or_known_tokens(backbone):
 def test_caches_that_cannot_hold_a_pruned_prompt_are_refused(backbone):
     with pytest.raises(GlimpseError, match=r"`cache_implementation` to be one of None, dynamic, static"):
         pruned(backbone).generate(**backbone.example_inputs([[(3, 4)]]), cache_implementation="quantized")
+
+
+IMPOSSIBLE = {
+    "assistant_model": "itself", "prompt_lookup_num_tokens": 3, "output_attentions": True, "output_hidden_states": True,
+    "custom_generate": lambda *args, **kwargs: None, "guidance_scale": 1.5, "negative_prompt_ids": torch.ones(1, 2),
+    "penalty_alpha": 0.6, "dola_layers": "high", "num_beam_groups": 2, "force_words_ids": [[3]], "token_healing": True,
+    "prefill_chunk_size": 4, "past_key_values": DynamicCache(), "inputs_embeds": torch.ones(1, 2, 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", IMPOSSIBLE)
+def test_options_that_cannot_work_are_named(option):
+    """With a pruner and without, since the prompt's own layers run here in both."""
+    backbone = gl.wrap_backbone(FAMILIES["llava"]())
+    inputs = backbone.example_inputs([[(4, 4)]])
+    value = backbone.model if option == "assistant_model" else IMPOSSIBLE[option]
+    said = {"output_attentions": "returning attentions", "output_hidden_states": "returning hidden states"}
+    named = said.get(option, f"`{option}`")
+    for model in (pruned(backbone), gl.PrunedVLM(backbone)):
+        with pytest.raises(gl.GlimpseError, match=rf"does not allow {named} where.*backbone\.model\.generate"):
+            model.generate(**inputs, max_new_tokens=2, **{option: value})
+
+
+def test_options_that_cannot_work_are_found_in_configurations():
+    backbone = gl.wrap_backbone(FAMILIES["llava"]())
+    inputs, model = backbone.example_inputs([[(4, 4)]]), pruned(backbone)
+    given = GenerationConfig(max_new_tokens=2, prompt_lookup_num_tokens=2)
+    with pytest.raises(gl.GlimpseError, match="does not allow `prompt_lookup_num_tokens`"):
+        model.generate(**inputs, generation_config=given)
+    plain = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    expected = model.generate(**inputs, **plain)
+    neutral = {"guidance_scale": 1.0, "output_attentions": False, "penalty_alpha": 0.0, "num_beam_groups": 1}
+    assert torch.equal(model.generate(**inputs, **plain, **neutral), expected)
+    backbone.model.generation_config.output_hidden_states = True
+    with pytest.raises(gl.GlimpseError, match="does not allow returning hidden states"):
+        model.generate(**inputs, **plain)
+    assert torch.equal(model.generate(**inputs, **plain, output_hidden_states=False), expected)

@@ -1,0 +1,60 @@
+"""Options of Hugging Face's ``generate`` that do not go together with a pruned prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import GenerationConfig
+
+from glimpse_lightning.errors import GlimpseError
+
+_STATES = "layers of the prompt run apart from decoding, and on fewer tokens after each stage"
+_ASSISTED = "drafted tokens are checked together with the prompt, which has been pruned already"
+_ELSEWHERE = "it runs decoding code of its own, which knows nothing of the pruned prompt"
+_GUIDANCE = "it asks the model a second prompt, step by step, without the images"
+
+IMPOSSIBLE = {
+    "output_attentions": _STATES,
+    "output_hidden_states": _STATES,
+    "assistant_model": _ASSISTED,
+    "prompt_lookup_num_tokens": _ASSISTED,
+    "assistant_early_exit": _ASSISTED,
+    "use_mtp": _ASSISTED,
+    "custom_generate": _ELSEWHERE,
+    "penalty_alpha": _ELSEWHERE,
+    "dola_layers": _ELSEWHERE,
+    "num_beam_groups": _ELSEWHERE,
+    "constraints": _ELSEWHERE,
+    "force_words_ids": _ELSEWHERE,
+    "guidance_scale": _GUIDANCE,
+    "negative_prompt_ids": _GUIDANCE,
+    "negative_prompt_attention_mask": _GUIDANCE,
+    "token_healing": "it changes the end of the prompt, which has been pruned already",
+    "prefill_chunk_size": "the prompt is pruned in one piece",
+    "past_key_values": "the keys and values of a prompt are made while it is pruned",
+    "inputs_embeds": "visual tokens are found by their ids",
+    "position_ids": "positions are counted before tokens are dropped",
+}
+"""By option, why it is impossible."""
+
+NEUTRAL = {"guidance_scale": 1, "num_beam_groups": 1, "penalty_alpha": 0}
+"""Values that ask for nothing; for all options, so do ``None`` and ``False``."""
+
+
+def check_options(options: Mapping[str, Any], *configs: GenerationConfig | None) -> None:
+    """Raise for an impossible option among the arguments ``options`` or, where those are silent, in the ``configs``.
+
+    Raises:
+        GlimpseError: that names what was asked for, the reason, and the Hugging Face model as the remedy.
+    """
+    for name, why in IMPOSSIBLE.items():
+        given = (options.get(name), *(getattr(config, name, None) for config in configs))
+        value = next((value for value in given if value is not None), None)
+        if value is None or value is False or (name in NEUTRAL and value == NEUTRAL[name]):
+            continue
+        what = name.replace("output_", "returning ").replace("_", " ") if why is _STATES else f"`{name}`"
+        raise GlimpseError(
+            f"`generate` does not allow {what} where visual tokens are pruned: {why}. Leave the option out, or use the "
+            "full Hugging Face model: `backbone.model.generate(**backbone.hf_inputs(inputs), ...)`."
+        )
