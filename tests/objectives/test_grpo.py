@@ -248,7 +248,7 @@ def test_oracle_rollouts_keep_the_evidence(model: PrunedVLM, batch: Batch) -> No
 
 def test_a_prompt_without_boxes_is_pruned_by_the_policy(model: PrunedVLM, batch: Batch) -> None:
     objective = prepared(model, rollout_masks="oracle")
-    assert objective.needs == ("answers", "boxes")
+    assert "boxes" in objective.needs
     assert objective._oracle_prompts(batch).tolist() == [True, True, True]
     batch.samples[1].boxes = None
     assert objective._oracle_prompts(batch).tolist() == [True, False, True]
