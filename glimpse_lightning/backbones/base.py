@@ -261,6 +261,11 @@ class Backbone(ABC):
             return types[layer]
         return "sliding_attention" if getattr(self.text_config, "sliding_window", None) else "full_attention"
 
+    def window(self, layer: int) -> int | None:
+        """How many columns a row of ``layer`` sees, its own included; ``None`` = all in front of it."""
+        sliding = self.layer_type(layer) == "sliding_attention"
+        return self.text_config.sliding_window if sliding else None
+
     def attention_mask(
         self, layer: int, hidden: Tensor, mask: Tensor, cache: Cache | None, image: Tensor | None = None
     ) -> Any:

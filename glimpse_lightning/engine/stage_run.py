@@ -16,7 +16,7 @@ from glimpse_lightning.engine.streams import SideStream
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.scorers.base import AttentionProbe, Requires
+from glimpse_lightning.scorers.base import UNSEEN, AttentionProbe, Requires
 from glimpse_lightning.visual_tokens import VisualTokens
 
 if TYPE_CHECKING:
@@ -109,9 +109,17 @@ class StageRun:
     def capture(
         self, name: str, probe: AttentionProbe, layer: int, trunk: Trunk, row_BHn: Tensor, seen_Bn: Tensor
     ) -> None:
-        """Keep the logits of one query row, at the visual tokens, for the probe ``name``; the row sees ``seen_Bn``."""
+        """Keep the logits of one query row, at the visual tokens, for the probe ``name``.
+
+        Args:
+            seen_Bn: keys that the row may attend to, itself the last of them; a window narrows them.
+        """
         if probe.scale == "log_softmax":
-            row_BHn = row_BHn.float().masked_fill(~seen_Bn[:, None], -torch.inf).log_softmax(-1)
+            window = trunk.backbone.window(layer)
+            if window is not None:
+                column = torch.arange(seen_Bn.shape[1], device=seen_Bn.device)
+                seen_Bn = seen_Bn & (column > (column * seen_Bn).amax(1, keepdim=True) - window)
+            row_BHn = row_BHn.float().masked_fill(~seen_Bn[:, None], -torch.inf).log_softmax(-1).clamp(min=UNSEEN)
         prompt_row = row_BHn[..., : trunk.mask.shape[1]].transpose(1, 2)
         self.captured[name, layer] = (trunk.alive, trunk.visual(prompt_row))
 
@@ -120,6 +128,9 @@ class StageRun:
         assert main.rows is not None and main.rows_logits is not None and self.raters is not None
         column = torch.arange(trunk.mask.shape[1], device=trunk.mask.device)
         seen_BRn = trunk.mask[:, None] & (column <= main.rows[..., None])
+        window = trunk.backbone.window(layer)
+        if window is not None:
+            seen_BRn = seen_BRn & (column > main.rows[..., None] - window)
         logits_BHRn = main.rows_logits[..., : len(column)].float()
         weights_BHRn = logits_BHRn.masked_fill(~seen_BRn[:, None], -torch.inf).softmax(-1).nan_to_num()
         mine_BR = (self.raters.gather(1, trunk.column) & trunk.mask).gather(1, main.rows)

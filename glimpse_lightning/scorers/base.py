@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 from glimpse_lightning.visual_tokens import ModelFacts, VisionTap, VisualTokens
+
+UNSEEN = math.log(torch.finfo(torch.float32).tiny)
+"""Log of the attention weight of a token that a row does not see; a number, so that it can be computed with."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,10 @@ class AttentionProbe:
             ``"text"`` = the mean weights of the text tokens behind the first visual token that ``Scorer.raters``
             chooses; not as ``logits``.
         scale: ``"logits"`` = ``q.k / sqrt(head_dim)``; ``"log_softmax"`` = natural log of the attention weights over
-            all (unpadded) keys the row can see, text included; ``"information"``, of text rows only = how much the
-            text tokens differ in where they look, the same number for all visual tokens of a sample: the mutual
-            information in nats of text and visual token under each head's weights, divided by the number of text
-            tokens.
+            all (unpadded) keys the row can see, text included, and ``UNSEEN`` of one that it cannot;
+            ``"information"``, of text rows only = how much the text tokens differ in where they look, the same number
+            for all visual tokens of a sample: the mutual information in nats of text and visual token under each head's
+            weights, divided by the number of text tokens.
     """
 
     layers: tuple[int, ...]

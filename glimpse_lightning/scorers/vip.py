@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
+from glimpse_lightning.scorers.base import UNSEEN, AttentionProbe, Requires, Scorer
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 from glimpse_lightning.scorers.vip_network import Standardise, VIPNetwork, rotary_2d
 from glimpse_lightning.segments import Padding, index_in_item
@@ -21,6 +21,10 @@ CERTAIN = 1e4
 
 REFERENCE_MASKS = "reference_masks"
 """Where ``VisualTokens.state`` holds the masks that ``prefill`` was given."""
+
+
+OUT_OF_SIGHT = -20.0
+"""Feature of a token that a row does not see: less than any likely one, and no outlier for a network."""
 
 
 class VIP(Scorer):
@@ -193,6 +197,8 @@ class VIP(Scorer):
             return self._given(tokens)[None]
         dtype = self.network.attn_in_proj.weight.dtype
         attention = torch.cat([tokens.probes[query] for query in self.queries], -1)
+        if self.attention == "log_softmax":
+            attention = attention.masked_fill(attention < UNSEEN + 1, OUT_OF_SIGHT)
         conditions = self._conditions(tokens)
         if self.standardise:
             attention = self.scales["attention"](attention)
