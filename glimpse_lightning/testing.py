@@ -80,6 +80,9 @@ def pruners(backbone: Backbone) -> Iterator[tuple[str, Pruner]]:
             PruneStage(middle, VIP(**vip), KeepRatio(0.3), positions="renumber"),
         ],
         "cache only": lambda: [PruneStage(len(backbone.layers) + 5, AttentionRank(layer=middle), KeepRatio(0.4))],
+        "cache only, renumbered": lambda: [
+            PruneStage(len(backbone.layers) - 1, Random(), KeepRatio(0.4), positions="renumber")
+        ],
     }
     for name, make in makers.items():
         torch.manual_seed(0)
@@ -156,7 +159,7 @@ def check_positions(backbone: Backbone) -> None:
             dropped = prompt.mask[row] & ~kept
             assert not (dropped & ~prompt.visual[row]).any(), f"{name}: a text token was dropped"
             positions = out.position_ids[..., row, :][..., out.attention_mask[row].bool()]
-            expected = _numbering(prompt, pruner, out.keep, len(backbone.layers))[..., row, :][..., kept]
+            expected = _numbering(prompt, pruner, out.keep, len(backbone.layers) - 1)[..., row, :][..., kept]
             assert torch.equal(positions, expected), f"{name}: positions are not those of its policy"
         for index, layer in enumerate(out.cache.layers):
             length = int(_visible(prompt, _missing(pruner, out.keep, index), prompt.mask.shape[1]).sum(1).max())

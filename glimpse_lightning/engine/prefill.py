@@ -37,7 +37,8 @@ class PrefillOutput:
 
     Attributes:
         scores: one per stage, ``[V]``, higher = keep; ``-inf`` for tokens an earlier stage dropped.
-        keep: one per stage, ``[V]`` boolean over all visual tokens of the batch, sample by sample, item by item.
+        keep: one per stage, ``[V]`` boolean over all visual tokens of the batch, sample by sample, item by item. True
+            of a token at the very end of a prompt, whatever the policy says: decoding goes on from there.
         prompt_keep: ``[B, N]`` true where a prompt position survived all stages, in the caller's layout; false at
             padding.
         logits: ``[B, vocab]`` at the last prompt position.
@@ -216,6 +217,7 @@ def _prune(
 ) -> tuple[Tensor, Tensor]:
     scores = _scores(run, tokens, alike) if run.scored else trunk.hidden.new_zeros(len(trunk.alive))
     keep = run.stage.policy.select(scores, tokens) if select is None else select(run.stage, scores, tokens)
+    keep = keep | trunk.of_alive(trunk.at_end)
     total = len(trunk.layout.item)
     all_scores = scores.new_full((total,), -torch.inf).index_copy(0, trunk.alive, scores)
     all_keep = keep.new_zeros(total).index_copy(0, trunk.alive, keep)
@@ -223,7 +225,8 @@ def _prune(
     if not isinstance(reducer, Drop):
         targets = run.stage.policy.merge_targets(scores, keep, tokens)
         reduced = reducer.reduce(tokens.hidden, keep, replace(tokens, scores=scores, targets=targets))
-    trunk.compact(all_keep, reduced, run.stage.early_kv == "keep", run.stage.positions == "renumber")
+    behind = len(trunk.cache.layers) < len(trunk.backbone.layers)  # else no key will ever stand at another position
+    trunk.compact(all_keep, reduced, run.stage.early_kv == "keep", run.stage.positions == "renumber" and behind)
     return all_scores, all_keep
 
 

@@ -135,7 +135,7 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
             tokens = run.tokens(student, batch.key, _questions(batch), {LOG_GATES: biases[-1]} if outputs else {})
             scores = run.scorer(tokens)
             outputs.append(StageOutput(scores, tokens))
-            log_gates.append(gate(scores, tokens))
+            log_gates.append(gate(scores, tokens).masked_fill(trunk.at_end, 0.0))
             biases.append((biases[-1] + log_gates[-1].to(biases[-1].dtype)).clamp(min=CLOSED))
             if not runs and run.stage.early_kv == "prune":
                 student.compact(torch.stack(log_gates).detach().amin(0) > -torch.inf, None)

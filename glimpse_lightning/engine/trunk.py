@@ -212,6 +212,11 @@ class Trunk:
         return keys.gather(1, index[..., None].expand(-1, -1, keys.shape[-1]))
 
     @property
+    def at_end(self) -> Tensor:
+        """``[V]`` true of a visual token in a prompt's last column, where decoding goes on."""
+        return self.layout.column == self.prompt.visual.shape[1] - 1
+
+    @property
     def places(self) -> tuple[Tensor, ...]:
         """``([V'], [V'])`` row and column of the visual tokens still there, in packed order.
 
