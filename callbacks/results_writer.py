@@ -124,6 +124,7 @@ class ResultsWriter(Callback):
             "recipe": self.recipe,
             "command": self.command or str(trainer.state.fn),
             "backbone": _backbone_name(module),
+            "after_layers": _after_layers(module),
             "seed": global_seed(),
             "dataset": type(dataset).__name__ if dataset is not None else None,
             "data_file": str(dataset.path) if hasattr(dataset, "path") else None,
@@ -180,6 +181,12 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 def _backbone_name(module: LightningModule) -> str | None:
     backbone = getattr(module, "backbone", None)
     return backbone if isinstance(backbone, str) else getattr(backbone, "name", None)
+
+
+def _after_layers(module: LightningModule) -> list[int] | None:
+    """Where the model under test prunes, by number of the layer, however the recipe says it."""
+    pruner = getattr(getattr(module, "vlm", None), "pruner", None)
+    return None if pruner is None else [stage.after_layer for stage in pruner.stages]
 
 
 def _dtype(module: LightningModule) -> str | None:

@@ -32,6 +32,7 @@ from glimpse_lightning.data.datamodule import RawBatch
 from glimpse_lightning.data.sample import BLANK, Sample
 from glimpse_lightning.errors import GlimpseError, RefusedSamplesError
 from glimpse_lightning.evaluation import Evaluator, baseline_models, kept_by_item, training_free_scorers
+from glimpse_lightning.layers import Layer
 from glimpse_lightning.metrics import AnswerMetric, ExactMatch
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.objectives.base import Objective
@@ -73,7 +74,8 @@ class PruningModule(LightningModule):
             where the device is slow at it.
         attn_implementation: attention kernel of the backbone; or one for each part of it, as ``{text_config: eager,
             vision_config: sdpa}``.
-        after_layer: 0-based index of the last decoder layer that runs on all tokens; -1 = prune before layer 0.
+        after_layer: 0-based index of the last decoder layer that runs on all tokens; -1 = prune before layer 0;
+            between 0 and 1 = the share of the layers that do.
         scorer: scores each visual token.
         policy: turns scores into a keep mask.
         reducer: what becomes of dropped tokens; default: gone.
@@ -102,7 +104,7 @@ class PruningModule(LightningModule):
         backbone: str = "glimpse-tiny",
         dtype: str = "float32",
         attn_implementation: str | dict[str, str] = "sdpa",
-        after_layer: int | None = None,
+        after_layer: Layer | None = None,
         scorer: Scorer | None = None,
         policy: Policy | None = None,
         reducer: Reducer | None = None,
@@ -177,6 +179,9 @@ class PruningModule(LightningModule):
         if isinstance(source, Pruner) and not self.allow_empty:
             _check_recipe(source, len(backbone.layers))
         vlm = PrunedVLM(backbone, pruner)
+        if pruner is not None:
+            layers = ", ".join(str(stage.after_layer) for stage in pruner.stages)
+            rank_zero_info(f"Visual tokens are pruned after layer {layers} of {len(backbone.layers)}, counted from 0.")
         if self.objective is not None:
             self.objective.prepare(vlm)
         patterns = self.objective.trainable if self.objective is not None else ()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.layers import Layer, Layered, checked
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.checks import check_choice
 from glimpse_lightning.reducers.base import Reducer
@@ -19,12 +20,13 @@ EarlyKV = Literal["prune", "keep"]
 Positions = Literal["keep", "renumber"]
 
 
-class PruneStage(nn.Module):
+class PruneStage(Layered, nn.Module):
     """*Where* (before layer 0, or after a decoder layer) + scorer + policy + reducer.
 
     Args:
         after_layer: 0-based index of the last layer that runs on all tokens; -1 = before layer 0. At or beyond the
-            model's last layer only the KV cache that decoding reads is pruned.
+            model's last layer only the KV cache that decoding reads is pruned. A number between 0 and 1 is the share of
+            the layers that run on all tokens (``Layered.number_layers``): 0.25 is layer 7 of 32, or 1 of 8.
         scorer: scores each visual token.
         policy: turns scores into a keep mask.
         reducer: what becomes of the dropped tokens; gone by default.
@@ -36,9 +38,11 @@ class PruneStage(nn.Module):
             in those layers decoding goes on at the new next one (PyramidDrop's and VScan's LLaVA).
     """
 
+    layer_arguments = {"after_layer": "decoder"}
+
     def __init__(
         self,
-        after_layer: int,
+        after_layer: Layer,
         scorer: Scorer,
         policy: Policy,
         reducer: Reducer | None = None,
@@ -48,9 +52,9 @@ class PruneStage(nn.Module):
         super().__init__()
         check_choice("early_kv", early_kv, ("prune", "keep"))
         check_choice("positions", positions, ("keep", "renumber"))
-        if after_layer < -1:
+        self.after_layer: int = checked("after_layer", after_layer)
+        if self.after_layer < -1:
             raise ValueError(f"Expected `after_layer` to be -1 (before layer 0) or more, but got {after_layer}.")
-        self.after_layer = after_layer
         self.scorer = scorer
         self.policy = policy
         self.reducer = Drop() if reducer is None else reducer
@@ -79,9 +83,8 @@ class Pruner(nn.Module):
 
     def __init__(self, stages: Sequence[PruneStage]) -> None:
         super().__init__()
-        layers = [stage.after_layer for stage in stages]
-        if not stages or layers != sorted(layers):
-            raise ValueError(f"Expected at least one stage, ordered by `after_layer`, but got layers {layers}.")
+        if not any(isinstance(stage.after_layer, float) for stage in stages):  # shares: once there is a model
+            _check_order(stages)
         self.stages: list[PruneStage] = nn.ModuleList(stages)  # type: ignore[assignment]
         self.facts: ModelFacts | None = None
         self.origin: dict[str, Any] | None = None
@@ -90,14 +93,19 @@ class Pruner(nn.Module):
         self.source = ""
 
     def build(self, facts: ModelFacts) -> None:
-        """Create what depends on the model. Building twice for equal facts does nothing.
+        """Create what depends on the model, and number the layers given as shares of its depth. Building twice for
+        equal facts does nothing.
 
         Raises:
-            GlimpseError: where this pruner was built for a model of another shape.
+            GlimpseError: where this pruner was built for a model of another shape, or does not fit this one.
         """
         if self.facts is not None:
             check_facts(self.facts, facts)
             return
+        for stage in self.stages:
+            for part in (stage, stage.scorer, stage.policy, stage.reducer):
+                part.number_layers(facts)
+        _check_order(self.stages)
         glimpse = False
         for stage in self.stages:
             if stage.early_kv == "keep" and stage.after_layer >= facts.num_layers - 1:
@@ -125,6 +133,12 @@ class Pruner(nn.Module):
                     number = stage.scorer.glimpse.length
                 last = stage.after_layer
         return number, last
+
+
+def _check_order(stages: Sequence[PruneStage]) -> None:
+    layers = [stage.after_layer for stage in stages]
+    if not layers or layers != sorted(layers):
+        raise GlimpseError(f"Expected at least one stage, ordered by `after_layer`, but got layers {layers}.")
 
 
 def check_facts(built: ModelFacts, actual: ModelFacts) -> None:

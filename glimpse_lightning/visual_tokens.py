@@ -34,6 +34,8 @@ class ModelFacts:
         vision_layers: number of blocks of the vision tower.
         vision_hidden_size: width of the states that the vision tower's blocks return.
         model_type: Hugging Face's ``config.model_type``.
+        whole_image_blocks: blocks of the vision tower whose attention spans a whole image; empty: all of them. In the
+            others it spans a window.
     """
 
     num_layers: int
@@ -46,6 +48,10 @@ class ModelFacts:
     vision_layers: int
     vision_hidden_size: int
     model_type: str = ""
+    whole_image_blocks: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "whole_image_blocks", tuple(self.whole_image_blocks))  # a list in a saved pruner
 
     def layer_flops(self, tokens: Number) -> Number:
         """FLOPs (two per multiply-add) of one decoder layer over ``tokens`` tokens.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,13 @@ def test_there_are_components() -> None:
 def test_public_and_documented(kind: type) -> None:
     assert "._" not in kind.__module__
     assert kind.__doc__
+
+
+@pytest.mark.parametrize("kind", [*SCORERS, *POLICIES, *REDUCERS, PruneStage])
+def test_arguments_that_name_layers_take_shares(kind: Any) -> None:
+    """Else a recipe that names them would mean another part of a deeper model."""
+    named = {name for name in inspect.signature(kind).parameters if "layer" in name}
+    assert named == set(kind.layer_arguments)
 
 
 @pytest.mark.parametrize("name", BATCHES)

@@ -122,6 +122,7 @@ class PlaceholderBackbone(Backbone):
             vision_layers=len(self.vision_blocks),
             vision_hidden_size=self.vision_hidden_size,
             model_type=self.model.config.model_type,
+            whole_image_blocks=getattr(getattr(self.model.config, "vision_config", None), "fullatt_block_indexes", ()),
         )
 
     def position_ids(self, inputs: Mapping[str, Any]) -> Tensor:

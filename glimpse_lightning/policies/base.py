@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from glimpse_lightning.layers import Layered
 from glimpse_lightning.scorers.base import Requires
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
-class Policy(ABC):
+class Policy(Layered, ABC):
     """Turns scores into a keep mask: a pure, deterministic function of its arguments.
 
     Ties are broken by position: of equal scores the earlier token is kept. A score of ``-inf`` is never kept.

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from glimpse_lightning.layers import Layer, checked
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.checks import check_fraction
@@ -29,16 +30,18 @@ class HiPrune(Budget, Policy):
         ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`; HiPrune
             is ``per: item``.
         anchors: share of the budget for anchors and buffers (the paper's alpha).
-        object_layer: block of the vision tower, from 0, or from -1 = the last.
+        object_layer: block of the vision tower: a number from 0, or from -1 = the last, or a share of its depth.
         wrap: whether neighbours wrap at row ends.
     """
+
+    layer_arguments = {"object_layer": "vision"}
 
     def __init__(
         self,
         ratio: float | None = None,
         count: int | None = None,
         anchors: float = 0.1,
-        object_layer: int = 9,
+        object_layer: Layer = 9,
         wrap: bool = True,
         per: Literal["sample", "item"] = "item",
         min_tokens: int = 1,
@@ -47,7 +50,7 @@ class HiPrune(Budget, Policy):
         super().__init__(ratio, count, per, min_tokens, flops)
         check_fraction("anchors", anchors)
         self.anchors = anchors
-        self.object_layer = object_layer
+        self.object_layer: int = checked("object_layer", object_layer)
         self.wrap = wrap
 
     @property

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from glimpse_lightning.layers import Layer, checked
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.checks import check_count, check_fraction
@@ -29,8 +30,10 @@ class LocalGlobal(Budget, Policy):
         ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
         local: share of the budget that goes to windows.
         window: side of a window, in tokens.
-        shallow_layer: block of the vision tower, from 0, or from -1 = the last.
+        shallow_layer: block of the vision tower: a number from 0, or from -1 = the last, or a share of its depth.
     """
+
+    layer_arguments = {"shallow_layer": "vision"}
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class LocalGlobal(Budget, Policy):
         count: int | None = None,
         local: float = 0.5,
         window: int = 6,
-        shallow_layer: int = 6,
+        shallow_layer: Layer = 6,
         per: Literal["sample", "item"] = "sample",
         min_tokens: int = 1,
         flops: float | None = None,
@@ -50,7 +53,7 @@ class LocalGlobal(Budget, Policy):
             raise ValueError("Expected argument `window` to be at least 1 token, but got 0.")
         self.local = local
         self.window = window
-        self.shallow_layer = shallow_layer
+        self.shallow_layer: int = checked("shallow_layer", shallow_layer)
 
     @property
     def requires(self) -> Requires:

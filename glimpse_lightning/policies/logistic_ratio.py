@@ -7,13 +7,15 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.layers import Layer, checked
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.checks import check_choice, check_count, check_fraction
 from glimpse_lightning.scorers.base import AttentionProbe, Requires
 from glimpse_lightning.segments import rank_in_group, segment_mean
-from glimpse_lightning.visual_tokens import VisualTokens
+from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
 
 INFORMATION = "information"
 """Probe under which the sample's information is delivered."""
@@ -34,7 +36,7 @@ class LogisticRatio(Policy):
 
     Args:
         stage: which of ``after_layers`` this policy's stage prunes after, from 0.
-        after_layers: ``after_layer`` of all stages, rising, the first at least 0.
+        after_layers: ``after_layer`` of all stages, rising, the first at least 0; numbers, or shares of the depth.
         retention: share of the tokens that ``reach`` is about.
         reach: ``"mean"``: ``retention`` is the average over all layers of the decoder; ``"last"``: what the last stage
             leaves, so that the information moves the earlier stages only (to compare at equal tokens while decoding).
@@ -44,10 +46,12 @@ class LogisticRatio(Policy):
         per, min_tokens: as in ``KeepRatio``.
     """
 
+    layer_arguments = {"after_layers": "decoder"}
+
     def __init__(
         self,
         stage: int,
-        after_layers: Sequence[int],
+        after_layers: Sequence[Layer],
         retention: float,
         reach: Literal["mean", "last"] = "mean",
         midpoint: float = 0.4656,
@@ -61,13 +65,8 @@ class LogisticRatio(Policy):
         check_choice("reach", reach, ("mean", "last"))
         check_choice("per", per, ("sample", "item"))
         check_count("min_tokens", min_tokens)
-        if list(after_layers) != sorted(set(after_layers)) or not 0 <= stage < len(after_layers):
-            raise ValueError(
-                "Expected `after_layers` to rise and `stage` to be an index into it, but got "
-                f"{list(after_layers)} and {stage}."
-            )
         self.stage = stage
-        self.after_layers = list(after_layers)
+        self.after_layers: list[int] = list(checked("after_layers", after_layers))
         self.retention = retention
         self.reach = reach
         self.midpoint = midpoint
@@ -75,6 +74,19 @@ class LogisticRatio(Policy):
         self.information = information
         self.per = per
         self.min_tokens = min_tokens
+        self._check_layers()
+
+    @override
+    def number_layers(self, facts: ModelFacts) -> None:
+        super().number_layers(facts)
+        self._check_layers()  # on a model of few layers two shares may be one layer
+
+    def _check_layers(self) -> None:
+        if self.after_layers != sorted(set(self.after_layers)) or not 0 <= self.stage < len(self.after_layers):
+            raise GlimpseError(
+                "Expected `after_layers` to rise and `stage` to be an index into it, but got layers "
+                f"{self.after_layers} and stage {self.stage}."
+            )
 
     @property
     def may_keep_nothing(self) -> bool:

@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from glimpse_lightning.layers import Layered
 from glimpse_lightning.scorers.base import Requires
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
-class Reducer(ABC):
+class Reducer(Layered, ABC):
     """Decides what becomes of the dropped tokens: gone, or merged into kept ones."""
 
     @property

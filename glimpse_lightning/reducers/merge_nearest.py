@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from glimpse_lightning.layers import Layer, checked
 from glimpse_lightning.policies.checks import check_choice, check_fraction
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.reducers.merging import nearest_target
@@ -30,16 +31,19 @@ class MergeNearest(Reducer):
     Args:
         mode: see above.
         by: what "nearest" means.
-        key_layer: compare keys of this block of the vision tower (from 0, or from -1 = the last); ``None``: the states.
+        key_layer: compare keys of this block of the vision tower (a number from 0, or from -1 = the last, or a share of
+            its depth); ``None``: the states.
         share: share of each sample's tokens beside the other kept ones, best scores first, that are merged; the others
             are gone.
     """
+
+    layer_arguments = {"key_layer": "vision"}
 
     def __init__(
         self,
         mode: Literal["add", "mean"] = "add",
         by: Literal["cosine", "distance"] = "cosine",
-        key_layer: int | None = None,
+        key_layer: Layer | None = None,
         share: float = 1.0,
     ) -> None:
         check_choice("mode", mode, ("add", "mean"))
@@ -47,7 +51,7 @@ class MergeNearest(Reducer):
         check_fraction("share", share)
         self.mode = mode
         self.by = by
-        self.key_layer = key_layer
+        self.key_layer: int | None = checked("key_layer", key_layer)
         self.share = share
 
     @property

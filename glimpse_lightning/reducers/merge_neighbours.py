@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from glimpse_lightning.layers import Layer, checked
 from glimpse_lightning.policies.checks import check_count
 from glimpse_lightning.policies.scale import weights
 from glimpse_lightning.reducers.base import Reducer
@@ -27,13 +28,16 @@ class MergeNeighbours(Reducer):
 
     Args:
         neighbours: how many.
-        key_layer: block of the vision tower whose keys are compared, from 0, or from -1 = the last.
+        key_layer: block of the vision tower whose keys are compared: a number from 0, or from -1 = the last, or a
+            share of its depth.
     """
 
-    def __init__(self, neighbours: int = 32, key_layer: int = -1) -> None:
+    layer_arguments = {"key_layer": "vision"}
+
+    def __init__(self, neighbours: int = 32, key_layer: Layer = -1) -> None:
         check_count("neighbours", neighbours)
         self.neighbours = neighbours
-        self.key_layer = key_layer
+        self.key_layer: int = checked("key_layer", key_layer)
 
     @property
     def requires(self) -> Requires:

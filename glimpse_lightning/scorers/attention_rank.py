@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.layers import Layer, checked
 from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
 from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
 
@@ -18,12 +19,14 @@ class AttentionRank(Scorer):
     arXiv 2403.06764; PyramidDrop, arXiv 2410.17247).
 
     Args:
-        layer: decoder layer whose attention is read; ``None``: the stage's ``after_layer``.
+        layer: decoder layer whose attention is read (number, or share of the depth); ``None``: ``after_layer``.
     """
 
-    def __init__(self, layer: int | None = None) -> None:
+    layer_arguments = {"layer": "decoder"}
+
+    def __init__(self, layer: Layer | None = None) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer: int | None = checked("layer", layer)
         self._read = -1
 
     def build(self, facts: ModelFacts, after_layer: int) -> None:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from glimpse_lightning.layers import Layered
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 from glimpse_lightning.visual_tokens import ModelFacts, VisionTap, VisualTokens
 
@@ -73,7 +74,7 @@ class Requires:
         )
 
 
-class Scorer(nn.Module, ABC):
+class Scorer(Layered, nn.Module, ABC):
     """Gives every visual token an importance.
 
     A subclass says in its docstring what its scores are: learned scorers return logits (keep = sigmoid > threshold),

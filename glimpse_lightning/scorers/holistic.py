@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from glimpse_lightning.layers import Layer, checked
 from glimpse_lightning.scorers.base import Requires, Scorer
 from glimpse_lightning.segments import Padding, crop_label, segment_mean
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
@@ -21,14 +22,16 @@ class Holistic(Scorer):
     Departure: a crop of one token has variance 0.
 
     Args:
-        layer: block of the vision tower, from 0, or from -1 = the last.
+        layer: block of the vision tower: a number from 0, or from -1 = the last, or a share of its depth.
         diversity: weight of the variance.
         crops: ranges per image.
     """
 
-    def __init__(self, layer: int = -2, diversity: float = 0.09, crops: int = 16) -> None:
+    layer_arguments = {"layer": "vision"}
+
+    def __init__(self, layer: Layer = -2, diversity: float = 0.09, crops: int = 16) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer: int = checked("layer", layer)
         self.diversity = diversity
         self.crops = crops
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.layers import Layer, checked
 from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
 from glimpse_lightning.segments import Padding, segment_count, segment_mean
 from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
@@ -23,13 +24,15 @@ class TextRank(Scorer):
     Departure: all heads count (v2 of the method's code takes the half with most attention on the image).
 
     Args:
-        layer: decoder layer whose attention is read; ``None``: the stage's ``after_layer``.
+        layer: decoder layer whose attention is read (number, or share of the depth); ``None``: ``after_layer``.
         select: ``false``: all text tokens behind the first visual token are raters.
     """
 
-    def __init__(self, layer: int | None = None, select: bool = True) -> None:
+    layer_arguments = {"layer": "decoder"}
+
+    def __init__(self, layer: Layer | None = None, select: bool = True) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer: int | None = checked("layer", layer)
         self.select = select
         self._read = -1
 

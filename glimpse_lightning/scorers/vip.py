@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.layers import Layer, checked
 from glimpse_lightning.scorers.base import UNSEEN, AttentionProbe, Requires, Scorer
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 from glimpse_lightning.scorers.vip_network import Standardise, VIPNetwork, rotary_2d
@@ -32,7 +33,8 @@ class VIP(Scorer):
 
     GlimpsePrune (arXiv 2508.01548): a learned glimpse token reads the prompt; its attention to each visual token, head
     by head, is fused with states of the vision tower by a few layers of self-attention within each image. A token is
-    important where sigmoid(logit) is above a threshold. Defaults are the published Qwen2.5-VL configuration.
+    important where sigmoid(logit) is above a threshold. Defaults are the published Qwen2.5-VL configuration. Layers and
+    blocks are given by number or as a share of the depth.
 
     Args:
         vision_layers: vision blocks that condition the layers, one layer each, in this order; ``None``: four blocks
@@ -67,11 +69,12 @@ class VIP(Scorer):
     """
 
     network: VIPNetwork
+    layer_arguments = {"vision_layers": "vision", "attention_layers": "decoder", "glimpse_layers": "decoder"}
 
     def __init__(
         self,
-        vision_layers: Sequence[int] | None = None,
-        attention_layers: Sequence[int] | Literal["all"] | None = None,
+        vision_layers: Sequence[Layer] | None = None,
+        attention_layers: Sequence[Layer] | Literal["all"] | None = None,
         attention: Literal["logits", "log_softmax"] = "logits",
         attention_dim: int = 256,
         condition_dim: int = 512,
@@ -79,7 +82,7 @@ class VIP(Scorer):
         window: int | None = None,
         deep_supervision: bool = False,
         glimpse_length: int = 1,
-        glimpse_layers: Sequence[int] | None = None,
+        glimpse_layers: Sequence[Layer] | None = None,
         glimpse_norm: Literal["rmsnorm", "layernorm"] = "rmsnorm",
         glimpse_scale: float = 1.0,
         dropout: float = 0.1,
@@ -108,8 +111,8 @@ class VIP(Scorer):
             raise ValueError("Expected `query` to be 'glimpse' or 'both' with `shares_glimpse`, but got 'last'.")
         if window is not None and window < 1:
             raise ValueError(f"Expected `window` to be None (whole image) or at least 1 token, but got {window}.")
-        self.vision_layers = vision_layers
-        self.attention_layers = attention_layers
+        self.vision_layers: Sequence[int] | None = checked("vision_layers", vision_layers)
+        self.attention_layers: Sequence[int] | Literal["all"] | None = checked("attention_layers", attention_layers)
         self.attention = attention
         self.attention_dim = attention_dim
         self.condition_dim = condition_dim
@@ -117,7 +120,7 @@ class VIP(Scorer):
         self.window = window
         self.deep_supervision = deep_supervision
         self.glimpse_length = glimpse_length
-        self.glimpse_layers = glimpse_layers
+        self.glimpse_layers: Sequence[int] | None = checked("glimpse_layers", glimpse_layers)
         self.glimpse_norm = glimpse_norm
         self.glimpse_scale = glimpse_scale
         self.dropout = dropout

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from glimpse_lightning.layers import Layer, checked
 from glimpse_lightning.scorers.base import Requires, Scorer
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
@@ -22,13 +23,15 @@ class VisionRank(Scorer):
     full attention knows a patch's window alone, so choose one with full attention there.
 
     Args:
-        layer: block of the vision tower, from 0, or from -1 = the last.
+        layer: block of the vision tower: a number from 0, or from -1 = the last, or a share of its depth.
         heads: ``"joint"``: all heads as one, as PruMerge has it.
     """
 
-    def __init__(self, layer: int = -2, heads: Literal["mean", "joint"] = "mean") -> None:
+    layer_arguments = {"layer": "vision"}
+
+    def __init__(self, layer: Layer = -2, heads: Literal["mean", "joint"] = "mean") -> None:
         super().__init__()
-        self.layer = layer
+        self.layer: int = checked("layer", layer)
         self.heads = heads
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from glimpse_lightning.layers import Layer, checked
 from glimpse_lightning.scorers.base import AttentionProbe, Requires
 from glimpse_lightning.scorers.text_rank import TextRank
 from glimpse_lightning.segments import segment_mean, segment_sum
@@ -22,17 +23,19 @@ class VisionTextRank(TextRank):
     attention row; the class token's attention to itself, in the method's code, makes its ``v`` sum up to less.
 
     Args:
-        layer: decoder layer whose attention is read; ``None``: the stage's ``after_layer``.
-        vision_layer: block of the vision tower, from 0, or from -1 = the last.
+        layer: decoder layer whose attention is read (number, or share of the depth); ``None``: ``after_layer``.
+        vision_layer: block of the vision tower: a number from 0, or from -1 = the last, or a share of its depth.
         gain: weight of the text's attention.
         select: whether only text tokens that resemble the image count, as in ``TextRank``.
     """
 
+    layer_arguments = {**TextRank.layer_arguments, "vision_layer": "vision"}
+
     def __init__(
-        self, layer: int | None = None, vision_layer: int = -2, gain: float = 0.3, select: bool = False
+        self, layer: Layer | None = None, vision_layer: Layer = -2, gain: float = 0.3, select: bool = False
     ) -> None:
         super().__init__(layer, select)
-        self.vision_layer = vision_layer
+        self.vision_layer: int = checked("vision_layer", vision_layer)
         self.gain = gain
 
     @property
