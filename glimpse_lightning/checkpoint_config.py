@@ -21,12 +21,11 @@ def checkpoint_config(args: Sequence[str]) -> Iterator[list[str]]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ckpt_path")
     name = parser.parse_known_args(list(args))[0].ckpt_path
-    if name is None or name in ("null", "best", "last", "hpc"):
+    if name is None or name == "null":
         yield []
         return
+    check_checkpoint(name)
     path = Path(name)
-    if not path.exists():
-        raise GlimpseError(f"No checkpoint {name}; --ckpt_path expects a file that a run left in its `checkpoints/`.")
     model = _checkpoint_model(path) if path.is_file() else None
     if not model:
         yield []
@@ -35,6 +34,18 @@ def checkpoint_config(args: Sequence[str]) -> Iterator[list[str]]:
         file = Path(folder) / "checkpoint.yaml"
         file.write_text(yaml.safe_dump({"model": model}), encoding="utf-8")
         yield ["--config", str(file)]
+
+
+def check_checkpoint(name: str | None) -> None:
+    """Raise GlimpseError where ``ckpt_path`` names no checkpoint: no file or folder, or a word of Lightning's.
+
+    Lightning's words ask for checkpoints of callbacks that a run does not have.
+    """
+    if name is not None and (name in ("best", "last", "hpc", "registry") or not Path(name).exists()):
+        raise GlimpseError(
+            f"No checkpoint {name}; --ckpt_path expects a file that a run left in its `checkpoints/`. Without it, "
+            "`fit` goes on where it was interrupted, and other commands take the last finished fit."
+        )
 
 
 def _checkpoint_model(path: Path) -> dict[str, Any] | None:

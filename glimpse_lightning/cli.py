@@ -145,8 +145,6 @@ def explain(error: BaseException) -> str | None:
         key = getattr(error, "full_key", None)
         where = f" at `{key}`" if key else ""
         return f"An interpolation{where} cannot be resolved: {str(error).splitlines()[0]}. Check the `${{...}}` there."
-    if type(error).__name__ == "MisconfigurationException":  # Lightning's word for settings that do not go together
-        return _one_paragraph(error)
     if isinstance(error, ValueError) and _raised_here(error):
         return _one_paragraph(error)
     return None

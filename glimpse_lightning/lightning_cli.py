@@ -18,7 +18,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 import glimpse_lightning.callbacks as callbacks
@@ -60,6 +59,7 @@ from glimpse_lightning.recipe_files import (
 )
 from glimpse_lightning.run_folder import (
     CONFIG,
+    FULL_DISK,
     RECIPE,
     RunFolder,
     claim_run,
@@ -67,6 +67,7 @@ from glimpse_lightning.run_folder import (
     write_text,
 )
 from glimpse_lightning.sharding import full_state
+from glimpse_lightning.trainer_settings import check_launcher, check_settings, readable_settings
 
 RUN_FOLDER = "GLIMPSE_RUN_FOLDER"
 """Environment variable by which the ranks of one run agree on its folder."""
@@ -222,6 +223,7 @@ class RunCLI(LightningCLI):
                 self.config[key] = self.texts[value]
             elif key.rpartition(".")[2] not in TEXTS:
                 self.config[key] = expanded(value)
+        check_settings(args[0], self.config[args[0]])
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -272,14 +274,16 @@ class RunCLI(LightningCLI):
         self.writer.command = self.subcommand
         kwargs["callbacks"].append(self.writer)
         try:
-            trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:
-            if "fsdp" not in str(error).lower():
+            with readable_settings(config.trainer):
+                trainer = super().instantiate_trainer(**kwargs)
+        except GlimpseError as error:
+            if "fsdp" not in str(error).lower() or "invalid strategy" in str(error):
                 raise
             raise GlimpseError(
                 f"FSDPStrategy runs on GPUs only ({str(error).splitlines()[0].rstrip('.')}). On CPUs use FSDP2: the "
                 "overlay `--config trainer/fsdp2` in place of `trainer/fsdp` or `trainer.strategy: fsdp`."
             ) from error
+        check_launcher(trainer)
         checkpoint = self.config_init[self.subcommand].get("ckpt_path")
         if checkpoint and Path(checkpoint).is_dir() and not isinstance(trainer.strategy, ModelParallelStrategy):
             raise GlimpseError(
@@ -299,7 +303,15 @@ class RunCLI(LightningCLI):
                 "the same new folder for all ranks (Lightning's own launcher does so by itself)."
             )
         resumes = self.subcommand in ("fit", "predict") or bool(getattr(self.model, "resumable", False))
-        run = claim_run(root, self.recipe, self.subcommand, config, resumes, lambda path: not changed_since(path))
+        try:
+            run = claim_run(root, self.recipe, self.subcommand, config, resumes, lambda path: not changed_since(path))
+        except OSError as error:
+            if error.errno in FULL_DISK:
+                raise
+            raise GlimpseError(
+                f"The run's folder cannot be made under {root}: {error.strerror} ({error.filename}). Name a folder "
+                "that can be written with `--trainer.default_root_dir`."
+            ) from error
         os.environ[RUN_FOLDER] = str(run.path)
         return run
 
@@ -340,6 +352,11 @@ class RunCLI(LightningCLI):
             f"{what} has to be trained first, but {missing}. Run `fit` with the same config and root, name weights "
             f"with --ckpt_path FILE, or {instead}."
         )
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        with readable_settings(self.config[subcommand].trainer):
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         rank_zero_info(f"Run folder: {self.run.path if self.run else None}")

@@ -142,6 +142,8 @@ class PruningModule(LightningModule):
         self.objective = objective
         self.optimizer_options = optimizer
         self.metric = metric
+        if max_new_tokens < 1:
+            raise GlimpseError(f"Expected `model.max_new_tokens` to be at least 1, but got {max_new_tokens}.")
         self.max_new_tokens = max_new_tokens
         self.baselines = baselines
         self.fit_baselines = fit_baselines

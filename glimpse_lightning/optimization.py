@@ -28,6 +28,9 @@ class OptimizerOptions:
         warmup: share of the training over which the rate rises from 0.
         final: share of the peak rate that is left at the end.
         betas: of AdamW.
+
+    Raises:
+        GlimpseError: for a rate or decay below 0, and for a share that is none.
     """
 
     lr: float = 1e-3
@@ -36,6 +39,17 @@ class OptimizerOptions:
     warmup: float = 0.05
     final: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
+
+    def __post_init__(self) -> None:
+        others = {f"lr_of.{pattern}": lr for pattern, lr in self.lr_of.items()}
+        for name, value in {"lr": self.lr, "weight_decay": self.weight_decay, **others}.items():
+            if value < 0:
+                raise GlimpseError(f"Expected `model.optimizer.{name}` to be at least 0, but got {value}.")
+        for name, value in {"warmup": self.warmup, "final": self.final}.items():
+            if not 0 <= value <= 1:
+                raise GlimpseError(f"Expected `model.optimizer.{name}` to be a share from 0 to 1, but got {value}.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise GlimpseError(f"Expected `model.optimizer.betas` to be from 0 to below 1, but got {self.betas}.")
 
 
 def adamw(trained: Mapping[str, nn.Parameter], options: OptimizerOptions, total: int) -> OptimizerLRScheduler:

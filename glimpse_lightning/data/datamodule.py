@@ -175,10 +175,14 @@ class VQAData(LightningDataModule):
         prompt: str = QUESTION,
     ) -> None:
         super().__init__()
-        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "group": group}
+        sizes = {
+            "batch_size": batch_size, "eval_batch_size": eval_batch_size, "group": group, "test_size": test_size,
+            "fit_test_size": fit_test_size, "num_workers": num_workers,
+        }  # fmt: skip
         for name, value in sizes.items():
-            if value < 1:
-                raise GlimpseError(f"Expected `data.{name}` to be at least 1, but got {value}.")
+            least = 0 if name == "num_workers" else 1
+            if value is not None and value < least:
+                raise GlimpseError(f"Expected `data.{name}` to be at least {least}, but got {value}.")
         if QUESTION not in prompt:
             raise GlimpseError(f"Expected `data.prompt` to contain {QUESTION}, but got {prompt!r}.")
         self.train, self.val, self.test, self.predict = train, val, test, predict
