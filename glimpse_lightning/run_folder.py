@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from glimpse_lightning.errors import GlimpseError
 RESULTS, CONFIG, RECIPE = "results.json", "config.yaml", "recipe.yaml"
 ANSWERS = "answers"
 """Name, less its ending, of the file of what `predict` answers."""
+HELD = (errno.EACCES, errno.EAGAIN)
+"""How POSIX says that another process has a lock; all other errors are about locking itself."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -103,7 +106,14 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def lock(self) -> bool:
-        """Claim the folder until this process ends; false where another living process has it."""
+        """Claim the folder until this process ends; false where another living process has it.
+
+        Where the system or the file system has no locks (Windows; NFS without its lock daemon, some FUSE and Lustre
+        mounts), every claim succeeds.
+
+        Raises:
+            OSError: where the folder cannot be written.
+        """
         try:
             import fcntl
         except ImportError:  # Windows: two equal commands at once are the user's own affair
@@ -113,9 +123,15 @@ class RunFolder:
         try:
             # Not flock: data workers would inherit that, and outlive a killed parent for some seconds.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            os.close(lock)
-            return False
+        except OSError as error:
+            if error.errno in HELD:
+                os.close(lock)
+                return False
+            warnings.warn(  # Python says the same thing once
+                f"{self.path.parent} lies on a file system without locks ({error.strerror}): do not run two equal "
+                "commands there at once, or both write to one folder.",
+                stacklevel=1,
+            )
         self._lock = lock
         return True
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,40 @@ def test_a_run_that_still_lives_is_left_alone(tmp_path: Path) -> None:
     process.start()
     process.join(60)
     assert answers.get() == "fit_1"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO, errno.EPERM])
+def test_a_file_system_without_locks_is_as_good(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        first = _claim(tmp_path)
+        assert _claim(tmp_path).path == first.path
+    assert ["without locks" in str(each.message) for each in said] == [True]  # once
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EAGAIN])
+def test_a_lock_that_another_process_holds_is_respected(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    run = _claim(tmp_path)
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    assert not RunFolder(run.path).lock()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr("os.open", refuse)
+    with pytest.raises(PermissionError):
+        RunFolder(tmp_path / "run").lock()
 
 
 def test_a_finished_fit_has_results_and_a_checkpoint(tmp_path: Path) -> None:
