@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
 from glimpse_lightning.errors import BadSampleError
 
@@ -98,7 +99,7 @@ def _decoded(source: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Ima
         _check_size(image, name, max_pixels)
         image.load()
         _check_size(image, name, max_pixels)  # an icon may hold another size than it says
-        return upright_rgb(image)
+        return upright_rgb(image, name)
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
@@ -112,15 +113,28 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
         )
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image, name: str = "image") -> Image.Image:
     """A decoded image as RGB, turned upright by its EXIF orientation; transparency is laid on white.
 
-    Malformed EXIF turns nothing.
+    Malformed EXIF turns nothing. Grey values of many bits are scaled by the range of their type, never by that of the
+    image: 0 to 65,535 for 16 bits and for Pillow's 32-bit whole numbers, in which it keeps 16 bits, too; 0 to 4,095 and
+    0 to 32,767 for 12-bit and signed TIFFs; 0 to 1 for floating-point numbers. A TIFF of 16 bits may say that 0 is
+    white. Of colours with 16 bits Pillow reads the upper eight.
+
+    Args:
+        image: as Pillow opened it.
+        name: stands in errors.
+
+    Raises:
+        BadSampleError: where grey values lie outside that range.
     """
+    black, white = _ends(image)
     try:
         upright = ImageOps.exif_transpose(image)
     except Exception:  # readers of metadata raise anything: SyntaxError, struct.error, TypeError, ...
         upright = image
+    if image.mode.startswith(("I", "F")):  # 16 and 32 bits a pixel: a plain conversion would clip to white
+        upright = _eight_bits(upright, black, white, name)
     return _rgb(upright)
 
 
@@ -143,8 +157,6 @@ def path_inside(root: Path, name: str, where: str) -> Path:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16 and 32 bits a pixel: a plain conversion would clip to white
-        image = _stretched(image)
     if "A" in image.mode or "transparency" in image.info or image.mode == "PA":
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -152,9 +164,27 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _stretched(image: Image.Image) -> Image.Image:
-    """A grey image of many bits, its own range laid over 0 to 255."""
+def _ends(image: Image.Image) -> tuple[float, float]:
+    """The numbers that stand for black and for white in a grey image of more than 8 bits."""
+    if image.mode == "F":
+        return 0.0, 1.0
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    bits, signed = tags.get(BITSPERSAMPLE, (16,))[0], tags.get(SAMPLEFORMAT, (1,))[0] == 2
+    most = 2.0 ** (bits - signed) - 1 if bits <= 16 else 65535.0
+    inverted = tags.get(PHOTOMETRIC_INTERPRETATION) == 0  # which Pillow heeds up to 8 bits only
+    return (most, 0.0) if inverted else (0.0, most)
+
+
+def _eight_bits(image: Image.Image, black: float, white: float, name: str) -> Image.Image:
+    """A grey image of many bits, ``black`` to ``white`` laid over 0 to 255; a transparent value becomes white."""
     grey = np.asarray(image, dtype=np.float64)
-    low, high = float(grey.min()), float(grey.max())
-    scale = 255.0 / (high - low) if high > low else 0.0
-    return Image.fromarray(((grey - low) * scale).round().astype(np.uint8))
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey = np.where(grey == clear, white, grey)
+    low, high, most = float(grey.min()), float(grey.max()), max(black, white)
+    if not 0 <= low <= high <= most:
+        raise BadSampleError(
+            f"{name}: expected grey values from 0 to {most:g}, the range of their type, but got {low:g} to {high:g}; "
+            "save the image with 8 or 16 bits a pixel."
+        )
+    return Image.fromarray(((grey - black) * (255 / (white - black))).round().astype(np.uint8))

@@ -6,6 +6,7 @@ import random
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,9 +27,73 @@ def test_any_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert (loaded.mode, loaded.size) == ("RGB", (5, 7))
 
 
-def test_sixteen_bits_are_not_clipped_to_white(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 30000, 60000]], dtype=np.uint16)).save(tmp_path / "x.png")
-    assert np.asarray(load_image(tmp_path / "x.png"))[0, :, 0].tolist() == [0, 128, 255]
+def encoded(values: np.ndarray, kind: str, **options: Any) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(values).save(data, kind, **options)
+    return data.getvalue()
+
+
+def tiff(values: list[float], dtype: str, bits: int, sample: int = 1, photometric: int = 1) -> bytes:
+    """A TIFF of one row, which Pillow cannot write in all of these types."""
+    data = np.array(values, dtype).tobytes()
+    tags = {256: len(values), 257: 1, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: 1, 279: len(data)}
+    tags[339] = sample
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, start if tag == 273 else n) for tag, n in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + data
+
+
+SIXTEEN = np.array([[0, 30000, 65535]], np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("data", "grey"),
+    [
+        (encoded(SIXTEEN, "PNG"), [0, 117, 255]),
+        (encoded(SIXTEEN, "TIFF"), [0, 117, 255]),
+        (encoded(SIXTEEN, "JPEG2000"), [0, 117, 255]),
+        (encoded(SIXTEEN, "PNG", transparency=0), [255, 117, 255]),
+        (encoded(SIXTEEN[:, 1:2], "PNG"), [117]),
+        (encoded(SIXTEEN[:, 2:], "PNG"), [255]),
+        (encoded(SIXTEEN.astype(np.int32), "TIFF"), [0, 117, 255]),
+        (b"P5 3 1 65535\n" + SIXTEEN.astype(">u2").tobytes(), [0, 117, 255]),
+        (b"P5 2 1 1023\n" + np.array([512, 1023], ">u2").tobytes(), [128, 255]),
+        (tiff([0, 30000, 65535], "<u2", 16, photometric=0), [255, 138, 0]),
+        (tiff([0, 16384, 32767], "<i2", 16, sample=2), [0, 128, 255]),
+        (tiff([0, 0.5, 1], "<f4", 32, sample=3), [0, 128, 255]),
+    ],
+)
+def test_many_bits_are_scaled_by_their_types_range(data: bytes, grey: list[int]) -> None:
+    assert np.asarray(decode_image(data, "x"))[0, :, 0].tolist() == grey
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (encoded(np.array([[2**31 - 1]], np.int32), "TIFF"), "x: expected grey values from 0 to 65535.*2.147"),
+        (encoded(np.array([[-1]], np.int32), "TIFF"), "from 0 to 65535, the range of their type, but got -1"),
+        (encoded(np.array([[255]], np.float32), "TIFF"), "from 0 to 1, .*save the image with 8 or 16 bits"),
+        (encoded(np.array([[np.nan]], np.float32), "TIFF"), "from 0 to 1"),
+    ],
+)
+def test_numbers_without_a_white_are_refused(data: bytes, message: str) -> None:
+    with pytest.raises(BadSampleError, match=message):
+        decode_image(data, "x")
+
+
+def test_a_turned_page_keeps_its_types_range(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 30000]], np.uint16))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "x.png", exif=exif)
+    assert np.asarray(load_image(tmp_path / "x.png"))[:, 0, 0].tolist() == [0, 117]
+
+
+def test_one_bit_and_ink() -> None:
+    assert decode_image(encoded(np.array([[True, False]]), "PNG"), "x").getpixel((0, 0)) == (255, 255, 255)
+    ink = io.BytesIO()
+    Image.new("CMYK", (1, 1), (0, 0, 0, 0)).save(ink, "JPEG")
+    assert decode_image(ink.getvalue(), "x").getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
