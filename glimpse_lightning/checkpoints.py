@@ -23,12 +23,13 @@ from glimpse_lightning import __version__, upstream
 from glimpse_lightning.backbones.fingerprint import fingerprint
 from glimpse_lightning.backbones.presets import PREFIX
 from glimpse_lightning.dtypes import dtype_named
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.errors import GlimpseError, nearest
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.pruner import Pruner, PruneStage, check_facts
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.sharding import own_class
+from glimpse_lightning.source import NAMES, located
 from glimpse_lightning.visual_tokens import ModelFacts
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def save_pruner(
     return Path(folder)
 
 
-def load_pruner(path_or_hub_id: str | Path, any_backbone: bool = False) -> Pruner:
+def load_pruner(path_or_hub_id: str | Path, any_backbone: bool = False, **where: Any) -> Pruner:
     """A pruner from a folder or a Hugging Face repository: ours, or the reference's ``new_modules_gp.pt``.
 
     The pruner comes built for the model that it was trained on, in fp32 and in evaluation mode; attaching it to a model
@@ -101,11 +102,15 @@ def load_pruner(path_or_hub_id: str | Path, any_backbone: bool = False) -> Prune
     Args:
         path_or_hub_id: the folder, or the repository's id.
         any_backbone: also go with a model of other weights than those it was trained on.
+        **where: version and place of a repository's files, as in ``load_backbone``: ``revision``, ``cache_dir``,
+            ``token``, ``local_files_only``.
 
     Raises:
-        GlimpseError: where there is no pruner, or not a whole one.
+        GlimpseError: where there is no pruner, or not a whole one, or a folder is asked for a revision.
     """
-    folder = _local_folder(path_or_hub_id)
+    if unknown := sorted(where.keys() - {*NAMES}):
+        raise GlimpseError(f"`load_pruner` has no argument {unknown[0]!r}.{nearest(unknown[0], NAMES)}")
+    folder = _local_folder(path_or_hub_id, located(str(path_or_hub_id), path_or_hub_id, where))
     if (folder / upstream.WEIGHTS).is_file():
         return upstream.read_pruner(folder)
     config = upstream.read_json(folder / CONFIG)
@@ -223,7 +228,7 @@ def _restore(saved: dict[str, Any], base: type) -> Any:
     return cls(**saved["init_args"])
 
 
-def _local_folder(path_or_hub_id: str | Path) -> Path:
+def _local_folder(path_or_hub_id: str | Path, where: Mapping[str, Any]) -> Path:
     folder = Path(path_or_hub_id).expanduser()
     if folder.is_dir():
         return folder
@@ -234,7 +239,7 @@ def _local_folder(path_or_hub_id: str | Path) -> Path:
             "one, `pruner/`, in the folder of its run."
         )
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, upstream.WEIGHTS]))
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, upstream.WEIGHTS], **where))
     except Exception as error:  # hub clients raise a dozen unrelated types: unknown id, no access, no network, ...
         raise GlimpseError(
             f"Expected a pruner's folder or a Hugging Face id, but {name} is no folder here, and could not be fetched "

@@ -16,6 +16,7 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from glimpse_lightning.backbones.collate import collate_samples, first_copies
+from glimpse_lightning.backbones.processor_settings import described
 from glimpse_lightning.backbones.refusals import collate_or_refuse, placeholders
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Sample
@@ -132,6 +133,8 @@ class Backbone(ABC):
 
     Attributes:
         recompute: whether the decoder layers' activations are computed again in the backward pass instead of kept.
+        revision: version on the Hub that was asked for; ``None`` where none was.
+        settings: settings of the image processor that were asked for, by name.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
@@ -145,6 +148,8 @@ class Backbone(ABC):
         self.prune_video = prune_video
         self.recompute = False
         self._placeholders: frozenset[str] | None = None
+        self.revision: str | None = None
+        self.settings: dict[str, Any] = {}
         self.name = model.name_or_path or type(model).__name__
         taps.install(self.text_config)
 
@@ -375,6 +380,20 @@ class Backbone(ABC):
         self.model.save_pretrained(folder, state_dict=weights)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
+
+    def described(self) -> dict[str, Any]:
+        """Version and settings that results depend on, beyond the model's name, as plain values.
+
+        ``revision`` is the version on the Hub that was asked for, ``None`` where none was. ``image_processor`` holds
+        all settings of the image processor, changed or not; it is empty where there is none.
+        """
+        return {"revision": self.revision, "image_processor": described(self.processor)}
+
+    def asked(self) -> str:
+        """Settings and revision that were asked for, as a sentence for tables; empty where none were."""
+        parts = [f"{name} {value}" for name, value in sorted(self.settings.items())]
+        parts += [f"revision {self.revision}"] if self.revision else []
+        return f"Backbone with {', '.join(parts)}." if parts else ""
 
     def until_end(self, rows: Iterable[Tensor]) -> list[list[int]]:
         """Generated token ids, one tensor ``[new]`` per answer, up to the first token that ends it, without that."""

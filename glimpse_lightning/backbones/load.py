@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.presets import PREFIX, random_model
 from glimpse_lightning.backbones.processing import load_processor
+from glimpse_lightning.backbones.processor_settings import with_settings
 from glimpse_lightning.backbones.shares import empty_model
 from glimpse_lightning.dtypes import AUTO, default_device, dtype_named, fast_dtype, warn_if_slow
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.source import located
 
 TINY = "glimpse-tiny"
 QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
@@ -22,8 +25,8 @@ UNFIT = {
     "MllamaForConditionalGeneration": "it reads images through cross-attention, so its prompt has no visual tokens",
     "PaliGemmaForConditionalGeneration": "its whole prompt attends in both directions, which the engine does not do",
 }
-WHERE = ("revision", "cache_dir", "token", "local_files_only", "trust_remote_code")
-"""Arguments of ``from_pretrained`` that say where files are, the processor's too."""
+LOADING = ("backbone", "dtype", "attn_implementation", "processor", "source")
+"""Keys of a recipe's ``model`` that say which backbone is loaded, and how."""
 SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -34,6 +37,9 @@ def load_backbone(
     device_map: str | dict[str, Any] | None = None,
     quantization: str | None = None,
     prune_video: bool = True,
+    processor: Mapping[str, Any] | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
     **kwargs: Any,
 ) -> Backbone:
     """Load a model and its processor as a backbone.
@@ -52,21 +58,31 @@ def load_backbone(
             loaded by :func:`~glimpse_lightning.backbones.shares.load_shares` once the model is sharded.
         quantization: ``"bnb-4bit"`` or ``"bnb-8bit"`` (needs bitsandbytes and accelerate); ``None`` for none.
         prune_video: whether tokens of videos are items that a pruner sees; else they are kept, as the reference does.
-        **kwargs: further arguments of ``from_pretrained``; ``torch_dtype`` is ``dtype``.
+        processor: settings of the image processor by name, such as ``{"do_pad": True}``: LLaVA-1.5 then pads images to
+            squares with the mean colour, as the original does, where it crops by default. They hold for images only,
+            and do not change a video's frames. Default: as saved with the model.
+        min_pixels: pixels that a smaller image is enlarged to, in families whose processor has that setting (Qwen-VL);
+            the same as in ``processor``.
+        max_pixels: pixels that a larger image is shrunk to, likewise.
+        **kwargs: further arguments of ``from_pretrained``. Those that say where files are (``revision``, ``cache_dir``,
+            ``token``, ``local_files_only``, ``trust_remote_code``) hold for configuration, processor and weights.
+            ``torch_dtype`` is ``dtype``.
 
     Raises:
-        GlimpseError: where there is no such model or data type, no adapter for the model's architecture, or a package
-            that an argument needs is missing.
+        GlimpseError: where there is no such model, data type or setting of the processor, no adapter for the model's
+            architecture, a package that an argument needs is missing, or an argument has no effect: a revision of a
+            folder, anything about weights on the device ``"meta"``.
     """
+    settings = _settings(processor, min_pixels=min_pixels, max_pixels=max_pixels)
     if "torch_dtype" in kwargs:  # its name until transformers 5
         dtype = _only_spelling(dtype, kwargs.pop("torch_dtype"))
+    given = {key for key, value in {**kwargs, "quantization": quantization}.items() if value not in (None, False)}
     kind = _kind_of_device(device_map)
     if isinstance(dtype, str):
         dtype = auto_dtype(name, kind, **kwargs) if dtype == AUTO else dtype_named(dtype)
     warn_if_slow(dtype, kind, "dtype")
     if name.startswith(PREFIX):
-        options = sorted([*kwargs, "quantization"] if quantization else kwargs)
-        if options:
+        if options := sorted(given | settings.keys()):
             raise GlimpseError(f"Expected no {', '.join(options)} with the random weights of {name!r}; leave them out.")
         try:
             model = random_model(name, dtype, attn_implementation, device_map)
@@ -75,27 +91,53 @@ def load_backbone(
         backbone = wrap_backbone(model, prune_video=prune_video)
         backbone.name = name
         return backbone
-    if device_map == "meta":
-        return _without_weights(name, dtype, attn_implementation, prune_video)
+    source, where = source_of(name), _where(name, kwargs)
+    empty = device_map == "meta"
+    if empty and (useless := sorted(given - where.keys())):
+        raise GlimpseError(f"Expected no {', '.join(useless)} with `device_map: meta`, which reads no weights.")
     if quantization is not None:
         kwargs["quantization_config"] = _quantization_config(quantization, dtype)
-    device_map, device = _placement(device_map, quantization)
-    source = source_of(name)
+    device_map, device = (None, None) if empty else _placement(device_map, quantization)
     try:
         # First, because it is small: what it lacks is said before gigabytes of weights are read.
-        processor = load_processor(source, **{key: kwargs[key] for key in WHERE if key in kwargs})
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, attn_implementation=attn_implementation, device_map=device_map, **kwargs
-        )
+        prepared = with_settings(load_processor(source, **where), settings, name)
+        if empty:
+            model = empty_model(source, dtype, attn_implementation, **where)
+        else:
+            model = AutoModelForImageTextToText.from_pretrained(
+                source, dtype=dtype, attn_implementation=attn_implementation, device_map=device_map, **kwargs
+            )
     except GlimpseError:
         raise
     except (OSError, ValueError, ImportError) as error:
         raise _explained(name, error) from error
     if device is not None:
         model.to(device)
-    backbone = wrap_backbone(model.eval(), processor, prune_video)
-    backbone.name = name
+    backbone = wrap_backbone(model.eval(), prepared, prune_video)
+    backbone.name, backbone.revision, backbone.settings = name, where.get("revision"), settings
     return backbone
+
+
+def _settings(processor: Mapping[str, Any] | None, **bounds: int | None) -> dict[str, Any]:
+    """Settings of the image processor, those with a keyword of their own among them."""
+    if not isinstance(processor or {}, Mapping):
+        raise GlimpseError(
+            f"Expected `processor` to be settings by name, such as {{'max_pixels': 1605632}}, but got an instance of "
+            f"{type(processor).__name__}. A processor of your own goes to `gl.wrap_backbone(model, processor)`."
+        )
+    settings = {name: value for name, value in (processor or {}).items() if value is not None}
+    for name, value in bounds.items():
+        if value is not None and settings.setdefault(name, value) != value:
+            raise GlimpseError(
+                f"Expected `{name}` once, but got {value} and, in `processor`, {settings[name]}; leave one out."
+            )
+    return settings
+
+
+def _where(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``from_pretrained``, out of ``options``, that say where files are: the processor's too."""
+    code = {"trust_remote_code": options["trust_remote_code"]} if options.get("trust_remote_code") else {}
+    return {**located(name, source_of(name), options), **code}
 
 
 def _only_spelling(dtype: str | torch.dtype, torch_dtype: Any) -> str | torch.dtype:
@@ -127,7 +169,7 @@ def saved_dtype(name: str, **kwargs: Any) -> torch.dtype:
         GlimpseError: where there is no such model.
     """
     try:
-        config = AutoConfig.from_pretrained(source_of(name), **{key: kwargs[key] for key in WHERE if key in kwargs})
+        config = AutoConfig.from_pretrained(source_of(name), **_where(name, kwargs))
     except (OSError, ValueError, ImportError) as error:
         raise _explained(name, error) from error
     found = (getattr(part, "dtype", None) for part in (config, getattr(config, "text_config", None)))
@@ -143,16 +185,6 @@ def _kind_of_device(device_map: Any) -> str:
 def source_of(name: str) -> str:
     """Where the files of ``name`` are: a folder or a hub id."""
     return str(Path(__file__).parent / "glimpse_tiny") if name == TINY else name
-
-
-def _without_weights(name: str, dtype: torch.dtype, attn: str | dict[str, str], prune_video: bool) -> Backbone:
-    try:
-        model, processor = empty_model(source_of(name), dtype, attn), load_processor(source_of(name))
-    except (OSError, ValueError, ImportError) as error:
-        raise _explained(name, error) from error
-    backbone = wrap_backbone(model, processor, prune_video)
-    backbone.name = name
-    return backbone
 
 
 def wrap_backbone(model: PreTrainedModel, processor: Any | None = None, prune_video: bool = True) -> Backbone:

@@ -6,7 +6,7 @@ the rows that it holds and nothing else, so that no rank ever has the whole mode
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,24 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.source import located
 
 if TYPE_CHECKING:
     from glimpse_lightning.backbones.base import Backbone
 
 
-def empty_model(source: str, dtype: torch.dtype, attn_implementation: str | dict[str, str]) -> PreTrainedModel:
-    """The model in ``source`` (hub id or folder) with parameters on the meta device; its buffers are real."""
-    config = AutoConfig.from_pretrained(source)
+def empty_model(
+    source: str, dtype: torch.dtype, attn_implementation: str | dict[str, str], **where: Any
+) -> PreTrainedModel:
+    """The model in ``source`` with parameters on the meta device; its buffers are real.
+
+    Args:
+        source: hub id or folder.
+        dtype: data type of the weights to come.
+        attn_implementation: attention kernel, as in ``from_pretrained``.
+        **where: arguments of ``from_pretrained`` that say where files are.
+    """
+    config = AutoConfig.from_pretrained(source, **where)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
     for module in model.modules():
@@ -35,12 +45,17 @@ def empty_model(source: str, dtype: torch.dtype, attn_implementation: str | dict
         module._is_hf_initialized = False
     model.initialize_weights()  # nothing happens to what is on the meta device: these are the buffers
     with suppress(OSError):  # where it has none, its configuration says what there is to say
-        model.generation_config = GenerationConfig.from_pretrained(source)
+        model.generation_config = GenerationConfig.from_pretrained(source, **where)
     return model.eval()
 
 
-def load_shares(backbone: Backbone, source: str) -> None:
+def load_shares(backbone: Backbone, source: str, **where: Any) -> None:
     """Fill the parameters that are on the meta device: sharded ones with this rank's rows, others whole.
+
+    Args:
+        backbone: the backbone to fill.
+        source: hub id or folder of its weights.
+        **where: arguments of ``from_pretrained`` that say where files are, as the backbone was loaded with.
 
     Raises:
         GlimpseError: where ``source`` holds no safetensors, or lacks a parameter.
@@ -53,7 +68,7 @@ def load_shares(backbone: Backbone, source: str) -> None:
                 # PEFT puts the weights of a layer that has adapters one step down.
                 owners.setdefault(f"{path}.{name}".replace(".base_layer.", "."), []).append((module, name))
     renamed = _names(model, owners)
-    for file in _files(source):
+    for file in _files(source, where):
         with safe_open(file, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118  (it is no dict)
                 places = owners.get(renamed(key))
@@ -112,10 +127,11 @@ def _names(model: PreTrainedModel, known: dict[str, Any]) -> Any:
     return renamed
 
 
-def _files(source: str) -> Iterator[Path]:
+def _files(source: str, where: Mapping[str, Any]) -> Iterator[Path]:
     folder = Path(source)
     if not folder.is_dir():
-        folder = Path(snapshot_download(source, allow_patterns=["*.safetensors"]))
+        found = located(source, source, where)
+        folder = Path(snapshot_download(source, allow_patterns=["*.safetensors"], **found))
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise GlimpseError(f"Expected safetensors files in {source}, but found none; other formats load on ddp only.")
