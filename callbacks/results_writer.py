@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
+from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.benchmark.machine import device_name
 from glimpse_lightning.results import Summary, summarise
 from glimpse_lightning.run_folder import ANSWERS, RESULTS, write_text
@@ -109,7 +110,8 @@ class ResultsWriter(Callback):
         results = self._results(trainer, module, split, summary) | dict(found or {})
         write_text(folder / RESULTS, json.dumps(_plain(results), indent=2, ensure_ascii=False) + "\n")
         if summary is not None:
-            print_summary(summary)
+            backbone = _backbone(module)
+            print_summary(summary, remark=backbone.asked() if backbone else "")
 
     def _results(
         self, trainer: Trainer, module: LightningModule, split: str | None, summary: Summary | None
@@ -124,6 +126,7 @@ class ResultsWriter(Callback):
             "recipe": self.recipe,
             "command": self.command or str(trainer.state.fn),
             "backbone": _backbone_name(module),
+            **(backbone.described() if (backbone := _backbone(module)) else {}),
             "after_layers": _after_layers(module),
             "seed": global_seed(),
             "dataset": type(dataset).__name__ if dataset is not None else None,
@@ -145,8 +148,8 @@ class ResultsWriter(Callback):
         }
 
 
-def print_summary(summary: Summary, console: Console | None = None) -> None:
-    """The table of methods, and the one of question families."""
+def print_summary(summary: Summary, console: Console | None = None, remark: str = "") -> None:
+    """The table of methods, with a ``remark`` below it, and the one of question families."""
     rows: dict[str, dict[str, Any]] = {"pruned": summarise(summary.records)}
     rows |= {name: summarise(records) for name, records in summary.baselines.items()}
     accuracy = rows["pruned"]["full_accuracy"]
@@ -156,7 +159,7 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
         table.add_row(plain(name), *(_percent(figures.get(column)) for column in SHOWN))
     oracle = _percent(rows["pruned"]["oracle_retention"])
     note = f"KL(full || pruned): {_number(rows['pruned']['kl'])} nats. Oracle retention: {oracle}."
-    show(table, note, console=console)
+    show(table, note, *([plain(remark)] if remark else []), console=console)
     if not summary.families:
         return
     families = _table("question families", "family", ["n", *FAMILY_SHOWN.values()])
@@ -187,6 +190,12 @@ def _after_layers(module: LightningModule) -> list[int] | None:
     """Where the model under test prunes, by number of the layer, however the recipe says it."""
     pruner = getattr(getattr(module, "vlm", None), "pruner", None)
     return None if pruner is None else [stage.after_layer for stage in pruner.stages]
+
+
+def _backbone(module: LightningModule) -> Backbone | None:
+    """The backbone that was loaded."""
+    vlm = getattr(module, "vlm", None)
+    return None if vlm is None else vlm.backbone
 
 
 def _dtype(module: LightningModule) -> str | None:

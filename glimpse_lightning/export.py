@@ -54,12 +54,13 @@ def run(args: Sequence[str]) -> Path:
     parser.add_argument(
         "--dtype", default=AUTO, help="--merge-lora: data type of the merged weights; default: as the model is stored"
     )
+    parser.add_argument("--revision", help="version of --pruner, or with --merge-lora of the model, on the Hub")
     options = parser.parse_args(list(args))
     if options.merge_lora is not None:
-        return _merge(Path(options.merge_lora), options.base, Path(options.output), options.dtype)
+        return _merge(Path(options.merge_lora), options.base, Path(options.output), options.dtype, options.revision)
     if options.base is not None and options.format != "upstream":
         raise GlimpseError("Expected `--base` with `--format upstream` or `--merge-lora` only; leave it out.")
-    pruner, folder = load_pruner(options.pruner), Path(options.output)
+    pruner, folder = load_pruner(options.pruner, revision=options.revision), Path(options.output)
     if options.format == "glimpse":
         return save_pruner(pruner, folder)
     base = None if options.base is None else read_json(Path(options.base) / "config.json")
@@ -68,14 +69,15 @@ def run(args: Sequence[str]) -> Path:
     return folder
 
 
-def _merge(adapter: Path, base: str | None, folder: Path, dtype: str) -> Path:
+def _merge(adapter: Path, base: str | None, folder: Path, dtype: str, revision: str | None) -> Path:
     """Write the model that ``adapter`` belongs to, with its updates in the weights."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise GlimpseError(
             f"Expected `--output` to be a new or empty folder for a model, but {folder} holds something."
         )
     base = base or base_model(adapter)
-    backbone = load_backbone(base, dtype=saved_dtype(base) if dtype == AUTO else dtype)
+    kind = saved_dtype(base, revision=revision) if dtype == AUTO else dtype
+    backbone = load_backbone(base, dtype=kind, revision=revision)
     load_lora(backbone, adapter)
     merge_lora(backbone)
     with replacing(folder) as draft:

@@ -25,6 +25,9 @@ WEIGHTS = (
 )  # fmt: skip
 """What of a configuration makes trained weights what they are. All else may differ in a test of them."""
 
+DEFAULTED = ("model.processor", "model.source.revision", "model.pruner_source.revision")
+"""Likewise what has a default: leaving it out says that it is this default, not that it is as it was trained with."""
+
 WITHOUT_WEIGHTS = ("policy", "reducer", "early_kv", "positions")
 """Likewise keys of a stage that may differ."""
 
@@ -93,7 +96,9 @@ def changed_since(folder: Path, key: str | None = None) -> list[str]:
 
 def differences(trained: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """In which settings two configurations would end with different weights, as ``key: trained != wanted``."""
-    return [line for key in WEIGHTS for line in _differences(_part(trained, key), _part(wanted, key), key)]
+    found = [line for key in WEIGHTS for line in _differences(_part(trained, key), _part(wanted, key), key)]
+    pairs = {key: (_part(trained, key) or None, _part(wanted, key) or None) for key in DEFAULTED}
+    return found + [f"{key}: {one} != {other}" for key, (one, other) in pairs.items() if one != other]
 
 
 def _part(config: Any, key: str) -> Any:

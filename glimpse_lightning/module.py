@@ -47,6 +47,7 @@ from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.seeds import global_seed
 from glimpse_lightning.sharding import release, shard
 from glimpse_lightning.sharing import SharedQuestions
+from glimpse_lightning.source import Source
 
 RECOMPUTES_SHARDED = torch.__version__ >= "2.11"
 """Whether torch gathers a sharded layer's parameters again where checkpointing computes it in the backward pass. 2.10
@@ -74,6 +75,9 @@ class PruningModule(LightningModule):
             where the device is slow at it.
         attn_implementation: attention kernel of the backbone; or one for each part of it, as ``{text_config: eager,
             vision_config: sdpa}``.
+        processor: settings of the backbone's image processor by name: `{min_pixels: 200704, max_pixels: 1605632}` for
+            Qwen-VL, `{do_pad: true}` for LLaVA-1.5; default: as saved with it.
+        source: version (`revision`) of the backbone on the Hub, and where downloads are kept.
         after_layer: 0-based index of the last decoder layer that runs on all tokens; -1 = prune before layer 0;
             between 0 and 1 = the share of the layers that do.
         scorer: scores each visual token.
@@ -84,7 +88,9 @@ class PruningModule(LightningModule):
         stages: several prune stages, in order.
         resolution: shrink images instead (`{ratio: 0.11}` or `{max_pixels: 50176}`), in place of anything that prunes;
             the full model still sees whole images, and tokens are counted against theirs.
-        pruner: folder of a saved pruner, with its own layers, scorers and policies; with ``policy``, under that one.
+        pruner: folder or hub id of a saved pruner, with its own layers, scorers and policies; with ``policy``, under
+            that one.
+        pruner_source: version of the saved pruner on the Hub, and where downloads are kept.
         objective: what training minimises; not needed for evaluation.
         optimizer: learning rate and its schedule.
         metric: how an answer is scored; default: ExactMatch.
@@ -104,6 +110,8 @@ class PruningModule(LightningModule):
         backbone: str = "glimpse-tiny",
         dtype: str = "float32",
         attn_implementation: str | dict[str, str] = "sdpa",
+        processor: dict[str, Any] | None = None,
+        source: Source = Source(),
         after_layer: Layer | None = None,
         scorer: Scorer | None = None,
         policy: Policy | None = None,
@@ -112,6 +120,7 @@ class PruningModule(LightningModule):
         positions: Positions | None = None,
         stages: list[PruneStage] | None = None,
         pruner: str | None = None,
+        pruner_source: Source = Source(),
         resolution: ResolutionCut | None = None,
         objective: Objective | None = None,
         optimizer: OptimizerOptions = OptimizerOptions(),
@@ -126,7 +135,17 @@ class PruningModule(LightningModule):
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold trained parameters only; `load_state_dict` checks them itself
-        self.backbone_options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+        self.backbone_options: dict[str, Any] = {
+            "dtype": dtype, "attn_implementation": attn_implementation, "processor": processor, **source.options()
+        }  # fmt: skip
+        if isinstance(backbone, Backbone) and (processor or source.options()):
+            raise GlimpseError(
+                "Expected `processor` and `source` with the name of a backbone, but got a loaded one: they are "
+                "arguments of `load_backbone`."
+            )
+        if pruner is None and pruner_source.revision is not None:
+            raise GlimpseError("Expected `model.pruner` to say what `model.pruner_source` is of, but got none.")
+        self.pruner_source = pruner_source
         self.backbone: str | Backbone = backbone
         self.allow_empty = allow_empty
         self.any_backbone = any_backbone
@@ -211,11 +230,11 @@ class PruningModule(LightningModule):
             if parameter.requires_grad and not parameter.is_meta:
                 parameter.data = parameter.data.to(self.trainer.strategy.root_device)
                 distributed.broadcast(parameter.data, 0)
-        fill = None if source is None else partial(load_shares, vlm.backbone, source)
+        fill = None if source is None else partial(load_shares, vlm.backbone, source, **self.backbone_options)
         shard(vlm, mesh["data_parallel"], GATHERED.get(self.trainer.precision), fill)
 
     def _load_pruner(self, source: str) -> Pruner:
-        pruner = load_pruner(source, self.any_backbone)
+        pruner = load_pruner(source, self.any_backbone, **self.pruner_source.options())
         if self._policy is not None:
             if len(pruner.stages) > 1:
                 raise GlimpseError(

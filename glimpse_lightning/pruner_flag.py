@@ -27,4 +27,6 @@ def pruner_alone(args: Sequence[str], recipes: Sequence[Mapping[str, Any]]) -> l
     for key in KEYS:
         if key in set_there and not any(re.match(rf"--model\.{key}(\.|=|$)", arg) for arg in args):
             out += [f"--model.{key}", "null"]
+    if "pruner_source" in set_there and not any(arg.startswith("--model.pruner_source") for arg in args):
+        out += ["--model.pruner_source.revision", "null"]  # a revision of the recipe's pruner
     return out

@@ -216,11 +216,13 @@ class SuiteModule(PruningModule):
             task.name: task_figures(list(self._files.read(task.name).values()), task.metric)
             for task in self._data.tasks
         }
-        report = {"tasks": tasks, "mean": suite_figures(tasks)}
+        backbone = self.model.backbone
+        report = {"tasks": tasks, "mean": suite_figures(tasks), "backbone": {"name": backbone.name}}
+        report["backbone"] |= backbone.described()
         for name, figures in {**tasks, "mean": report["mean"]}.items():
             scalars = {f"test/{name}/{key}": value for key, value in figures.items() if isinstance(value, float)}
             self.log_dict(scalars, rank_zero_only=False, sync_dist=False)
         if self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir)
             write_text(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-            print_suite(tasks)
+            print_suite(tasks, remark=backbone.asked())

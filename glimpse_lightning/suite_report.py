@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from glimpse_lightning.intervals import bootstrap
@@ -57,9 +58,16 @@ def suite_figures(tasks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def print_suite(tasks: Mapping[str, dict[str, Any]], console: Console | None = None) -> None:
-    """The table: a row for each task and one for their mean, the full model beside the pruned one."""
-    table = Table(title="suite", caption="Brackets: 95 % bootstrap interval over questions.", padding=(0, 0, 0, 1))
+def print_suite(tasks: Mapping[str, dict[str, Any]], console: Console | None = None, remark: str = "") -> None:
+    """The table: a row for each task and one for their mean, the full model next to the pruned one.
+
+    Args:
+        tasks: figures of each task, by its name.
+        console: where the table is printed; default: the terminal.
+        remark: a sentence for the caption.
+    """
+    caption = f"Brackets: 95 % bootstrap interval over questions. {escape(remark)}".strip()
+    table = Table(title="suite", caption=caption, padding=(0, 0, 0, 1))
     table.add_column("task", no_wrap=True)
     for name in ("n", "pruned", "full", "difference", "relative", "agreement", "retention"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -152,7 +152,7 @@ def test_two_ranks_give_the_figures_of_one(recipe: Path, tmp_path: Path) -> None
     assert (two / "suite.json").read_text() == (one / "suite.json").read_text()
 
 
-def test_a_suite_of_the_full_model_alone(recipe: Path, tmp_path: Path) -> None:
+def test_a_suite_of_the_full_model_alone(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = yaml.safe_load(recipe.read_text())
     config["model"]["init_args"] = {}
     config["data"]["init_args"] |= {"tasks": ["glyph_vqa"], "own": None}
@@ -160,6 +160,11 @@ def test_a_suite_of_the_full_model_alone(recipe: Path, tmp_path: Path) -> None:
     assert run("test", recipe, tmp_path / "runs", "--limit", "2") == 0
     report = json.loads((tmp_path / "runs/small/test_0/suite.json").read_text())["tasks"]["glyph_vqa"]
     assert (report["n"], report["retention"], report["agreement"], report["difference"]) == (2, 1.0, 1.0, 0.0)
+    assert "Backbone with" not in capsys.readouterr().out
+    assert run("test", recipe, tmp_path / "runs", "--limit", "2", "--model.processor.max_pixels", "25088") == 0
+    report = json.loads((tmp_path / "runs/small/test_1/suite.json").read_text())["backbone"]
+    assert (report["name"], report["image_processor"]["size"]["longest_edge"]) == ("glimpse-tiny", 25088)
+    assert "max_pixels 25088" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_pruner_of_the_command_line_replaces_the_recipes(recipe: Path, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from glimpse_lightning.packaged_recipes import find_recipe, recipes
 from glimpse_lightning.paths import read_text
 
 PRUNING = (
-    "after_layer", "scorer", "policy", "reducer", "early_kv", "positions", "stages", "pruner", "resolution",
-    "allow_empty",
+    "after_layer", "scorer", "policy", "reducer", "early_kv", "positions", "stages", "pruner", "pruner_source",
+    "resolution", "allow_empty",
 )  # fmt: skip
 """Keys of ``model`` that say what prunes: those that a method brings along."""
 

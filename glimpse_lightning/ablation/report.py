@@ -6,9 +6,11 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from glimpse_lightning.ablation.overrides import get
 from glimpse_lightning.ablation.rows import ALL, Row
 from glimpse_lightning.intervals import Estimate
 from glimpse_lightning.run_folder import remove, write_text
@@ -72,6 +74,8 @@ def markdown(rows: Sequence[Row], name: str) -> str:
         lines.append(_line([*labels, *counts, _interval(row.accuracy(), ""), _interval(gain, "+"), *shares]))
     questions = sorted({int(row.figures[ALL]["n"]) for row in rows if row.run is not None})
     lines += ["", NOTE.format(cells=len(rows), questions=" or ".join(map(str, questions)) or "no")]
+    if asked := list(dict.fromkeys(map(str, filter(None, map(_processor, rows))))):
+        lines += [f"Settings of the image processor: {' or '.join(asked)}.", ""]
     if strayed := [(row, asked, kept) for row in rows for asked, kept in _strayed(row)]:
         found = [f"* `{row.cell.name}`: {kept:.1%} instead of {asked:.1%}" for row, asked, kept in strayed]
         lines += ["Kept another share of the tokens than the axis says:", "", *found, ""]
@@ -105,6 +109,11 @@ def glance(rows: Sequence[Row]) -> list[str]:
                 own.append(f"{100 * accuracy:.1f} at {_percent(row.figure('kv_retention'))}")
         lines.append(_line([method, *columns.values(), ", ".join(own) or "-"]))
     return [*lines, ""]
+
+
+def _processor(row: Row) -> Any:
+    """Settings of a cell's image processor, where its recipe has any."""
+    return get(row.cell.recipe, "model.init_args.processor") or get(row.cell.recipe, "model.processor")
 
 
 def _strayed(row: Row) -> list[tuple[float, float]]:

@@ -15,6 +15,7 @@ from glimpse_lightning import lightning_cli
 from glimpse_lightning.ablation.cells import PRUNING, Cell
 from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.backbones.load import LOADING
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.identity import changed_since
 from glimpse_lightning.module import PruningModule
@@ -23,7 +24,6 @@ from glimpse_lightning.run_folder import RECIPE, RunFolder, remove, write_text
 from glimpse_lightning.sharing import SharedQuestions
 
 ERROR, LOG = "error.txt", "output.log"
-LOADING = ("backbone", "dtype", "attn_implementation")
 NO_MATTER = ("vars", "seed_everything", "trainer.callbacks", "trainer.logger", "trainer.default_root_dir")
 
 

@@ -31,8 +31,11 @@ FLAGS = {
     "batch_sizes": list, "visual_tokens": list, "after_layers": list, "retention": list, "text_tokens": int,
     "new_tokens": int, "training": list, "answer_tokens": int, "warmup": int, "repetitions": int,
     "max_prompt_tokens": int, "samples": int, "threads": int, "clock": str,
-    "cache_implementation": str,
+    "cache_implementation": str, "processor": dict, "source": dict, "pruner_source": dict,
 }  # fmt: skip
+
+YAML: dict[Any, str] = {list: " (YAML list: '[1, 4]')", dict: " (YAML mapping: '{name: value}')"}
+"""How flags of a kind are written."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         "--trace", action="store_true", default=None, help="show which operators a prefill spends time in"
     )
     for name, kind in FLAGS.items():
-        text = "beats the config's" + (" (YAML list: '[1, 4]')" if kind is list else "")
-        parser.add_argument(f"--{name}", type=yaml.safe_load if kind is list else kind, help=text)
+        text = f"beats the config's{YAML.get(kind, '')}"
+        parser.add_argument(f"--{name}", type=yaml.safe_load if kind in YAML else kind, help=text)
     return parser
 
 
@@ -114,6 +117,7 @@ def _record(settings: Settings, backbone: Backbone, args: Sequence[str]) -> dict
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "dtype": str(model.dtype).removeprefix("torch."),
             "attention": settings.attn_implementation,
+            **backbone.described(),
         },
         "clock": "CUDA events" if model.device.type == "cuda" else f"{settings.clock} time of the CPU",
         "memory": CUDA_WAY if model.device.type == "cuda" else CPU_WAY,

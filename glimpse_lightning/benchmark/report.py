@@ -50,6 +50,8 @@ def head(record: Mapping[str, Any]) -> list[str]:
         "clock": record["clock"],
         "memory": record["memory"],
     }
+    if asked := record["settings"].get("processor"):
+        fields["image processor"] = ", ".join(f"{key} {value}" for key, value in asked.items())
     lines = [f"# Benchmark of {model['name']}", "", line(["field", "value"]), line(["---"] * 2)]
     return lines + [line(list(pair)) for pair in fields.items()]
 

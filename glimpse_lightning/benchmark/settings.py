@@ -13,6 +13,7 @@ from glimpse_lightning.benchmark.training_theory import STEPS
 from glimpse_lightning.errors import GlimpseError, nearest
 from glimpse_lightning.model import CACHES
 from glimpse_lightning.paths import expanded, read_text
+from glimpse_lightning.source import FIELDS
 
 CLOCKS = ("wall", "process")
 
@@ -25,10 +26,14 @@ class Settings:
         model: any name that ``load_backbone`` takes; ``random:<preset>`` needs no download.
         dtype: data type of the weights, plain and pruned model alike; ``auto`` as in ``load_backbone``.
         attn_implementation: attention kernel of both.
+        processor: settings of the image processor by name, as in ``load_backbone``.
+        source: ``revision``, ``cache_dir`` and ``local_files_only`` of the model.
         device: ``cpu``, ``cuda``, or ``auto``: CUDA where there is a device.
         scorer: class in ``glimpse_lightning.scorers``, with fresh weights (their values cost nothing).
         scorer_args: its arguments.
-        pruner: folder of a saved pruner, used as it is in place of ``scorer``, ``after_layers`` and ``retention``.
+        pruner: folder or hub id of a saved pruner, used as it is in place of ``scorer``, ``after_layers`` and
+            ``retention``.
+        pruner_source: as ``source``, of the saved pruner.
         batch_sizes: prompts at once.
         visual_tokens: of each prompt; families with a fixed grid take the nearest number of whole images.
         text_tokens: all other tokens of each prompt.
@@ -52,10 +57,13 @@ class Settings:
     model: str
     dtype: str = "float32"
     attn_implementation: str = "sdpa"
+    processor: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     scorer: str = "VIP"
     scorer_args: Mapping[str, Any] = field(default_factory=dict)
     pruner: str | None = None
+    pruner_source: Mapping[str, Any] = field(default_factory=dict)
     batch_sizes: list[int] = field(default_factory=lambda: [1])
     visual_tokens: list[int] = field(default_factory=lambda: [576])
     text_tokens: int = 64
@@ -115,7 +123,11 @@ def _checked(settings: Settings, where: str) -> Settings:
     known = isinstance(settings.training, list) and set(settings.training) <= set(STEPS)
     expect("training", f"a list of {', '.join(STEPS)}", known)
     expect("pruner", "left out with `training`, which trains fresh ones", not settings.training or not settings.pruner)
-    expect("scorer_args", "a mapping of arguments to values", isinstance(settings.scorer_args, Mapping))
+    for key in ("scorer_args", "processor"):
+        expect(key, "a mapping of names to values", isinstance(getattr(settings, key), Mapping))
+    for key in ("source", "pruner_source"):
+        value = getattr(settings, key)
+        expect(key, f"a mapping with {', '.join(FIELDS)}", isinstance(value, Mapping) and set(value) <= set(FIELDS))
     expect("cache_implementation", ", ".join(map(str, CACHES)), settings.cache_implementation in CACHES)
     expect("trace", "true or false", isinstance(settings.trace, bool))
     expect("clock", " or ".join(CLOCKS), settings.clock in CLOCKS)

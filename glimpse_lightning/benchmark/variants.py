@@ -31,8 +31,9 @@ def backbone_of(settings: Settings) -> Backbone:
         raise GlimpseError(f"Expected a CUDA device for `device: {device}`, but torch sees none; set `device: cpu`.")
     torch.manual_seed(0)
     return load_backbone(
-        settings.model, dtype=settings.dtype, attn_implementation=settings.attn_implementation, device_map=device
-    )
+        settings.model, dtype=settings.dtype, attn_implementation=settings.attn_implementation, device_map=device,
+        processor=settings.processor, **settings.source,
+    )  # fmt: skip
 
 
 def variants(settings: Settings, backbone: Backbone) -> list[Variant]:
@@ -44,7 +45,7 @@ def variants(settings: Settings, backbone: Backbone) -> list[Variant]:
     cache = settings.cache_implementation
     found = [Variant(HF, backbone, cache=cache), Variant(UNPRUNED, backbone, PrunedVLM(backbone), cache=cache)]
     if settings.pruner is not None:
-        saved = load_pruner(settings.pruner).requires_grad_(False)
+        saved = load_pruner(settings.pruner, **settings.pruner_source).requires_grad_(False)
         return [*found, Variant("pruner", backbone, PrunedVLM(backbone, saved), cache=cache)]
     check_layers(settings, backbone)
     for layer in settings.after_layers:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,15 @@ def test_no_cell_keeps_another_share_in_silence() -> None:
     (_, after) = table.split("Kept another share of the tokens than the axis says:")
     assert after.strip() == "* `m-0.11`: 12.5% instead of 11.0%"
     assert "another share" not in markdown([row(0.33, 0.32), row(None, 0.9)], "x")
+
+
+@pytest.mark.parametrize(
+    "model", [{"processor": {"max_pixels": 784}}, {"init_args": {"processor": {"max_pixels": 784}}}]
+)
+def test_settings_of_the_processor_stand_below_the_table(model: dict[str, Any]) -> None:
+    cell = replace(row(0.33, 0.33).cell, recipe={"model": model})
+    table = markdown([replace(row(0.33, 0.33), cell=cell)], "x")
+    assert "Settings of the image processor: {'max_pixels': 784}." in table
 
 
 def test_values_may_be_bundles_and_any_dotted_key(base: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
+from runs import run, write_recipe
 from tiny_models import FAMILIES
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 import glimpse_lightning as gl
+from glimpse_lightning.ablation.runs import process_key, questions_key
 from glimpse_lightning.backbones.processor_settings import described, known_settings, with_settings
+from glimpse_lightning.identity import differences
+from glimpse_lightning.module import PruningModule
 
 
 def tokens(backbone: Any, width: int, height: int) -> int:
@@ -147,3 +153,52 @@ def test_settings_beat_defaults_of_the_processor_itself() -> None:
     with_settings(old, {"do_normalize": True}, "x")
     with pytest.raises(gl.GlimpseError, match="always sets `do_normalize` to True; update transformers"):
         with_settings(old, {"do_normalize": False}, "x")
+
+
+TEST = """
+model: {backbone: glimpse-tiny, max_new_tokens: 2, processor: {max_pixels: 50176, min_pixels: 784}}
+data:
+  test: {class_path: GlyphVQA, init_args: {split: test, size: 2, image_size: 448}}
+  num_workers: 0
+trainer: {accelerator: cpu, enable_progress_bar: false, callbacks: []}
+"""
+
+
+def test_a_recipe_says_it_and_a_flag_changes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path, TEST)
+    assert run("test", recipe, tmp_path, "--model.processor.max_pixels", "25088") == 0
+    assert "Backbone with max_pixels 25088, min_pixels 784." in capsys.readouterr().out
+    folder = tmp_path / "small/test_0"
+    results = json.loads((folder / "results.json").read_text())
+    assert results["image_processor"]["size"] == {"longest_edge": 25088, "shortest_edge": 784}
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert {line["total"] for line in lines} == {25}
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["model"]["processor"] == {"max_pixels": 25088, "min_pixels": 784}
+    assert run("test", recipe, tmp_path, "--model.processor", "{max_pixels: 100352}") == 0
+    assert json.loads((tmp_path / "small/test_1/results.json").read_text())["image_processor"]["size"] == {
+        "longest_edge": 100352, "shortest_edge": 3136
+    }  # fmt: skip
+
+
+def test_a_recipe_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path, TEST.replace("max_pixels", "most_pixels"))
+    assert run("test", recipe, tmp_path) == 1
+    assert "has no setting 'most_pixels'. Did you mean" in capsys.readouterr().err
+
+
+def test_a_loaded_backbone_brings_its_own() -> None:
+    backbone: Any = gl.load_backbone("glimpse-tiny", max_pixels=50176)
+    with pytest.raises(gl.GlimpseError, match="`processor` and `source` with the name of a backbone"):
+        PruningModule(backbone, processor={"max_pixels": 784})
+
+
+def test_it_is_part_of_what_a_run_is() -> None:
+    """Weights, the shared backbone of an ablation and its remembered full answers are those of one setting."""
+    config: dict[str, Any] = {"model": {"backbone": "glimpse-tiny"}, "data": {}, "trainer": {}}
+    small = {**config, "model": {**config["model"], "processor": {"max_pixels": 50176}}}
+    assert differences(config, small) == ["model.processor: None != {'max_pixels': 50176}"]
+    assert differences(small, config) == ["model.processor: {'max_pixels': 50176} != None"]
+    cell: Any = SimpleNamespace(mode="test")
+    assert process_key(cell, config) != process_key(cell, small)
+    assert questions_key(config) != questions_key(small)
