@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,22 @@ from PIL import Image
 from tqdm import tqdm
 
 from glimpse_lightning.answers import prefill
+from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.images import load_image, upright_rgb
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.evaluation import kept_and_total
 from glimpse_lightning.keys import stable_key
 from glimpse_lightning.metrics import Retention
-from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.packaged_recipes import find_recipe
 from glimpse_lightning.recipe_check import check
+from glimpse_lightning.resolution import check_fewer
+from glimpse_lightning.source import FIELDS, Source
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 PASSED_ON = ("top_k", "num_beams", "repetition_penalty", "length_penalty")
+LOADING = ("dtype", "attn_implementation")
 READ = frozenset(("until", "max_new_tokens", "temperature", "top_p", "do_sample", *PASSED_ON))
 
 
@@ -53,6 +57,10 @@ class Glimpse(lmms):
         batch_size: questions at a time.
         max_batch_size: not used; lmms-eval passes it.
         max_new_tokens: longest answer where the task does not say.
+        pruner_revision: version of the pruner on the Hub.
+        **options: ``revision``, ``cache_dir`` and ``local_files_only`` of the backbone, the last two of the pruner as
+            well; and settings of the backbone's image processor by name, ``min_pixels`` and ``max_pixels`` of Qwen-VL
+            or ``do_pad`` of LLaVA-1.5, which beat the recipe's.
 
     Raises:
         GlimpseError: where these do not go together, or cannot be loaded.
@@ -69,6 +77,8 @@ class Glimpse(lmms):
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         max_new_tokens: int = 128,
+        pruner_revision: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         if not str(batch_size).isdigit() or int(batch_size) < 1:
@@ -76,8 +86,9 @@ class Glimpse(lmms):
         self.batch_size = int(batch_size)
         self.max_new_tokens = max_new_tokens
         self.device = torch.device(_own_device(device))
-        options = {"dtype": dtype, "attn_implementation": attn_implementation}
-        self.vlm = load_model(pretrained, pruner, recipe, {k: v for k, v in options.items() if v}).to(self.device)
+        options |= {"dtype": dtype, "attn_implementation": attn_implementation}
+        self.module = load_module(pretrained, pruner, recipe, pruner_revision, options)
+        self.vlm = self.module.model.to(self.device)
         self._kept: list[tuple[str, int, int]] = []
         self._seconds, self._tokens = 0.0, 0
         self._unread: set[str] = set()
@@ -135,20 +146,30 @@ class Glimpse(lmms):
         self._warn_of_unread(wanted)
         batch = self.vlm.backbone.collate([self._sample(request) for request in requests])
         started = time.perf_counter()
-        out = prefill(self.vlm, batch)
+        seen = self.module.seen(batch)
+        out = prefill(self.vlm, seen)
         ids = self.vlm.generate(prefill=out, **generation_options(wanted, self.max_new_tokens)).cpu()
         self._seconds += time.perf_counter() - started
         rows = self.vlm.backbone.until_end(ids)
         texts = self.vlm.backbone.tokenizer.batch_decode(rows, skip_special_tokens=True)
         lengths = [len(row) for row in rows]
-        for request, (kept, total) in zip(requests, kept_and_total(out, len(requests)), strict=True):
+        kept, total = zip(*kept_and_total(out, len(requests)), strict=True)
+        if seen is not batch:
+            total = self._whole(batch)
+            check_fewer(sum(kept), sum(total), self.vlm.backbone)
+        for request, left, all_there in zip(requests, kept, total, strict=True):
             if not request.metadata.get("__padding_only__"):  # asked again so that all processes take as many steps
-                self._kept.append((request.args[4], kept, total))
+                self._kept.append((request.args[4], left, all_there))
         self._tokens += sum(lengths)
         return [
             GenerationResult(text=cut(text, wanted.get("until")), token_counts=TokenCounts(output_tokens=length))
             for text, length in zip(texts, lengths, strict=True)
         ]
+
+    def _whole(self, batch: Batch) -> tuple[int, ...]:
+        """Visual tokens of each question's images as they are, uncut."""
+        inputs = self.module.transfer_batch_to_device(batch, self.device, 0).inputs
+        return tuple(self.vlm.backbone.embed(inputs).visual.sum(1).tolist())
 
     def _sample(self, request: Instance) -> Sample:
         context, _, doc_to_visual, doc_id, task, split = request.args
@@ -169,26 +190,51 @@ class Glimpse(lmms):
             self._unread |= unread
 
 
-def load_model(pretrained: str | None, pruner: str | None, recipe: str | None, options: dict[str, str]) -> PrunedVLM:
-    """The pruned model that the arguments of :class:`Glimpse` describe; ``options`` go to ``load_backbone``.
+def load_module(
+    pretrained: str | None,
+    pruner: str | None,
+    recipe: str | None,
+    pruner_revision: str | None,
+    options: Mapping[str, Any],
+) -> PruningModule:
+    """The module, its model loaded, that the arguments of :class:`Glimpse` describe.
+
+    Args:
+        pretrained, pruner, recipe, pruner_revision: as of :class:`Glimpse`.
+        options: arguments of ``load_backbone``, those that are ``None`` not given; others are settings of the image
+            processor.
 
     Raises:
         GlimpseError: where they do not go together, or cannot be loaded.
     """
+    if pruner is None and pruner_revision is not None:
+        raise GlimpseError("Expected `pruner` to say what `pruner_revision` is of, but got none.")
+    source = Source(**{name: options.get(name) for name in FIELDS})
     if recipe is None:
         if pretrained is None:
             raise GlimpseError(
                 "Expected `pretrained=NAME` among `--model_args`, and `pruner=DIR` for one that is pruned; or "
                 "`recipe=NAME`, for example `recipe=methods/fastv`."
             )
-        module = PruningModule(backbone=pretrained, pruner=pruner, **options)  # type: ignore[arg-type]
+        module = PruningModule(
+            backbone=pretrained, pruner=pruner, pruner_source=replace(source, revision=pruner_revision)
+        )
     else:
-        module = _module_of(recipe, pretrained, pruner, options)
+        module = _module_of(recipe, pretrained, pruner)
+    loading = {name: options[name] for name in LOADING if options.get(name)}
+    settings = {name: value for name, value in options.items() if name not in (*FIELDS, *LOADING)}
+    own = module.backbone_options
+    own |= {**loading, **source.options(), "processor": {**(own["processor"] or {}), **settings}}
+    if recipe is not None and module.learns:
+        raise GlimpseError(
+            f"The recipe {recipe!r} trains its pruner: train it (`glimpse-lightning fit --config {recipe}`) and give "
+            "the saved one as `pruner=DIR`, with `pretrained=NAME` in place of `recipe`."
+        )
     module.configure_model()
-    return module.model
+    return module
 
 
-def _module_of(recipe: str, pretrained: str | None, pruner: str | None, options: dict[str, str]) -> PruningModule:
+def _module_of(recipe: str, pretrained: str | None, pruner: str | None) -> PruningModule:
     if pruner is not None:
         raise GlimpseError("Expected `pruner` or `recipe` to say what prunes, but got both; drop one.")
     path = Path(recipe) if Path(recipe).is_file() else find_recipe(recipe)
@@ -197,12 +243,6 @@ def _module_of(recipe: str, pretrained: str | None, pruner: str | None, options:
         raise GlimpseError(f"{path}: expected a recipe of a PruningModule, but it is of {type(checked.model)}.")
     module = checked.model
     module.backbone = pretrained or module.backbone
-    module.backbone_options |= options
-    if module.learns:
-        raise GlimpseError(
-            f"The recipe {recipe!r} trains its pruner: train it (`glimpse-lightning fit --config {recipe}`) and give "
-            "the saved one as `pruner=DIR`, with `pretrained=NAME` in place of `recipe`."
-        )
     return module
 
 
@@ -234,7 +274,7 @@ def as_image(visual: Any, where: str) -> Image.Image:
         GlimpseError: where it is no image.
     """
     if isinstance(visual, Image.Image):
-        return upright_rgb(visual)
+        return upright_rgb(visual, where)
     if isinstance(visual, (str, Path)) and not str(visual).lower().endswith(VIDEO_SUFFIXES):
         return load_image(Path(visual))
     kind = "a video" if isinstance(visual, (str, Path)) else f"an object of type {type(visual).__name__}"
