@@ -97,7 +97,7 @@ class ResultsWriter(Callback):
         Args:
             found: what goes in place of the summary's figures.
         """
-        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+        if not trainer.is_global_zero or (split and getattr(trainer, "fast_dev_run", False)):  # figures of few batches
             return
         folder = Path(trainer.default_root_dir)
         summary: Summary | None = getattr(module, "summary", None) if split and found is None else None

@@ -61,6 +61,7 @@ from glimpse_lightning.run_folder import (
     CONFIG,
     FULL_DISK,
     RECIPE,
+    TRAINED,
     RunFolder,
     claim_run,
     finished_fits,
@@ -362,20 +363,31 @@ class RunCLI(LightningCLI):
         rank_zero_info(f"Run folder: {self.run.path if self.run else None}")
 
     def after_fit(self) -> None:
-        """Save the pruner, test it, and write the results, whose presence says that the run is finished."""
+        """Save what was trained and say so, test it, and see that the results are written, which end the run.
+
+        What fails in the test leaves a fit that other commands use; the same command tests it again. Results that the
+        test has written stay; it writes none where it had no batch.
+        """
         assert self.run is not None
+        if isinstance(self.model, PruningModule):
+            self._save_and_test(self.run)
+        if not self.run.finished:
+            self.writer.write(self.trainer, self.model, None)
+
+    def _save_and_test(self, run: RunFolder) -> None:
         model, data = self.model, self.datamodule
-        if not isinstance(model, PruningModule):
-            self.writer.write(self.trainer, model, None)
-            return
         first, pruner = self.trainer.is_global_zero, model.model.pruner
         weights = None if pruner is None else full_state(pruner)
         if first and pruner is not None:
-            save_pruner(pruner, self.run.path / "pruner", model.model.backbone, weights)
+            save_pruner(pruner, run.path / "pruner", model.model.backbone, weights)
         if model.objective is not None:
-            model.objective.save(model.model, self.run.path, write=first)
+            model.objective.save(model.model, run.path, write=first)
+        if first:
+            write_text(run.path / TRAINED, "")
         if not model.test_after_fit:
-            self.writer.write(self.trainer, model, None)
+            return
+        if isinstance(data, VQAData) and data.test is None:
+            rank_zero_info("The fit ends without a test, as `data.test` names no dataset.")
             return
         model.testing_after_fit = True
         if isinstance(data, VQAData):

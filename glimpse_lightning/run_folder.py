@@ -1,7 +1,8 @@
 """The folder a run leaves behind, and how an interrupted run finds its own again.
 
 ``<root>/<recipe>/<command>_<number>/``, where the root is ``--trainer.default_root_dir``. A run is finished once its
-``results.json`` stands there: it is written last.
+``results.json`` stands there: it is written last. A fit that ends with a test has trained before: the file ``trained``
+says so, whatever becomes of the test.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from glimpse_lightning.errors import GlimpseError
 RESULTS, CONFIG, RECIPE = "results.json", "config.yaml", "recipe.yaml"
 ANSWERS = "answers"
 """Name, less its ending, of the file of what `predict` answers."""
+TRAINED = "trained"
 HELD = (errno.EACCES, errno.EAGAIN)
 """How POSIX says that another process has a lock; all other errors are about locking itself."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -100,6 +102,11 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         return (self.path / RESULTS).is_file()
+
+    @property
+    def trained(self) -> bool:
+        """Whether a fit has taken its last step, and saved what it trained."""
+        return self.finished or (self.path / TRAINED).is_file()
 
     @property
     def checkpoints(self) -> Path:
@@ -225,6 +232,6 @@ def claim_run(
 
 
 def finished_fits(root: Path, recipe: str) -> list[RunFolder]:
-    """The finished runs of `fit` of a recipe that left a checkpoint, the newest first."""
+    """The runs of `fit` of a recipe whose training has ended and left a checkpoint, the newest first."""
     runs = [RunFolder(path) for _, path in reversed(_numbered(root / recipe, "fit"))]
-    return [run for run in runs if run.finished and saved_checkpoints(run.checkpoints)]
+    return [run for run in runs if run.trained and saved_checkpoints(run.checkpoints)]

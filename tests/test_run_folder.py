@@ -14,6 +14,7 @@ from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.run_folder import (
     CONFIG,
     RESULTS,
+    TRAINED,
     RunFolder,
     claim_run,
     damage,
@@ -90,15 +91,16 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch
         RunFolder(tmp_path / "run").lock()
 
 
-def test_a_finished_fit_has_results_and_a_checkpoint(tmp_path: Path) -> None:
+def test_a_fit_that_others_use_has_a_mark_and_a_checkpoint(tmp_path: Path) -> None:
     assert finished_fits(tmp_path, "recipe") == []
-    for number, (done, saved) in enumerate([(True, True), (True, False), (False, True)]):
+    marks = [(RESULTS, True), (RESULTS, False), (None, True), (TRAINED, True), (TRAINED, False)]
+    for number, (mark, saved) in enumerate(marks):
         run = RunFolder(tmp_path / "recipe" / f"fit_{number}")
-        if done:
-            write_text(run.path / RESULTS, "{}")
+        if mark:
+            write_text(run.path / mark, "{}")
         if saved:
             write_text(run.checkpoints / "step=1.ckpt", "")
-    assert [run.path.name for run in finished_fits(tmp_path, "recipe")] == ["fit_0"]
+    assert [run.path.name for run in finished_fits(tmp_path, "recipe")] == ["fit_3", "fit_0"]
 
 
 def test_checkpoints_are_ordered_by_step(tmp_path: Path) -> None:
