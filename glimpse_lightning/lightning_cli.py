@@ -375,6 +375,11 @@ class RunCLI(LightningCLI):
             self.writer.write(self.trainer, self.model, None)
 
     def _save_and_test(self, run: RunFolder) -> None:
+        if self.trainer.global_step == 0:
+            raise GlimpseError(
+                "The fit has taken no step of training, so that there is nothing to save. Raise `trainer.max_time`, or "
+                "leave it out."
+            )
         model, data = self.model, self.datamodule
         first, pruner = self.trainer.is_global_zero, model.model.pruner
         weights = None if pruner is None else full_state(pruner)

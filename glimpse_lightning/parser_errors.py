@@ -55,7 +55,12 @@ def _reasons(message: str) -> list[str]:
         text = re.split(r"\n\s*Given value", text.split("Errors:", 1)[1], maxsplit=1)[0]
     parts = [" ".join(part.split()) for part in re.split(r"(?:^|\n)\s*- ", text)]
     noise = ("Expected a <class 'NoneType'>", "Does not validate against any of the Union subtypes")
-    return [part for part in parts if part and not part.startswith(noise)]
+    return [_plain(part) for part in parts if part and not part.startswith(noise)]
+
+
+def _plain(reason: str) -> str:
+    """A reason in words, where it names a type of jsonargparse's (layers as shares of the depth)."""
+    return "Expected a share above 0 and below 1" if "OpenUnitInterval" in reason else reason
 
 
 def _class_names(message: str, key: str) -> dict[str, str]:

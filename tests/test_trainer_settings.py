@@ -42,6 +42,7 @@ REFUSED = {
     "--trainer.num_nodes 2": ["`trainer.num_nodes: 2`", "srun", "MASTER_ADDR"],
     "--trainer.num_nodes 0": ["`trainer.num_nodes`", "at least 1"],
     "--trainer.profiler watch": ["`trainer.profiler`", "simple"],
+    "--trainer.max_time 00:00:00:00": ["no step", "`trainer.max_time`"],
     "--trainer.max_time soon": ["`trainer.max_time`", "DD:HH:MM:SS"],
     "--trainer.logger false --trainer.callbacks lightning.pytorch.callbacks.LearningRateMonitor": ["no logger"],
     "--trainer.callbacks lightning.pytorch.callbacks.EarlyStopping --trainer.callbacks.monitor nothing": [
