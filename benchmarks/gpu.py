@@ -47,7 +47,8 @@ START, JOBS = 100, 200
 """Seconds for imports and loading, and for main job and tests together."""
 
 SHORT = ("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--data.fit_test_size", "2")
-SHORT = (*SHORT, "--trainer.limit_val_batches", "1", "--model.baselines", "[]", "--trainer.accelerator", "cpu")
+SHORT += ("--trainer.limit_val_batches", "1", "--model.baselines", "[]", "--trainer.accelerator", "cpu")
+SHORT += ("--data.eval_batch_size", "2", "--data.batch_size", "4", "--model.fit_baselines", "[]")
 
 
 def main(args: Sequence[str] | None = None) -> int:
