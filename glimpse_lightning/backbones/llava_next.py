@@ -77,6 +77,8 @@ class LlavaNextBackbone(LlavaBackbone):
         rows, columns = shape[0] * side, shape[1] * side
         places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(rows, columns, 2)
         mosaic = unpad_image(places.permute(2, 0, 1), (height, width))  # numbered, so that we see what the model left
+        if not mosaic.numel():  # of an image so thin that nothing is left of it but newlines
+            return [regions.WHOLE]
         canvas = regions.fitted(height, width, shape[0] * tile, shape[1] * tile)
         first_row, first_column = mosaic[:, 0, 0].tolist()
         last_row, last_column = mosaic[:, -1, -1].tolist()

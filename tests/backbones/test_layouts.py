@@ -118,3 +118,21 @@ def test_too_few_placeholders_are_explained():
     inputs["input_ids"][0, 5] = 20
     with pytest.raises(gl.GlimpseError, match="15 placeholders and 16 tokens"):
         backbone.embed(inputs)
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+@pytest.mark.parametrize("size", [(1, 100), (100, 1), (1, 12), (12, 1)])
+def test_images_so_thin_that_little_of_them_is_left(family, size):
+    """As Hugging Face's own model, which takes them; and evidence can be placed on what there is."""
+    backbone = gl.wrap_backbone(FAMILIES[family]())
+    inputs = backbone.example_inputs([[size], [(4, 8)]])
+    prompt = backbone.embed(inputs)
+    assert int(prompt.visual.sum()) == int(prompt.grid.prod(-1).sum())
+    assert prompt.views is not None
+    assert len(prompt.views.image) == len(prompt.grid)
+    with torch.no_grad():
+        expected = backbone.model(**backbone.hf_inputs(inputs)).logits[:, -1]
+    torch.testing.assert_close(gl.PrunedVLM(backbone).prefill(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
+    pruner = gl.Pruner([gl.PruneStage(0, gl.scorers.Oracle(), gl.policies.KeepRatio(0.3))])
+    boxes = [[[(0.0, 0.0, 1.0, 1.0)]], [[(0.0, 0.0, 0.5, 0.5)]]]
+    assert gl.PrunedVLM(backbone, pruner).prefill(boxes=boxes, **inputs).keep[0].any()
