@@ -8,8 +8,10 @@ from typing import Any
 
 from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassError
+from transformers.image_utils import PILImageResampling
 from transformers.utils import is_torchvision_available
 
+from glimpse_lightning.data.sample import BLANK
 from glimpse_lightning.errors import GlimpseError, nearest
 
 PIXELS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
@@ -51,17 +53,32 @@ def with_settings(processor: Any, settings: Mapping[str, Any], name: str) -> Any
                 f"Its settings are {', '.join(known)}."
             )
     try:
+        if isinstance(settings.get("resample"), str):
+            settings = {**settings, "resample": _filter(settings["resample"])}
         validate_typed_dict(kind.valid_kwargs, dict(settings))
         if "max_pixels" in known:
             settings = _sized(settings, old.to_dict()["size"])
         processor.image_processor = kind.from_dict({**old.to_dict(), **settings})
+        processor.image_processor(images=list(BLANK.images))  # some settings fail at work only
     except GlimpseError:
         raise
-    except (StrictDataclassError, ValueError, TypeError) as error:
+    except (StrictDataclassError, ValueError, TypeError, RuntimeError, LookupError) as error:
         reason = " ".join(str(error).split())
         raise GlimpseError(f"The image processor of {name!r} refuses {dict(settings)}: {reason}") from error
     _override(processor, settings)
     return processor
+
+
+def _filter(name: str) -> int:
+    """The number of a filter of Pillow's.
+
+    Raises:
+        GlimpseError: where there is none of that name.
+    """
+    names = [each.name.lower() for each in PILImageResampling]
+    if name.lower() not in names:
+        raise GlimpseError(f"Expected `resample` to be one of {', '.join(names)}, or its number, but got {name!r}.")
+    return int(PILImageResampling[name.upper()])
 
 
 def known_settings(kind: Any) -> list[str]:

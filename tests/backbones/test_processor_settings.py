@@ -202,3 +202,21 @@ def test_it_is_part_of_what_a_run_is() -> None:
     cell: Any = SimpleNamespace(mode="test")
     assert process_key(cell, config) != process_key(cell, small)
     assert questions_key(config) != questions_key(small)
+
+
+def test_a_filter_goes_by_its_name():
+    image = Image.effect_noise((120, 90), 60).convert("RGB")
+
+    def pixels(resample):
+        backbone = gl.load_backbone("glimpse-tiny", processor={"resample": resample})
+        return backbone.collate([gl.Sample("a", 0, "What?", ["x"], [image])]).inputs["pixel_values"]
+
+    assert torch.equal(pixels("nearest"), pixels(0))
+    assert torch.equal(pixels("bicubic"), pixels(3))
+    assert not torch.equal(pixels(0), pixels(3))
+
+
+@pytest.mark.parametrize(("settings", "said"), [({"resample": "banana"}, "bicubic"), ({"image_mean": [0.5]}, "refuses")])
+def test_what_cannot_work_is_refused_before_it_has_to(settings, said):
+    with pytest.raises(gl.GlimpseError, match=said):
+        gl.load_backbone("glimpse-tiny", processor=settings)
