@@ -76,7 +76,7 @@ def _row(cell: Cell, folders: CellFolders) -> Row:
     lines = predictions.read_text(encoding="utf-8").split("\n") if predictions.is_file() else []
     for line in filter(None, lines):
         record = json.loads(line)
-        for family in filter(None, (ALL, record["family"])):
+        for family in filter(None, (ALL, record["family"])) if record["score"] is not None else ():
             scores.setdefault(family, {})[record["id"]] = record["score"]
     figures = {ALL: {"n": results["n"], **results["metrics"]}, **results["families"]}
     return Row(cell, run, None, {family: _numbers(values) for family, values in figures.items()}, scores)
