@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from glimpse_lightning.appended_lines import AppendedLines
 from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.run_folder import ANSWERS, remove, write_text
 from glimpse_lightning.terminal import show
 
@@ -24,16 +25,18 @@ class AnswerWriter(Callback):
 
     def __init__(self) -> None:
         self._lines = AppendedLines(Path(), ANSWERS)
+        self._before: frozenset[str] = frozenset()
         self._done: set[str] = set()
 
     def answered(self, trainer: Trainer) -> set[str]:
         """Ids of the questions that this run has answered before; to be called on all ranks."""
         self._lines = AppendedLines(Path(trainer.default_root_dir), ANSWERS, trainer.global_rank)
-        self._done = {row["id"] for row in self._lines.rows()}
-        if self._done:
-            rank_zero_info(f"{len(self._done)} questions are answered already.")
+        self._before = frozenset(row["id"] for row in self._lines.rows())
+        self._done = set(self._before)
+        if self._before:
+            rank_zero_info(f"{len(self._before)} questions are answered already.")
         trainer.strategy.barrier("answers are read")  # before a rank goes on and writes some
-        return set(self._done)
+        return set(self._before)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,8 +53,12 @@ class AnswerWriter(Callback):
         rows = []
         for place in outputs["counts"]:
             sample = batch.samples[place]
-            if sample.id in self._done:  # one that is asked again, as a loader must not be empty
+            if sample.id in self._before:  # asked again, as a loader must not be empty
                 continue
+            if sample.id in self._done:
+                raise GlimpseError(
+                    f"Two questions are called {sample.id!r}; give each a name of its own, as answers are kept by name."
+                )
             self._done.add(sample.id)
             masks = [item["kept"] for item in outputs["kept"] if item["sample"] == place]
             rows.append(

@@ -133,6 +133,7 @@ class ResultsWriter(Callback):
             "data_file": str(dataset.path) if hasattr(dataset, "path") else None,
             "split": split,
             "n": len(summary.records) if summary else None,
+            "scored": summarise(summary.records)["scored"] if summary else None,
             "metrics": summary.metrics if summary else logged,
             "families": summary.families if summary else {},
             "steps": trainer.global_step,
@@ -154,7 +155,9 @@ def print_summary(summary: Summary, console: Console | None = None, remark: str 
     rows |= {name: summarise(records) for name, records in summary.baselines.items()}
     accuracy = rows["pruned"]["full_accuracy"]
     full = {"retention": 1.0, "accuracy": accuracy, "relative_accuracy": accuracy and 1.0, "agreement": 1.0}
-    table = _table(f"{len(summary.records)} questions", "model", list(SHOWN.values()))
+    scored = rows["pruned"]["scored"]
+    some = "" if scored in (0, len(summary.records)) else f", {scored} with references"
+    table = _table(f"{len(summary.records)} questions{some}", "model", list(SHOWN.values()))
     for name, figures in {"full": full, **rows}.items():
         table.add_row(plain(name), *(_percent(figures.get(column)) for column in SHOWN))
     oracle = _percent(rows["pruned"]["oracle_retention"])

@@ -180,7 +180,7 @@ class TokenOverlay(Callback):
 
 def overlay_path(run: Path, sample: Sample) -> Path:
     """Where the picture of a sample is kept in a run's folder; the sample's key keeps names apart."""
-    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in sample.id)[-80:]
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in str(sample.id))[-80:]
     return run / "overlays" / f"{name}-{sample.key % 16**6:06x}.png"
 
 

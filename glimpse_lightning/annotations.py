@@ -37,6 +37,7 @@ class Annotations:
                 )
             if found < total:
                 rank_zero_info(f"{found} of {total} training samples have `{what}`, which {self.name} learns from.")
+            self.missing.remove(what)
 
     def see(self, samples: Sequence[Sample]) -> None:
         """Take note of a training batch."""

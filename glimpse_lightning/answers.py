@@ -59,7 +59,7 @@ def with_answers(model: PrunedVLM, batch: Batch, rows: Sequence[Sequence[int]]) 
 class WrittenAnswers:
     """The full model's greedy answers to unlabelled questions, each written once and kept on disk.
 
-    They lie in ``<folder>/<key>.<rank>.jsonl``, under a key of whatever an answer depends on but the question: weights
+    They lie in ``<folder>/<key>/<run>.jsonl``, under a key of whatever an answer depends on but the question: weights
     and their data type, processor, chat template and generation settings. Within a file they lie under
     ``Sample.content()``, wording and pixels. Of a sharded model, whose weights no rank can tell, nothing is kept.
 
@@ -67,17 +67,17 @@ class WrittenAnswers:
         model: the full model.
         folder: where they are kept; ``None``: nowhere.
         max_new_tokens: of an answer.
-        rank: of this process; it reads all ranks' files and writes its own.
+        run: name of this run and rank: each writes to a file of its own, and reads all.
     """
 
-    def __init__(self, model: PrunedVLM, folder: Path | None, max_new_tokens: int, rank: int = 0) -> None:
+    def __init__(self, model: PrunedVLM, folder: Path | None, max_new_tokens: int, run: str = "run") -> None:
         self.model, self.max_new_tokens = model, max_new_tokens
         self.rows: dict[str, list[int]] = {}
         self._lines: AppendedLines | None = None
         weights = fingerprint(model.backbone)
         if folder is not None and weights:
-            self._lines = AppendedLines(folder, _key(model, weights, max_new_tokens), rank)
-            self.rows = {line["question"]: line["tokens"] for line in self._lines.rows()}
+            self._lines = AppendedLines(folder / _key(model, weights, max_new_tokens), run)
+            self.rows = {line["question"]: line["tokens"] for line in self._lines.of_all()}
 
     @torch.no_grad()
     def filled(self, batch: Batch) -> Batch:

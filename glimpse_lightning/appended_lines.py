@@ -52,13 +52,21 @@ class AppendedLines:
         Raises:
             GlimpseError: where a file holds anything else.
         """
-        for path in self.paths:
-            data = path.read_bytes()  # which may end in the middle of a character
-            try:
-                whole = data[: data.rfind(b"\n") + 1].decode("utf-8")
-                yield from map(json.loads, filter(str.strip, whole.split("\n")))
-            except ValueError as error:
-                raise GlimpseError(f"{path}: expected a JSON object a line, but {error}; delete the file.") from None
+        return _rows(self.paths)
+
+    def of_all(self) -> Iterator[dict[str, Any]]:
+        """Likewise what anybody has written to files of the folder, whatever their names."""
+        return _rows(sorted(self.folder.glob("*.jsonl")))
+
+
+def _rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        data = path.read_bytes()  # which may end in the middle of a character
+        try:
+            whole = data[: data.rfind(b"\n") + 1].decode("utf-8")
+            yield from map(json.loads, filter(str.strip, whole.split("\n")))
+        except ValueError as error:
+            raise GlimpseError(f"{path}: expected a JSON object a line, but {error}; delete the file.") from None
 
 
 def _drop_partial_line(path: Path) -> None:

@@ -41,7 +41,7 @@ from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.dtypes import AUTO
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.identity import changed_since, differences, write_inputs
-from glimpse_lightning.module import PruningModule
+from glimpse_lightning.module import WRITTEN, PruningModule
 from glimpse_lightning.parser_errors import readable
 from glimpse_lightning.paths import TEXTS, expanded
 from glimpse_lightning.precision import auto_precision, device_of, settle
@@ -252,15 +252,21 @@ class RunCLI(LightningCLI):
         text = self._parser(self.subcommand).dump(config, skip_link_targets=False)
         dump = yaml.safe_load(text)
         rank_zero_info(f"Precision: {self.precision}.")
+        if self._choose_weights(root, dump):  # which are part of what a run is: one that goes on keeps them
+            config.ckpt_path = self.config_init[self.subcommand]["ckpt_path"]
+            text = self._parser(self.subcommand).dump(config, skip_link_targets=False)
+            dump = yaml.safe_load(text)
         self.run = self._claim(root, text)
         write_text(self.run.path / RECIPE, recipe_text(self.config_files))
         write_text(self.run.path / CONFIG, text)
         write_inputs(self.run.path, dump)
-        self._choose_checkpoint(root, dump)
+        self._resume()
         # So that a checkpoint alone says how its model is built. (Not what `--model.pruner` of another run said.)
         self.model.save_hyperparameters({"model": dump.get("model"), "seed": dump.get("seed_everything")})
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(self.run.path), name="", version="", default_hp_metric=False)
+        if isinstance(self.model, PruningModule):
+            self.model.written_folder = self.run.path.parent / WRITTEN  # for all runs of the recipe
         kwargs["default_root_dir"] = str(self.run.path)
         given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
         kwargs["callbacks"] = [*(given if isinstance(given, list) else [given])]
@@ -316,27 +322,31 @@ class RunCLI(LightningCLI):
         os.environ[RUN_FOLDER] = str(run.path)
         return run
 
-    def _choose_checkpoint(self, root: Path, config: dict[str, Any]) -> None:
-        """Resume an interrupted fit; give other commands the weights of the last finished one that trained the same."""
+    def _choose_weights(self, root: Path, config: dict[str, Any]) -> bool:
+        """Give a command but `fit` the weights of the last finished fit that trained the same; true where it did so."""
+        assert self.subcommand is not None
+        settings = self.config_init[self.subcommand]
+        learns = isinstance(self.model, PruningModule) and self.model.learns
+        if self.subcommand == "fit" or settings.get("ckpt_path") is not None or not learns:
+            return False
+        others: list[str] = []
+        for fit in finished_fits(root, self.recipe):
+            other = _trained_otherwise(fit.path, config)
+            settings["ckpt_path"] = None if other else _as_text(fit.last_checkpoint(rank_zero_info))
+            if settings["ckpt_path"]:
+                rank_zero_info(f"Using the weights of {settings['ckpt_path']}.")
+                return True
+            others += [f"{fit.path} {other}"] if other else []
+        raise self._untrained(root / self.recipe, others)
+
+    def _resume(self) -> None:
+        """Have an interrupted fit go on from its last checkpoint."""
         assert self.run is not None and self.subcommand is not None
         settings = self.config_init[self.subcommand]
-        if settings.get("ckpt_path") is not None:
-            return
-        if self.subcommand == "fit":
+        if self.subcommand == "fit" and settings.get("ckpt_path") is None:
             settings["ckpt_path"] = _as_text(self.run.last_checkpoint(rank_zero_info))
             if settings["ckpt_path"]:
                 rank_zero_info(f"Resuming the interrupted run in {self.run.path} from {settings['ckpt_path']}.")
-        elif isinstance(self.model, PruningModule) and self.model.learns:
-            others: list[str] = []
-            for fit in finished_fits(root, self.recipe):
-                other = _trained_otherwise(fit.path, config)
-                settings["ckpt_path"] = None if other else _as_text(fit.last_checkpoint(rank_zero_info))
-                if settings["ckpt_path"]:
-                    break
-                others += [f"{fit.path} {other}"] if other else []
-            if settings.get("ckpt_path") is None:
-                raise self._untrained(root / self.recipe, others)
-            rank_zero_info(f"Using the weights of {settings['ckpt_path']}.")
 
     def _untrained(self, folder: Path, others: Sequence[str]) -> GlimpseError:
         objective = self.model.objective

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -29,7 +30,7 @@ from glimpse_lightning.backbones.shares import load_shares
 from glimpse_lightning.checkpoints import load_pruner
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import RawBatch
-from glimpse_lightning.data.sample import BLANK, Sample
+from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.errors import GlimpseError, RefusedSamplesError
 from glimpse_lightning.evaluation import Evaluator, baseline_models, kept_by_item, training_free_scorers
 from glimpse_lightning.layers import Layer
@@ -40,6 +41,7 @@ from glimpse_lightning.objectives.rollouts import one_more
 from glimpse_lightning.optimization import OptimizerOptions, adamw, configured, name_parameters, reconfigure
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.pruner import EarlyKV, Positions, Pruner, PruneStage
+from glimpse_lightning.ranks import any_rank
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.resolution import ResolutionCut
 from glimpse_lightning.results import Record, Summary, gathered, summarise
@@ -55,6 +57,8 @@ does not, 2.13 does; the versions between have not been tried.
 """
 REMEMBERED = 1e9
 """Bytes that questions of a test may take in main memory until the baselines are asked them."""
+DATA = "data"
+"""Under which a checkpoint holds what training has met in its data."""
 OBJECTIVE = "objective"
 """Under which a checkpoint holds the objective's state, one for each rank."""
 WRITTEN = "full_answers"
@@ -176,6 +180,9 @@ class PruningModule(LightningModule):
         self.remembered = SharedQuestions(limit=REMEMBERED)
         self._annotations: Annotations | None = None
         self._written: WrittenAnswers | None = None
+        self.written_folder: Path | None = None
+        self._steps = {True: 0, False: 0}  # on blank batches, on others
+        self._missing: list[str] | None = None
         self._configured: list[dict[str, Any]] = []
         self._records: list[Record] = []
         self._baseline_records: dict[str, list[Record]] = {}
@@ -315,12 +322,16 @@ class PruningModule(LightningModule):
         for message in raw.skipped:
             if message not in self.skipped:
                 self.skipped.append(message)
-                rank_zero_warn(f"Skipped a bad sample ({len(self.skipped)} so far): {message}")
+                warnings.warn(f"Skipped a bad sample ({len(self.skipped)} so far): {message}", stacklevel=2)
         collated.weight = torch.tensor(raw.weight)
         if self.model.sharded and collated.answer_ids.shape[1] == 1:
             # No token of such an answer runs through the layers, and other ranks would wait for this one.
             collated.answer_ids, collated.answer_mask = one_more(collated.answer_ids), one_more(collated.answer_mask)
         return collated
+
+    def _share_skipped(self) -> None:
+        """Have every rank know what all of them have skipped."""
+        self.skipped = list(dict.fromkeys(gathered(self.skipped)))
 
     @override
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -345,16 +356,23 @@ class PruningModule(LightningModule):
             )
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self._annotations = Annotations(self.objective, getattr(data, "train", None))
+        if self._missing is not None:
+            self._annotations.missing = self._missing
+        self._steps = {True: 0, False: 0}
         self._written = None
         if self.objective.writes_answers:
-            folder = Path(self.trainer.default_root_dir).parent / WRITTEN
-            self._written = WrittenAnswers(self.evaluator.full, folder, self.max_new_tokens, self.global_rank)
+            root = Path(self.trainer.default_root_dir)
+            folder, run = self.written_folder or root / WRITTEN, f"{root.name}.{self.global_rank}"
+            self._written = WrittenAnswers(self.evaluator.full, folder, self.max_new_tokens, run)
         self.objective.start(self.model)
 
     @override
     def on_fit_end(self) -> None:
         self.model.eval()
         assert self.objective is not None
+        self._share_skipped()
+        if self._steps[True] and not any_rank(self._steps[False] > 0, self.device):
+            raise GlimpseError(f"Expected at least one usable sample, but all are bad; one of them: {self.skipped[0]}")
         assert self._annotations is not None
         self.remarks = self._annotations.remarks(self.objective.needs, self.device) + self.objective.remarks()
         for remark in self.remarks:
@@ -365,6 +383,8 @@ class PruningModule(LightningModule):
         states = gathered([self.objective.state_dict() if self.objective is not None else {}])
         if any(states):
             checkpoint[OBJECTIVE] = states
+        self._share_skipped()
+        checkpoint[DATA] = {"skipped": self.skipped, "missing": self._annotations.missing if self._annotations else []}
         if not any(isinstance(value, DTensor) for value in checkpoint["state_dict"].values()):
             release(self)
             names = {id(parameter): name for name, parameter in self.named_parameters()}
@@ -375,6 +395,9 @@ class PruningModule(LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            data = checkpoint.get(DATA, {})
+            self.skipped, self._missing = list(data.get("skipped", [])), data.get("missing")
         states = checkpoint.get(OBJECTIVE, [])
         if self.objective is not None and states:
             same_ranks = len(states) == self.trainer.world_size
@@ -393,7 +416,8 @@ class PruningModule(LightningModule):
         if self._annotations is not None:
             self._annotations.see(batch.samples)
         result = self.objective.step(self.model, batch)
-        if batch.samples[0] is BLANK:
+        self._steps[batch.blank] += 1
+        if batch.blank:
             result.loss = 0.0 * result.loss
         if not torch.isfinite(result.loss):
             raise GlimpseError(
@@ -449,12 +473,11 @@ class PruningModule(LightningModule):
 
     def _finish_evaluation(self, stage: str) -> None:
         release(self)  # optimizers and checkpoints know the shards only
-        records, skipped = gathered(self._records), gathered(self.skipped)
-        if skipped and not records:
-            raise GlimpseError(f"Expected at least one usable sample, but all are bad; one of them: {skipped[0]}")
-        self.summary = Summary(
-            records, {name: gathered(records) for name, records in self._baseline_records.items()}
-        )
+        records = gathered(self._records)
+        self._share_skipped()
+        if self.skipped and not records:
+            raise GlimpseError(f"Expected at least one usable sample, but all are bad; one of them: {self.skipped[0]}")
+        self.summary = Summary(records, {name: gathered(records) for name, records in self._baseline_records.items()})
         figures = {f"{stage}/{name}": value for name, value in self.summary.metrics.items()}
         for family, metrics in self.summary.families.items():
             figures |= {f"{stage}_{name}/{family}": metrics[name] for name in ("accuracy", "retention", "agreement")}
@@ -527,6 +550,10 @@ class PruningModule(LightningModule):
         answers, out = self.evaluator.predict(self.model, self.seen(batch))
         counts = [name for name, weight in enumerate(batch.weight.tolist()) if weight]
         return {"answers": answers, "counts": counts, "kept": kept_by_item(out)}
+
+    @override
+    def on_predict_epoch_end(self) -> None:
+        self._share_skipped()
 
     def answer(self, samples: list[Sample]) -> list[str]:
         """Answers of the pruned model, outside any trainer."""

@@ -79,7 +79,8 @@ def retention(record: Record) -> float | None:
 
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
-    """Figures over ``records``; ``None`` where one is not defined.
+    """Figures over ``records``; ``None`` where one is not defined. Of ``n`` questions ``scored`` have references, over
+    which accuracy is the mean.
 
     ``relative_accuracy`` is the ratio of the accuracies. ``agreement`` is the share of answers equal to the full
     model's, right or wrong. ``oracle_retention`` is the share of tokens touched by evidence boxes. ``retention`` counts
@@ -90,6 +91,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     shares = [share for share in map(retention, records) if share is not None]
     return {
         "n": len(records),
+        "scored": sum(r.score is not None for r in records),
         "retention": _mean(shares),
         "retention_quantiles": _quantiles(shares),
         "entering_retention": _mean(_ratio(r.entering, r.total) for r in records),
@@ -144,7 +146,7 @@ class Summary:
     def metrics(self) -> dict[str, Any]:
         """The pruned model's figures, and ``<baseline>_<figure>`` for each baseline."""
         figures = summarise(self.records)
-        del figures["n"]
+        del figures["n"], figures["scored"]
         for name, records in self.baselines.items():
             for key in ("retention", "accuracy", "relative_accuracy", "agreement", "evidence_recall"):
                 figures[f"{snake_case(name)}_{key}"] = summarise(records)[key]
@@ -157,6 +159,7 @@ class Summary:
         return {
             family: {
                 "n": len(records),
+                "scored": summarise(records)["scored"],
                 **Summary(records, {name: groups.get(family, []) for name, groups in baselines.items()}).metrics,
             }
             for family, records in by_family(self.records).items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from ranks import on_two_ranks
 from runs import run, write_recipe
 
 import glimpse_lightning as gl
+from glimpse_lightning.data.glyph_vqa import GlyphVQA
+from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.module import PruningModule
 
 RECIPE = """\
@@ -135,6 +138,69 @@ def test_one_question_is_answered_on_the_terminal(recipe: Path, capsys: pytest.C
     write_recipe(recipe.parent, "model: {max_new_tokens: 3}\ntrainer: {accelerator: cpu, enable_progress_bar: false}")
     assert predict(recipe, *ask) == 0
     assert "nothing prunes: the recipe names no pruner" in capsys.readouterr().out
+
+
+def test_only_bad_rows_left(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (recipe.parent / "6.png").write_bytes(b"no image")
+    dies_at(3, Killed(), monkeypatch)
+    with pytest.raises(Killed):
+        predict(recipe, "--data.test.on_error", "skip")
+    assert predict(recipe, "--data.test.on_error", "skip") == 0
+    assert len(answers(folder(recipe) / "answers.jsonl")) == 6
+    assert len(json.loads((folder(recipe) / "results.json").read_text())["skipped"]) == 1
+
+
+def test_a_limit_is_of_the_whole_run(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dies_at(1, Killed(), monkeypatch)
+    with pytest.raises(Killed):
+        predict(recipe, "--trainer.limit_predict_batches", "2")
+    assert predict(recipe, "--trainer.limit_predict_batches", "2") == 0
+    assert [row["id"] for row in answers(folder(recipe) / "answers.jsonl")] == ["q0", "q1", "q2", "q3"]
+
+
+class Twins(GlyphVQA):
+    """Two questions of one name."""
+
+    def __getitem__(self, index: int) -> Sample:
+        return replace(super().__getitem__(index), id=f"image {index // 2}")
+
+
+def test_two_questions_of_one_name_are_an_error(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    twins = ("--data.predict", "test_predict.Twins", "--data.predict.size", "4", "--data.predict.image_size", "224")
+    assert predict(recipe, *twins) == 1
+    assert "Two questions are called 'image 0'" in capsys.readouterr().err
+
+
+TRAINED = """\
+model:
+  after_layer: 1
+  scorer: {class_path: VIP, init_args: {vision_layers: [1], attention_dim: 16, condition_dim: 16, heads: 2}}
+  policy: Threshold
+  objective: KL
+  max_new_tokens: 3
+  test_after_fit: false
+data:
+  train: {class_path: GlyphVQA, init_args: {split: train, size: 8, image_size: 224}}
+  test: {class_path: JSONL, init_args: {path: d.jsonl, require_answers: false}}
+  batch_size: 2
+  eval_batch_size: 2
+  num_workers: 0
+trainer: {accelerator: cpu, enable_progress_bar: false, max_steps: 2, limit_val_batches: 0}
+"""
+
+
+def test_a_run_goes_on_with_the_weights_that_it_began_with(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another fit in between has other answers, which belong to another run."""
+    path = write_recipe(recipe.parent, TRAINED.replace("d.jsonl", str(recipe.parent / "d.jsonl")))
+    assert run("fit", path, recipe.parent / "runs") == 0
+    with monkeypatch.context() as context:
+        dies_at(2, Killed(), context)
+        with pytest.raises(Killed):
+            predict(path)
+    assert run("fit", path, recipe.parent / "runs", "--seed_everything", "5") == 0
+    assert predict(path) == 0
+    assert len(answers(folder(path, 1) / "answers.jsonl")) == 7
+    assert not (folder(path) / "answers.jsonl").exists()
 
 
 def _two(recipe: Path) -> None:

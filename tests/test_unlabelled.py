@@ -10,18 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from runs import run, write_recipe
 
 import glimpse_lightning as gl
 from glimpse_lightning.annotations import Annotations
 from glimpse_lightning.answers import WrittenAnswers
 from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.data.columns import Columns
+from glimpse_lightning.data.jsonl import JSONL
 from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.data.table import Table
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.evaluation import Evaluator
 from glimpse_lightning.metrics import ExactMatch
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.objectives import GRPO, KL, DifferentiableTopK, Mask, Supervised
+from glimpse_lightning.results import summarise
 from glimpse_lightning.rewards.combined import CombinedReward, RewardFacts
 
 
@@ -97,15 +102,15 @@ def test_an_answer_is_written_once(
     found = rows(written.filled(full.backbone.collate(first)))
     assert rows(written.filled(full.backbone.collate(first[:2]))) == found[:2]
     assert len(calls) == 1
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*/*.jsonl")
     with file.open("a") as out:
         out.write('{"question": "torn')
-    again = WrittenAnswers(full, tmp_path, 8, rank=1)
+    again = WrittenAnswers(full, tmp_path, 8, "other")
     assert rows(again.filled(full.backbone.collate(first))) == found
     assert len(calls) == 1
     assert rows(again.filled(full.backbone.collate(second)))[0] == found[2]
     assert len(calls) == 2
-    assert len(list(tmp_path.iterdir())) == 2  # each rank writes its own
+    assert len(list(tmp_path.glob("*/*.jsonl"))) == 2  # each run and rank writes its own
     assert WrittenAnswers(full, tmp_path, 4).rows == {}
     with torch.no_grad():
         table = full.model.get_input_embeddings().weight
@@ -140,6 +145,33 @@ def test_rewards_that_compare_know_nothing_of_unlabelled_answers() -> None:
     assert rewarded.total[1] == 1.5
     assert rewarded.total[0] != rewarded.total[0]  # NaN
     assert rewarded.parts["pruning_rate"] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ({"answers": ["x"], "boxes": [[0, 0, 1, 1]]}, (1, 1)),
+        ({"answers": [], "boxes": []}, (0, 0)),
+        ({"answer": "", "boxes": None}, (0, 0)),
+    ],
+)
+def test_empty_annotations_are_none(tmp_path: Path, line: dict[str, Any], found: tuple[int, int]) -> None:
+    Image.new("RGB", (56, 56)).save(tmp_path / "a.png")
+    (tmp_path / "d.jsonl").write_text(json.dumps({"question": "q", "image": "a.png", **line}) + "\n")
+    data = JSONL(str(tmp_path / "d.jsonl"), require_answers=False)
+    assert (data.annotated("answers"), data.annotated("boxes")) == found
+    cell = {"question": "q", "image": "a.png", "answers": None, "boxes": None, **line}
+    (tmp_path / "t.jsonl").write_text(json.dumps(cell) + "\n")
+    columns = Columns(answers="answer" if "answer" in line else "answers", boxes="boxes")
+    table = Table(str(tmp_path / "t.jsonl"), columns, require_answers=False)
+    assert (table.annotated("answers"), table.annotated("boxes")) == found
+
+
+def test_figures_say_of_how_many_answers_accuracy_is(full: PrunedVLM, samples: list[Sample]) -> None:
+    some = [*samples[:3], unlabelled(samples[3])]
+    records, _ = Evaluator(full, ExactMatch(), 8).evaluate(full, full.backbone.collate(some))
+    figures = summarise(records)
+    assert (figures["n"], figures["scored"]) == (4, 3)
 
 
 class Counted:
@@ -187,6 +219,6 @@ def test_an_unlabelled_table_from_fit_to_test(tmp_path: Path, samples: list[Samp
     assert results["metrics"]["accuracy"] is None
     assert 0 <= results["metrics"]["agreement"] <= 1
     assert results["metrics"]["kl"] > 0
-    (answers,) = (root / "small/full_answers").iterdir()
+    (answers,) = (root / "small/full_answers").glob("*/*.jsonl")
     assert len(answers.read_text().splitlines()) == 4
     assert run("test", write_recipe(tmp_path), root, *flags) == 0

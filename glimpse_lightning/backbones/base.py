@@ -360,8 +360,12 @@ class Backbone(ABC):
             )
         if self._placeholders is None:
             self._placeholders = placeholders(self)
+        stops = frozenset(tokenizer.convert_ids_to_tokens(list(ends)))
         batch = collate_or_refuse(
-            lambda some: collate_samples(some, self.processor, tokenizer, ends), samples, self._placeholders
+            lambda some: collate_samples(some, self.processor, tokenizer, ends),
+            samples,
+            self._placeholders,
+            self._placeholders | stops,
         )
         first = first_copies([image for sample in samples for image in sample.images])
         if len(set(first)) < len(first):

@@ -27,7 +27,10 @@ def placeholders(backbone: Backbone) -> frozenset[str]:
 
 
 def collate_or_refuse(
-    collate: Callable[[Sequence[Sample]], Batch], samples: Sequence[Sample], forbidden: frozenset[str]
+    collate: Callable[[Sequence[Sample]], Batch],
+    samples: Sequence[Sample],
+    forbidden: frozenset[str],
+    ends: frozenset[str],
 ) -> Batch:
     """A batch of ``samples``.
 
@@ -38,6 +41,7 @@ def collate_or_refuse(
     Args:
         collate: makes the batch.
         forbidden: texts that no question may hold.
+        ends: texts that no answer may hold, as the model would read its end, or an image, there.
 
     Raises:
         RefusedSamplesError: where it is samples that cannot be used; it names each one's place. Whatever ``collate``
@@ -45,11 +49,17 @@ def collate_or_refuse(
     """
     reasons = {}
     for index, sample in enumerate(samples):
-        found = sorted(text for text in forbidden if text in sample.question)
-        if found:
+        in_question = sorted(token for token in forbidden if token in sample.question)
+        in_answer = sorted(token for token in ends if token in "".join(sample.answers[:1]))
+        if in_question:
             reasons[index] = (
-                f"{sample.place}: {found[0]!r} stands in its question, where this model reads the place of an image; "
-                "take it out (images stand before the question by themselves)."
+                f"{sample.place}: {in_question[0]!r} stands in its question, where this model reads the place of an "
+                "image; take it out (images stand before the question by themselves)."
+            )
+        elif in_answer:
+            reasons[index] = (
+                f"{sample.place}: {in_answer[0]!r} stands in its answer, where this model reads an image or the "
+                "answer's end; take it out."
             )
     failure = None
     if not reasons:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.data.sample import BLANK, Sample
 
 
 @dataclass
@@ -37,3 +37,8 @@ class Batch:
     prompt: Any = None
     seen: Any = None
     shared: Any = None
+
+    @property
+    def blank(self) -> bool:
+        """Whether it holds nothing but the stand-in for samples that could not be used."""
+        return any(sample is BLANK for sample in self.samples)

@@ -13,7 +13,7 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.order import EvalOrder, TrainOrder
 from glimpse_lightning.data.rows import OnError
 from glimpse_lightning.data.sample import BLANK, Sample
-from glimpse_lightning.data.some import unanswered
+from glimpse_lightning.data.some import Some, unanswered
 from glimpse_lightning.data.workers import end_with_parent, kill_at_exit
 from glimpse_lightning.errors import BadSampleError, GlimpseError
 from glimpse_lightning.seeds import global_seed
@@ -98,6 +98,8 @@ class _Guarded(Dataset[_Item]):
                     return _Item(None, error=str(error))
                 if weight:
                     skipped.append(str(error))
+        if getattr(self.dataset, "rest", False):  # the others are answered
+            return _Item(BLANK, 0.0, skipped, on_error=self.on_error)
         return _Item(None, error=f"Expected at least one usable sample, but all {self.length} are bad: {skipped[0]}")
 
 
@@ -255,4 +257,14 @@ class VQAData(LightningDataModule):
         dataset = self._dataset("predict" if self.predict is not None else "test")
         callbacks: Any = self.trainer.callbacks if self.trainer else ()  # type: ignore[attr-defined]
         writer = next((callback for callback in callbacks if hasattr(callback, "answered")), None)
-        return self._eval_loader(dataset if writer is None else unanswered(dataset, writer.answered(self.trainer)))
+        if writer is None:
+            return self._eval_loader(dataset)
+        return self._eval_loader(unanswered(self._within_limit(dataset), writer.answered(self.trainer)))
+
+    def _within_limit(self, dataset: Dataset[Sample]) -> Dataset[Sample]:
+        """The questions that `trainer.limit_predict_batches` allows a whole run, however often it is started."""
+        assert self.trainer is not None
+        limit, size = self.trainer.limit_predict_batches, len(dataset)  # type: ignore[arg-type]
+        width = self.eval_batch_size * self.trainer.world_size
+        batches = int(limit * -(-size // width)) if isinstance(limit, float) else limit
+        return dataset if batches * width >= size else Some(dataset, range(batches * width))

@@ -107,7 +107,7 @@ class JSONL(Dataset[Sample]):
 
     def annotated(self, what: Literal["answers", "boxes"]) -> int:
         """How many samples have answers, or boxes."""
-        return sum(bool(getattr(row, what)) for row in self.rows)
+        return sum(any(getattr(row, what) or ()) for row in self.rows)  # ``[[]]`` is no box
 
     def _found(self) -> str:
         return f"{len(self.skipped)} bad ones, the first: {self.skipped[0]}" if self.skipped else "an empty file"
@@ -163,7 +163,7 @@ class JSONL(Dataset[Sample]):
         if "answer" in data and "answers" in data:
             raise BadSampleError(f"{where}: expected `answer` or `answers`, but got both.")
         answers = data.get("answers", data.get("answer"))
-        if answers is None and not self.require_answers:
+        if answers in (None, "", []) and not self.require_answers:
             return []
         answers = answers if isinstance(answers, list) else [answers]
         texts = [str(a) if isinstance(a, (str, int, float)) and not isinstance(a, bool) else "" for a in answers]

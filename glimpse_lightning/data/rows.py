@@ -122,7 +122,8 @@ class RowDataset(Dataset[Sample]):
     def annotated(self, what: Literal["answers", "boxes"]) -> int:
         """How many samples have answers, or boxes."""
         name = getattr(self.columns, what)
-        return sum(not is_missing(value) for value in self.rows.column(name)) if name else 0
+        cells = (value for value in self.rows.column(name) if not is_missing(value)) if name else ()
+        return sum(any(not is_missing(each) for each in as_list(value)) for value in cells)
 
     def _sample(self, row: Mapping[str, Any], name: str, where: str) -> Sample:
         images = [self._image(value, where) for value in self._image_values(row)]
@@ -199,8 +200,13 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 def unique_names(names: Sequence[str]) -> list[str]:
     """``names``, those that occur several times numbered: ``a#0``, ``a#1``, ...."""
     often, seen = Counter(names), Counter[str]()
+    taken = {name for name in names if often[name] == 1}
     out = []
     for name in names:
-        out.append(f"{name}#{seen[name]}" if often[name] > 1 else name)
-        seen[name] += 1
+        new = name
+        while often[name] > 1 and (new == name or new in taken):
+            new = f"{name}#{seen[name]}"
+            seen[name] += 1
+        taken.add(new)
+        out.append(new)
     return out

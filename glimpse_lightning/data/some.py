@@ -16,10 +16,11 @@ class Some(Dataset[Sample]):
     Args:
         dataset: the samples.
         indices: of those.
+        rest: whether they are what a run has left, of which all may be bad.
     """
 
-    def __init__(self, dataset: Dataset[Sample], indices: Sequence[int]) -> None:
-        self.dataset, self.indices = dataset, indices
+    def __init__(self, dataset: Dataset[Sample], indices: Sequence[int], rest: bool = False) -> None:
+        self.dataset, self.indices, self.rest = dataset, indices, rest
         self.on_error = getattr(dataset, "on_error", "raise")
 
     @property
@@ -43,7 +44,7 @@ def unanswered(dataset: Dataset[Sample], answered: Container[str]) -> Dataset[Sa
     indices = range(len(dataset))  # type: ignore[arg-type]
     names = getattr(dataset, "ids", None) or [_name(dataset, index) for index in indices]
     rest = [index for index in indices if names[index] not in answered]
-    return dataset if len(rest) == len(indices) else Some(dataset, rest or [0])
+    return dataset if len(rest) == len(indices) else Some(dataset, rest or [0], rest=True)
 
 
 def _name(dataset: Dataset[Sample], index: int) -> str | None:

@@ -12,7 +12,13 @@ from glimpse_lightning.segments import segment_sum
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
-def flops_share(keep: Sequence[Tensor], after_layers: Sequence[int], tokens: VisualTokens, text: Tensor) -> Tensor:
+def flops_share(
+    keep: Sequence[Tensor],
+    after_layers: Sequence[int],
+    tokens: VisualTokens,
+    text: Tensor,
+    weight: Tensor | None = None,
+) -> Tensor:
     """FLOPs of the decoder's layers in prefill as a share of the unpruned ones, averaged over samples with images.
 
     ``sum_l C(v_l + t) / (L C(v + t))`` as in ``token_counts.flops_ratio``, with ``v_l`` the expected number of visual
@@ -25,6 +31,7 @@ def flops_share(keep: Sequence[Tensor], after_layers: Sequence[int], tokens: Vis
         after_layers: of each stage.
         tokens: all visual tokens of the batch.
         text: ``[S]`` other tokens of each prompt.
+        weight: ``[S]`` of the samples; default: equal ones.
     """
     facts = tokens.facts
     group, total = tokens.groups()
@@ -38,4 +45,4 @@ def flops_share(keep: Sequence[Tensor], after_layers: Sequence[int], tokens: Vis
             left = segment_sum(open_V, group, len(total))
         spent = spent + facts.layer_flops(left + text)
     share = spent / (facts.num_layers * facts.layer_flops(visual + text))
-    return mean_of_pruned(share, total)
+    return mean_of_pruned(share, total, weight)

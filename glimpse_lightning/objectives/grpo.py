@@ -189,7 +189,8 @@ class GRPO(AnswerObjective):
             self.prefills, draw=self.trains_pruner, oracle=oracle,
         )  # fmt: skip
         if self.retention is not None:
-            mine = ~(oracle.repeat_interleave(self.prefills) | rollout.retention.isnan())
+            other = oracle | (batch.weight == 0)
+            mine = ~(other.repeat_interleave(self.prefills) | rollout.retention.isnan())
             self._set_price(rollout.retention[mine])
         facts = reward_facts(model, batch, rollout)
         rewarded = self.reward(facts)

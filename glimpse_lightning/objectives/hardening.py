@@ -40,10 +40,10 @@ def product(gates: Sequence[Tensor]) -> Tensor:
     return reduce(torch.mul, gates)  # the backward pass of `prod` waits for the device
 
 
-def mean_retention(keep: Tensor, tokens: VisualTokens) -> Tensor:
-    """Share of a sample's tokens that ``keep [V]`` keeps, averaged over the samples that have any."""
+def mean_retention(keep: Tensor, tokens: VisualTokens, weight: Tensor | None = None) -> Tensor:
+    """Share of a sample's tokens that ``keep [V]`` keeps, averaged, with ``weight [S]``, over those that have any."""
     group, total = tokens.groups()
-    return mean_of_pruned(segment_sum(keep, group, len(total)) / total.clamp(min=1), total)
+    return mean_of_pruned(segment_sum(keep, group, len(total)) / total.clamp(min=1), total, weight)
 
 
 class Ending:
@@ -68,11 +68,21 @@ class Ending:
             goal = hard if target is None else torch.full_like(hard, target)
             self._last.append(torch.stack([soft, hard, (soft - hard).abs(), goal]))
 
+    def state(self) -> list[Tensor]:
+        """What :meth:`load` takes, so that a training that goes on knows of its last steps."""
+        return [step.cpu() for step in self._last]
+
+    def load(self, state: Sequence[Tensor]) -> None:
+        """Go on from a :meth:`state`."""
+        self._last.clear()
+        self._last.extend(state)
+
     def remarks(self) -> list[str]:
         """What a user has to know of these steps; nothing where all is well. To be called on all ranks."""
         if not self._last:
             return []
-        soft, hard, gap, target = mean_over_ranks(torch.stack([*self._last]).mean(0)).tolist()
+        last = [step.to(self._last[-1].device) for step in self._last]  # those of a checkpoint are in main memory
+        soft, hard, gap, target = mean_over_ranks(torch.stack(last).mean(0)).tolist()
         over = f"in the last {len(self._last)} steps"
         found = []
         if gap > GAP:

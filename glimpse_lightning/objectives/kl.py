@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -100,10 +100,12 @@ class KL(Objective):
         tokens = out.stages[-1].tokens
         chances = [(factor * stage.scores.float()).sigmoid() for stage in out.stages]
         choices = [(stage.scores > 0).float() for stage in out.stages]
-        soft, hard = mean_retention(product(chances), tokens), mean_retention(product(choices), tokens)
-        spent, more = (soft, {}) if self.flops is None else self._flops(model, tokens, chances, choices)
+        weight = batch.weight
+        soft, hard = (mean_retention(product(gates), tokens, weight) for gates in (chances, choices))
+        spent, more = (soft, {}) if self.flops is None else self._flops(model, tokens, chances, choices, weight)
         target = self.target
-        self._ending.add(model.pruner, spent, hard if self.flops is None else more["hard_flops"], self._last_target)
+        if not batch.blank:
+            self._ending.add(model.pruner, spent, hard if self.flops is None else more["hard_flops"], self._last_target)
         budget = (of_all_ranks(spent) - target).square() / target
         logs = more | {
             "kl": kl, "budget": budget, "retention": soft, "hard_retention": hard, "soft_hard_gap": (soft - hard).abs(),
@@ -114,6 +116,14 @@ class KL(Objective):
     @override
     def remarks(self) -> list[str]:
         return self._ending.remarks()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"ending": self._ending.state()}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any], same_ranks: bool = True) -> None:
+        self._ending.load(state.get("ending", []))
 
     @property
     def factor(self) -> float:
@@ -133,7 +143,12 @@ class KL(Objective):
         return self.retention if self.flops is None else self.flops
 
     def _flops(
-        self, model: PrunedVLM, tokens: VisualTokens, chances: list[Tensor], choices: list[Tensor]
+        self,
+        model: PrunedVLM,
+        tokens: VisualTokens,
+        chances: list[Tensor],
+        choices: list[Tensor],
+        weight: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The expected share of FLOPs, and what to log of it.
 
@@ -150,9 +165,10 @@ class KL(Objective):
                     f"Expected `flops` of at least {least:.3f}, which text and the layers before the first stage cost, "
                     f"but got {self.flops}. Raise it, or prune after an earlier layer."
                 )
-        spent = flops_share(chances, layers, tokens, text)
-        logs = {"flops": spent, "hard_flops": flops_share(choices, layers, tokens, text)}
-        logs |= {f"stage{i}_retention": mean_retention(product(choices[: i + 1]), tokens) for i in range(len(choices))}
+        spent = flops_share(chances, layers, tokens, text, weight)
+        logs = {"flops": spent, "hard_flops": flops_share(choices, layers, tokens, text, weight)}
+        for index in range(len(choices)):
+            logs[f"stage{index}_retention"] = mean_retention(product(choices[: index + 1]), tokens, weight)
         return spent, logs
 
 

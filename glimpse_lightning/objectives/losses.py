@@ -49,13 +49,14 @@ def weighted_mean(per_sample: Tensor, weight: Tensor | None = None) -> Tensor:
     return (per_sample * weight).sum() / total.clamp(min=torch.finfo(per_sample.dtype).tiny)
 
 
-def mean_of_pruned(per_sample: Tensor, total: Tensor) -> Tensor:
-    """Mean of ``[S]`` over the samples that have any of their ``total [S]`` visual tokens; 0 where none has.
+def mean_of_pruned(per_sample: Tensor, total: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of ``[S]``, with ``weight [S]``, over the samples that have any of their ``total [S]`` visual tokens; 0
+    where none has.
 
     The ranks of a distributed run divide by their mean count, as in :func:`weighted_mean`.
     """
     pruned = (total > 0).to(per_sample.dtype)
-    return weighted_mean(per_sample, pruned)
+    return weighted_mean(per_sample, pruned if weight is None else pruned * weight)
 
 
 def mask_loss(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -68,9 +68,10 @@ class Mask(Objective):
         tokens, factor = outputs[-1].tokens, self.factor
         # Every stage scores the unpruned prompt here; what is kept is what all of them keep.
         scores = [output.scores.detach().float() for output in outputs]
-        soft = mean_retention(product([(factor * each).sigmoid() for each in scores]), tokens)
-        hard = mean_retention(product([(each > 0).float() for each in scores]), tokens)
-        self._ending.add(model.pruner, soft, hard, None)
+        soft = mean_retention(product([(factor * each).sigmoid() for each in scores]), tokens, batch.weight)
+        hard = mean_retention(product([(each > 0).float() for each in scores]), tokens, batch.weight)
+        if not batch.blank:
+            self._ending.add(model.pruner, soft, hard, None)
         logs = {
             "mask": loss, "evidence": target.sum() / max(1, len(target)), "retention": soft, "hard_retention": hard,
             "soft_hard_gap": (soft - hard).abs(),
@@ -88,6 +89,14 @@ class Mask(Objective):
     @override
     def remarks(self) -> list[str]:
         return self._ending.remarks()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"ending": self._ending.state()}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any], same_ranks: bool = True) -> None:
+        self._ending.load(state.get("ending", []))
 
     @property
     def factor(self) -> float:

@@ -139,7 +139,7 @@ def test_answers_of_several_lengths_and_none():
     assert targets(trimmed, sample(" left\n")) == [["left", "<end>"]]
 
 
-@pytest.mark.parametrize("answer", ["e", "nd", "turn", "s", ":", "7031852946", "<image>", "END\nHEADER"])
+@pytest.mark.parametrize("answer", ["e", "nd", "turn", "s", ":", "7031852946", "END\nHEADER"])
 def test_answers_that_look_like_a_part_of_the_template(answer):
     for end, ends in (("<end>\n", 6), (" e", 1)):
         backbone = backbone_with(template(answer="<turn>Assistant: " + SAID + end), ends=ends)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from glimpse_lightning.callbacks import RunCheckpoints
 from PIL import Image
+from ranks import on_two_ranks
 from runs import run, scalars, write_recipe
 
+import glimpse_lightning as gl
 from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.refusals import collate_or_refuse, placeholders
@@ -20,6 +24,7 @@ from glimpse_lightning.data.datamodule import RawBatch
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.sample import BLANK, Sample
 from glimpse_lightning.errors import RefusedSamplesError
+from glimpse_lightning.objectives import KL
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,13 @@ def test_no_text_takes_an_images_place(backbone: Backbone, text: str) -> None:
     assert list(error.value.reasons) == [1]
 
 
+@pytest.mark.parametrize("text", ["<|image_pad|>", "<|im_end|>"])
+def test_no_answer_ends_in_its_middle(backbone: Backbone, text: str) -> None:
+    """A target would stop there without a word."""
+    with pytest.raises(RefusedSamplesError, match=r"sample 'b': .* in its answer"):
+        backbone.collate([sample("a"), replace(sample("b"), answers=[f"left {text} right"])])
+
+
 def test_all_of_a_batch_that_are_bad_are_found_at_once(backbone: Backbone) -> None:
     with pytest.raises(RefusedSamplesError) as error:
         backbone.collate([sample("a", (10, 4000)), sample("b"), sample("c", (4000, 10))])
@@ -61,7 +73,7 @@ def test_an_error_that_no_sample_is_to_blame_for_stays_what_it_is() -> None:
 
     for collate, said in ((broken, "no chat template"), (together, "out of memory")):
         with pytest.raises(RuntimeError, match=said):
-            collate_or_refuse(collate, [sample("a"), sample("b")], frozenset())
+            collate_or_refuse(collate, [sample("a"), sample("b")], frozenset(), frozenset())
 
 
 def test_what_is_left_out_does_not_change_the_rest() -> None:
@@ -148,6 +160,65 @@ def test_a_test_goes_on_without_them(rows: Path, tmp_path: Path, size: int) -> N
 def test_a_test_names_one(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("test", tmp_path, rows, "raise", ("test",)) == 1
     assert "d.jsonl, line 4: '<|image_pad|>' stands in its question" in " ".join(capsys.readouterr().err.split())
+
+
+SCORER = "{class_path: VIP, init_args: {vision_layers: [1], attention_dim: 16, condition_dim: 16, heads: 2}}"
+TRAINING = {"scorer": SCORER, "objective": "objective: KL"}
+
+
+def test_nothing_but_refused_samples_is_no_training(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only = rows.with_name("only.jsonl")
+    only.write_text("".join(line for line in rows.read_text().splitlines(True) if "thin" in line))
+    assert command("fit", tmp_path, only, "skip", ("train",), "--trainer.limit_val_batches", "0", **TRAINING) == 1
+    assert "Expected at least one usable sample, but all are bad" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "runs/small/fit_0/trained").exists()
+
+
+class Killed(BaseException):
+    """What a killed process looks like from inside."""
+
+
+def test_a_fit_that_goes_on_knows_what_was_skipped_before(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--trainer.limit_val_batches", "0", "--model.test_after_fit", "false")
+    save = RunCheckpoints._save
+
+    def save_then_die(self: RunCheckpoints, trainer: Any) -> None:
+        save(self, trainer)
+        raise Killed
+
+    with monkeypatch.context() as context:
+        context.setattr(RunCheckpoints, "_save", save_then_die)
+        with pytest.raises(Killed):
+            command("fit", tmp_path, rows, "skip", ("train",), *flags, **TRAINING)
+    assert command("fit", tmp_path, rows, "skip", ("train",), *flags, **TRAINING) == 0
+    assert len(json.loads((tmp_path / "runs/small/fit_0/results.json").read_text())["skipped"]) == 2
+
+
+def _two(folder: Path, rows: Path) -> None:
+    os.environ["GLIMPSE_RUN_FOLDER"] = str(folder / "runs/small/test_0")
+    flags = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+    assert command("test", folder, rows, "skip", ("test",), *flags) == 0
+
+
+def test_two_ranks_name_what_either_skipped(rows: Path, tmp_path: Path) -> None:
+    on_two_ranks(_two, tmp_path, tmp_path, rows)
+    results = json.loads((tmp_path / "runs/small/test_0/results.json").read_text())
+    assert (results["n"], len(results["skipped"])) == (4, 2)
+
+
+def test_a_blank_batch_moves_no_budget(backbone: Backbone) -> None:
+    scorer = gl.scorers.VIP(vision_layers=[1], attention_dim=16, condition_dim=16, heads=2)
+    model = gl.PrunedVLM(backbone, gl.Pruner([gl.PruneStage(1, scorer, gl.policies.Threshold())]))
+    batch = backbone.collate([BLANK])
+    batch.weight = torch.zeros(1)
+    objective = KL()
+    result = objective.step(model, batch)
+    assert float(result.logs["retention"]) == 0
+    assert objective.remarks() == []
 
 
 def test_training_goes_on_without_them(rows: Path, tmp_path: Path) -> None:

@@ -69,3 +69,6 @@ def test_missing_answers() -> None:
 
 def test_names_that_occur_twice_are_numbered() -> None:
     assert unique_names(["a", "b", "a"]) == ["a#0", "b", "a#1"]
+    found = unique_names(["a", "a", "a#0", "a#1", "b", "b", "b#1"])
+    assert len(set(found)) == 7
+    assert (found[2], found[3], found[6]) == ("a#0", "a#1", "b#1")
