@@ -216,7 +216,9 @@ def test_a_filter_goes_by_its_name():
     assert not torch.equal(pixels(0), pixels(3))
 
 
-@pytest.mark.parametrize(("settings", "said"), [({"resample": "banana"}, "bicubic"), ({"image_mean": [0.5]}, "refuses")])
+@pytest.mark.parametrize(
+    ("settings", "said"), [({"resample": "banana"}, "bicubic"), ({"image_mean": [0.5]}, "refuses")]
+)
 def test_what_cannot_work_is_refused_before_it_has_to(settings, said):
     with pytest.raises(gl.GlimpseError, match=said):
         gl.load_backbone("glimpse-tiny", processor=settings)
