@@ -326,8 +326,9 @@ class RunCLI(LightningCLI):
         """Give a command but `fit` the weights of the last finished fit that trained the same; true where it did so."""
         assert self.subcommand is not None
         settings = self.config_init[self.subcommand]
-        learns = isinstance(self.model, PruningModule) and self.model.learns
-        if self.subcommand == "fit" or settings.get("ckpt_path") is not None or not learns:
+        if self.subcommand == "fit" or settings.get("ckpt_path") is not None:
+            return False
+        if not (isinstance(self.model, PruningModule) and self.model.learns):
             return False
         others: list[str] = []
         for fit in finished_fits(root, self.recipe):
