@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from glimpse_lightning.callbacks.results_writer import write_jsonl
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
@@ -13,7 +14,7 @@ from typing_extensions import override
 from glimpse_lightning.appended_lines import AppendedLines
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.run_folder import ANSWERS, remove, write_text
+from glimpse_lightning.run_folder import ANSWERS, remove
 from glimpse_lightning.terminal import show
 
 
@@ -79,10 +80,9 @@ class AnswerWriter(Callback):
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
-        path, parts = folder / f"{ANSWERS}.jsonl", self._lines.paths
-        write_text(path, "".join(part.read_text(encoding="utf-8") for part in parts))
-        rows = list(self._lines.rows())
-        for part in parts:
+        path, rows = folder / f"{ANSWERS}.jsonl", list(self._lines.rows())
+        write_jsonl(path, rows)
+        for part in self._lines.paths:
             remove(part)
         if len(rows) == 1:
             show(rows[0]["answer"], _kept(pl_module, rows[0]), *map(str, (folder / "overlays").glob("*.png")))

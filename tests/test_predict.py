@@ -91,6 +91,17 @@ def test_a_stopped_run_goes_on(recipe: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert results["metrics"]["retention"] == pytest.approx(0.25, abs=1 / 64)
 
 
+def test_half_a_line_of_a_rank_that_does_not_come_back(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of two processes, stopped, and taken up by one."""
+    dies_at(2, Killed(), monkeypatch)
+    with pytest.raises(Killed):
+        predict(recipe)
+    (folder(recipe) / "answers.1.jsonl").write_text('{"id": "q4", "quest')
+    assert predict(recipe) == 0
+    assert sorted(row["id"] for row in answers(folder(recipe) / "answers.jsonl")) == [f"q{index}" for index in range(7)]
+    assert json.loads((folder(recipe) / "results.json").read_text())["n"] == 7
+
+
 def test_nothing_left_but_the_end(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from glimpse_lightning.callbacks import AnswerWriter
 
