@@ -66,7 +66,7 @@ class WrittenAnswers:
     Args:
         model: the full model.
         folder: where they are kept; ``None``: nowhere.
-        max_new_tokens: of an answer.
+        max_new_tokens: length of the longest answer.
         run: name of this run and rank: each writes to a file of its own, and reads all.
     """
 
@@ -88,6 +88,8 @@ class WrittenAnswers:
             out = prefill(self.model, batch)
             rows = answer_rows(self.model, batch, greedy(self.model, out, self.max_new_tokens))
             self._keep({name: row for name, row in zip(names, rows, strict=True) if name in new})
+        if not any(names):  # before anything waits for the device
+            return batch
         width = batch.answer_mask.sum(1).tolist()
         own = [batch.answer_ids[row, :length].tolist() for row, length in enumerate(width)]
         return with_answers(self.model, batch, [self.rows[n] if n else ids for n, ids in zip(names, own, strict=True)])
