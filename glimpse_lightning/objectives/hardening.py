@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from glimpse_lightning.objectives.base import Objective
 from glimpse_lightning.objectives.losses import mean_of_pruned
 from glimpse_lightning.policies.threshold import Threshold
 from glimpse_lightning.pruner import Pruner
@@ -101,3 +104,22 @@ class Ending:
 
 def _at_a_half(policy: object) -> bool:
     return isinstance(policy, Threshold) and policy.scale == "sigmoid" and policy.threshold == 0.5
+
+
+class Hardening(Objective):
+    """An objective whose soft decisions shall become hard ones; it tells how they end, also after a stop."""
+
+    def __init__(self) -> None:
+        self._ending = Ending()
+
+    @override
+    def remarks(self) -> list[str]:
+        return self._ending.remarks()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"ending": self._ending.state()}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any], same_ranks: bool = True) -> None:
+        self._ending.load(state.get("ending", []))

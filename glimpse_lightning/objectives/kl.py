@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import override
 
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.metrics.token_kl import token_kl
-from glimpse_lightning.objectives.base import Objective, StepResult
+from glimpse_lightning.objectives.base import StepResult
 from glimpse_lightning.objectives.flops_budget import flops_share
-from glimpse_lightning.objectives.hardening import Ending, mean_retention, product, sharpening
+from glimpse_lightning.objectives.hardening import Hardening, mean_retention, product, sharpening
 from glimpse_lightning.objectives.losses import weighted_mean
 from glimpse_lightning.ranks import mean_over_ranks
 from glimpse_lightning.visual_tokens import VisualTokens
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 _MIN_LOG_GATE = -9.0  # exp(-9) is nothing beside any kept key
 
 
-class KL(Objective):
+class KL(Hardening):
     """``KL(full || pruned)`` on the answer tokens + a price on keeping more, or fewer, tokens than the budget.
 
     Gates are binary-concrete relaxations of the keep decisions (Maddison et al., arXiv 1611.00712): ``g = sigmoid((s +
@@ -90,7 +89,7 @@ class KL(Objective):
         self.temperature = temperature
         self.budget_weight = budget_weight
         self.sharpness = sharpness
-        self._ending = Ending()
+        super().__init__()
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
         """One step; logs ``kl``, ``budget``, ``target``, soft ``retention``, ``hard_retention``, ``soft_hard_gap``."""
@@ -112,18 +111,6 @@ class KL(Objective):
             "target": torch.tensor(target),
         }  # fmt: skip
         return StepResult(kl + self.budget_weight * budget, {name: value.detach() for name, value in logs.items()})
-
-    @override
-    def remarks(self) -> list[str]:
-        return self._ending.remarks()
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"ending": self._ending.state()}
-
-    @override
-    def load_state_dict(self, state: dict[str, Any], same_ranks: bool = True) -> None:
-        self._ending.load(state.get("ending", []))
 
     @property
     def factor(self) -> float:

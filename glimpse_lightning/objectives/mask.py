@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from glimpse_lightning.evidence import evidence_mask
-from glimpse_lightning.objectives.base import Objective, StepResult
-from glimpse_lightning.objectives.hardening import Ending, mean_retention, product, sharpening
+from glimpse_lightning.objectives.base import StepResult
+from glimpse_lightning.objectives.hardening import Hardening, mean_retention, product, sharpening
 from glimpse_lightning.objectives.losses import answer_loss, mask_loss
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.model import PrunedVLM
 
 
-class Mask(Objective):
+class Mask(Hardening):
     """``dice_weight * dice + bce_weight * bce`` on evidence boxes ``+ answer_weight * answer loss``.
 
     GlimpsePrune's stage 1 (arXiv 2508.01548): every stage's scores, which must be logits, are trained to tell tokens
@@ -53,7 +52,7 @@ class Mask(Objective):
         self.bce_weight = bce_weight
         self.answer_weight = answer_weight
         self.sharpness = sharpness
-        self._ending = Ending()
+        super().__init__()
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
         """One step; logs ``mask``, ``evidence`` (share of tokens touched), soft ``retention``, ``hard_retention``,
@@ -85,18 +84,6 @@ class Mask(Objective):
             logs["answer"] = torch.stack(answers).sum()
             loss = loss + self.answer_weight * logs["answer"]
         return StepResult(loss, {name: value.detach() for name, value in logs.items()})
-
-    @override
-    def remarks(self) -> list[str]:
-        return self._ending.remarks()
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"ending": self._ending.state()}
-
-    @override
-    def load_state_dict(self, state: dict[str, Any], same_ranks: bool = True) -> None:
-        self._ending.load(state.get("ending", []))
 
     @property
     def factor(self) -> float:
