@@ -19,7 +19,8 @@ class Annotations:
 
     Args:
         objective: learns from them.
-        dataset: of the training; it may have a method ``annotated("boxes")`` that counts its annotated samples.
+        dataset: training data. A method ``annotated(what)`` of it, where there is one, counts the samples with ``what``
+            (``"answers"`` or ``"boxes"``).
 
     Raises:
         GlimpseError: where no sample has them.

@@ -30,7 +30,7 @@ def commit_of(revision: str) -> str:
 
 
 def tiny(folder: Path, max_pixels: int) -> Path:
-    """A copy of glimpse-tiny whose processor takes so many pixels."""
+    """A copy of glimpse-tiny whose processor bounds images at ``max_pixels``."""
     shutil.copytree(source_of("glimpse-tiny"), folder)
     path = folder / "preprocessor_config.json"
     settings = json.loads(path.read_text())
