@@ -1,0 +1,40 @@
+"""Methods select what their authors' own code selects, on the tensors of ``tests/golden/methods/``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from factories import visual_tokens
+from method_goldens import cases, settings
+from torch import Tensor
+
+import glimpse_lightning.policies as p
+import glimpse_lightning.scorers as s
+from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
+
+
+def settings_of(name: str) -> Iterator[pytest.ParameterSet]:
+    """Every case and setting of a method's file, as ``(case, setting)``."""
+    for number, case in cases(name).items():
+        for key, setting in settings(case).items():
+            yield pytest.param(case, setting, id=f"{number}/{key}")
+
+
+def one_image(height: int, width: int) -> VisualTokens:
+    return visual_tokens([[(1, height, width)]])
+
+
+def chosen(keep: Tensor) -> list[int]:
+    return keep.nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize(("case", "setting"), settings_of("fastervlm"))
+def test_faster_vlm(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    attention = case["in/attention"].mean(0)
+    tokens = replace(one_image(1, len(attention)), vision={VisionAttention(-2): attention[:, None]})
+    keep = p.TopK(int(setting["budget"])).select(s.VisionRank()(tokens), tokens)
+    assert chosen(keep) == sorted(setting["order"].tolist())
+    assert torch.equal(s.VisionRank()(tokens).argsort(descending=True)[: keep.sum()], setting["order"])
