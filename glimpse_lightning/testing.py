@@ -204,9 +204,10 @@ def check_closed_gates_equal_pruning(backbone: Backbone) -> None:
         )
         ids = generated.sequences
         batch = _batch(inputs, ids)
-        for last in (-1e4, -torch.inf):  # the last stage's tokens are all but closed, or closed and gone
-            closed = [torch.where(keep, 0.0, -1e4) for keep in out.keep[:-1]]
-            waiting = iter([*closed, torch.where(out.keep[-1], 0.0, last)])
+        windows = any(backbone.window(layer) is not None for layer in range(len(backbone.layers)))
+        # Tokens are closed and gone; or all but closed, and then count in windows.
+        for closed in (-torch.inf,) if windows else (-torch.inf, -1e4):
+            waiting = iter([torch.where(keep, 0.0, closed) for keep in out.keep])
             with torch.no_grad():
                 student = model.distill(batch, lambda *_, waiting=waiting: next(waiting)).student_logits
             _assert_close(student, torch.stack(list(generated.logits), 1), f"{name}: closed gates differ from pruning")
@@ -311,7 +312,8 @@ def recompute_logits(
     compaction: every token stays in place, and dropped ones are masked out of attention.
 
     Prompt tokens miss what a stage dropped from the layer after it on; new tokens miss it in every layer, but for
-    those up to a stage that keeps their keys and values. Positions are those of each layer's numbering.
+    those up to a stage that keeps their keys and values. Positions are those of each layer's numbering. A sliding
+    window counts what is not masked out.
     """
     prompt = backbone.embed(inputs)
     batch, length = prompt.mask.shape
@@ -331,6 +333,10 @@ def recompute_logits(
         gone = [keep for stage, keep in zip(pruner.stages, out.keep, strict=True) if stage.after_layer < layer]
         cached = _visible(prompt, _missing(pruner, out.keep, layer), total)
         seen = torch.where(new[None, :, None], cached[:, None], _visible(prompt, gone, total)[:, None])
+        window = backbone.window(layer)
+        if window is not None:  # which counts what a row may see
+            number = seen.long().cumsum(-1)
+            seen = seen & (number > number.diagonal(dim1=1, dim2=2)[..., None] - window)
         allowed = causal & seen | torch.eye(total, dtype=torch.bool, device=embeds.device)
         mask = torch.zeros(batch, 1, total, total, device=embeds.device, dtype=embeds.dtype)
         mask.masked_fill_(~allowed[:, None], torch.finfo(embeds.dtype).min)

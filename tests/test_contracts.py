@@ -11,14 +11,18 @@ from typing import Any
 import pytest
 import torch
 from factories import FACTS, Grid, visual_tokens
+from tiny_models import FAMILIES
 from torch import Tensor
 
+import glimpse_lightning as gl
 from glimpse_lightning import policies, reducers, scorers
 from glimpse_lightning.checkpoints import init_args, load_pruner, save_pruner
+from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.policies import Policy
 from glimpse_lightning.pruner import Pruner, PruneStage
 from glimpse_lightning.reducers import Reducer
 from glimpse_lightning.scorers import Scorer
+from glimpse_lightning.testing import SIZES
 from glimpse_lightning.visual_tokens import VisualTokens
 
 # Arguments of classes that cannot do without; all others are built with their defaults.
@@ -158,6 +162,30 @@ def test_scorer_ignores_batch_mates_and_their_order(kind: type) -> None:
         alone = score(scorer, [sample], keys=[keys[index]])
         torch.testing.assert_close(together[index], alone, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(turned[index], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "llava_next"])  # the latter two have windows
+@pytest.mark.parametrize("kind", SCORERS)
+def test_a_later_stage_scores_in_training_as_in_a_prefill(kind: type, family: str) -> None:
+    """Where an earlier stage has closed tokens altogether, the others' scores are those that they have without them."""
+    backbone = gl.wrap_backbone(FAMILIES[family]())
+    torch.manual_seed(1)
+    half = policies.KeepRatio(0.5)
+    model = gl.PrunedVLM(backbone, Pruner([PruneStage(0, scorers.Random(), half), PruneStage(2, make(kind), half)]))
+    for parameter in model.pruner.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    inputs, samples = backbone.example_inputs(SIZES), len(SIZES)
+    known = family == "qwen2_5_vl"  # what part of an image a crop shows is not
+    boxes = [[[(2.0, 2.0, 6.0, 8.0)] for _ in sizes] if known else None for sizes in SIZES]
+    out = model.prefill(keys=torch.arange(samples), questions=["what"] * samples, boxes=boxes, **inputs)
+    ids = torch.arange(3 * samples).view(samples, 3)
+    asked = [gl.Sample(str(key), key, "what", ["x"], boxes=some) for key, some in enumerate(boxes)]
+    batch = Batch(inputs, ids, torch.ones_like(ids), torch.arange(samples), torch.ones(samples), asked)
+    gates = iter([torch.where(keep, 0.0, -torch.inf) for keep in out.keep])
+    with torch.no_grad():
+        scores = model.distill(batch, lambda *_: next(gates)).stages[1].scores
+    assert len(scores) == len(out.keep[0])  # closed ones are scored, too: a stage may learn to keep them
+    torch.testing.assert_close(scores[out.keep[0]], out.scores[1][out.keep[0]], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", POLICIES)

@@ -152,9 +152,11 @@ def test_stage_one_step_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the reference's normaliser put in: its logits, its losses and the norm of every gradient."""
     capture = StageRun.capture
 
-    def over_answers(self: StageRun, name: str, probe: Any, layer: int, trunk: Any, row: Tensor, seen: Tensor) -> None:
+    def over_answers(
+        self: StageRun, name: str, probe: Any, layer: int, trunk: Any, row: Tensor, seen: Tensor, *gates: Any
+    ) -> None:
         assert self.stream is not None
-        capture(self, name, probe, layer, trunk, row, self.stream.mask)
+        capture(self, name, probe, layer, trunk, row, self.stream.mask, *gates)
 
     monkeypatch.setattr(StageRun, "capture", over_answers)
     case = tensors("llava/cases/train_single")

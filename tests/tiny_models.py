@@ -102,7 +102,7 @@ def llava(attn_implementation: str = "sdpa") -> PreTrainedModel:
 def llava_next(attn_implementation: str = "sdpa") -> PreTrainedModel:
     torch.manual_seed(0)
     config = LlavaNextConfig(
-        text_config=MistralConfig(**TEXT, sliding_window=None), vision_config=CLIPVisionConfig(**CLIP),
+        text_config=MistralConfig(**TEXT, sliding_window=9), vision_config=CLIPVisionConfig(**CLIP),
         image_token_index=5, image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]],
         attn_implementation=attn_implementation,
     )  # fmt: skip
@@ -149,7 +149,7 @@ def smolvlm(attn_implementation: str = "sdpa") -> PreTrainedModel:
 def gemma3(attn_implementation: str = "sdpa") -> PreTrainedModel:
     torch.manual_seed(0)
     text = Gemma3TextConfig(
-        **TEXT, head_dim=16, query_pre_attn_scalar=16, sliding_window=64,
+        **TEXT, head_dim=16, query_pre_attn_scalar=16, sliding_window=7,
         layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
     )  # fmt: skip
     config = Gemma3Config(

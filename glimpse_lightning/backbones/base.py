@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import Cache, PretrainedConfig, PreTrainedModel
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    blockwise_overlay,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+    flash_attention_mask,
+)
 
 from glimpse_lightning.backbones.collate import collate_samples, first_copies
 from glimpse_lightning.backbones.processor_settings import described
@@ -27,6 +33,7 @@ from glimpse_lightning.engine.prompt_cache import PromptCache
 from glimpse_lightning.engine.recompute import recomputed
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import TokenLayout
+from glimpse_lightning.engine.windows import within_window
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.segments import repeated_segments, segment_count
 from glimpse_lightning.sharding import gather_for_backward
@@ -272,17 +279,40 @@ class Backbone(ABC):
         return self.text_config.sliding_window if sliding else None
 
     def attention_mask(
-        self, layer: int, hidden: Tensor, mask: Tensor, cache: Cache | None, image: Tensor | None = None
+        self,
+        layer: int,
+        hidden: Tensor,
+        mask: Tensor,
+        cache: Cache | None,
+        image: Tensor | None = None,
+        counted: Tensor | None = None,
     ) -> Any:
         """Mask for ``layer`` as its kernel wants it, from the 2-D ``mask [B, past + queries]``.
 
         Args:
             image: ``[B, queries]`` the visual item of each column, -1 elsewhere; given for a prompt, and heeded where
                 ``bidirectional_images``.
+            counted: ``[B, past + queries]`` the columns that a sliding window counts; ``None`` = all of them.
+
+        Raises:
+            GlimpseError: where some columns shall not count, and the kernel makes its windows itself.
         """
-        sliding = self.layer_type(layer) == "sliding_attention"
-        create = create_sliding_window_causal_mask if sliding else create_causal_mask
-        return create(config=self.text_config, inputs_embeds=hidden, attention_mask=mask, past_key_values=cache)
+        window = self.window(layer)
+        make = {
+            "config": self.text_config, "inputs_embeds": hidden, "attention_mask": mask, "past_key_values": cache,
+        }  # fmt: skip
+        if window is None:
+            return create_causal_mask(**make)
+        if counted is None:
+            return create_sliding_window_causal_mask(**make)
+        if ALL_MASK_ATTENTION_FUNCTIONS[self.text_config._attn_implementation] is flash_attention_mask:
+            raise GlimpseError(
+                f"{self.name!r} has sliding windows, which FlashAttention counts by columns. Soft gates of several "
+                "stages close some of these, so that windows have to reach further: load the model with "
+                "`attn_implementation='sdpa'`."
+            )
+        same = None if image is None or not self.bidirectional_images else blockwise_overlay(image)
+        return create_causal_mask(**make, or_mask_function=same, and_mask_function=within_window(counted, window))
 
     def position_embeddings(self, hidden: Tensor, position_ids: Tensor) -> Any:
         return self.decoder.rotary_emb(hidden, position_ids)

@@ -35,10 +35,16 @@ class Gemma3Backbone(SquareGridBackbone):
         return math.isqrt(self.model.config.mm_tokens_per_image)
 
     def attention_mask(
-        self, layer: int, hidden: Tensor, mask: Tensor, cache: Cache | None, image: Tensor | None = None
+        self,
+        layer: int,
+        hidden: Tensor,
+        mask: Tensor,
+        cache: Cache | None,
+        image: Tensor | None = None,
+        counted: Tensor | None = None,
     ) -> Any:
-        if image is None:
-            return super().attention_mask(layer, hidden, mask, cache)
+        if image is None or (counted is not None and self.window(layer) is not None):
+            return super().attention_mask(layer, hidden, mask, cache, image, counted)
         masks = create_masks_for_vision_model(self.text_config, hidden, mask, cache, None, image)
         return masks[self.layer_type(layer)]
 

@@ -226,7 +226,8 @@ def _prune(
         targets = run.stage.policy.merge_targets(scores, keep, tokens)
         reduced = reducer.reduce(tokens.hidden, keep, replace(tokens, scores=scores, targets=targets))
     behind = len(trunk.cache.layers) < len(trunk.backbone.layers)  # else no key will ever stand at another position
-    trunk.compact(all_keep, reduced, run.stage.early_kv == "keep", run.stage.positions == "renumber" and behind)
+    first = len(trunk.cache.layers) if run.stage.early_kv == "keep" else 0
+    trunk.compact(all_keep, reduced, first, run.stage.positions == "renumber" and behind)
     return all_scores, all_keep
 
 

@@ -76,6 +76,10 @@ class Columns:
             counts.scatter_add_(1, axis, self.mask.long())
         return counts > 0
 
+    def spread(self, values: Tensor) -> Tensor:
+        """``[B, M]`` of ``values [V]`` at visual tokens, and 0 elsewhere."""
+        return torch.cat([values, values.new_zeros(1)])[self.slot]
+
     def repeated(self, repeats: int) -> Columns:
         """Each sample ``repeats`` times."""
         positions = self.position_ids.repeat_interleave(repeats, self.position_ids.ndim - 2)
@@ -105,20 +109,19 @@ class PromptCache(DynamicCache):
         """Whether all layers hold the same columns at the same positions: Hugging Face's own step then decodes."""
         return all(columns is self.columns[-1] for columns in self.columns)
 
-    def drop_tail(self) -> None:
-        """Leave nothing but the prompt's own columns in every filled layer."""
-        for layer, columns in zip(self.layers, self.columns, strict=True):
-            length = columns.mask.shape[1]
-            layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
-
-    def compact(self, keep: Tensor, before: Columns, plan: Compaction, after: Columns) -> None:
-        """Leave what ``keep [V]`` keeps in every filled layer, and no tail. Keys are already rotated.
+    def compact(self, keep: Tensor, before: Columns, plan: Compaction, after: Columns, first: int = 0) -> None:
+        """Leave what ``keep [V]`` keeps in the filled layers from ``first`` on, and no tail in any. Keys are already
+        rotated.
 
         Args:
             before, plan, after: columns for which it is known already what comes of them.
         """
         known = {id(before): (plan, after)}
         for index, columns in enumerate(self.columns):
+            if index < first:
+                layer, length = self.layers[index], columns.mask.shape[1]
+                layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+                continue
             if id(columns) not in known:
                 own = Compaction.plan(columns.kept(keep))
                 same = columns.numbering == after.numbering

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
 from glimpse_lightning.engine.prompt_cache import PromptCache, fork_cache
-from glimpse_lightning.engine.streams import SideStream
+from glimpse_lightning.engine.streams import run_behind
 from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.reducers.drop import Drop
 
@@ -81,17 +81,9 @@ def answer_logits(backbone: Backbone, out: PrefillOutput, cache: PromptCache, id
     first = out.logits.repeat_interleave(repeats, 0)[:, None]
     if ids.shape[1] == 1:
         return first
-    repeated = fork_cache(cache, repeats)
-    columns = repeated.columns[0]
-    steps = torch.arange(1, ids.shape[1], device=ids.device)
-    embeds = backbone.model.get_input_embeddings()(ids[:, :-1])
-    answers = SideStream(backbone, embeds, mask[:, :-1].bool(), columns.mask, columns.last + steps)
-    for layer in range(len(backbone.layers)):
-        if repeated.columns[layer] is not columns:
-            columns = repeated.columns[layer]
-            answers.set_prompt(columns)
-        answers.run_layer(layer, repeated)
-    return torch.cat([first, backbone.logits(answers.hidden)], 1)
+    rows = backbone.model.get_input_embeddings()(ids[:, :-1])
+    hidden = run_behind(backbone, fork_cache(cache, repeats), rows, mask[:, :-1].bool())
+    return torch.cat([first, backbone.logits(hidden)], 1)
 
 
 def _prefix_from_embeddings(backbone: Backbone, prompt: Prompt, keep: Tensor) -> PromptCache:

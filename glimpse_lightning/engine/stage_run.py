@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from glimpse_lightning.engine.glimpse_run import GlimpseRun
 from glimpse_lightning.engine.streams import SideStream
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import Trunk
+from glimpse_lightning.engine.windows import column_numbers
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.scorers.base import UNSEEN, AttentionProbe, Requires
 from glimpse_lightning.visual_tokens import VisualTokens
@@ -96,46 +98,66 @@ class StageRun:
         """Take the attention rows of ``layer`` that ``main`` captured and advance the glimpse stream through it."""
         for name, probe in self.probes(layer, "last"):
             assert main.logits is not None
-            self.capture(name, probe, layer, trunk, main.logits[:, :, 0, : trunk.mask.shape[1]], trunk.mask)
+            own = main.logits[:, :, 0, : trunk.mask.shape[1]]
+            self.capture(name, probe, layer, trunk, own, trunk.mask, key_bias, trunk.counted)
         for name, probe in self.probes(layer, "text"):
-            self._capture_text(name, probe, layer, trunk, main)
+            self._capture_text(name, probe, layer, trunk, main, key_bias)
         if self.glimpse is None:
             return
         row = self.glimpse.advance(layer, trunk, key_bias)
         for name, probe in self.probes(layer, "glimpse"):
             assert row is not None
-            self.capture(name, probe, layer, trunk, row, self.glimpse.seen(trunk))
+            counted = None if self.stream is None else self.stream.counted
+            self.capture(name, probe, layer, trunk, row, self.glimpse.seen(trunk), key_bias, counted)
 
     def capture(
-        self, name: str, probe: AttentionProbe, layer: int, trunk: Trunk, row_BHn: Tensor, seen_Bn: Tensor
+        self,
+        name: str,
+        probe: AttentionProbe,
+        layer: int,
+        trunk: Trunk,
+        row_BHn: Tensor,
+        seen_Bn: Tensor,
+        key_bias: Tensor | None = None,
+        counted: Tensor | None = None,
     ) -> None:
         """Keep the logits of one query row, at the visual tokens, for the probe ``name``.
 
         Args:
             seen_Bn: keys that the row may attend to, itself the last of them; a window narrows them.
+            key_bias: ``[B, M]`` log of soft gates on the prompt's columns, the first of the keys.
+            counted: ``[B, n]`` keys that the window counts; ``None`` = all.
         """
         if probe.scale == "log_softmax":
             window = trunk.backbone.window(layer)
             if window is not None:
                 column = torch.arange(seen_Bn.shape[1], device=seen_Bn.device)
-                seen_Bn = seen_Bn & (column > (column * seen_Bn).amax(1, keepdim=True) - window)
-            row_BHn = row_BHn.float().masked_fill(~seen_Bn[:, None], -torch.inf).log_softmax(-1).clamp(min=UNSEEN)
+                number = column.expand_as(seen_Bn) if counted is None else column_numbers(counted)
+                last = (column * seen_Bn).argmax(1, keepdim=True)
+                seen_Bn = seen_Bn & (number > number.gather(1, last) - window)
+            row_BHn = log_weights(row_BHn.float(), seen_Bn[:, None], key_bias).clamp(min=UNSEEN)
         prompt_row = row_BHn[..., : trunk.mask.shape[1]].transpose(1, 2)
         self.captured[name, layer] = (trunk.alive, trunk.visual(prompt_row))
 
-    def _capture_text(self, name: str, probe: AttentionProbe, layer: int, trunk: Trunk, main: AttentionTap) -> None:
+    def _capture_text(
+        self, name: str, probe: AttentionProbe, layer: int, trunk: Trunk, main: AttentionTap, key_bias: Tensor | None
+    ) -> None:
         """Log of the attention weights of the raters' rows, averaged over raters; or their information."""
         assert main.rows is not None and main.rows_logits is not None and self.raters is not None
         column = torch.arange(trunk.mask.shape[1], device=trunk.mask.device)
         seen_BRn = trunk.mask[:, None] & (column <= main.rows[..., None])
         window = trunk.backbone.window(layer)
         if window is not None:
-            seen_BRn = seen_BRn & (column > main.rows[..., None] - window)
+            number = column.expand_as(trunk.mask) if trunk.counted is None else column_numbers(trunk.counted)
+            seen_BRn = seen_BRn & (number[:, None] > number.gather(1, main.rows)[..., None] - window)
+        seen_BRn = seen_BRn | ~seen_BRn.any(-1, keepdim=True)  # padding, which nobody asks; its weights are numbers
         logits_BHRn = main.rows_logits[..., : len(column)].float()
-        weights_BHRn = logits_BHRn.masked_fill(~seen_BRn[:, None], -torch.inf).softmax(-1).nan_to_num()
+        weights_BHRn = log_weights(logits_BHRn, seen_BRn[:, None], key_bias).exp()
         mine_BR = (self.raters.gather(1, trunk.column) & trunk.mask).gather(1, main.rows)
         if probe.scale == "information":
-            asked = mine_BR[:, None, :, None] & (trunk.slot >= 0)[:, None, None]
+            asked = (mine_BR[:, None, :, None] & (trunk.slot >= 0)[:, None, None]).float()
+            if key_bias is not None:
+                asked = asked * key_bias.float().exp()[:, None, None]
             each = _mutual_information(weights_BHRn * asked) / mine_BR.sum(1, keepdim=True).clamp(min=1)
             row = each[..., None].expand(-1, -1, len(column))
         else:
@@ -196,6 +218,23 @@ class StageRun:
             seen, values = self.captured[name, layer]
             rows.append(values if seen is alive else values[torch.searchsorted(seen, alive)])
         return torch.cat(rows, -1)
+
+
+def log_weights(logits: Tensor, seen: Tensor, key_bias_Bn: Tensor | None) -> Tensor:
+    """Log of the attention weights of rows ``[B, H, ..., n]`` that see the keys ``seen``; ``-inf`` of others.
+
+    With soft gates, of which ``key_bias_Bn`` are the logs on the first keys, each key's weight is the one that it would
+    have if its own gate were open: the others count as far as theirs are. Of an open key that is the weight in a
+    prefill; of a closed one, what a stage has to know that would have kept it.
+    """
+    logits = logits.masked_fill(~seen, -torch.inf)
+    if key_bias_Bn is None:
+        return logits.log_softmax(-1)
+    bias = F.pad(key_bias_Bn.float(), (0, logits.shape[-1] - key_bias_Bn.shape[-1]))
+    bias = bias.view(len(bias), *[1] * (logits.ndim - 2), -1)
+    withheld = (-bias.clamp(max=-torch.finfo(bias.dtype).eps).expm1()).log()  # log(1 - gate), finite of an open one
+    total = (logits + bias).logsumexp(-1, keepdim=True)
+    return logits - torch.logaddexp(total, logits + withheld)
 
 
 def _mutual_information(weights_BHRn: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ another. A side stream costs one short row per layer and leaves the main stream 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from glimpse_lightning.engine.prompt_cache import Columns
+from glimpse_lightning.engine.prompt_cache import Columns, PromptCache
 from glimpse_lightning.engine.taps import AttentionTap
 
 if TYPE_CHECKING:
@@ -67,14 +68,19 @@ class SideStream:
         self._masks: dict[str, Any] = {}
         self._set_mask(prompt_mask)
 
-    def set_prompt(self, prompt: Columns) -> None:
-        """From now on the layers hold these columns of the prompt, and the rows are numbered behind them."""
+    def set_prompt(self, prompt: Columns, counted: Tensor | None = None) -> None:
+        """From now on the layers hold these columns of the prompt, and the rows are numbered behind them.
+
+        Args:
+            counted: ``[B, M]`` those that sliding windows count; ``None`` = all.
+        """
         steps = torch.arange(1, self.hidden.shape[1] + 1, device=self.hidden.device)
         self.position_embeddings = self.backbone.position_embeddings(self.hidden, prompt.last + steps)
-        self._set_mask(prompt.mask)
+        self._set_mask(prompt.mask, counted)
 
-    def _set_mask(self, prompt_mask: Tensor) -> None:
+    def _set_mask(self, prompt_mask: Tensor, counted: Tensor | None = None) -> None:
         self.mask = torch.cat([prompt_mask, self.rows_mask], 1)
+        self.counted = None if counted is None else torch.cat([counted, self.rows_mask], 1)
         self.prompt_length = prompt_mask.shape[1]
         self._masks.clear()
 
@@ -83,7 +89,30 @@ class SideStream:
         view = PrefixView(cache, self.prompt_length)
         kind = self.backbone.layer_type(layer)
         if kind not in self._masks:
-            self._masks[kind] = self.backbone.attention_mask(layer, self.hidden, self.mask, view)
+            self._masks[kind] = self.backbone.attention_mask(layer, self.hidden, self.mask, view, counted=self.counted)
         self.hidden = self.backbone.run_layer(
             layer, self.hidden, self._masks[kind], self.position_embeddings, view, tap
         )
+
+
+def run_behind(
+    backbone: Backbone, cache: PromptCache, rows: Tensor, rows_mask: Tensor, bias_V: Sequence[Tensor] | None = None
+) -> Tensor:
+    """States ``[B, R, D]`` behind the last layer of rows that follow a prompt, of which each layer may hold others.
+
+    Args:
+        cache: the prompt's keys and values, which stay as they are.
+        rows: ``[B, R, D]`` what enters layer 0.
+        rows_mask: ``[B, R]`` false at padding (on the right).
+        bias_V: by layer, logs of soft gates on the visual tokens.
+    """
+    columns = cache.columns[0]
+    steps = torch.arange(1, rows.shape[1] + 1, device=rows.device)
+    stream = SideStream(backbone, rows, rows_mask, columns.mask, columns.last + steps)
+    for layer in range(len(backbone.layers)):
+        if cache.columns[layer] is not columns:
+            columns = cache.columns[layer]
+            stream.set_prompt(columns)
+        bias = None if bias_V is None else columns.spread(bias_V[layer])
+        stream.run_layer(layer, cache, None if bias is None else AttentionTap(key_bias=bias))
+    return stream.hidden

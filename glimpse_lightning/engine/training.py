@@ -9,8 +9,8 @@ only the glimpse stream and the scorer do.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ from glimpse_lightning.engine.prefill import new_stage_runs, run_layer_with_stag
 from glimpse_lightning.engine.prompt_cache import fork_cache
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.stage_run import StageRun
-from glimpse_lightning.engine.streams import SideStream
-from glimpse_lightning.engine.taps import AttentionTap
+from glimpse_lightning.engine.streams import SideStream, run_behind
 from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.token_counts import stages_passed
@@ -29,6 +28,7 @@ from glimpse_lightning.visual_tokens import LOG_GATES, VisualTokens
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
     from glimpse_lightning.model import PrunedVLM
+    from glimpse_lightning.pruner import PruneStage
 
 Gate = Callable[[Tensor, VisualTokens], Tensor]
 """From scores ``[V]`` to the natural log of soft keep gates ``[V]``, at most 0; ``-inf`` = closed altogether."""
@@ -89,7 +89,7 @@ def glimpse_forward(model: PrunedVLM, batch: Batch, answers: bool = False) -> li
             run_layer_with_stages(layer, trunk, ahead, frozen=True)
         for index, run in enumerate(runs):
             if stage_layers[index] == layer:
-                tokens = run.tokens(trunk, batch.key, _questions(batch), {})
+                tokens = run.tokens(trunk, batch.key, _questions(batch), {}, _boxes(batch))
                 outputs[index] = StageOutput(run.scorer(tokens), tokens)
     for index, run in enumerate(runs):
         if answers and run.stream is not None and run.scorer.glimpse is not None:
@@ -104,7 +104,9 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
     Four passes, three of them without gradient or short: (1) trunk, the prompt through 0..K; (2) glimpse stream and
     scorer; (3) teacher, prompt K+1..L and answers 0..L, ungated; (4) student, the same with ``log g`` added to the
     attention logits of gated keys. Behind the last stage, tokens that any of them has closed altogether leave the
-    student as dropped ones leave a prefill: a step gets cheaper as fewer are kept.
+    student as dropped ones leave a prefill: a step gets cheaper as fewer are kept. Before it they stay, for later
+    stages to score what earlier ones have closed, but count for nothing: not in attention, not in what a sliding window
+    reaches, not in the scores of those that are open, which are what a prefill has.
 
     Raises:
         GlimpseError: where a stage renumbers positions: these follow from what is kept, and soft gates keep everything.
@@ -132,26 +134,64 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
         while runs and (runs[0].stage.after_layer == layer or layer == num_layers - 1):
             run = runs.pop(0)
             student = _fork(trunk) if student is None else student
-            tokens = run.tokens(student, batch.key, _questions(batch), {LOG_GATES: biases[-1]} if outputs else {})
-            scores = run.scorer(tokens)
+            state = {LOG_GATES: biases[-1]} if outputs else {}
+            tokens = run.tokens(student, batch.key, _questions(batch), state, _boxes(batch))
+            scores = _scores(run, tokens, biases[-1]) if outputs else run.scorer(tokens)
             outputs.append(StageOutput(scores, tokens))
             log_gates.append(gate(scores, tokens).masked_fill(trunk.at_end, 0.0))
             biases.append((biases[-1] + log_gates[-1].to(biases[-1].dtype)).clamp(min=CLOSED))
-            if not runs and run.stage.early_kv == "prune":
-                student.compact(torch.stack(log_gates).detach().amin(0) > -torch.inf, None)
-            key_bias = _key_bias(student, biases[-1])
+            if runs:
+                student.count(_open(log_gates))
+                for later in runs:
+                    if later.stream is not None:
+                        later.stream.set_prompt(student.columns, student.counted)
+            else:
+                assert model.pruner is not None
+                _compact(student, model.pruner.stages, log_gates)
+            key_bias = student.columns.spread(biases[-1])
     student = _fork(trunk) if student is None else student
     with torch.no_grad():
         teacher_logits = _answer_logits(trunk, batch, None)
-    seen = [_key_bias(student, bias) for bias in biases]
     stages = [] if len(biases) == 1 or model.pruner is None else model.pruner.stages
     passed = stages_passed([(stage.after_layer, stage.early_kv) for stage in stages], num_layers)
-    student_logits = _answer_logits(student, batch, [seen[index] for index in passed])
+    student_logits = _answer_logits(student, batch, [biases[index] for index in passed])
     return DistillOutput(teacher_logits, student_logits, outputs, log_gates)
+
+
+def _scores(run: StageRun, tokens: VisualTokens, bias_V: Tensor) -> Tensor:
+    """Scores ``[V]`` of a stage behind others, whose gates' logs are ``bias_V``.
+
+    Where a scorer does not heed gates itself, open tokens are scored apart, by what is open.
+    """
+    scores = run.scorer(tokens)
+    if run.scorer.heeds_gates:
+        return scores
+    is_open = bias_V > CLOSED
+    seen = replace(tokens.subset(is_open), state={LOG_GATES: bias_V[is_open]})
+    return scores.masked_scatter(is_open, run.scorer(seen))
+
+
+def _open(log_gates: Sequence[Tensor]) -> Tensor:
+    """``[V]`` the tokens that no stage has closed altogether."""
+    return torch.stack(list(log_gates)).detach().amin(0) > -torch.inf
+
+
+def _compact(student: Trunk, stages: Sequence[PruneStage], log_gates: Sequence[Tensor]) -> None:
+    """Drop closed tokens, from the layers that would not hold them in a prefill."""
+    missing: dict[int, list[Tensor]] = {}  # by the first layer without them
+    for index, (stage, gates) in enumerate(zip(stages, log_gates, strict=True)):
+        everywhere = any(later.early_kv == "prune" for later in stages[index:])
+        missing.setdefault(0 if everywhere else stage.after_layer + 1, []).append(gates)
+    for first, closed in missing.items():
+        student.compact(_open(closed), None, first)
 
 
 def _questions(batch: Batch) -> list[str]:
     return [sample.question for sample in batch.samples]
+
+
+def _boxes(batch: Batch) -> list[Any]:
+    return [sample.boxes for sample in batch.samples]
 
 
 def _start(model: PrunedVLM, batch: Batch) -> tuple[Trunk, list[StageRun]]:
@@ -173,11 +213,6 @@ def _append_answers(run: StageRun, trunk: Trunk, ids: Tensor, mask: Tensor) -> N
     run.glimpse.stream = SideStream(backbone, rows, rows_mask, trunk.mask, trunk.position_ids[..., -1:] + steps)
 
 
-def _key_bias(trunk: Trunk, bias_V: Tensor) -> Tensor:
-    """``[B, N]`` the gates' logs at visual columns, 0 elsewhere."""
-    return torch.cat([bias_V, bias_V.new_zeros(1)])[trunk.slot]
-
-
 def _fork(trunk: Trunk) -> Trunk:
     """A second main stream that starts from the states so far; keys and values so far are shared."""
     return Trunk(
@@ -186,17 +221,15 @@ def _fork(trunk: Trunk) -> Trunk:
     )  # fmt: skip
 
 
-def _answer_logits(trunk: Trunk, batch: Batch, key_bias: Sequence[Tensor] | None) -> Tensor:
-    """``[B, A, vocab]`` predictions of the answer tokens from a finished main stream; ``key_bias`` by layer."""
-    first = trunk.hidden[:, -1:]
+def _answer_logits(trunk: Trunk, batch: Batch, bias_V: Sequence[Tensor] | None) -> Tensor:
+    """``[B, A, vocab]`` predictions of the answer tokens from a finished main stream.
+
+    Args:
+        bias_V: by layer, logs of the gates that the answer tokens see.
+    """
+    hidden = [trunk.hidden[:, -1:]]
     ids = batch.answer_ids[:, :-1]
-    if ids.shape[1] == 0:
-        return trunk.backbone.logits(first)
-    embeds = trunk.backbone.model.get_input_embeddings()(ids)
-    steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)
-    answers = SideStream(
-        trunk.backbone, embeds, batch.answer_mask[:, :-1].bool(), trunk.mask, trunk.position_ids[..., -1:] + steps
-    )
-    for layer in range(len(trunk.backbone.layers)):
-        answers.run_layer(layer, trunk.cache, None if key_bias is None else AttentionTap(key_bias=key_bias[layer]))
-    return trunk.backbone.logits(torch.cat([first, answers.hidden], 1))
+    if ids.shape[1] > 0:
+        rows = trunk.backbone.model.get_input_embeddings()(ids)
+        hidden.append(run_behind(trunk.backbone, trunk.cache, rows, batch.answer_mask[:, :-1].bool(), bias_V))
+    return trunk.backbone.logits(torch.cat(hidden, 1))

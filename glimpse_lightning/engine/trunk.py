@@ -68,6 +68,7 @@ class Trunk:
         alive: ``[V']`` packed indices of the visual tokens still there, ascending.
         shared: how the samples' common prefixes are run only once; ``None`` where each sample runs for itself.
         tail: ``G``.
+        counted: ``[B, M]`` the columns that sliding windows count; ``None`` = all of them.
     """
 
     backbone: Backbone
@@ -81,6 +82,7 @@ class Trunk:
     positions: Any = None
     shared: SharedPrefix | None = None
     tail: int = 0
+    counted: Tensor | None = None
     _places: tuple[Tensor, ...] | None = None
 
     @classmethod
@@ -127,7 +129,9 @@ class Trunk:
             self.positions = self.backbone.position_embeddings(self.states, self.whole_position_ids)
         kind = self.backbone.layer_type(layer)
         if kind not in self.masks:
-            self.masks[kind] = self.backbone.attention_mask(layer, self.states, self.whole_mask, None, self._image())
+            self.masks[kind] = self.backbone.attention_mask(
+                layer, self.states, self.whole_mask, None, self._image(), self.counted
+            )
         self.states = self.backbone.run_layer(layer, self.states, self.masks[kind], self.positions, self.cache, tap)
 
     def _image(self) -> Tensor | None:
@@ -170,28 +174,28 @@ class Trunk:
         """``[B, M]`` original column."""
         return self.columns.column
 
-    def compact(
-        self, keep: Tensor, reduced: Tensor | None, keep_early_kv: bool = False, renumber: bool = False
-    ) -> None:
+    def count(self, open_V: Tensor) -> None:
+        """From now on sliding windows reach as far as if the visual tokens that are not ``open_V`` had left."""
+        if any(self.backbone.window(layer) is not None for layer in range(len(self.backbone.layers))):
+            self.counted, self.masks = self.columns.kept(open_V), {}
+
+    def compact(self, keep: Tensor, reduced: Tensor | None, first: int = 0, renumber: bool = False) -> None:
         """Drop the visual tokens that ``keep [V]`` (over all of them) does not keep.
 
         Args:
             reduced: ``[kept, D]`` what replaces the states of the kept ones.
-            keep_early_kv: the layers so far keep the keys and values that they have.
+            first: layer from which on keys and values are dropped, too; those before keep what they have.
             renumber: what is left gets positions without gaps; see :meth:`Columns.renumbered`.
         """
         before = self.columns
         plan = Compaction.plan(before.kept(keep))
         after = before.compacted(plan)
-        if keep_early_kv:
-            self.cache.drop_tail()
-        else:
-            self.cache.compact(keep, before, plan, after)
+        self.cache.compact(keep, before, plan, after, first)
         rows = plan.rows(self.states)
         self.states = torch.cat([rows, self.states[:, -self.tail :]], 1) if self.tail else rows
         self.alive = self.alive[keep[self.alive]]
         self.columns = after.renumbered(before) if renumber else after
-        self.masks, self.positions, self._places, self.shared = {}, None, None, None
+        self.masks, self.positions, self._places, self.shared, self.counted = {}, None, None, None, None
         if reduced is not None:
             self.states[self.places] = reduced
 

@@ -66,7 +66,7 @@ class DifferentiableTopK(Objective):
         def gate(scores: Tensor, tokens: VisualTokens) -> Tensor:
             soft, hard = self.masks(scores, tokens)
             masks.append((soft, hard, tokens))
-            return soft.clamp(min=_MIN_GATE).log()
+            return soft.clamp(min=_MIN_GATE).log().masked_fill(soft <= _MIN_GATE, -torch.inf)
 
         out = model.distill(batch, gate)
         answer = answer_loss(out.student_logits, batch.answer_ids, batch.answer_mask, batch.weight)

@@ -85,6 +85,9 @@ class Scorer(Layered, nn.Module, ABC):
     """Glimpse tokens that run beside the prompt up to the stage; ``None`` for most scorers."""
     shares_glimpse: bool = False
     """Whether its glimpse probes read the glimpse tokens of an earlier stage, which run on to this one."""
+    heeds_gates: bool = False
+    """Whether ``state[LOG_GATES]`` keeps closed tokens from changing the scores of open ones. Where not, the engine
+    scores open tokens apart: a half-open one then counts for the others as an open one does."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -69,6 +69,7 @@ class VIP(Scorer):
     """
 
     network: VIPNetwork
+    heeds_gates = True
     layer_arguments = {"vision_layers": "vision", "attention_layers": "decoder", "glimpse_layers": "decoder"}
 
     def __init__(

@@ -12,21 +12,17 @@ from torch import Tensor
 import glimpse_lightning as gl
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.engine.stage_run import log_weights
 from glimpse_lightning.scorers.base import UNSEEN
 from glimpse_lightning.testing import SIZES
 
-WINDOW = 9
+WINDOWED = ("gemma3", "llava_next")
+"""Tiny models with windows shorter than prompts."""
 
 
 def windowed(family: str) -> Backbone:
-    """A tiny model with a window shorter than its prompts, in eager attention, which gives its weights away."""
-    model: Any = FAMILIES[family]("eager")
-    text = model.config.get_text_config()
-    text.sliding_window = WINDOW
-    for layer in model.model.language_model.layers:
-        if hasattr(layer.self_attn, "sliding_window") and layer.self_attn.sliding_window is not None:
-            layer.self_attn.sliding_window = WINDOW
-    return gl.wrap_backbone(model)
+    """In eager attention, which gives its weights away."""
+    return gl.wrap_backbone(FAMILIES[family]("eager"))
 
 
 def weights(backbone: Backbone, inputs: dict[str, Any], layer: int) -> Tensor:
@@ -40,13 +36,13 @@ def weights(backbone: Backbone, inputs: dict[str, Any], layer: int) -> Tensor:
     return found[0]
 
 
-@pytest.mark.parametrize("family", ["gemma3", "llava_next"])
+@pytest.mark.parametrize("family", WINDOWED)
 @pytest.mark.parametrize("scorer", [gl.scorers.AttentionRank, gl.scorers.TextRank])
 def test_scores_are_the_models_own_attention(family: str, scorer: Any) -> None:
     """Of the last row; or of the text behind the image, averaged, where all of it rates."""
     backbone = windowed(family)
     inputs = backbone.example_inputs([max(SIZES, key=lambda sizes: sum(h * w for h, w in sizes))])
-    layer = next(i for i in range(len(backbone.layers)) if backbone.window(i) == WINDOW)
+    layer = next(i for i in range(len(backbone.layers)) if backbone.window(i) is not None)
     made = scorer() if scorer is gl.scorers.AttentionRank else scorer(select=False)
     model = gl.PrunedVLM(backbone, gl.Pruner([gl.PruneStage(layer, made, gl.policies.KeepRatio(0.5))]))
     scores = model.prefill(**inputs).scores[0]
@@ -74,3 +70,22 @@ def test_glimpses_ride_as_they_stand_aside(query: str) -> None:
     (aside,) = model.glimpse_forward(batch)
     torch.testing.assert_close(riding, aside.scores.detach(), atol=1e-4, rtol=1e-4)
     assert riding.abs().max() < 20
+
+
+def test_weights_behind_soft_gates() -> None:
+    """Each key's weight is the one of a softmax in which the others are gated and it is not."""
+    torch.manual_seed(0)
+    logits, gates = 3 * torch.randn(2, 3, 7), torch.rand(2, 5)
+    gates[0, 1], gates[1, 2:4] = 0.0, 1.0
+    seen = torch.ones(2, 1, 7, dtype=torch.bool)
+    seen[1, :, 4] = False
+    bias = gates.log().clamp(min=-1e4).requires_grad_()
+    found = log_weights(logits, seen, bias)
+    found.masked_fill(~seen, 0.0).sum().backward()
+    assert bias.grad is not None and bias.grad.isfinite().all()
+    for row, key in ((row, key) for row in range(2) for key in range(7)):
+        gate = torch.cat([gates[row], torch.ones(2)])
+        gate[key] = 1.0
+        mass = logits[row].exp() * gate * seen[row]
+        wanted = (mass[:, key] / mass.sum(-1)).log()
+        torch.testing.assert_close(found[row, :, key], wanted, atol=1e-5, rtol=1e-5)
