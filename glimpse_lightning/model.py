@@ -25,6 +25,7 @@ from glimpse_lightning.engine.compaction import fill_cache
 from glimpse_lightning.engine.forward import IGNORED, Parts, check_placeholders, logits_of
 from glimpse_lightning.engine.generate_options import check_options
 from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
+from glimpse_lightning.engine.prompt_cache import PromptCache
 from glimpse_lightning.engine.replay import ReplayOutput, replay
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.training import DistillOutput, StageOutput, distill, glimpse_forward
@@ -323,8 +324,26 @@ class PrunedVLM(nn.Module, GenerationMixin):
                         "KV (`early_kv: keep`); leave `cache_implementation` out."
                     )
                 cache = fill_cache(past_key_values, cache)
-            return CausalLMOutputWithPast(logits=prefill.logits[:, None], past_key_values=cache)
+            first = CausalLMOutputWithPast(logits=prefill.logits[:, None], past_key_values=cache)
+            drafted = input_ids[:, self._prompt_width(prefill) :] if input_ids is not None else None
+            if drafted is None or drafted.shape[1] == 0:
+                return first
+            steps = torch.arange(1, drafted.shape[1] + 1, device=drafted.device)
+            more = self.backbone.decode_step(
+                input_ids=drafted,
+                attention_mask=torch.cat([prefill.attention_mask, torch.ones_like(drafted)], 1),
+                position_ids=prefill.position_ids[..., -1:] + steps,
+                past_key_values=cache,
+                use_cache=True,
+                return_dict=True,
+            )
+            both = torch.cat([first.logits, more.logits], 1)
+            return CausalLMOutputWithPast(logits=both, past_key_values=more.past_key_values)
         if past_key_values is not None:
+            if isinstance(past_key_values, PromptCache) and input_ids is not None and attention_mask is not None:
+                # Where tokens are drafted, transformers lengthens masks to the unpruned prompt's length.
+                held = past_key_values.layers[-1].get_seq_length() + input_ids.shape[1]
+                attention_mask = attention_mask[:, :held]
             return self.backbone.decode_step(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -418,9 +437,13 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 "does not take over a pruned prompt's keys and values."
             )
         prefill: PrefillOutput = model_kwargs["prefill"]
-        whole = 1 if prefill.prompt_ids is None else prefill.prompt_ids.shape[1]
-        length -= whole - prefill.attention_mask.shape[1]
+        length -= self._prompt_width(prefill) - prefill.attention_mask.shape[1]
         super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, length)
+
+    @staticmethod
+    def _prompt_width(prefill: PrefillOutput) -> int:
+        """Columns of what ``generate`` takes for the prompt."""
+        return 1 if prefill.prompt_ids is None else prefill.prompt_ids.shape[1]
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
         prefill: PrefillOutput = kwargs.pop("prefill")  # stays as it is: what decoding grows is a fork

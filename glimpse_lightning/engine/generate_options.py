@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from glimpse_lightning.errors import GlimpseError
 
 _STATES = "layers of the prompt run apart from decoding, and on fewer tokens after each stage"
-_ASSISTED = "drafted tokens are checked together with the prompt, which has been pruned already"
+_ASSISTED = "the drafting model would need the prompt, and images, of its own"
 _ELSEWHERE = "it runs decoding code of its own, which knows nothing of the pruned prompt"
 _GUIDANCE = "it asks the model a second prompt, step by step, without the images"
 
@@ -18,7 +18,6 @@ IMPOSSIBLE = {
     "output_attentions": _STATES,
     "output_hidden_states": _STATES,
     "assistant_model": _ASSISTED,
-    "prompt_lookup_num_tokens": _ASSISTED,
     "assistant_early_exit": _ASSISTED,
     "use_mtp": _ASSISTED,
     "custom_generate": _ELSEWHERE,
