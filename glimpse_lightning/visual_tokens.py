@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.segments import repeated_segments
 
 LOG_GATES = "log_gates"
@@ -69,16 +70,29 @@ class ModelFacts:
 class VisionAttention:
     """Attention that each token gets in a block of the vision tower: ``tokens.vision[self]`` is ``[V, 1]``, fp32.
 
-    With a class token: the weight that the class token gives it. Without: the sum of the weights that all patches of
-    its segment (image, or window) give it, so that the average is 1. A token of several merged patches has their mean.
+    A token of several merged patches has their mean.
 
     Attributes:
         layer: block, counted from 0, or from -1 = the last.
         heads: ``"mean"``: weights averaged over heads; ``"joint"``: all heads as one (``softmax(q.k / sqrt(width))``).
+        queries: ``"all"``: the sum of the weights that all tokens of its segment (image, or window) give it, the class
+            token where there is one among them, so that the average is 1. ``"class"``: the weight that the class token
+            gives it; on a tower without one as ``"all"``.
+
+    Raises:
+        GlimpseError: for other ``heads`` or ``queries``.
     """
 
     layer: int
     heads: Literal["mean", "joint"] = "mean"
+    queries: Literal["all", "class"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.heads not in ("mean", "joint") or self.queries not in ("all", "class"):
+            raise GlimpseError(
+                "Expected vision attention with `heads` 'mean' or 'joint' and `queries` 'all' or 'class', but got "
+                f"{self.heads!r} and {self.queries!r}."
+            )
 
 
 @dataclass(frozen=True)
@@ -195,6 +209,17 @@ class VisualTokens:
     @property
     def num_items(self) -> int:
         return self.grid.shape[0]
+
+    def attention(self, tap: VisionAttention) -> Tensor:
+        """Attention ``[V]``, fp32, that ``tap`` asks for.
+
+        Tokens made by hand, as of a tower without a class token, need to hold it with ``queries="all"`` only.
+
+        Raises:
+            KeyError: where nobody asked for it.
+        """
+        found = tap if tap in self.vision else replace(tap, queries="all")
+        return self.vision[found][:, 0].float()
 
     def groups(self, per: Literal["sample", "item"] = "sample") -> tuple[Tensor, Tensor]:
         """The budget groups.

@@ -14,7 +14,9 @@ METHODS: dict[str, Any] = {
         gl.PruneStage(-1, s.VisionRank(-1), p.DominantContextual(ratio=0.5), r.MergeNearest("add", key_layer=-1))
     ],
     "prumerge": lambda: [gl.PruneStage(-1, s.VisionRank(-1, "joint"), p.Outliers(0.5), r.MergeNeighbours(4))],
-    "hiprune": lambda: [gl.PruneStage(-1, s.VisionRank(-1), p.HiPrune(ratio=0.6, anchors=0.9, object_layer=1))],
+    "hiprune": lambda: [
+        gl.PruneStage(-1, s.VisionRank(-1, queries="all"), p.HiPrune(ratio=0.6, anchors=0.9, object_layer=1))
+    ],
     "sparsevlm": lambda: [
         gl.PruneStage(layer, s.TextRank(), p.Recycled(ratio=ratio, per_cluster=2), r.MergeNearest("mean", "distance"))
         for layer, ratio in ((0, 0.6), (2, 0.3))

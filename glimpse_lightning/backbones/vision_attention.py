@@ -45,10 +45,12 @@ class AttentionReader:
         self.calls.append(torch.cat(attend, 1)[..., None])
 
     def _received(self, query: Tensor, key: Tensor, scaling: float, mask: Any) -> Tensor:
-        if self.tap.heads == "joint":  # type: ignore[union-attr]
+        assert isinstance(self.tap, VisionAttention)
+        if self.tap.heads == "joint":
             query, key = (states.transpose(1, 2).flatten(2)[:, None] for states in (query, key))
             scaling = query.shape[-1] ** -0.5
-        return class_row(query, key, scaling, mask) if self.class_token else received(query, key, scaling, mask)
+        row = class_row if self.class_token and self.tap.queries == "class" else received
+        return row(query, key, scaling, mask)
 
     def result(self, like: Tensor) -> Tensor:
         """What was taken, in the layout of ``like``, the block's output: ``[B, N, D]`` or ``[N, D]``."""

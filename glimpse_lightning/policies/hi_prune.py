@@ -19,18 +19,21 @@ from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 class HiPrune(Budget, Policy):
     """Anchors, buffers and registers (HiPrune, arXiv 2508.00553).
 
-    Of a budget ``B``, the ``floor(anchors * B / 5)`` tokens with most attention in the middle block ``object_layer``
-    are anchors; their four neighbours, of index ``i - 1, i + 1, i - w, i + w`` in raster order, are buffers; the rest
-    of the budget goes to the best-scoring tokens (registers; the scorer reads the last block).
+    Of a budget ``B``, the ``anchors * B / 5`` tokens, to the nearest whole number (of two the even one), with most
+    attention in the middle block ``object_layer`` are anchors; their four neighbours, of index ``i - 1, i + 1, i - w,
+    i + w`` in raster order, are buffers; the rest of the budget goes to the best-scoring tokens (registers).
 
-    As in the method's code neighbours are indices, not places: they are clamped to the image but wrap around at the
-    ends of rows. ``wrap: false`` leaves out those that are no neighbours on the grid (a departure).
+    As in the method's code attention is the mean over all queries also where the tower has a class token, for registers
+    too: the scorer is ``VisionRank(layer: -1, queries: all)``. Neighbours are indices, not places: they are clamped to
+    the image but wrap around at the ends of rows. ``wrap: false`` leaves out those that are no neighbours on the grid
+    (a departure).
 
     Args:
         ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`; HiPrune
             is ``per: item``.
         anchors: share of the budget for anchors and buffers (the paper's alpha).
-        object_layer: block of the vision tower: a number from 0, or from -1 = the last, or a share of its depth.
+        object_layer: block of the vision tower: a number from 0, or from -1 = the last, or a share of its depth. The
+            method's own setting, 9, is the ninth block: 8 here.
         wrap: whether neighbours wrap at row ends.
     """
 
@@ -41,7 +44,7 @@ class HiPrune(Budget, Policy):
         ratio: float | None = None,
         count: int | None = None,
         anchors: float = 0.1,
-        object_layer: Layer = 9,
+        object_layer: Layer = 8,
         wrap: bool = True,
         per: Literal["sample", "item"] = "item",
         min_tokens: int = 1,
@@ -60,9 +63,8 @@ class HiPrune(Budget, Policy):
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, budget = self.budget(tokens)
         present = scores > -torch.inf
-        attention = tokens.vision[VisionAttention(self.object_layer)][:, 0].float()
-        attention = torch.where(present, attention, -torch.inf)
-        count = (self.anchors * budget.double() / 5 + 1e-9).floor().long()
+        attention = torch.where(present, tokens.attention(VisionAttention(self.object_layer)), -torch.inf)
+        count = (budget.double() * self.anchors / 5).round().long()
         anchor = present & (rank_in_group(attention, group, len(budget)) < count[group])
         first = present & self._with_neighbours(anchor, tokens)
         # First the anchors and buffers, in a class of their own above all scores, then the registers.

@@ -57,12 +57,12 @@ class LocalGlobal(Budget, Policy):
 
     @property
     def requires(self) -> Requires:
-        return Requires(vision_layers=(VisionAttention(self.shallow_layer),))
+        return Requires(vision_layers=(VisionAttention(self.shallow_layer, queries="class"),))
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, budget = self.budget(tokens)
         present = scores > -torch.inf
-        attention = tokens.vision[VisionAttention(self.shallow_layer)][:, 0].float()
+        attention = tokens.attention(VisionAttention(self.shallow_layer, queries="class"))
         attention = torch.where(present, attention, -torch.inf)
         windows, window = cell_label(tokens, self.window).unique(return_inverse=True)
         in_window = rank_in_group(attention, window, len(windows))

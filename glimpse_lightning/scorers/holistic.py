@@ -37,11 +37,11 @@ class Holistic(Scorer):
 
     @property
     def requires(self) -> Requires:
-        return Requires(vision_layers=(VisionAttention(self.layer),))
+        return Requires(vision_layers=(VisionAttention(self.layer, queries="class"),))
 
     def forward(self, tokens: VisualTokens) -> Tensor:
         """Weights ``[V]``."""
-        attention = 1000 * tokens.vision[VisionAttention(self.layer)][:, 0].float()
+        attention = 1000 * tokens.attention(VisionAttention(self.layer, queries="class"))
         variance = self._variance(tokens)
         item, items = tokens.item, tokens.num_items
         scale = segment_mean(attention, item, items) / segment_mean(variance, item, items).clamp(min=1e-12)

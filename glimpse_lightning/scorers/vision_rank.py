@@ -16,8 +16,8 @@ class VisionRank(Scorer):
     """**Log-weights**: log of the attention that a token gets in a block of the vision tower, whatever the question.
 
     With a class token ``log mean_h softmax(q_cls K / sqrt(d))_i`` (FasterVLM, arXiv 2412.01818; VisionZip's dominant
-    tokens, arXiv 2412.04467). Without one ``log sum_j mean_h softmax(q_j K / sqrt(d))_i`` over the patches ``j`` of the
-    token's segment; a token of several merged patches has their mean.
+    tokens, arXiv 2412.04467). Without one, and with ``queries: all``, ``log sum_j mean_h softmax(q_j K / sqrt(d))_i``
+    over all ``j`` of the token's segment; a token of several merged patches has their mean.
 
     Departures: VisionZip sums over heads, which gives the same order; in windowed towers (Qwen2.5-VL) a block without
     full attention knows a patch's window alone, so choose one with full attention there.
@@ -25,20 +25,32 @@ class VisionRank(Scorer):
     Args:
         layer: block of the vision tower: a number from 0, or from -1 = the last, or a share of its depth.
         heads: ``"joint"``: all heads as one, as PruMerge has it.
+        queries: ``"class"``: the class token's attention, where there is one; ``"all"``: everywhere the attention that
+            all tokens give, as HiPrune has it.
     """
 
     layer_arguments = {"layer": "vision"}
 
-    def __init__(self, layer: Layer = -2, heads: Literal["mean", "joint"] = "mean") -> None:
+    def __init__(
+        self,
+        layer: Layer = -2,
+        heads: Literal["mean", "joint"] = "mean",
+        queries: Literal["class", "all"] = "class",
+    ) -> None:
         super().__init__()
         self.layer: int = checked("layer", layer)
         self.heads = heads
+        self.queries = queries
+
+    @property
+    def tap(self) -> VisionAttention:
+        """The attention that scores are logarithms of."""
+        return VisionAttention(self.layer, self.heads, self.queries)
 
     @property
     def requires(self) -> Requires:
-        return Requires(vision_layers=(VisionAttention(self.layer, self.heads),))
+        return Requires(vision_layers=(self.tap,))
 
     def forward(self, tokens: VisualTokens) -> Tensor:
         """Log-weights ``[V]``."""
-        weight = tokens.vision[VisionAttention(self.layer, self.heads)][:, 0].float()
-        return weight.clamp(min=torch.finfo(torch.float32).tiny).log()
+        return tokens.attention(self.tap).clamp(min=torch.finfo(torch.float32).tiny).log()

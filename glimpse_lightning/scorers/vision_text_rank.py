@@ -41,13 +41,13 @@ class VisionTextRank(TextRank):
     @property
     def requires(self) -> Requires:
         information = AttentionProbe(layers=(0,), query="text", scale="information")
-        vision = (VisionAttention(self.vision_layer),)
+        vision = (VisionAttention(self.vision_layer, queries="class"),)
         return super().requires | Requires(probes={"information": information}, vision_layers=vision)
 
     def forward(self, tokens: VisualTokens) -> Tensor:
         """Weights ``[V]``."""
         sample, samples = tokens.sample, tokens.num_samples
-        vision = tokens.vision[VisionAttention(self.vision_layer)][:, 0].float()
+        vision = tokens.attention(VisionAttention(self.vision_layer, queries="class"))
         vision = vision / segment_sum(vision, sample, samples).clamp(min=1e-20)[sample]
         information = segment_mean(tokens.probes["information"].float().sum(-1), sample, samples)[sample]
         return vision + self.gain * information * super().forward(tokens).exp()

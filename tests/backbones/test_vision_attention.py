@@ -19,7 +19,14 @@ from glimpse_lightning.visual_tokens import VisionAttention, VisionKeys
 
 CLASS_TOKEN = {"llava", "llava_next", "internvl"}
 QWEN = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"}
-TAPS = (VisionAttention(-1), VisionAttention(0), VisionAttention(1, "joint"), VisionKeys(1), 1)
+TAPS = (
+    VisionAttention(-1),
+    VisionAttention(0),
+    VisionAttention(-1, queries="class"),
+    VisionAttention(1, "joint", "class"),
+    VisionKeys(1),
+    1,
+)
 
 
 def random_qk(length: int, batch: int = 2) -> tuple[Tensor, Tensor]:
@@ -73,20 +80,22 @@ def test_every_tower(family: str, attention: str) -> None:
     count = int(prompt.visual.sum())
     for tap in TAPS:
         assert prompt.vision[tap].shape[0] == count
-    weight = prompt.vision[VisionAttention(-1)]
-    assert weight.shape == (count, 1)
-    assert weight.dtype == torch.float32
-    assert (weight > 0).all()
+    weight, row = prompt.vision[VisionAttention(-1)], prompt.vision[VisionAttention(-1, queries="class")]
+    assert weight.shape == row.shape == (count, 1)
+    assert weight.dtype == row.dtype == torch.float32
+    assert (weight > 0).all() and (row > 0).all()
     assert not torch.equal(weight, prompt.vision[VisionAttention(0)])
     assert (family in CLASS_TOKEN) == backbone.has_class_token  # type: ignore[attr-defined]
+    assert (family in CLASS_TOKEN) == (not torch.equal(weight, row))
     calls = maps(backbone, -1, inputs)
     if family in CLASS_TOKEN:
         assert all(bool((w.mean(1)[:, 0].sum(-1) - 1).abs().max() < 1e-5) for w, _ in calls)
-        assert weight.max() < 1
+        assert row.max() < 1
     elif family in QWEN:  # all patches are there, four to a token: the mean over tokens is that over patches
         torch.testing.assert_close(weight.mean(), torch.tensor(1.0))
     if family == "llava":
-        torch.testing.assert_close(weight[:, 0], calls[0][0].mean(1)[:, 0, 1:].flatten())
+        torch.testing.assert_close(row[:, 0], calls[0][0].mean(1)[:, 0, 1:].flatten())
+        torch.testing.assert_close(weight[:, 0], calls[0][0].mean(1).sum(1)[:, 1:].flatten())  # of class and patches
         torch.testing.assert_close(
             prompt.vision[VisionKeys(1)],
             maps(backbone, 1, inputs)[0][1].transpose(1, 2).flatten(2)[:, 1:].flatten(0, 1),
@@ -138,6 +147,12 @@ def test_nothing_is_left_behind_and_nothing_is_computed_unasked(monkeypatch: pyt
     assert not taps._observers.of
     monkeypatch.setattr(vision_attention, "_weights", None)
     backbone.embed(inputs, (1,))
+
+
+@pytest.mark.parametrize("changed", [{"heads": "each"}, {"queries": "cls"}])
+def test_unknown_kinds_of_attention(changed: dict[str, Any]) -> None:
+    with pytest.raises(GlimpseError, match=repr(*changed.values())):
+        VisionAttention(-1, **changed)
 
 
 def test_unknown_layers() -> None:

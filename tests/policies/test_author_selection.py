@@ -38,3 +38,28 @@ def test_faster_vlm(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None
     keep = p.TopK(int(setting["budget"])).select(s.VisionRank()(tokens), tokens)
     assert chosen(keep) == sorted(setting["order"].tolist())
     assert torch.equal(s.VisionRank()(tokens).argsort(descending=True)[: keep.sum()], setting["order"])
+
+
+# -- HiPrune -----------------------------------------------------------------------------------------------------
+
+
+def hi_prune(tokens: VisualTokens, middle: Tensor, deep: Tensor, setting: dict[str, Tensor]) -> list[int]:
+    vision = {VisionAttention(8): middle[:, None], VisionAttention(-1): deep[:, None]}
+    policy = p.HiPrune(count=int(setting["budget"]), anchors=float(setting["alpha"]))
+    tokens = replace(tokens, vision=vision)
+    return chosen(policy.select(s.VisionRank(-1, queries="all")(tokens), tokens))
+
+
+@pytest.mark.parametrize(("case", "setting"), settings_of("hiprune"))
+def test_hi_prune(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    tokens = one_image(*case["in/grid"].tolist())
+    kept = hi_prune(tokens, case["in/object_attention"], case["in/deep_attention"], setting)
+    assert kept == sorted(setting["kept"].tolist())
+    assert {*setting["first"].tolist()} <= {*kept}
+
+
+@pytest.mark.parametrize(("case", "setting"), settings_of("hiprune_llava"))
+def test_hi_prune_with_a_class_token(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    """The class token is among the queries; its own column is left out, as the backbone leaves it out."""
+    kept = hi_prune(one_image(24, 24), case["in/object_attention"][1:], case["in/deep_attention"][1:], setting)
+    assert kept == sorted(setting["kept"].tolist())

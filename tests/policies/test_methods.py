@@ -177,7 +177,7 @@ def test_hi_prune(wrap: bool) -> None:
     def rule(tokens: VisualTokens, scores: list[float], mine: list[int]) -> list[int]:
         budget = max(1, floor(0.6, len(mine)))
         attention = tokens.vision[VisionAttention(1)][:, 0].tolist()
-        anchors = best_first(attention, mine)[: int(0.7 * budget / 5 + 1e-9)]
+        anchors = best_first(attention, mine)[: round(budget * 0.7 / 5)]
         _, h, w = tokens.grid[tokens.item[mine[0]]].tolist()
         first = set(anchors)
         for i in anchors:
@@ -272,7 +272,7 @@ def test_local_and_global(ratio: float) -> None:
 
     def rule(tokens: VisualTokens, scores: list[float], mine: list[int]) -> list[int]:
         budget = max(1, floor(ratio, len(mine)))
-        shallow = tokens.vision[VisionAttention(0)][:, 0].tolist()
+        shallow = tokens.attention(VisionAttention(0, queries="class")).tolist()
         windows: dict[Any, list[int]] = {}
         for i in best_first(shallow, mine):
             t, row, column = tokens.position[i].tolist()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import glimpse_lightning as gl
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.policies import DART, KeepRatio, LogisticRatio, TopK
+from glimpse_lightning.policies import DART, HiPrune, KeepRatio, LocalGlobal, LogisticRatio, TopK
 from glimpse_lightning.scorers import (
     AttentionProbe,
     AttentionRank,
@@ -23,6 +23,7 @@ from glimpse_lightning.scorers import (
     Oracle,
     Requires,
     TextRank,
+    VisionRank,
     VisionTextRank,
 )
 from glimpse_lightning.testing import SIZES
@@ -38,7 +39,7 @@ def test_holistic() -> None:
     scorer = Holistic(layer=-1, diversity=0.5, crops=3)
     tokens = visual_tokens(BATCH, scorer.requires)
     scores = scorer(tokens)
-    attention = 1000 * tokens.vision[VisionAttention(-1)][:, 0]
+    attention = 1000 * tokens.attention(VisionAttention(-1, queries="class"))
     for item in range(tokens.num_items):
         mine = (tokens.item == item).nonzero().flatten().tolist()
         crops = [number * 3 // len(mine) for number in range(len(mine))]
@@ -50,6 +51,24 @@ def test_holistic() -> None:
         scale = float(attention[mine].mean()) / max(sum(variance) / len(variance), 1e-12)
         expected = attention[mine] + 0.5 * scale * torch.tensor(variance)
         torch.testing.assert_close(scores[mine], expected, rtol=1e-4, atol=1e-2)
+
+
+# -- FasterVLM and HiPrune ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queries", ["class", "all"])
+def test_vision_rank_reads_the_queries_that_it_asks_for(queries: Any) -> None:
+    """On a tower with a class token, where another part of the stage asks for the other ones."""
+    other = HiPrune(0.5, object_layer=1) if queries == "class" else LocalGlobal(0.5, shallow_layer=1)
+    model = gl.PrunedVLM(
+        gl.wrap_backbone(llava("eager")), gl.Pruner([gl.PruneStage(-1, VisionRank(1, queries=queries), other)])
+    )
+    inputs = model.backbone.example_inputs([[(4, 4)]])
+    scores = model.prefill(**inputs).scores[0]
+    tower: Any = model.model.get_submodule("model.vision_tower")
+    weights = tower(inputs["pixel_values"], output_attentions=True).attentions[1].mean(1)[0]
+    expected = weights[0] if queries == "class" else weights.sum(0)
+    torch.testing.assert_close(scores, expected[1:].log())
 
 
 # -- SparseVLM ---------------------------------------------------------------------------------------------------
@@ -200,7 +219,7 @@ def test_vision_and_text_rank() -> None:
     scorer.build(FACTS, 2)
     tokens = visual_tokens(BATCH, scorer.requires)
     scores = scorer(tokens)
-    vision = tokens.vision[VisionAttention(-1)][:, 0]
+    vision = tokens.attention(VisionAttention(-1, queries="class"))
     text = tokens.probes["text"].exp().mean(-1)
     for sample in tokens.sample.unique().tolist():
         mine = tokens.sample == sample

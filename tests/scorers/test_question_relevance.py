@@ -141,7 +141,7 @@ def test_clip_messages(clip: str, tmp_path: Path) -> None:
 def test_vision_rank_is_the_log_of_the_attention() -> None:
     scorer = VisionRank(-3, "joint")
     (tap,) = scorer.requires.vision_layers
-    assert tap == VisionAttention(-3, "joint")
+    assert tap == VisionAttention(-3, "joint", "class")
     tokens = visual_tokens(BATCH, scorer.requires)
     torch.testing.assert_close(scorer(tokens).exp(), tokens.vision[tap][:, 0])
     assert not scorer(replace(tokens, vision={tap: torch.zeros(len(tokens), 1)})).isinf().any()
