@@ -97,15 +97,25 @@ class VisionAttention:
 
 @dataclass(frozen=True)
 class VisionKeys:
-    """Keys of a block of the vision tower, heads side by side, after any rotation: ``tokens.vision[self]`` ``[V, Dk]``.
+    """Keys of a block of the vision tower, after any rotation: ``tokens.vision[self]`` ``[V, Dk]``.
 
     A token of several merged patches has their mean.
 
     Attributes:
         layer: block, counted from 0, or from -1 = the last.
+        heads: ``"mean"``: averaged over heads, ``Dk`` the width of one (VisionZip, ToMe); ``"joint"``: all heads as
+            one, side by side (PruMerge).
+
+    Raises:
+        GlimpseError: for other ``heads``.
     """
 
     layer: int
+    heads: Literal["mean", "joint"] = "mean"
+
+    def __post_init__(self) -> None:
+        if self.heads not in ("mean", "joint"):
+            raise GlimpseError(f"Expected vision keys with `heads` 'mean' or 'joint', but got {self.heads!r}.")
 
 
 VisionTap = int | VisionAttention | VisionKeys

@@ -149,7 +149,13 @@ class PlaceholderBackbone(Backbone):
         return prompt
 
     def _width(self, tap: VisionTap) -> int:
-        return 1 if isinstance(tap, VisionAttention) else self.vision_hidden_size
+        if isinstance(tap, VisionAttention):
+            return 1
+        if isinstance(tap, int) or tap.heads == "joint":
+            return self.vision_hidden_size
+        config = self.model.config.vision_config
+        heads: int = getattr(config, "num_heads", None) or config.num_attention_heads
+        return self.vision_hidden_size // heads
 
     # -- hand-made batches --------------------------------------------------------------------------------------
 

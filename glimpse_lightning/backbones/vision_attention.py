@@ -35,7 +35,7 @@ class AttentionReader:
     def __call__(self, query: Tensor, key: Tensor, mask: Any, options: Mapping[str, Any]) -> None:
         """One call of the attention kernel with ``query`` and ``key`` ``[B, H, N, d]``."""
         if isinstance(self.tap, VisionKeys):
-            self.calls.append(key.transpose(1, 2).flatten(2))
+            self.calls.append(key.mean(1) if self.tap.heads == "mean" else key.transpose(1, 2).flatten(2))
             return
         ends = options.get("cu_seq_lens_q")
         sizes = [query.shape[2]] if ends is None else ends.diff().tolist()  # FlashAttention: all segments in one call

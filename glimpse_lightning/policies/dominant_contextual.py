@@ -22,6 +22,8 @@ class DominantContextual(Budget, Policy):
     ``s = max(1, R // C)``, at most ``C``. Use it with the reducer ``MergeNearest``, which merges the others into the
     targets.
 
+    VisionZip keeps the class token, too, beyond the budget; here it is no visual token.
+
     Args:
         ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`; VisionZip
             is ``per: item``.

@@ -31,8 +31,8 @@ class MergeNearest(Reducer):
     Args:
         mode: see above.
         by: what "nearest" means.
-        key_layer: compare keys of this block of the vision tower (a number from 0, or from -1 = the last, or a share of
-            its depth); ``None``: the states.
+        key_layer: compare keys of this block of the vision tower, averaged over heads (a number from 0, or from -1 =
+            the last, or a share of its depth); ``None``: the states.
         share: share of each sample's tokens beside the other kept ones, best scores first, that are merged; the others
             are gone.
     """

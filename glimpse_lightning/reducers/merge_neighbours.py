@@ -41,7 +41,7 @@ class MergeNeighbours(Reducer):
 
     @property
     def requires(self) -> Requires:
-        return Requires(vision_layers=(VisionKeys(self.key_layer),))
+        return Requires(vision_layers=(VisionKeys(self.key_layer, "joint"),))
 
     def reduce(self, hidden: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:
         if not bool(keep.any()):
@@ -53,7 +53,7 @@ class MergeNeighbours(Reducer):
         attention = self._attention(tokens)
         padding = Padding(tokens.item)
         weighted = padding.pad(attention[:, None] * hidden.float())
-        keys = F.normalize(tokens.vision[VisionKeys(self.key_layer)].float(), dim=-1)
+        keys = F.normalize(tokens.vision[VisionKeys(self.key_layer, "joint")].float(), dim=-1)
         chosen, index, valid = compress(padding, keys, keep)
         place = padding.pad(torch.arange(1, len(keep) + 1, device=keep.device)) - 1  # -1 in the gaps
         other = (place[:, None] >= 0) & (index[..., None] != place[:, None])

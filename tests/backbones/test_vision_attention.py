@@ -25,6 +25,7 @@ TAPS = (
     VisionAttention(-1, queries="class"),
     VisionAttention(1, "joint", "class"),
     VisionKeys(1),
+    VisionKeys(1, "joint"),
     1,
 )
 
@@ -77,9 +78,9 @@ def test_every_tower(family: str, attention: str) -> None:
     backbone = gl.wrap_backbone(FAMILIES[family](attention))
     inputs = backbone.example_inputs(SIZES)
     prompt = backbone.embed(inputs, TAPS)
-    count = int(prompt.visual.sum())
+    count, none = int(prompt.visual.sum()), backbone.example_inputs([[]])
     for tap in TAPS:
-        assert prompt.vision[tap].shape[0] == count
+        assert prompt.vision[tap].shape == (count, backbone.embed(none, TAPS).vision[tap].shape[1])
     weight, row = prompt.vision[VisionAttention(-1)], prompt.vision[VisionAttention(-1, queries="class")]
     assert weight.shape == row.shape == (count, 1)
     assert weight.dtype == row.dtype == torch.float32
@@ -96,10 +97,9 @@ def test_every_tower(family: str, attention: str) -> None:
     if family == "llava":
         torch.testing.assert_close(row[:, 0], calls[0][0].mean(1)[:, 0, 1:].flatten())
         torch.testing.assert_close(weight[:, 0], calls[0][0].mean(1).sum(1)[:, 1:].flatten())  # of class and patches
-        torch.testing.assert_close(
-            prompt.vision[VisionKeys(1)],
-            maps(backbone, 1, inputs)[0][1].transpose(1, 2).flatten(2)[:, 1:].flatten(0, 1),
-        )
+        keys = maps(backbone, 1, inputs)[0][1][:, :, 1:]
+        torch.testing.assert_close(prompt.vision[VisionKeys(1)], keys.mean(1).flatten(0, 1))
+        torch.testing.assert_close(prompt.vision[VisionKeys(1, "joint")], keys.transpose(1, 2).flatten(2).flatten(0, 1))
     if family == "qwen2_vl":
         flat = torch.cat([w.mean(1).sum(1)[0] for w, _ in calls])
         torch.testing.assert_close(weight[:, 0], flat.view(-1, 4).mean(1))
@@ -153,6 +153,8 @@ def test_nothing_is_left_behind_and_nothing_is_computed_unasked(monkeypatch: pyt
 def test_unknown_kinds_of_attention(changed: dict[str, Any]) -> None:
     with pytest.raises(GlimpseError, match=repr(*changed.values())):
         VisionAttention(-1, **changed)
+    with pytest.raises(GlimpseError, match="'side'"):
+        VisionKeys(-1, "side")  # type: ignore[arg-type]
 
 
 def test_unknown_layers() -> None:

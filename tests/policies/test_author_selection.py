@@ -12,8 +12,9 @@ from method_goldens import cases, settings
 from torch import Tensor
 
 import glimpse_lightning.policies as p
+import glimpse_lightning.reducers as r
 import glimpse_lightning.scorers as s
-from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
+from glimpse_lightning.visual_tokens import VisionAttention, VisionKeys, VisualTokens
 
 
 def settings_of(name: str) -> Iterator[pytest.ParameterSet]:
@@ -63,3 +64,24 @@ def test_hi_prune_with_a_class_token(case: dict[str, Tensor], setting: dict[str,
     """The class token is among the queries; its own column is left out, as the backbone leaves it out."""
     kept = hi_prune(one_image(24, 24), case["in/object_attention"][1:], case["in/deep_attention"][1:], setting)
     assert kept == sorted(setting["kept"].tolist())
+
+
+# -- VisionZip ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("case", "setting"), settings_of("visionzip"))
+def test_vision_zip(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    attention, hidden, keys = (case[f"in/{name}"] for name in ("class_attention", "hidden", "metric"))
+    row = VisionAttention(-2, queries="class")
+    vision = {row: attention.mean(0)[1:, None], VisionKeys(-2): keys[1:]}
+    tokens = replace(one_image(1, len(hidden) - 1), vision=vision, hidden=hidden[1:])
+    contextual, dominant = int(setting["contextual_num"]), int(setting["dominant_num"])
+    policy = p.DominantContextual(count=contextual + dominant, contextual=contextual / (contextual + dominant))
+    scores = s.VisionRank()(tokens)
+    keep = policy.select(scores, tokens)
+    targets = policy.merge_targets(scores, keep, tokens)
+    assert chosen(targets) == setting["contextual_targets"].tolist()
+    assert chosen(keep & ~targets) == sorted(setting["dominant"].tolist())
+    out = r.MergeNearest("add", key_layer=-2).reduce(tokens.hidden, keep, replace(tokens, targets=targets))
+    torch.testing.assert_close(out[targets[keep]], setting["contextual"], atol=1e-5, rtol=0)
+    assert torch.equal(out[~targets[keep]], tokens.hidden[keep & ~targets])

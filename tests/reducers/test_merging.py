@@ -147,7 +147,7 @@ def test_merge_neighbours(extra: bool) -> None:
     def rule(tokens: VisualTokens, keep: list[bool], mine: list[int]) -> dict[int, Tensor]:
         assert tokens.scores is not None and tokens.targets is not None
         a = dict(zip(mine, tokens.scores[mine].softmax(0), strict=True))
-        keys = tokens.vision[VisionKeys(-1)]
+        keys = tokens.vision[VisionKeys(-1, "joint")]
         merged = {}
         for i in (i for i in mine if keep[i]):
             if extra and tokens.targets[i]:
