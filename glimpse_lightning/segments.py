@@ -63,6 +63,11 @@ def rank_in_group(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
     return torch.empty_like(rank).scatter(0, order, rank)
 
 
+def rank_first(first: Tensor, values: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """Rank as of :func:`rank_in_group`, but tokens where the boolean ``first [V]`` is true come before all others."""
+    return rank_in_group(first * 2**40 - rank_in_group(values, group, num_groups), group, num_groups)
+
+
 def cumsum_before(values: Tensor, group: Tensor, num_groups: int, rank: Tensor) -> Tensor:
     """Sum of those integers ``values [V]`` that come before each token in its group, in the order of ``rank [V]``.
 
@@ -96,8 +101,13 @@ def index_in_sample(tokens: VisualTokens) -> Tensor:
 
 
 def crop_label(tokens: VisualTokens, crops: int) -> Tensor:
-    """``[V]`` number of the crop that each token lies in: ``crops`` contiguous ranges of raster indices per item."""
-    return tokens.item * crops + index_in_item(tokens) * crops // tokens.grid.prod(-1)[tokens.item]
+    """``[V]`` number of the crop that each token lies in: ``crops`` contiguous ranges of raster indices per item.
+
+    Where they cannot be equally long the first ones have a token more.
+    """
+    index, size = index_in_item(tokens), tokens.grid.prod(-1)[tokens.item]
+    length, longer = size // crops, size % crops
+    return tokens.item * crops + torch.maximum(index // (length + 1), (index - longer) // length.clamp(min=1))
 
 
 def cell_label(tokens: VisualTokens, size: int) -> Tensor:

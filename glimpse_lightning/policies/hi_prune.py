@@ -12,7 +12,7 @@ from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.checks import check_fraction
 from glimpse_lightning.scorers.base import Requires
-from glimpse_lightning.segments import index_in_item, rank_in_group
+from glimpse_lightning.segments import index_in_item, rank_first, rank_in_group
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 
@@ -67,10 +67,7 @@ class HiPrune(Budget, Policy):
         count = (budget.double() * self.anchors / 5).round().long()
         anchor = present & (rank_in_group(attention, group, len(budget)) < count[group])
         first = present & self._with_neighbours(anchor, tokens)
-        # First the anchors and buffers, in a class of their own above all scores, then the registers.
-        rank = rank_in_group(scores, group, len(budget))
-        rank = rank_in_group(torch.where(first, 1, 0) * 2**40 - rank, group, len(budget))
-        return present & (rank < budget[group])
+        return present & (rank_first(first, scores, group, len(budget)) < budget[group])
 
     def _with_neighbours(self, anchor: Tensor, tokens: VisualTokens) -> Tensor:
         size = tokens.grid.prod(-1)

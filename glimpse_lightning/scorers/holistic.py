@@ -13,13 +13,17 @@ from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 
 class Holistic(Scorer):
-    """**Weights, at least 0**: ``t_i = 1000 A_i + diversity * scale * Var_j cos(x_i, x_j)`` (HoloV, arXiv 2510.02912).
+    """**Weights, at least 0**, whose mean over a crop is HoloV's score of the crop (arXiv 2510.02912).
 
-    ``A`` is the attention inside the vision tower (see ``VisionAttention``), ``j`` runs over the token's crop (one of
-    ``crops`` contiguous ranges of raster indices, not a rectangle), the variance is unbiased, and ``scale`` is what
-    makes the means of ``1000 A`` and of the variance over the image equal. Meant for the policy ``CropRatio``.
+    HoloV adds up, over the tokens of a crop (one of ``crops`` contiguous ranges of raster indices, not a rectangle),
+    ``1000 A_i + diversity * scale * v_i``: ``A`` is the class token's attention, or on a tower without one the
+    attention received; ``v_i`` is the variance of ``cos(x_i, x_j)`` over the crop's ``j``; ``scale`` makes the crop's
+    mean of ``v``, plus 1e-6, equal to that of ``1000 A``. Inside a crop its code goes by attention alone. Both are in
+    the weight ``1000 A_i * (1 + diversity * v / (v + 1e-6))``, ``v`` the crop's mean. So diversity makes nearly no
+    difference between crops: ``v`` has the zero in the place of ``cos(x_i, x_i)`` in it and is seldom small. Meant
+    for the policy ``CropRatio``.
 
-    Departure: a crop of one token has variance 0.
+    Departure: a crop of one token, ``v = 0``, keeps the factor 1000, which it lacks in the method's code.
 
     Args:
         layer: block of the vision tower: a number from 0, or from -1 = the last, or a share of its depth.
@@ -42,17 +46,17 @@ class Holistic(Scorer):
     def forward(self, tokens: VisualTokens) -> Tensor:
         """Weights ``[V]``."""
         attention = 1000 * tokens.attention(VisionAttention(self.layer, queries="class"))
-        variance = self._variance(tokens)
-        item, items = tokens.item, tokens.num_items
-        scale = segment_mean(attention, item, items) / segment_mean(variance, item, items).clamp(min=1e-12)
-        return attention + self.diversity * scale[item] * variance
+        crop, crops = crop_label(tokens, self.crops), tokens.num_items * self.crops
+        spread = segment_mean(self._variance(tokens, crop), crop, crops)
+        return attention * (1 + self.diversity * spread / (spread + 1e-6))[crop]
 
-    def _variance(self, tokens: VisualTokens) -> Tensor:
-        padding = Padding(crop_label(tokens, self.crops))
+    def _variance(self, tokens: VisualTokens, crop: Tensor) -> Tensor:
+        padding = Padding(crop)
         unit = padding.pad(F.normalize(tokens.hidden.float(), dim=-1))
         present = padding.pad(torch.ones_like(tokens.item))[:, None].float()
         cosine = unit @ unit.transpose(1, 2)  # crops only: a 16th of an image on a side
-        count = present.sum(-1, keepdim=True)
-        mean = (cosine * present).sum(-1, keepdim=True) / count.clamp(min=1)
-        square = ((cosine - mean).square() * present).sum(-1, keepdim=True)
-        return padding.unpad(square / (count - 1).clamp(min=1))[:, 0]
+        cosine.diagonal(dim1=1, dim2=2).zero_()
+        others = (present.sum(-1, keepdim=True) - 1).clamp(min=1)
+        mean = cosine.sum(-1, keepdim=True) / others  # gaps have cosine 0
+        square = ((cosine - mean).square() * present).sum(-1, keepdim=True)  # of the zero on the diagonal, too
+        return padding.unpad(square / others)[:, 0]

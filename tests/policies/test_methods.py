@@ -211,19 +211,32 @@ def test_trap_neighbours_wrap_at_row_ends() -> None:
 # -- HoloV -------------------------------------------------------------------------------------------------------
 
 
-def test_crop_ratio_is_proportional_and_meets_the_budget() -> None:
+@pytest.mark.parametrize("per", ["item", "sample"])
+@pytest.mark.parametrize("ratio", [0.1, 0.4, 0.9])
+def test_crop_ratio(ratio: float, per: Any) -> None:
+    def rule(tokens: VisualTokens, scores: list[float], mine: list[int]) -> list[int]:
+        budget = max(1, floor(ratio, len(mine)))
+        items: dict[int, list[int]] = {}
+        for i in mine:
+            items.setdefault(int(tokens.item[i]), []).append(i)
+        crops = [crop.tolist() for item in items.values() for crop in torch.tensor(item).tensor_split(4) if len(crop)]
+        weight = [sum(max(scores[i], 0.0) for i in crop) / len(crop) for crop in crops]
+        parts = [floor(w / (sum(weight) or 1.0), budget) for w in weight]
+        for c in best_first(weight, range(len(crops)))[: budget - sum(parts)]:
+            parts[c] += 1
+        kept = [i for crop, part in zip(crops, parts, strict=True) for i in best_first(scores, crop)[:part]]
+        return (kept + best_first(scores, [i for i in mine if i not in kept]))[:budget]
+
+    check(CropRatio(ratio=ratio, crops=4, per=per), rule, per)
+
+
+def test_crop_ratio_meets_the_budget() -> None:
     tokens = visual_tokens([[(1, 16, 16)]])
-    scores = torch.rand(256, generator=torch.Generator().manual_seed(0)) * 0.01
     crop = torch.arange(256) // 16
-    scores += torch.tensor([1.0, 2.0, 3.0, 2.0] * 4)[crop]
-    keep = CropRatio(count=64).select(scores, tokens)
-    counts = torch.bincount(crop[keep], minlength=16).tolist()
-    assert counts == [2, 4, 6, 4] * 4
-    for c in range(16):
-        mine = (crop == c).nonzero().flatten().tolist()
-        assert [i for i in mine if keep[i]] == sorted(best_first(scores.tolist(), mine)[: counts[c]])
-    one_crop = torch.where(crop == 3, 1.0, 0.0)
-    assert torch.bincount(crop[CropRatio(count=20).select(one_crop, tokens)], minlength=16)[3] == 16
+    one_crop = CropRatio(count=20).select(torch.where(crop == 3, 1.0, 0.0), tokens)
+    assert torch.bincount(crop[one_crop], minlength=16).tolist() == [4, 0, 0, 16, *[0] * 12]
+    no_weight = CropRatio(count=20).select(torch.zeros(256), tokens)
+    assert torch.bincount(crop[no_weight], minlength=16).tolist() == [5, *[1] * 15]
 
 
 def test_trap_crops_are_ranges_of_indices() -> None:

@@ -42,15 +42,14 @@ def test_holistic() -> None:
     attention = 1000 * tokens.attention(VisionAttention(-1, queries="class"))
     for item in range(tokens.num_items):
         mine = (tokens.item == item).nonzero().flatten().tolist()
-        crops = [number * 3 // len(mine) for number in range(len(mine))]
-        variance = []
-        for i, crop in zip(mine, crops, strict=True):
-            others = [j for j, c in zip(mine, crops, strict=True) if c == crop]
-            cosine = torch.stack([F.cosine_similarity(tokens.hidden[i], tokens.hidden[j], dim=0) for j in others])
-            variance.append(float(cosine.var()) if len(others) > 1 else 0.0)
-        scale = float(attention[mine].mean()) / max(sum(variance) / len(variance), 1e-12)
-        expected = attention[mine] + 0.5 * scale * torch.tensor(variance)
-        torch.testing.assert_close(scores[mine], expected, rtol=1e-4, atol=1e-2)
+        for crop in torch.tensor(mine).tensor_split(3):
+            unit = F.normalize(tokens.hidden[crop], dim=-1)
+            cosine = (unit @ unit.T).fill_diagonal_(0)
+            others = max(1, len(crop) - 1)
+            variance = (cosine - cosine.sum(1, keepdim=True) / others).square().sum(1) / others
+            holistic = attention[crop] + 0.5 * variance * attention[crop].mean() / (variance.mean() + 1e-6)
+            torch.testing.assert_close(scores[crop].mean(), holistic.mean(), rtol=1e-4, atol=1e-2, equal_nan=True)
+            assert scores[crop].argsort().tolist() == attention[crop].argsort().tolist()
 
 
 # -- FasterVLM and HiPrune ---------------------------------------------------------------------------------------
