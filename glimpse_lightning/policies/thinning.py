@@ -8,12 +8,12 @@ from torch import Tensor
 from glimpse_lightning.policies.greedy import Rows
 
 
-def thin(rows: Rows, free: Tensor, target: Tensor, order: Tensor, step: Tensor) -> Tensor:
+def thin(rows: Rows, free: Tensor, target: Tensor, order: Tensor, step: Tensor, reorder: bool = False) -> Tensor:
     """Drop tokens until each group has ``target [G]`` of its ``free [G, L]`` ones left.
 
     Free tokens stand in the order of ``order [G, L]`` (small first). In each round those at even places whose cosine
-    with a token at an odd place is largest are dropped: at most ``step [G]``. Of equal ones the
-    earlier.
+    with a token at an odd place is largest are dropped: at most ``step [G]``. Of equal ones the earlier. With
+    ``reorder`` those at even places that are left then stand by falling cosine, and those at odd places after them.
 
     Returns:
         ``[G, L]`` the tokens left.
@@ -22,14 +22,14 @@ def thin(rows: Rows, free: Tensor, target: Tensor, order: Tensor, step: Tensor) 
     start = 0
     for part in rows.parts():
         here = slice(start, start + len(part.open))
-        left.append(_thin(part, free[here], target[here], order[here], step[here]))
+        left.append(_thin(part, free[here], target[here], order[here], step[here], reorder))
         start = here.stop
     return torch.cat(left) if left else free
 
 
-def _thin(rows: Rows, free: Tensor, target: Tensor, order: Tensor, step: Tensor) -> Tensor:
+def _thin(rows: Rows, free: Tensor, target: Tensor, order: Tensor, step: Tensor, reorder: bool) -> Tensor:
     cosine = rows.features @ rows.features.transpose(1, 2)
-    free = free.clone()
+    free, order = free.clone(), order.clone()
     each = torch.arange(len(free), device=free.device)[:, None]
     while bool((excess := free.sum(1) - target.clamp(min=1)).max() > 0):
         width = int(free.sum(1).max())
@@ -41,4 +41,6 @@ def _thin(rows: Rows, free: Tensor, target: Tensor, order: Tensor, step: Tensor)
         most = excess.minimum(step)
         drop = (place < most[:, None]) & (similar > -torch.inf)
         free[each, even] &= ~drop
+        if reorder:
+            order[each, even], order[each, odd] = place, torch.arange(width, width + odd.shape[1], device=odd.device)
     return free

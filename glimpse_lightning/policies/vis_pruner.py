@@ -19,10 +19,13 @@ from glimpse_lightning.visual_tokens import VisualTokens
 class VisPruner(Budget, Policy):
     """A share of the budget to the best tokens; the rest is thinned out until it fits the other share (VisPruner).
 
-    arXiv 2412.01818 v3, as in AngelSlim: the rest, best first, is parted into tokens at even and at odd places; the
-    ``step`` even ones most similar (cosine of the states at the stage) to an odd one are dropped; and again.
+    arXiv 2412.01818 v3: the rest, best first, is parted into tokens at even and at odd places; the ``step`` even ones
+    most similar (cosine of the states at the stage) to an odd one are dropped. The even ones that are left, most
+    similar first, and the odd ones after them are the queue of the next round, until the other share is left.
 
-    Departures: what is left keeps its order from round to round; one set per sample unless ``per: item``.
+    Departures: similar in states at the stage, where VisPruner compares those in front of the projector; where its code
+    raises, as the rest is an odd number of tokens or half of it are fewer than one round drops, all even ones go at
+    most; one set per sample unless ``per: item``.
 
     Args:
         ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
@@ -55,5 +58,5 @@ class VisPruner(Budget, Policy):
         best = (self.important * rows.budget.double() + 1e-9).floor().long()
         important = rows.open & (rank < best[:, None])
         diverse = rows.budget - best
-        left = thin(rows, rows.open & ~important, diverse, rank, torch.full_like(best, self.step))
+        left = thin(rows, rows.open & ~important, diverse, rank, torch.full_like(best, self.step), reorder=True)
         return rows.padding.unpad(important | (left & (diverse > 0)[:, None]))

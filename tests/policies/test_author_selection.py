@@ -100,3 +100,16 @@ def test_holo_v(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
     positions = setting["positions"]
     assert {*chosen(keep)} >= {*positions[positions >= 0].tolist()}
     assert keep.sum() == setting["budget"] == len(positions)
+
+
+# -- VisPruner ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("case", "setting"), settings_of("vispruner"))
+def test_vis_pruner(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    attention = case["in/attention"].mean(0)
+    row = VisionAttention(-2, queries="class")
+    tokens = replace(one_image(1, len(attention)), hidden=case["in/features"], vision={row: attention[:, None]})
+    policy = p.VisPruner(count=int(setting["budget"]), important=float(setting["important_ratio"]))
+    kept = chosen(policy.select(s.VisionRank()(tokens), tokens))
+    assert kept == sorted([*setting["important"].tolist(), *setting["diverse"].tolist()])

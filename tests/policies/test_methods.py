@@ -124,14 +124,14 @@ def test_outliers_are_adaptive() -> None:
 # -- VisPruner and ToMe ------------------------------------------------------------------------------------------
 
 
-def thinned(x: Tensor, queue: list[int], target: int, step: int) -> list[int]:
+def thinned(x: Tensor, queue: list[int], target: int, step: int, reorder: bool = False) -> list[int]:
     unit = F.normalize(x, dim=-1)
     while len(queue) > max(target, 1):
         even, odd = queue[::2], queue[1::2]
         likeness = {i: max(float(unit[i] @ unit[j]) for j in odd) for i in even}
         drop = min(len(queue) - max(target, 1), len(even), step)
-        gone = sorted(even, key=lambda i: (-likeness[i], even.index(i)))[:drop]
-        queue = [i for i in queue if i not in gone]
+        likest = sorted(even, key=lambda i: (-likeness[i], even.index(i)))
+        queue = likest[drop:] + odd if reorder else [i for i in queue if i not in likest[:drop]]
     return queue if target else []
 
 
@@ -144,7 +144,7 @@ def test_vis_pruner(ratio: float, pairs: int, monkeypatch: pytest.MonkeyPatch) -
         budget = max(1, floor(ratio, len(mine)))
         order = best_first(scores, mine)
         important = order[: floor(0.5, budget)]
-        return important + thinned(tokens.hidden, order[len(important) :], budget - len(important), 3)
+        return important + thinned(tokens.hidden, order[len(important) :], budget - len(important), 3, reorder=True)
 
     check(VisPruner(ratio=ratio, step=3), rule, "sample")
 
