@@ -12,7 +12,7 @@ from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.checks import check_count, check_fraction
 from glimpse_lightning.scorers.base import Requires
-from glimpse_lightning.segments import cell_label, rank_in_group
+from glimpse_lightning.segments import cell_label, rank_first, rank_in_group
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 
@@ -20,11 +20,13 @@ class LocalGlobal(Budget, Policy):
     """A share of the budget evenly to windows of the image, the other one to the best tokens left (VScan, stage 1).
 
     arXiv 2505.22654: the local share goes to the tokens with most attention in a shallow vision block within each
-    ``window x window`` window, the global share to the best scores (the scorer reads a deep block). The reducer
-    ``MergeNearest(mode: mean)`` merges the others into the nearest kept ones.
+    ``window x window`` window, the global share to the best scores (``VisionRank``, block -2 of CLIP). Attention is the
+    class token's, or on a tower without one the attention received. The reducer ``MergeNearest(mode: mean)`` merges the
+    others into the nearest kept ones.
 
     Departures: where the local share is no multiple of the number of windows, the windows whose next token has most
-    attention get one more; one set per sample unless ``per: item``.
+    attention get one more, where the method's code keeps fewer tokens (98 of a budget of 100, all of which are kept
+    here too; else the sets are equal); one set per sample unless ``per: item``.
 
     Args:
         ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
@@ -41,7 +43,7 @@ class LocalGlobal(Budget, Policy):
         count: int | None = None,
         local: float = 0.5,
         window: int = 6,
-        shallow_layer: Layer = 6,
+        shallow_layer: Layer = 5,
         per: Literal["sample", "item"] = "sample",
         min_tokens: int = 1,
         flops: float | None = None,
@@ -70,6 +72,4 @@ class LocalGlobal(Budget, Policy):
         turn = -(in_window * 2**32) - rank_in_group(attention, group, len(budget))
         first = (self.local * budget.double() + 1e-9).floor().long()
         local = present & (rank_in_group(turn, group, len(budget)) < first[group])
-        rest = torch.where(local, -torch.inf, scores.float())
-        best = rank_in_group(rest, group, len(budget)) < (budget - first)[group]
-        return local | (present & best & (rest > -torch.inf))
+        return present & (rank_first(local, scores, group, len(budget)) < budget[group])

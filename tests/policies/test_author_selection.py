@@ -113,3 +113,23 @@ def test_vis_pruner(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None
     policy = p.VisPruner(count=int(setting["budget"]), important=float(setting["important_ratio"]))
     kept = chosen(policy.select(s.VisionRank()(tokens), tokens))
     assert kept == sorted([*setting["important"].tolist(), *setting["diverse"].tolist()])
+
+
+# -- VScan -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("case", "setting"), settings_of("vscan_stage1"))
+def test_v_scan(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    """Of a budget of 100 the authors keep 3 a window and 50; here two windows have a fourth."""
+    shallow, deep = case["in/attention_block5"], case["in/attention_block_minus2"]
+    vision = {VisionAttention(i, queries="class"): row[:, None] for i, row in ((5, shallow), (-2, deep))}
+    tokens = replace(one_image(24, 24), hidden=case["in/features"], vision=vision)
+    keep = p.LocalGlobal(count=int(setting["budget"])).select(s.VisionRank()(tokens), tokens)
+    theirs = torch.zeros_like(keep).index_fill(0, setting["kept"], True)
+    if setting["budget"] == 100:
+        assert keep.sum() == 100 == theirs.sum() + 2
+        assert not (theirs & ~keep).any()
+    else:
+        assert torch.equal(keep, theirs)
+    merged = r.MergeNearest("mean").reduce(tokens.hidden, theirs, tokens)
+    torch.testing.assert_close(merged, setting["merged"], atol=1e-5, rtol=0)
