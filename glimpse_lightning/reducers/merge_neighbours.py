@@ -12,7 +12,7 @@ from glimpse_lightning.policies.scale import weights
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.reducers.merging import compress
 from glimpse_lightning.scorers.base import Requires
-from glimpse_lightning.segments import Padding, segment_count, segment_sum
+from glimpse_lightning.segments import Padding, segment_count, segment_max, segment_sum
 from glimpse_lightning.visual_tokens import VisionKeys, VisualTokens
 
 
@@ -20,11 +20,12 @@ class MergeNeighbours(Reducer):
     """``x_i + sum_j a_j x_j`` over the ``neighbours`` tokens ``j`` of the item whose keys are most like key ``i``.
 
     LLaVA-PruMerge (arXiv 2403.15388): neighbours may be kept or dropped tokens; ``a`` is the attention that the score
-    is the logarithm of. Tokens that the policy keeps as merge targets only (``Outliers(extra: true)``) become ``sum_j
-    a_j x_j`` over all tokens that are not kept otherwise; in an item where nothing else is kept they are as any other.
+    is the logarithm of, so a class token's sums to less than 1 over the tokens of an item. Tokens that the policy keeps
+    as merge targets only (``Outliers(extra: true)``) become ``sum_j a_j x_j`` over all tokens that are not kept
+    otherwise; in an item where nothing else is kept they are as any other.
 
-    Departures: ``a`` sums to 1 over the tokens of an item (PruMerge's sums to 1 with the class token, which is no
-    visual token); the states are those at the stage, PruMerge's in front of the projector.
+    Departures: where ``a`` sums to more than 1, as attention received does, it is divided by its sum; the states are
+    those at the stage, PruMerge's in front of the projector.
 
     Args:
         neighbours: how many.
@@ -68,7 +69,8 @@ class MergeNeighbours(Reducer):
         return merged.to(hidden.dtype)[keep]
 
     def _attention(self, tokens: VisualTokens) -> Tensor:
-        scores = torch.zeros(len(tokens), device=tokens.item.device) if tokens.scores is None else tokens.scores
-        weight = weights(scores, "log", tokens.item, tokens.num_items)
-        total = segment_sum(weight, tokens.item, tokens.num_items)
-        return weight / total.clamp(min=1e-20)[tokens.item]
+        item, items = tokens.item, tokens.num_items
+        scores = torch.zeros(len(tokens), device=item.device) if tokens.scores is None else tokens.scores
+        weight = weights(scores, "log", item, items)  # times exp(-top)
+        top = segment_max(scores.float().nan_to_num(-torch.inf, neginf=-torch.inf), item, items)
+        return weight / segment_sum(weight, item, items).maximum((-top).exp())[item]

@@ -14,6 +14,7 @@ from torch import Tensor
 import glimpse_lightning.policies as p
 import glimpse_lightning.reducers as r
 import glimpse_lightning.scorers as s
+from glimpse_lightning.backbones.vision_attention import class_row
 from glimpse_lightning.visual_tokens import VisionAttention, VisionKeys, VisualTokens
 
 
@@ -133,3 +134,28 @@ def test_v_scan(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
         assert torch.equal(keep, theirs)
     merged = r.MergeNearest("mean").reduce(tokens.hidden, theirs, tokens)
     torch.testing.assert_close(merged, setting["merged"], atol=1e-5, rtol=0)
+
+
+# -- PruMerge ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, number) for name in ("prumerge", "prumerge_plus") for number in cases(name)]
+)
+def test_pru_merge(name: str, number: str) -> None:
+    case = cases(name)[number]
+    features, keys, kept = case["in/features"], case["in/keys"], case["out/order"]
+    attention = class_row(case["in/class_query"][None, None], keys[None, None], keys.shape[1] ** -0.5)[0, 1:]
+    torch.testing.assert_close(attention, case["out/class_attention"], atol=1e-5, rtol=0)
+    row, joint = VisionAttention(-1, "joint", "class"), VisionKeys(-1, "joint")
+    tokens = one_image(1, len(features))
+    tokens = replace(tokens, hidden=features, vision={row: attention[:, None], joint: keys[1:]})
+    scores = s.VisionRank(-1, "joint")(tokens)
+    policy = p.Outliers(stride=name == "prumerge_plus")
+    keep = policy.select(scores, tokens)
+    targets = policy.merge_targets(scores, keep, tokens)
+    assert chosen(keep & ~targets) == sorted(kept.tolist())
+    assert targets.sum() == 1  # in the place of the token that the authors add at the end
+    merged = torch.zeros_like(features)
+    merged[keep] = r.MergeNeighbours().reduce(features, keep, replace(tokens, scores=scores, targets=targets))
+    torch.testing.assert_close(merged[[*kept.tolist(), *chosen(targets)]], case["out/tokens"], atol=1e-5, rtol=0)

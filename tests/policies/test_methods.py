@@ -104,7 +104,7 @@ def test_outliers(stride: bool, extra: bool) -> None:
         keep = keep or best_first(scores, mine)[:1]
         if stride:
             step = max(1, int(int(len(mine) / len(keep)) / 3))
-            keep = sorted({*keep, *mine[::step]})
+            keep = sorted({*keep, *mine[:-1:step]})
         rest = best_first(scores, [i for i in mine if i not in keep])
         return keep + (rest[:1] if extra else [])
 

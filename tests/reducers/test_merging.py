@@ -18,16 +18,16 @@ from glimpse_lightning.visual_tokens import VisionKeys, VisualTokens
 BATCH = [[(1, 5, 6)], [], [(1, 2, 2), (2, 4, 3)], [(1, 9, 1)], [(1, 1, 1)]]
 
 
-def staged(policy: Policy, reducer: Reducer, batch: Any = BATCH) -> tuple[VisualTokens, Tensor]:
+def staged(policy: Policy, reducer: Reducer, batch: Any = BATCH, shift: float = 0.0) -> tuple[VisualTokens, Tensor]:
     """Tokens as the engine hands them to a reducer, and the keep mask."""
     tokens = visual_tokens(batch, policy.requires | reducer.requires)
-    scores = torch.randn(len(tokens), generator=torch.Generator().manual_seed(3))
+    scores = torch.randn(len(tokens), generator=torch.Generator().manual_seed(3)) + shift
     keep = policy.select(scores, tokens)
     return replace(tokens, scores=scores, targets=policy.merge_targets(scores, keep, tokens)), keep
 
 
-def check(policy: Policy, reducer: Reducer, rule: Any) -> None:
-    tokens, keep = staged(policy, reducer)
+def check(policy: Policy, reducer: Reducer, rule: Any, shift: float = 0.0) -> None:
+    tokens, keep = staged(policy, reducer, shift=shift)
     out = reducer.reduce(tokens.hidden, keep, tokens)
     expected = tokens.hidden.clone()
     for item in range(tokens.num_items):
@@ -139,14 +139,17 @@ def test_merge_neighbours_of_an_item_alone() -> None:
     torch.testing.assert_close(outs[0][0], outs[1][0])
 
 
+@pytest.mark.parametrize("shift", [0.0, -4.0, -300.0])
 @pytest.mark.parametrize("extra", [True, False])
-def test_merge_neighbours(extra: bool) -> None:
+def test_merge_neighbours(extra: bool, shift: float) -> None:
+    """Weights are what scores are logarithms of, up to a sum of 1: below it with a shift of -4, and nothing at -300."""
     reducer = MergeNeighbours(neighbours=4, key_layer=-1)
     policy = Outliers(factor=0.5, extra=extra)
 
     def rule(tokens: VisualTokens, keep: list[bool], mine: list[int]) -> dict[int, Tensor]:
         assert tokens.scores is not None and tokens.targets is not None
-        a = dict(zip(mine, tokens.scores[mine].softmax(0), strict=True))
+        weight = tokens.scores[mine].exp()
+        a = dict(zip(mine, weight / max(1.0, float(weight.sum())), strict=True))
         keys = tokens.vision[VisionKeys(-1, "joint")]
         merged = {}
         for i in (i for i in mine if keep[i]):
@@ -159,7 +162,7 @@ def test_merge_neighbours(extra: bool) -> None:
             merged[i] = tokens.hidden[i] + sum(a[j] * tokens.hidden[j] for j in near)
         return merged  # type: ignore[return-value]
 
-    check(policy, reducer, rule)
+    check(policy, reducer, rule, shift)
 
 
 def test_pooling_is_average_pooling() -> None:
