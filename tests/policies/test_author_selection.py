@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -18,11 +17,13 @@ from glimpse_lightning.backbones.vision_attention import class_row
 from glimpse_lightning.visual_tokens import VisionAttention, VisionKeys, VisualTokens
 
 
-def settings_of(name: str) -> Iterator[pytest.ParameterSet]:
+def settings_of(name: str) -> list[pytest.ParameterSet]:
     """Every case and setting of a method's file, as ``(case, setting)``."""
-    for number, case in cases(name).items():
-        for key, setting in settings(case).items():
-            yield pytest.param(case, setting, id=f"{number}/{key}")
+    return [
+        pytest.param(case, setting, id=f"{number}/{key}")
+        for number, case in cases(name).items()
+        for key, setting in settings(case).items()
+    ]
 
 
 def one_image(height: int, width: int) -> VisualTokens:
