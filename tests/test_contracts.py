@@ -39,7 +39,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "VisPruner": {"ratio": 0.4, "step": 2},
     "BipartiteMatching": {"ratio": 0.3},
     "HiPrune": {"ratio": 0.5, "anchors": 0.8, "object_layer": 1},
-    "CropRatio": {"ratio": 0.4, "crops": 3},
+    "CropRatio": {"ratio": 0.4, "crops": 3, "fill": True},
     "DART": {"ratio": 0.6},
     "LocalGlobal": {"ratio": 0.5, "window": 2, "shallow_layer": 0},
     "Recycled": {"ratio": 0.3, "per_cluster": 2},

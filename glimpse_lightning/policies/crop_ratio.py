@@ -22,14 +22,17 @@ class CropRatio(Budget, Policy):
     image, not a rectangle, and the first ones have a token more where they cannot be equally long. Parts are floored;
     what that leaves over goes to the crops of largest weight, one token each.
 
-    Departures: what a crop is too short for goes to the best tokens of the other crops, where the method's code fills
-    up with zeros (one and two tokens in two of 24 random settings; else the sets are equal); one budget per sample
-    unless ``per: item``.
+    What a crop is too short for is lost, as in the method's code, which puts zeros there: fewer tokens than the budget
+    are then kept (one and two fewer in two of 24 random settings). ``fill: true`` gives it to the best tokens of the
+    other crops, so that the budget is met.
+
+    Departure: one budget per sample unless ``per: item``.
 
     Args:
         ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
         crops: ranges per image.
         scale: ``"raw"``: scores are weights (HoloV's); ``"log"``: logarithms of weights (attention scorers).
+        fill: whether other crops get what a crop is too short for.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class CropRatio(Budget, Policy):
         per: Literal["sample", "item"] = "sample",
         min_tokens: int = 1,
         flops: float | None = None,
+        fill: bool = False,
     ) -> None:
         super().__init__(ratio, count, per, min_tokens, flops)
         check_count("crops", crops)
@@ -49,6 +53,7 @@ class CropRatio(Budget, Policy):
             raise ValueError("Expected argument `crops` to be at least 1, but got 0.")
         self.crops = crops
         self.scale = scale
+        self.fill = fill
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, budget = self.budget(tokens)
@@ -64,4 +69,6 @@ class CropRatio(Budget, Policy):
         over = budget - segment_sum(part, owner, len(budget))
         part += rank_in_group(share, owner, len(budget)) < over[owner]
         first = present & (rank_in_group(scores, crop, total) < part[crop])
+        if not self.fill:
+            return first
         return present & (rank_first(first, scores, group, len(budget)) < budget[group])

@@ -211,9 +211,10 @@ def test_trap_neighbours_wrap_at_row_ends() -> None:
 # -- HoloV -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("fill", [False, True])
 @pytest.mark.parametrize("per", ["item", "sample"])
 @pytest.mark.parametrize("ratio", [0.1, 0.4, 0.9])
-def test_crop_ratio(ratio: float, per: Any) -> None:
+def test_crop_ratio(ratio: float, per: Any, fill: bool) -> None:
     def rule(tokens: VisualTokens, scores: list[float], mine: list[int]) -> list[int]:
         budget = max(1, floor(ratio, len(mine)))
         items: dict[int, list[int]] = {}
@@ -225,17 +226,19 @@ def test_crop_ratio(ratio: float, per: Any) -> None:
         for c in best_first(weight, range(len(crops)))[: budget - sum(parts)]:
             parts[c] += 1
         kept = [i for crop, part in zip(crops, parts, strict=True) for i in best_first(scores, crop)[:part]]
-        return (kept + best_first(scores, [i for i in mine if i not in kept]))[:budget]
+        return (kept + best_first(scores, [i for i in mine if i not in kept]))[:budget] if fill else kept
 
-    check(CropRatio(ratio=ratio, crops=4, per=per), rule, per)
+    check(CropRatio(ratio=ratio, crops=4, per=per, fill=fill), rule, per)
 
 
 def test_crop_ratio_meets_the_budget() -> None:
+    """Where it is told to; else what a crop is too short for is lost, as in HoloV's code."""
     tokens = visual_tokens([[(1, 16, 16)]])
-    crop = torch.arange(256) // 16
-    one_crop = CropRatio(count=20).select(torch.where(crop == 3, 1.0, 0.0), tokens)
-    assert torch.bincount(crop[one_crop], minlength=16).tolist() == [4, 0, 0, 16, *[0] * 12]
-    no_weight = CropRatio(count=20).select(torch.zeros(256), tokens)
+    crop, policy = torch.arange(256) // 16, CropRatio(count=20, fill=True)
+    third = torch.where(crop == 3, 1.0, 0.0)
+    assert torch.bincount(crop[policy.select(third, tokens)], minlength=16).tolist() == [4, 0, 0, 16, *[0] * 12]
+    assert CropRatio(count=20).select(third, tokens).sum() == 16
+    no_weight = policy.select(torch.zeros(256), tokens)
     assert torch.bincount(crop[no_weight], minlength=16).tolist() == [5, *[1] * 15]
 
 
