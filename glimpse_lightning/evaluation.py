@@ -13,9 +13,10 @@ from torch import Tensor
 
 from glimpse_lightning import scorers
 from glimpse_lightning.answers import answer_rows, greedy, prefill, with_answers
-from glimpse_lightning.backbones.base import Prompt
 from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.engine.decoding import decode_step
 from glimpse_lightning.engine.prefill import PrefillOutput
+from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.evidence import evidence_mask
 from glimpse_lightning.metrics.evidence_overlap import evidence_overlap
 from glimpse_lightning.metrics.text import AnswerMetric
@@ -44,7 +45,8 @@ def answer_log_probs(model: PrunedVLM, out: PrefillOutput, batch: Batch) -> Tens
     logits, ids = out.logits[:, None], batch.answer_ids[:, :-1]
     if ids.shape[1]:
         steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)
-        step = model.backbone.decode_step(
+        step = decode_step(
+            model.backbone,
             input_ids=ids,
             attention_mask=torch.cat([out.attention_mask, torch.ones_like(ids)], 1),
             position_ids=out.position_ids[..., -1:] + steps,

@@ -16,15 +16,17 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, GenerationMixin, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from glimpse_lightning.backbones.base import Backbone, Prompt
+from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.fingerprint import fingerprint, same_weights
 from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.engine.checkpointing import keeps_caches
 from glimpse_lightning.engine.compaction import fill_cache
+from glimpse_lightning.engine.decoding import decode_step
 from glimpse_lightning.engine.forward import IGNORED, Parts, check_placeholders, logits_of
 from glimpse_lightning.engine.generate_options import check_options
 from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
+from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.engine.prompt_cache import PromptCache
 from glimpse_lightning.engine.replay import ReplayOutput, replay
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
@@ -329,7 +331,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
             if drafted is None or drafted.shape[1] == 0:
                 return first
             steps = torch.arange(1, drafted.shape[1] + 1, device=drafted.device)
-            more = self.backbone.decode_step(
+            more = decode_step(
+                self.backbone,
                 input_ids=drafted,
                 attention_mask=torch.cat([prefill.attention_mask, torch.ones_like(drafted)], 1),
                 position_ids=prefill.position_ids[..., -1:] + steps,
@@ -344,7 +347,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 # Where tokens are drafted, transformers lengthens masks to the unpruned prompt's length.
                 held = past_key_values.layers[-1].get_seq_length() + input_ids.shape[1]
                 attention_mask = attention_mask[:, :held]
-            return self.backbone.decode_step(
+            return decode_step(
+                self.backbone,
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
@@ -471,17 +475,21 @@ class PrunedVLM(nn.Module, GenerationMixin):
     @keeps_caches
     def glimpse_forward(self, batch: Any, answers: bool = False) -> list[StageOutput]:
         """Differentiable scores of every stage; see :func:`glimpse_lightning.engine.training.glimpse_forward`."""
-        return glimpse_forward(self, batch, answers)
+        with torch.no_grad():
+            prompt = self.embed(batch)
+        return glimpse_forward(self.backbone, self.pruner, prompt, batch, answers)
 
     @keeps_caches
     def replay(self, batch: Any, ids: Tensor, mask: Tensor, **kwargs: Any) -> ReplayOutput:
         """Differentiable predictions of answers behind a pruned prompt; see :func:`~.engine.replay.replay`."""
-        return replay(self, batch, ids, mask, **kwargs)
+        return replay(self.backbone, self.pruner, self.embed(batch), batch, ids, mask, **kwargs)
 
     @keeps_caches
     def distill(self, batch: Any, gate: Any) -> DistillOutput:
         """Full and softly pruned answers; see :func:`glimpse_lightning.engine.training.distill`."""
-        return distill(self, batch, gate)
+        with torch.no_grad():
+            prompt = self.embed(batch)
+        return distill(self.backbone, self.pruner, prompt, batch, gate)
 
 
 def _check_weights(pruner: Pruner, backbone: Backbone) -> None:

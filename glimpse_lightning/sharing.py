@@ -12,7 +12,7 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.visual_tokens import VisionTap
 
 if TYPE_CHECKING:
-    from glimpse_lightning.backbones.base import Prompt
+    from glimpse_lightning.engine.prompt import Prompt
     from glimpse_lightning.evaluation import FullAnswer
 
 

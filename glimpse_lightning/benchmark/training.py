@@ -23,7 +23,7 @@ from glimpse_lightning.benchmark.training_theory import MASK, MASK_ANSWERS, Step
 from glimpse_lightning.benchmark.variants import scorer_of
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.engine.trunk import TokenLayout
+from glimpse_lightning.engine.prompt import TokenLayout
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.objectives import KL, Mask
 from glimpse_lightning.objectives.base import Objective

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from glimpse_lightning.engine.decoder import Decoder
 from glimpse_lightning.engine.in_use import while_in_use
-
-if TYPE_CHECKING:
-    from glimpse_lightning.backbones.base import Backbone
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 @contextmanager
-def caches_kept(backbone: Backbone) -> Iterator[None]:
+def caches_kept(decoder: Decoder) -> Iterator[None]:
     """While the context is open, decoder layers do not checkpoint.
 
     A layer that checkpoints (gradient checkpointing on, training mode) silently drops the cache that it is handed, and
@@ -25,8 +23,8 @@ def caches_kept(backbone: Backbone) -> Iterator[None]:
     """
 
     def rest() -> Callable[[], None]:
-        decoder = (backbone.decoder, *backbone.layers)  # what is handed caches; all modules would take long to look at
-        checkpointing = [module for module in decoder if getattr(module, "gradient_checkpointing", False)]
+        handed = (decoder.decoder, *decoder.layers)  # the modules that take caches; looking at all would take long
+        checkpointing = [module for module in handed if getattr(module, "gradient_checkpointing", False)]
 
         def switch(on: bool) -> None:
             for module in checkpointing:
@@ -35,7 +33,7 @@ def caches_kept(backbone: Backbone) -> Iterator[None]:
         switch(False)
         return partial(switch, True)
 
-    with while_in_use(("checkpointing", id(backbone.model)), rest):
+    with while_in_use(("checkpointing", id(decoder.model)), rest):
         yield
 
 

@@ -7,21 +7,30 @@ in prefill. ``generate`` stays the decoding loop.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from glimpse_lightning.engine.decoder import Decoder
 from glimpse_lightning.engine.prompt_cache import Columns, PromptCache
 
-if TYPE_CHECKING:
-    from glimpse_lightning.backbones.base import Backbone
+
+def decode_step(decoder: Decoder, **kwargs: Any) -> Any:
+    """The model's own cached step; ``position_ids`` are those of the new tokens.
+
+    Where layers hold other columns of the prompt, or at other positions, its layers are run one by one.
+    """
+    cache = kwargs["past_key_values"]
+    if isinstance(cache, PromptCache) and not cache.even:
+        return step_by_layers(decoder, kwargs["input_ids"], kwargs["attention_mask"], kwargs["position_ids"], cache)
+    return decoder.model(**kwargs)
 
 
 def step_by_layers(
-    backbone: Backbone, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: PromptCache
+    decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: PromptCache
 ) -> CausalLMOutputWithPast:
     """Logits ``[B, Q, vocab]`` of ``input_ids [B, Q]``, whose keys and values are added to ``cache``.
 
@@ -34,20 +43,20 @@ def step_by_layers(
     final = cache.columns[-1]
     decoded = cache.layers[-1].get_seq_length() - final.mask.shape[1] + input_ids.shape[1]
     new = final.mask.new_ones(len(input_ids), decoded) if attention_mask is None else attention_mask[:, -decoded:]
-    hidden = backbone.model.get_input_embeddings()(input_ids)
+    hidden = decoder.model.get_input_embeddings()(input_ids)
     columns: Columns | None = None
     masks: dict[str, Any] = {}
-    for layer in range(len(backbone.layers)):
+    for layer in range(len(decoder.layers)):
         if cache.columns[layer] is not columns:
             columns = cache.columns[layer]
             masks = {}
-            positions = backbone.position_embeddings(hidden, position_ids + columns.last - final.last)
-        kind = backbone.layer_type(layer)
+            positions = decoder.position_embeddings(hidden, position_ids + columns.last - final.last)
+        kind = decoder.layer_type(layer)
         if kind not in masks:
             mask = torch.cat([columns.mask, new.bool()], 1)
-            masks[kind] = backbone.attention_mask(layer, hidden, mask, _only(cache, layer))
-        hidden = backbone.run_layer(layer, hidden, masks[kind], positions, cache, None)
-    return CausalLMOutputWithPast(logits=backbone.logits(hidden), past_key_values=cache)
+            masks[kind] = decoder.attention_mask(layer, hidden, mask, _only(cache, layer))
+        hidden = decoder.run_layer(layer, hidden, masks[kind], positions, cache, None)
+    return CausalLMOutputWithPast(logits=decoder.logits(hidden), past_key_values=cache)
 
 
 def _only(cache: PromptCache, layer: int) -> DynamicCache:

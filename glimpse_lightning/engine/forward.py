@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from glimpse_lightning.engine.decoder import Decoder
 from glimpse_lightning.engine.prefill import PrefillOutput
 from glimpse_lightning.engine.replay import answer_logits
 from glimpse_lightning.errors import GlimpseError
-
-if TYPE_CHECKING:
-    from glimpse_lightning.backbones.base import Backbone
 
 IGNORED = -100
 """Label of positions that no loss counts, as in Hugging Face."""
@@ -72,11 +70,11 @@ class Parts:
         return out
 
 
-def check_placeholders(backbone: Backbone, ids: Tensor, parts: Parts) -> None:
+def check_placeholders(decoder: Decoder, ids: Tensor, parts: Parts) -> None:
     """Raise where images or videos stand behind the prompt."""
     rest = ids.gather(1, parts.rest)[parts.rest_mask]
     for name in ("image_token_id", "video_token_id"):
-        token = getattr(backbone.model.config, name, None)
+        token = getattr(decoder.model.config, name, None)
         if token is not None and bool((rest == token).any()):
             raise GlimpseError(
                 f"Expected all images in front of the first label, but a placeholder ({name}) stands behind it: tokens "
@@ -85,7 +83,7 @@ def check_placeholders(backbone: Backbone, ids: Tensor, parts: Parts) -> None:
             )
 
 
-def logits_of(backbone: Backbone, out: PrefillOutput, parts: Parts, ids: Tensor) -> tuple[Tensor, Tensor]:
+def logits_of(decoder: Decoder, out: PrefillOutput, parts: Parts, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Predictions at all columns ``[B, N, vocab]``, NaN at padding and at what was dropped; and those of the
     continuation ``[B, T + 1, vocab]``, the last one of what follows it.
 
@@ -96,9 +94,9 @@ def logits_of(backbone: Backbone, out: PrefillOutput, parts: Parts, ids: Tensor)
     rest = ids.gather(1, parts.rest)
     behind = torch.cat([rest, rest.new_zeros(len(rest), 1)], 1)  # the last one's prediction is wanted too
     mask = torch.cat([parts.rest_mask, parts.rest_mask.new_ones(len(rest), 1)], 1)
-    predicted = answer_logits(backbone, out, out.cache, behind, mask)
+    predicted = answer_logits(decoder, out, out.cache, behind, mask)
     with torch.no_grad():
-        of_prompt = backbone.logits(out.hidden)
+        of_prompt = decoder.logits(out.hidden)
     logits = torch.full((*ids.shape, predicted.shape[-1]), torch.nan, dtype=predicted.dtype, device=ids.device)
     kept = out.attention_mask.bool()
     rows = batch.expand_as(kept)

@@ -41,7 +41,7 @@ class GlimpseRun:
         steps = torch.arange(1, tokens.length + 1, device=device)
         rows = trunk.hidden.new_zeros(batch, tokens.length, trunk.hidden.shape[-1])
         rows_mask = torch.ones(batch, tokens.length, dtype=torch.bool, device=device)
-        self.stream = SideStream(trunk.backbone, rows, rows_mask, trunk.mask, trunk.position_ids[..., -1:] + steps)
+        self.stream = SideStream(trunk.decoder, rows, rows_mask, trunk.mask, trunk.position_ids[..., -1:] + steps)
 
     def enter(self, layer: int, trunk: Trunk) -> None:
         """Where the tokens ride: add the vectors that enter ``layer``, before the main stream's call of it."""

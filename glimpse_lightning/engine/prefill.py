@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from glimpse_lightning.engine.decoder import Decoder
 from glimpse_lightning.engine.glimpse_run import GlimpseRun
+from glimpse_lightning.engine.prompt import Prompt, TokenLayout
 from glimpse_lightning.engine.prompt_cache import PromptCache, fork_cache
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.engine.taps import AttentionTap
-from glimpse_lightning.engine.trunk import TokenLayout, Trunk
+from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.metrics.retention import frame_retention
 from glimpse_lightning.reducers.drop import Drop
 from glimpse_lightning.segments import repeated_segments, segment_count
 from glimpse_lightning.visual_tokens import VisualTokens
 
 if TYPE_CHECKING:
-    from glimpse_lightning.backbones.base import Backbone, Prompt
     from glimpse_lightning.pruner import Pruner, PruneStage
 
 Select = Callable[["PruneStage", Tensor, VisualTokens], Tensor]
@@ -149,7 +150,7 @@ def _text_rows(trunk: Trunk, raters: Sequence[Tensor]) -> Tensor | None:
 
 
 def run_prefill(
-    backbone: Backbone,
+    decoder: Decoder,
     pruner: Pruner | None,
     prompt: Prompt,
     key: Tensor,
@@ -177,12 +178,12 @@ def run_prefill(
     if copies > 1:
         prompt, key = prompt.repeated(copies), key.repeat_interleave(copies)
         questions, boxes = ([each for each in group for _ in range(copies)] for group in (questions, boxes))
-    trunk = Trunk.start(backbone, prompt, shared)
+    trunk = Trunk.start(decoder, prompt, shared)
     waiting = new_stage_runs(pruner, trunk, scored, torch.is_grad_enabled())
     scores: list[Tensor] = []
     keep: list[Tensor] = []
     state = dict(state or {})
-    num_layers = len(backbone.layers)
+    num_layers = len(decoder.layers)
     for layer in range(-1, num_layers):
         if layer >= 0:
             run_layer_with_stages(layer, trunk, waiting)
@@ -202,7 +203,7 @@ def run_prefill(
         scores=scores,
         keep=keep,
         prompt_keep=trunk.prompt_keep(),
-        logits=backbone.logits(trunk.hidden[:, -1]),
+        logits=decoder.logits(trunk.hidden[:, -1]),
         position_ids=trunk.position_ids,
         attention_mask=trunk.mask.long(),
         cache=trunk.cache,
@@ -225,7 +226,7 @@ def _prune(
     if not isinstance(reducer, Drop):
         targets = run.stage.policy.merge_targets(scores, keep, tokens)
         reduced = reducer.reduce(tokens.hidden, keep, replace(tokens, scores=scores, targets=targets))
-    behind = len(trunk.cache.layers) < len(trunk.backbone.layers)  # else no key will ever stand at another position
+    behind = len(trunk.cache.layers) < len(trunk.decoder.layers)  # else no key will ever stand at another position
     first = len(trunk.cache.layers) if run.stage.early_kv == "keep" else 0
     trunk.compact(all_keep, reduced, first, run.stage.positions == "renumber" and behind)
     return all_scores, all_keep

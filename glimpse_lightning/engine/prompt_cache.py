@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from glimpse_lightning.engine.compaction import Compaction
 
@@ -129,6 +130,33 @@ class PromptCache(DynamicCache):
             plan, self.columns[index] = known[id(columns)]
             layer = self.layers[index]
             layer.keys, layer.values = plan.heads(layer.keys), plan.heads(layer.values)
+
+
+class PrefixView(DynamicCache):
+    """Shows a layer the first ``length`` cached states of ``source`` with the new ones behind, and stores nothing."""
+
+    def __init__(self, source: Cache, length: int) -> None:
+        super().__init__()
+        self.source = source
+        self.length = length
+
+    def states(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Keys and values that are shown."""
+        layer = self.source.layers[layer_idx]
+        return layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        keys, values = self.states(layer_idx)
+        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.length + query_length, 0
 
 
 def fork_cache(cache: PromptCache, repeats: int = 1) -> PromptCache:

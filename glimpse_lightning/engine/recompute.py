@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache
 
-from glimpse_lightning.engine.streams import PrefixView
+from glimpse_lightning.engine.prompt_cache import PrefixView
 
 States = tuple[Tensor, Tensor]
 

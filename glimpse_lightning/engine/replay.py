@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from glimpse_lightning.engine.decoder import Decoder
 from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
+from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.engine.prompt_cache import PromptCache, fork_cache
 from glimpse_lightning.engine.streams import run_behind
 from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.reducers.drop import Drop
 
 if TYPE_CHECKING:
-    from glimpse_lightning.backbones.base import Backbone, Prompt
     from glimpse_lightning.data.batch import Batch
-    from glimpse_lightning.model import PrunedVLM
+    from glimpse_lightning.pruner import Pruner
 
 
 @dataclass
@@ -37,7 +38,9 @@ class ReplayOutput:
 
 
 def replay(
-    model: PrunedVLM,
+    decoder: Decoder,
+    pruner: Pruner | None,
+    prompt: Prompt,
     batch: Batch,
     ids: Tensor,
     mask: Tensor,
@@ -61,35 +64,34 @@ def replay(
             behind a prompt that was pruned before layer 0, so that no layer ever saw the dropped tokens. That is not
             the forward that sampled them.
     """
-    prompt = model.embed(batch)
     questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
-    stages = [] if model.pruner is None else model.pruner.stages
+    stages = [] if pruner is None else pruner.stages
     scored = scored or any(not isinstance(stage.reducer, Drop) for stage in stages)
     out = run_prefill(
-        model.backbone, model.pruner, prompt, batch.key, questions, boxes, select=select, shared=batch.shared,
+        decoder, pruner, prompt, batch.key, questions, boxes, select=select, shared=batch.shared,
         scored=scored, copies=copies,
     )  # fmt: skip
     cache = out.cache
     if from_embeddings:
-        cache = _prefix_from_embeddings(model.backbone, prompt.repeated(copies), out.kept())
-    return ReplayOutput(answer_logits(model.backbone, out, cache, ids, mask), out)
+        cache = _prefix_from_embeddings(decoder, prompt.repeated(copies), out.kept())
+    return ReplayOutput(answer_logits(decoder, out, cache, ids, mask), out)
 
 
-def answer_logits(backbone: Backbone, out: PrefillOutput, cache: PromptCache, ids: Tensor, mask: Tensor) -> Tensor:
+def answer_logits(decoder: Decoder, out: PrefillOutput, cache: PromptCache, ids: Tensor, mask: Tensor) -> Tensor:
     """``[R, T, vocab]`` predictions of answers behind a prompt; entry 0 is the prompt's own."""
     repeats = len(ids) // len(out.logits)
     first = out.logits.repeat_interleave(repeats, 0)[:, None]
     if ids.shape[1] == 1:
         return first
-    rows = backbone.model.get_input_embeddings()(ids[:, :-1])
-    hidden = run_behind(backbone, fork_cache(cache, repeats), rows, mask[:, :-1].bool())
-    return torch.cat([first, backbone.logits(hidden)], 1)
+    rows = decoder.model.get_input_embeddings()(ids[:, :-1])
+    hidden = run_behind(decoder, fork_cache(cache, repeats), rows, mask[:, :-1].bool())
+    return torch.cat([first, decoder.logits(hidden)], 1)
 
 
-def _prefix_from_embeddings(backbone: Backbone, prompt: Prompt, keep: Tensor) -> PromptCache:
+def _prefix_from_embeddings(decoder: Decoder, prompt: Prompt, keep: Tensor) -> PromptCache:
     """Keys and values of the prompt where only tokens of ``keep [V]`` ever enter the decoder."""
-    trunk = Trunk.start(backbone, prompt)
+    trunk = Trunk.start(decoder, prompt)
     trunk.compact(keep, None)
-    for layer in range(len(backbone.layers)):
+    for layer in range(len(decoder.layers)):
         trunk.run_layer(layer)
     return trunk.cache

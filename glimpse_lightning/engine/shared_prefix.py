@@ -10,18 +10,16 @@ Suffixes: ``B`` samples, ``N`` columns of the prompt, ``P`` of them in front of 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from glimpse_lightning.engine.streams import PrefixView
+from glimpse_lightning.engine.decoder import Decoder
+from glimpse_lightning.engine.prompt import Prompt
+from glimpse_lightning.engine.prompt_cache import PrefixView
 from glimpse_lightning.engine.taps import AttentionTap
-
-if TYPE_CHECKING:
-    from glimpse_lightning.backbones.base import Backbone, Prompt
-    from glimpse_lightning.engine.trunk import Trunk
 
 _WORTH = 0.8  # share of a batch's columns left to run, above which two calls of a layer cost more than one
 
@@ -57,7 +55,7 @@ class SharedPrefix:
     _masks: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, backbone: Backbone, prompt: Prompt, copies: int = 1) -> SharedPrefix | None:
+    def of(cls, decoder: Decoder, prompt: Prompt, copies: int = 1) -> SharedPrefix | None:
         """How to take the batch apart; ``None`` where it shares too little to be worth it.
 
         Samples share a prefix where all that enters the decoder is equal, in value and in position: nothing is taken on
@@ -68,7 +66,7 @@ class SharedPrefix:
             copies: how often each sample will stand in the batch, as by ``prompt.repeated(copies)``.
         """
         batch, width = len(prompt.mask) * copies, prompt.mask.shape[1]
-        if batch == 1 or backbone.bidirectional_images:  # there a token of an image sees what follows it
+        if batch == 1 or decoder.bidirectional_images:  # there a token of an image sees what follows it
             return None
         pad = (~prompt.mask).sum(1)
         group, common = _groups(prompt, pad)
@@ -93,35 +91,48 @@ class SharedPrefix:
         """Whether a layer with this tap can be run apart: one that reads no row but the last ones, and gates no key."""
         return tap is None or (tap.rows is None and tap.key_bias is None)
 
-    def run_layer(self, layer: int, trunk: Trunk, tap: AttentionTap | None) -> Tensor:
-        """States ``[B, N, D]`` of the trunk behind decoder layer ``layer``; keys and values go to its cache, of all."""
-        backbone, hidden, cache = trunk.backbone, trunk.states, trunk.cache
-        width = hidden.shape[1]  # more than the prompt's where a tail runs along
-        kind = backbone.layer_type(layer), width
+    def run_layer(
+        self,
+        layer: int,
+        decoder: Decoder,
+        hidden: Tensor,
+        mask: Tensor,
+        position_ids: Tensor,
+        cache: Cache,
+        tap: AttentionTap | None,
+    ) -> Tensor:
+        """States ``[B, N, D]`` after decoder layer ``layer``; keys and values of all samples go to ``cache``.
+
+        Args:
+            hidden: ``[B, N, D]`` before the layer. Their number may differ from the prompt's where a tail runs along.
+            mask: ``[B, N]`` false at padding.
+            position_ids: ``[..., B, N]``.
+        """
+        width = hidden.shape[1]
+        kind = decoder.layer_type(layer), width
         prefixes = hidden[self.rows[:, None], self.columns]
         if width not in self._positions:
-            position_ids = trunk.whole_position_ids
             mine = position_ids[..., self.rows[:, None], self.columns]
             behind = position_ids[..., self.length :]
-            embed = backbone.position_embeddings
+            embed = decoder.position_embeddings
             self._positions[width] = embed(prefixes, mine), embed(hidden, behind)
         if kind not in self._masks:
             everything = torch.ones(prefixes.shape[:2], dtype=torch.bool, device=hidden.device)
             view = PrefixView(cache, self.length)
             self._masks[kind] = (
-                backbone.attention_mask(layer, prefixes, everything, None),
-                backbone.attention_mask(layer, hidden[:, self.length :], trunk.whole_mask, view),
+                decoder.attention_mask(layer, prefixes, everything, None),
+                decoder.attention_mask(layer, hidden[:, self.length :], mask, view),
             )
-        (prefix_mask, mask), (prefix_positions, positions) = self._masks[kind], self._positions[width]
+        (prefix_mask, behind_mask), (prefix_positions, positions) = self._masks[kind], self._positions[width]
         own = DynamicCache()
-        prefixes = backbone.run_layer(layer, prefixes, prefix_mask, prefix_positions, own, None)
+        prefixes = decoder.run_layer(layer, prefixes, prefix_mask, prefix_positions, own, None)
         states = own.layers[layer]
         states.keys, states.values = self._spread(states.keys), self._spread(states.values)
         if tap is not None:
             rows = tap.span
             tap.span = None if rows is None else slice(rows.start - self.length, rows.stop - self.length)
         behind = hidden[:, self.length :]
-        behind = backbone.run_layer(layer, behind, mask, positions, _Assembled(own, self.length, cache), tap)
+        behind = decoder.run_layer(layer, behind, behind_mask, positions, _Assembled(own, self.length, cache), tap)
         return torch.cat([prefixes[self.group[:, None], self.places], behind], 1)
 
     def _spread(self, states: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class StageRun:
         tokens = VisualTokens(
             embeds=trunk.visual(trunk.hidden), hidden=trunk.visual(trunk.hidden), item=layout.item,
             sample=layout.sample, grid=layout.grid, item_sample=layout.item_sample, position=layout.position,
-            key=layout.item.new_zeros(len(text)), facts=trunk.backbone.facts, text=trunk.hidden[text],
+            key=layout.item.new_zeros(len(text)), facts=trunk.decoder.facts, text=trunk.hidden[text],
             text_sample=text.nonzero()[:, 0],
         )  # fmt: skip
         return text.masked_scatter(text, self.scorer.raters(tokens))
@@ -129,7 +129,7 @@ class StageRun:
             counted: ``[B, n]`` keys that the window counts; ``None`` = all.
         """
         if probe.scale == "log_softmax":
-            window = trunk.backbone.window(layer)
+            window = trunk.decoder.window(layer)
             if window is not None:
                 column = torch.arange(seen_Bn.shape[1], device=seen_Bn.device)
                 number = column.expand_as(seen_Bn) if counted is None else column_numbers(counted)
@@ -146,7 +146,7 @@ class StageRun:
         assert main.rows is not None and main.rows_logits is not None and self.raters is not None
         column = torch.arange(trunk.mask.shape[1], device=trunk.mask.device)
         seen_BRn = trunk.mask[:, None] & (column <= main.rows[..., None])
-        window = trunk.backbone.window(layer)
+        window = trunk.decoder.window(layer)
         if window is not None:
             number = column.expand_as(trunk.mask) if trunk.counted is None else column_numbers(trunk.counted)
             seen_BRn = seen_BRn & (number[:, None] > number.gather(1, main.rows)[..., None] - window)
@@ -189,7 +189,7 @@ class StageRun:
             questions=tuple(questions),
             boxes=tuple(boxes),
             key=key,
-            facts=trunk.backbone.facts,
+            facts=trunk.decoder.facts,
             state=state,
             keys=None if keys is None else trunk.visual(keys),
             text_keys=None if keys is None or text is None else keys[text],

@@ -7,51 +7,22 @@ another. A side stream costs one short row per layer and leaves the main stream 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
-from glimpse_lightning.engine.prompt_cache import Columns, PromptCache
+from glimpse_lightning.engine.decoder import Decoder
+from glimpse_lightning.engine.prompt_cache import Columns, PrefixView, PromptCache
 from glimpse_lightning.engine.taps import AttentionTap
-
-if TYPE_CHECKING:
-    from glimpse_lightning.backbones.base import Backbone
-
-
-class PrefixView(DynamicCache):
-    """Shows a layer the first ``length`` cached states of ``source`` with the new ones behind, and stores nothing."""
-
-    def __init__(self, source: Cache, length: int) -> None:
-        super().__init__()
-        self.source = source
-        self.length = length
-
-    def states(self, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Keys and values that are shown."""
-        layer = self.source.layers[layer_idx]
-        return layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        keys, values = self.states(layer_idx)
-        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.length
-
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        return self.length
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self.length + query_length, 0
 
 
 class SideStream:
     """``R`` rows per sample that stand behind the prompt and attend to it and, causally, to each other.
 
     Args:
-        backbone: whose layers run.
+        decoder: whose layers run.
         rows: ``[B, R, D]`` what enters layer 0.
         rows_mask: ``[B, R]`` false at padding.
         prompt_mask: ``[B, N]`` false at padding.
@@ -59,12 +30,12 @@ class SideStream:
     """
 
     def __init__(
-        self, backbone: Backbone, rows: Tensor, rows_mask: Tensor, prompt_mask: Tensor, position_ids: Tensor
+        self, decoder: Decoder, rows: Tensor, rows_mask: Tensor, prompt_mask: Tensor, position_ids: Tensor
     ) -> None:
-        self.backbone = backbone
+        self.decoder = decoder
         self.hidden = rows
         self.rows_mask = rows_mask
-        self.position_embeddings = backbone.position_embeddings(rows, position_ids)
+        self.position_embeddings = decoder.position_embeddings(rows, position_ids)
         self._masks: dict[str, Any] = {}
         self._set_mask(prompt_mask)
 
@@ -75,7 +46,7 @@ class SideStream:
             counted: ``[B, M]`` those that sliding windows count; ``None`` = all.
         """
         steps = torch.arange(1, self.hidden.shape[1] + 1, device=self.hidden.device)
-        self.position_embeddings = self.backbone.position_embeddings(self.hidden, prompt.last + steps)
+        self.position_embeddings = self.decoder.position_embeddings(self.hidden, prompt.last + steps)
         self._set_mask(prompt.mask, counted)
 
     def _set_mask(self, prompt_mask: Tensor, counted: Tensor | None = None) -> None:
@@ -87,16 +58,14 @@ class SideStream:
     def run_layer(self, layer: int, cache: Cache, tap: AttentionTap | None = None) -> None:
         """Advance through decoder layer ``layer``, reading the prompt's states from ``cache``."""
         view = PrefixView(cache, self.prompt_length)
-        kind = self.backbone.layer_type(layer)
+        kind = self.decoder.layer_type(layer)
         if kind not in self._masks:
-            self._masks[kind] = self.backbone.attention_mask(layer, self.hidden, self.mask, view, counted=self.counted)
-        self.hidden = self.backbone.run_layer(
-            layer, self.hidden, self._masks[kind], self.position_embeddings, view, tap
-        )
+            self._masks[kind] = self.decoder.attention_mask(layer, self.hidden, self.mask, view, counted=self.counted)
+        self.hidden = self.decoder.run_layer(layer, self.hidden, self._masks[kind], self.position_embeddings, view, tap)
 
 
 def run_behind(
-    backbone: Backbone, cache: PromptCache, rows: Tensor, rows_mask: Tensor, bias_V: Sequence[Tensor] | None = None
+    decoder: Decoder, cache: PromptCache, rows: Tensor, rows_mask: Tensor, bias_V: Sequence[Tensor] | None = None
 ) -> Tensor:
     """States ``[B, R, D]`` behind the last layer of rows that follow a prompt, of which each layer may hold others.
 
@@ -108,8 +77,8 @@ def run_behind(
     """
     columns = cache.columns[0]
     steps = torch.arange(1, rows.shape[1] + 1, device=rows.device)
-    stream = SideStream(backbone, rows, rows_mask, columns.mask, columns.last + steps)
-    for layer in range(len(backbone.layers)):
+    stream = SideStream(decoder, rows, rows_mask, columns.mask, columns.last + steps)
+    for layer in range(len(decoder.layers)):
         if cache.columns[layer] is not columns:
             columns = cache.columns[layer]
             stream.set_prompt(columns)

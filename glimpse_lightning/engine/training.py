@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from glimpse_lightning.engine.decoder import Decoder
 from glimpse_lightning.engine.prefill import new_stage_runs, run_layer_with_stages
+from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.engine.prompt_cache import fork_cache
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.stage_run import StageRun
@@ -27,8 +29,7 @@ from glimpse_lightning.visual_tokens import LOG_GATES, VisualTokens
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
-    from glimpse_lightning.model import PrunedVLM
-    from glimpse_lightning.pruner import PruneStage
+    from glimpse_lightning.pruner import Pruner, PruneStage
 
 Gate = Callable[[Tensor, VisualTokens], Tensor]
 """From scores ``[V]`` to the natural log of soft keep gates ``[V]``, at most 0; ``-inf`` = closed altogether."""
@@ -69,19 +70,21 @@ class DistillOutput:
     log_gates: list[Tensor]
 
 
-def glimpse_forward(model: PrunedVLM, batch: Batch, answers: bool = False) -> list[StageOutput]:
+def glimpse_forward(
+    decoder: Decoder, pruner: Pruner | None, prompt: Prompt, batch: Batch, answers: bool = False
+) -> list[StageOutput]:
     """Scores of every stage over the unpruned prompt, with gradients to the pruner.
 
     With ``answers`` the answer tokens stand behind the glimpse, as in the reference's stage 1: they attend to it and
     to the whole prompt through all layers, and the glimpse predicts the first of them.
     """
-    trunk, runs = _start(model, batch)
+    trunk, runs = _start(decoder, pruner, prompt)
     rows = batch.answer_ids[:, :-1] if answers else None
     if rows is not None:
         for run in runs:
             _append_answers(run, trunk, rows, batch.answer_mask[:, :-1].bool())
     outputs: dict[int, StageOutput] = {}
-    final = len(trunk.backbone.layers) - 1
+    final = len(trunk.decoder.layers) - 1
     stage_layers = [min(run.stage.after_layer, final) for run in runs]
     for layer in range(-1, (final if answers else max(stage_layers, default=-1)) + 1):
         if layer >= 0:
@@ -94,11 +97,11 @@ def glimpse_forward(model: PrunedVLM, batch: Batch, answers: bool = False) -> li
     for index, run in enumerate(runs):
         if answers and run.stream is not None and run.scorer.glimpse is not None:
             hidden = run.stream.hidden[:, run.scorer.glimpse.length - 1 :]
-            outputs[index].answer_logits = trunk.backbone.logits(hidden)
+            outputs[index].answer_logits = trunk.decoder.logits(hidden)
     return [outputs[index] for index in range(len(runs))]
 
 
-def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
+def distill(decoder: Decoder, pruner: Pruner | None, prompt: Prompt, batch: Batch, gate: Gate) -> DistillOutput:
     """Teacher and student predictions of the answer tokens.
 
     Four passes, three of them without gradient or short: (1) trunk, the prompt through 0..K; (2) glimpse stream and
@@ -111,13 +114,14 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
     Raises:
         GlimpseError: where a stage renumbers positions: these follow from what is kept, and soft gates keep everything.
     """
-    if model.pruner is not None and any(stage.positions == "renumber" for stage in model.pruner.stages):
+    stages = [] if pruner is None else pruner.stages
+    if any(stage.positions == "renumber" for stage in stages):
         raise GlimpseError(
             "Soft gates cannot be trained where a stage renumbers positions, which only hard decisions define; train "
             "with `positions: keep`, or by an objective that samples answers (GRPO)."
         )
-    trunk, runs = _start(model, batch)
-    num_layers, total = len(trunk.backbone.layers), len(trunk.layout.item)
+    trunk, runs = _start(decoder, pruner, prompt)
+    num_layers, total = len(trunk.decoder.layers), len(trunk.layout.item)
     outputs: list[StageOutput] = []
     log_gates: list[Tensor] = []
     biases = [trunk.hidden.new_zeros(total)]  # after no stage, after the first one, ...
@@ -146,13 +150,11 @@ def distill(model: PrunedVLM, batch: Batch, gate: Gate) -> DistillOutput:
                     if later.stream is not None:
                         later.stream.set_prompt(student.columns, student.counted)
             else:
-                assert model.pruner is not None
-                _compact(student, model.pruner.stages, log_gates)
+                _compact(student, stages, log_gates)
             key_bias = student.columns.spread(biases[-1])
     student = _fork(trunk) if student is None else student
     with torch.no_grad():
         teacher_logits = _answer_logits(trunk, batch, None)
-    stages = [] if len(biases) == 1 or model.pruner is None else model.pruner.stages
     passed = stages_passed([(stage.after_layer, stage.early_kv) for stage in stages], num_layers)
     student_logits = _answer_logits(student, batch, [biases[index] for index in passed])
     return DistillOutput(teacher_logits, student_logits, outputs, log_gates)
@@ -194,29 +196,27 @@ def _boxes(batch: Batch) -> list[Any]:
     return [sample.boxes for sample in batch.samples]
 
 
-def _start(model: PrunedVLM, batch: Batch) -> tuple[Trunk, list[StageRun]]:
-    with torch.no_grad():
-        prompt = model.embed(batch)
-    trunk = Trunk.start(model.backbone, prompt, SharedPrefix.of(model.backbone, prompt))
-    return trunk, new_stage_runs(model.pruner, trunk)
+def _start(decoder: Decoder, pruner: Pruner | None, prompt: Prompt) -> tuple[Trunk, list[StageRun]]:
+    trunk = Trunk.start(decoder, prompt, SharedPrefix.of(decoder, prompt))
+    return trunk, new_stage_runs(pruner, trunk)
 
 
 def _append_answers(run: StageRun, trunk: Trunk, ids: Tensor, mask: Tensor) -> None:
     """Rows ``[B, A]`` of answer tokens behind the glimpse; the answer's positions then follow the glimpse's."""
-    glimpse, backbone = run.scorer.glimpse, trunk.backbone
+    glimpse, decoder = run.scorer.glimpse, trunk.decoder
     if run.glimpse is None or glimpse is None or ids.shape[1] == 0:
         return
-    embeds = backbone.model.get_input_embeddings()(ids)
+    embeds = decoder.model.get_input_embeddings()(ids)
     rows = torch.cat([trunk.hidden.new_zeros(len(ids), glimpse.length, embeds.shape[-1]), embeds], 1)
     rows_mask = torch.cat([mask.new_ones(len(ids), glimpse.length), mask], 1)
     steps = torch.arange(1, rows.shape[1] + 1, device=ids.device)
-    run.glimpse.stream = SideStream(backbone, rows, rows_mask, trunk.mask, trunk.position_ids[..., -1:] + steps)
+    run.glimpse.stream = SideStream(decoder, rows, rows_mask, trunk.mask, trunk.position_ids[..., -1:] + steps)
 
 
 def _fork(trunk: Trunk) -> Trunk:
     """A second main stream that starts from the states so far; keys and values so far are shared."""
     return Trunk(
-        trunk.backbone, trunk.prompt, trunk.layout, trunk.hidden, trunk.columns, trunk.alive, fork_cache(trunk.cache),
+        trunk.decoder, trunk.prompt, trunk.layout, trunk.hidden, trunk.columns, trunk.alive, fork_cache(trunk.cache),
         dict(trunk.masks), trunk.positions,
     )  # fmt: skip
 
@@ -230,6 +230,6 @@ def _answer_logits(trunk: Trunk, batch: Batch, bias_V: Sequence[Tensor] | None) 
     hidden = [trunk.hidden[:, -1:]]
     ids = batch.answer_ids[:, :-1]
     if ids.shape[1] > 0:
-        rows = trunk.backbone.model.get_input_embeddings()(ids)
-        hidden.append(run_behind(trunk.backbone, trunk.cache, rows, batch.answer_mask[:, :-1].bool(), bias_V))
-    return trunk.backbone.logits(torch.cat(hidden, 1))
+        rows = trunk.decoder.model.get_input_embeddings()(ids)
+        hidden.append(run_behind(trunk.decoder, trunk.cache, rows, batch.answer_mask[:, :-1].bool(), bias_V))
+    return trunk.decoder.logits(torch.cat(hidden, 1))

@@ -7,50 +7,18 @@ rows of the tail.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from glimpse_lightning.engine.compaction import Compaction
+from glimpse_lightning.engine.decoder import Decoder
+from glimpse_lightning.engine.prompt import Prompt, TokenLayout
 from glimpse_lightning.engine.prompt_cache import Columns, PromptCache
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.taps import AttentionTap
-from glimpse_lightning.visual_tokens import Views
-
-if TYPE_CHECKING:
-    from glimpse_lightning.backbones.base import Backbone, Prompt
-
-
-@dataclass(frozen=True)
-class TokenLayout:
-    """Where the ``V`` visual tokens of a batch belong: see the fields of the same name of ``VisualTokens``.
-
-    Attributes:
-        column: ``[V]`` of the prompt.
-    """
-
-    item: Tensor
-    sample: Tensor
-    position: Tensor
-    grid: Tensor
-    item_sample: Tensor
-    column: Tensor
-    views: Views | None = None
-
-    @classmethod
-    def of(cls, visual: Tensor, grid: Tensor, views: Views | None = None) -> TokenLayout:
-        """From ``visual [B, N]`` and ``grid [I, 3]``."""
-        sample, column = visual.nonzero(as_tuple=True)
-        sizes = grid.prod(-1)
-        ends = sizes.cumsum(0)
-        item = torch.repeat_interleave(sizes, output_size=len(sample))
-        offset = torch.arange(len(sample), device=grid.device) - (ends - sizes)[item]
-        _, height, width = grid[item].unbind(-1)
-        plane = height * width
-        position = torch.stack([offset // plane, offset % plane // width, offset % width], -1)
-        return cls(item, sample, position, grid, sample[ends - sizes], column, views)
 
 
 @dataclass
@@ -71,7 +39,7 @@ class Trunk:
         counted: ``[B, M]`` the columns that sliding windows count; ``None`` = all of them.
     """
 
-    backbone: Backbone
+    decoder: Decoder
     prompt: Prompt
     layout: TokenLayout
     states: Tensor
@@ -86,7 +54,7 @@ class Trunk:
     _places: tuple[Tensor, ...] | None = None
 
     @classmethod
-    def start(cls, backbone: Backbone, prompt: Prompt, shared: SharedPrefix | None = None) -> Trunk:
+    def start(cls, decoder: Decoder, prompt: Prompt, shared: SharedPrefix | None = None) -> Trunk:
         visual = prompt.visual
         slot = torch.where(visual, visual.flatten().cumsum(0).view_as(visual) - 1, -1)
         layout = TokenLayout.of(visual, prompt.grid, prompt.views)
@@ -94,7 +62,7 @@ class Trunk:
         alive = torch.arange(len(layout.item), device=visual.device)
         columns = Columns(prompt.mask, prompt.position_ids, slot, column)
         return cls(
-            backbone, prompt, layout, prompt.embeds, columns, alive, PromptCache(), shared=shared,
+            decoder, prompt, layout, prompt.embeds, columns, alive, PromptCache(), shared=shared,
             _places=(layout.sample, layout.column),
         )  # fmt: skip
 
@@ -115,7 +83,9 @@ class Trunk:
 
     def run_layer(self, layer: int, tap: AttentionTap | None = None) -> None:
         if self.shared is not None and self.shared.allows(tap):
-            self.states = self.shared.run_layer(layer, self, tap)
+            self.states = self.shared.run_layer(
+                layer, self.decoder, self.states, self.whole_mask, self.whole_position_ids, self.cache, tap
+            )
         else:
             self._run_each(layer, tap)
         self.cache.columns.append(self.columns)
@@ -126,17 +96,17 @@ class Trunk:
 
     def _run_each(self, layer: int, tap: AttentionTap | None) -> None:
         if self.positions is None:
-            self.positions = self.backbone.position_embeddings(self.states, self.whole_position_ids)
-        kind = self.backbone.layer_type(layer)
+            self.positions = self.decoder.position_embeddings(self.states, self.whole_position_ids)
+        kind = self.decoder.layer_type(layer)
         if kind not in self.masks:
-            self.masks[kind] = self.backbone.attention_mask(
+            self.masks[kind] = self.decoder.attention_mask(
                 layer, self.states, self.whole_mask, None, self._image(), self.counted
             )
-        self.states = self.backbone.run_layer(layer, self.states, self.masks[kind], self.positions, self.cache, tap)
+        self.states = self.decoder.run_layer(layer, self.states, self.masks[kind], self.positions, self.cache, tap)
 
     def _image(self) -> Tensor | None:
         """``[B, M + G]`` the item of each visual token, -1 elsewhere; only where the model's masks want it."""
-        if not self.backbone.bidirectional_images:
+        if not self.decoder.bidirectional_images:
             return None
         image = torch.cat([self.layout.item, self.layout.item.new_full((1,), -1)])[self.slot]
         return F.pad(image, (0, self.tail), value=-1)
@@ -176,7 +146,7 @@ class Trunk:
 
     def count(self, open_V: Tensor) -> None:
         """From now on sliding windows reach as far as if the visual tokens that are not ``open_V`` had left."""
-        if any(self.backbone.window(layer) is not None for layer in range(len(self.backbone.layers))):
+        if any(self.decoder.window(layer) is not None for layer in range(len(self.decoder.layers))):
             self.counted, self.masks = self.columns.kept(open_V), {}
 
     def compact(self, keep: Tensor, reduced: Tensor | None, first: int = 0, renumber: bool = False) -> None:

@@ -10,10 +10,11 @@ from tiny_models import FAMILIES
 from torch import Tensor
 
 import glimpse_lightning as gl
-from glimpse_lightning.backbones.base import Backbone, Prompt
+from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.engine.prompt import Prompt, TokenLayout
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.taps import AttentionTap
-from glimpse_lightning.engine.trunk import TokenLayout, Trunk
+from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.visual_tokens import Views
 
 SIZES = [[(3, 4)], [(4, 4), (4, 2)]]
