@@ -18,21 +18,23 @@ from glimpse_lightning.visual_tokens import VisualTokens
 class Recycled(Budget, Policy):
     """The budget goes to the best tokens; *on top of it* come the centres of clusters of the next best (SparseVLM).
 
-    arXiv 2410.04417: of the tokens beyond the budget, the best ``recycle`` (30 %) are clustered by density peaks
-    (DPC-kNN): with distances ``d / sqrt(D)`` of the states at the stage, density ``exp(-mean of the k smallest d^2)``,
-    and the distance to the nearest token of higher density (the largest distance, for the densest), the ``n // 10 + 1``
-    tokens whose product of the two is largest are centres. The reducer ``MergeNearest(mode: mean, by: distance,
-    share: 0.3)`` then merges the recycled ones into them.
+    As the code of arXiv 2410.04417 has it: of the ``n`` tokens beyond the budget, the best ``m = int(0.3 n) + 1`` are
+    clustered by density peaks (DPC-kNN). With distances ``d / sqrt(D)`` of the states at the stage, density
+    ``exp(-mean of the k smallest d^2)``, the token itself being one of the ``k``, and the distance to the nearest token
+    of higher density (the largest distance, for the densest), those tokens are centres whose product of the two is
+    largest: ``k = int(m / 10) + 1`` of them, the same ``k``. The reducer ``MergeNearest(mode: mean, by: distance,
+    share: 0.3)`` then replaces each centre by the mean of the recycled tokens that are nearest to it.
 
-    Mind that the budget does not count the centres (SparseVLM's lists do not either: 204 tokens, not 191): the
-    retention that is logged does. Departure: the reference adds noise to densities, here of equal tokens the earlier
-    comes first.
+    The budget does not count the centres, as SparseVLM's lists of 300, 200 and 110 of 576 tokens do not: the first
+    keeps 309. All that is logged (retention, FLOPs, length of the cache) counts them.
+
+    Departure: the method's code adds noise of 1e-6 to densities. Here, of equal densities, the earlier token's counts
+    as higher. With one or two clusters there are always equal ones.
 
     Args:
         ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
-        recycle: share of the tokens beyond the budget.
+        recycle: share of the tokens beyond the budget that is clustered; 0: no token is.
         per_cluster: recycled tokens per centre.
-        neighbours: ``k`` of the density.
     """
 
     def __init__(
@@ -41,20 +43,17 @@ class Recycled(Budget, Policy):
         count: int | None = None,
         recycle: float = 0.3,
         per_cluster: int = 10,
-        neighbours: int = 5,
         per: Literal["sample", "item"] = "sample",
         min_tokens: int = 1,
         flops: float | None = None,
     ) -> None:
         super().__init__(ratio, count, per, min_tokens, flops)
         check_fraction("recycle", recycle)
-        for name, value in {"per_cluster": per_cluster, "neighbours": neighbours}.items():
-            check_count(name, value)
-            if value == 0:
-                raise ValueError(f"Expected argument `{name}` to be at least 1, but got 0.")
+        check_count("per_cluster", per_cluster)
+        if per_cluster == 0:
+            raise ValueError("Expected argument `per_cluster` to be at least 1, but got 0.")
         self.recycle = recycle
         self.per_cluster = per_cluster
-        self.neighbours = neighbours
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         return (self._best(scores, tokens) & (scores > -torch.inf)) | self._centres(scores, tokens)
@@ -71,12 +70,13 @@ class Recycled(Budget, Policy):
         groups = len(budget)
         rank, present = rank_in_group(scores, group, groups), scores > -torch.inf
         beyond = segment_count(group, groups, present & (rank >= budget[group]))
-        count = (self.recycle * beyond.double() + 1e-9).floor().long()
+        count = recycled_count(self.recycle, beyond)
         recycled = present & (rank >= budget[group]) & (rank < (budget + count)[group])
         centres = torch.zeros_like(recycled)
         some = tokens.subset(recycled)
         if len(some):
-            rows = Rows.of(scores[recycled], some, group[recycled], count // self.per_cluster + 1)
+            clusters = (count // self.per_cluster + 1).minimum(count)
+            rows = Rows.of(scores[recycled], some, group[recycled], clusters)
             rows.features = rows.padding.pad(some.hidden.detach().float()) / some.hidden.shape[-1] ** 0.5
             centres[recycled] = rows.padding.unpad(torch.cat([self._peaks(part) for part in rows.parts()]))
         return centres
@@ -85,10 +85,10 @@ class Recycled(Budget, Policy):
         """``[G, L]`` true at each group's ``budget`` cluster centres."""
         length = rows.open.shape[1]
         distance = torch.cdist(rows.features, rows.features, compute_mode="donot_use_mm_for_euclid_dist")
-        gap = ~rows.open[:, None]
-        near = distance.masked_fill(gap, torch.inf).topk(min(self.neighbours, length), -1, largest=False).values
-        found = near < torch.inf  # a group may have fewer tokens than neighbours are asked for
-        density = (-torch.where(found, near, 0.0).square().sum(-1) / found.sum(-1).clamp(min=1)).exp()
+        gap, most = ~rows.open[:, None], min(int(rows.budget.max()), length)
+        near = distance.masked_fill(gap, torch.inf).topk(most, -1, largest=False).values
+        asked = torch.arange(most, device=gap.device) < rows.budget[:, None, None]
+        density = (-near.masked_fill(~asked, 0.0).square().sum(-1) / rows.budget[:, None]).exp()
         density = density.masked_fill(~rows.open, -torch.inf)
         earlier = torch.ones(length, length, dtype=torch.bool, device=gap.device).tril(-1)
         denser = (density[:, None] > density[..., None]) | ((density[:, None] == density[..., None]) & earlier)
@@ -97,3 +97,10 @@ class Recycled(Budget, Policy):
         peak = torch.where(parent < torch.inf, parent, farthest) * density
         place = peak.masked_fill(~rows.open, -torch.inf).argsort(dim=1, descending=True, stable=True)
         return (place.argsort(dim=1, stable=True) < rows.budget[:, None]) & rows.open
+
+
+def recycled_count(share: float, beyond: Tensor) -> Tensor:
+    """``[groups]`` how many of the ``beyond [groups]`` tokens without a place are recycled: ``int(share * beyond) + 1``
+    as SparseVLM's code counts, at most all, and none where the share is 0.
+    """
+    return ((share * beyond.double() + 1e-9).floor().long() + int(share > 0)).minimum(beyond)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from glimpse_lightning.layers import Layer, checked
 from glimpse_lightning.policies.checks import check_choice, check_fraction
+from glimpse_lightning.policies.recycled import recycled_count
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.reducers.merging import nearest_target
 from glimpse_lightning.scorers.base import Requires
@@ -33,8 +34,8 @@ class MergeNearest(Reducer):
         by: what "nearest" means.
         key_layer: compare keys of this block of the vision tower, averaged over heads (a number from 0, or from -1 =
             the last, or a share of its depth); ``None``: the states.
-        share: share of each sample's tokens beside the other kept ones, best scores first, that are merged; the others
-            are gone.
+        share: share of each sample's dropped tokens and merge targets together, best scores first, that are merged, and
+            one token more, as SparseVLM counts (:func:`~.policies.recycled.recycled_count`). The others are gone.
     """
 
     layer_arguments = {"key_layer": "vision"}
@@ -76,6 +77,6 @@ class MergeNearest(Reducer):
             return torch.ones_like(keep)
         pool = (~keep | target) & (tokens.scores > -torch.inf)
         count = segment_count(tokens.sample, tokens.num_samples, pool)
-        most = (self.share * count.double() + 1e-9).floor().long()
+        most = recycled_count(self.share, count)
         rank = rank_in_group(torch.where(pool, tokens.scores, -torch.inf), tokens.sample, tokens.num_samples)
         return pool & (rank < most[tokens.sample])

@@ -15,6 +15,8 @@ import glimpse_lightning.reducers as r
 import glimpse_lightning.scorers as s
 from glimpse_lightning.backbones.vision_attention import class_row
 from glimpse_lightning.visual_tokens import VisionAttention, VisionKeys, VisualTokens
+from glimpse_lightning.policies.recycled import recycled_count
+from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 
 def settings_of(name: str) -> list[pytest.ParameterSet]:
@@ -159,3 +161,47 @@ def test_pru_merge(name: str, number: str) -> None:
     merged = torch.zeros_like(features)
     merged[keep] = r.MergeNeighbours().reduce(features, keep, replace(tokens, scores=scores, targets=targets))
     torch.testing.assert_close(merged[[*kept.tolist(), *chosen(targets)]], case["out/tokens"], atol=1e-5, rtol=0)
+# -- inside the decoder ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", cases("sparsevlm").values(), ids=cases("sparsevlm"))
+def test_sparse_vlm_rates_by_text_about_the_image(case: dict[str, Tensor]) -> None:
+    tokens = sparse_vlm_tokens(case)
+    assert tokens.text is not None
+    prompt = replace(tokens, hidden=tokens.embeds)
+    assert chosen(s.TextRank().raters(prompt)) == case["out/raters"].tolist()
+    torch.testing.assert_close(s.TextRank()(tokens).exp(), case["out/relation"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("case", "setting"), settings_of("sparsevlm"))
+def test_sparse_vlm_recycles(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    tokens, budget = sparse_vlm_tokens(case), int(setting["budget"])
+    scores, policy = s.TextRank()(tokens), p.Recycled(count=budget)
+    keep = policy.select(scores, tokens)
+    targets = policy.merge_targets(scores, keep, tokens)
+    assert chosen(keep & ~targets) == setting["kept"].tolist()
+    recycled = scores.argsort(descending=True)[budget:][: len(setting["recycled"])]
+    assert recycled.tolist() == setting["recycled"].tolist()
+    assert len(recycled) == recycled_count(0.3, torch.tensor(len(tokens) - budget))
+    assert set(chosen(targets)) <= set(recycled.tolist())
+    reducer = r.MergeNearest("mean", "distance", share=0.3)
+    states = reducer.reduce(tokens.hidden, keep, replace(tokens, scores=scores, targets=targets))
+    assert torch.equal(states[~targets[keep]], tokens.hidden[setting["kept"]])
+    merged = setting["merged"]  # in the order of centres by their peaks; ours leave in the order of the prompt
+    nearest = torch.cdist(states[targets[keep]], merged).argmin(1)
+    assert sorted(nearest.tolist()) == list(range(len(merged)))
+    torch.testing.assert_close(states[targets[keep]], merged[nearest], rtol=0, atol=1e-5)
+
+
+def sparse_vlm_tokens(case: dict[str, Tensor]) -> VisualTokens:
+    hidden, attention = case["in/hidden"], case["in/text_attention"]
+    image = len(hidden)
+    text = case["in/embeds"][image:]
+    return replace(
+        one_image(1, image),
+        embeds=case["in/embeds"][:image],
+        hidden=hidden,
+        text=text,
+        text_sample=torch.zeros(len(text), dtype=torch.int64),
+        probes={"text": attention[:, case["out/raters"]].mean(1).log().T},
+    )

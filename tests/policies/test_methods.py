@@ -328,24 +328,32 @@ def peaks(x: Tensor, members: list[int], count: int, k: int) -> list[int]:
 @pytest.mark.parametrize("ratio", [0.1, 0.3])
 def test_recycled(ratio: float, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(greedy_module, "PAIRS", pairs)
-    policy = Recycled(ratio=ratio, recycle=0.5, per_cluster=3, neighbours=3)
+    policy = Recycled(ratio=ratio, recycle=0.5, per_cluster=3)
 
     def rule(tokens: VisualTokens, scores: list[float], mine: list[int]) -> list[int]:
         budget = max(1, floor(ratio, len(mine)))
         order = best_first(scores, mine)
-        count = floor(0.5, len(mine) - budget)
+        count = floor(0.5, len(mine) - budget) + 1
         members = order[budget : budget + count]
-        return order[:budget] + (peaks(tokens.hidden, sorted(members), count // 3 + 1, 3) if members else [])
+        clusters = count // 3 + 1
+        return order[:budget] + (peaks(tokens.hidden, sorted(members), clusters, clusters) if members else [])
 
     check(policy, rule, "sample")
 
 
 def test_trap_recycled_tokens_are_on_top_of_the_budget() -> None:
-    """SparseVLM's token lists exclude the cluster tokens: of 576, 300 + (82 // 10 + 1) are really kept."""
+    """SparseVLM's token lists exclude the cluster tokens: of 576, 300 + ((82 + 1) // 10 + 1) are really kept."""
     tokens, scores = drawn(policy := Recycled(count=300), [[(1, 24, 24)]])
     keep = policy.select(scores, tokens)
-    assert keep.sum() == 300 + floor(0.3, 276) // 10 + 1
+    assert keep.sum() == 300 + (floor(0.3, 276) + 1) // 10 + 1
     assert policy.merge_targets(scores, keep, tokens).sum() == 9
+
+
+@pytest.mark.parametrize(("settings", "kept"), [({}, 5), ({"per_cluster": 1}, 5), ({"recycle": 0.0}, 4)])
+def test_recycled_at_its_edges(settings: dict[str, Any], kept: int) -> None:
+    """One token beyond the budget is a cluster of its own, whatever a cluster holds; a share of 0 recycles none."""
+    tokens, scores = drawn(policy := Recycled(count=4, **settings), [[(1, 1, 5)]])
+    assert policy.select(scores, tokens).sum() == kept
 
 
 # -- AutoPrune ---------------------------------------------------------------------------------------------------
@@ -442,7 +450,7 @@ def test_grid_cells() -> None:
         (lambda: CropRatio(ratio=0.1, crops=0), "`crops` to be at least 1"),
         (lambda: DART(ratio=0.1, image_pivots=0, text_pivots=0), "at least one of"),
         (lambda: LocalGlobal(ratio=0.1, window=0), "`window` to be at least 1"),
-        (lambda: Recycled(ratio=0.1, neighbours=0), "`neighbours` to be at least 1"),
+        (lambda: Recycled(ratio=0.1, per_cluster=0), "`per_cluster` to be at least 1"),
         (lambda: GridCells(0), "`size` to be at least 1"),
         (lambda: HiPrune(ratio=0.1, anchors=2), "`anchors` to be a fraction"),
     ],

@@ -99,10 +99,10 @@ def test_recycling_merges_the_best_of_the_rest_only() -> None:
     tokens, keep = staged(policy, reducer, [[(1, 6, 6)]])
     assert tokens.scores is not None and tokens.targets is not None
     order = sorted(range(36), key=lambda i: -float(tokens.scores[i]))  # type: ignore[index]
-    recycled = order[4 : 4 + 16]
+    recycled = order[4 : 4 + 17]
     targets = tokens.targets.nonzero().flatten().tolist()
     assert set(targets) <= set(recycled)
-    assert len(targets) == 16 // 3 + 1
+    assert len(targets) == 17 // 3 + 1
     out = torch.zeros_like(tokens.hidden)
     out[keep] = reducer.reduce(tokens.hidden, keep, tokens)
     members: dict[int, list[int]] = {i: [i] for i in targets}
