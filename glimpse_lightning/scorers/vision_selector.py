@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
+
+START = 1e-4
+"""Standard deviation of a new scorer's weights and biases, as in the method's code."""
 
 
 class VisionSelector(Scorer):
     """**Logits**, learned from a token and its image alone, whatever the question (VisionSelector, arXiv 2510.16598).
 
-    ``s_i = mean_j (W_q x_i) . (W_k x_j) / sqrt(d) + b`` over all tokens ``j`` of the item, ``x`` being the states at
-    the stage. The mean goes inside, ``(W_q x_i) . (W_k mean_j x_j)``, so that no matrix of pairs is made and the cost
-    is linear in the tokens. Where the method has it: before layer 0, with a top-k policy, trained by the objective
-    ``DifferentiableTopK``. Defaults have its size (12.85 M weights where the decoder is 3,584 wide).
+    ``s_i = mean_j (W_q x_i + b_q) . (W_k x_j + b_k) / sqrt(d)`` over all tokens ``j`` of the item, ``x`` being the
+    states at the stage. The mean goes inside, to ``W_k mean_j x_j + b_k``, so that no matrix of pairs is made and the
+    cost is linear in the tokens. Where the method has it: before layer 0, with a top-k policy, trained by the objective
+    ``DifferentiableTopK``. Defaults have its size (12.85 M weights where the decoder is 3,584 wide) and its start: all
+    weights and biases normal with a standard deviation of 1e-4, so that scores start near 0.
 
-    Departures: ``b``, a single number that starts at 0 and changes no order: top-k does not see it, but ``Threshold``
-    and the objective ``KL``, which read scores as logits, need it. ``normalise``, off by default.
+    The part ``b_q . b_k`` is the same for all tokens. Top-k does not see it; ``Threshold`` and the objective ``KL``,
+    which read scores as logits, need it. Departure: ``normalise``, off by default.
 
     Args:
         dim: width ``d`` of the projections; ``None``: half the decoder's.
@@ -29,7 +37,6 @@ class VisionSelector(Scorer):
 
     query: nn.Linear
     key: nn.Linear
-    offset: nn.Parameter
 
     def __init__(self, dim: int | None = None, normalise: bool = False) -> None:
         super().__init__()
@@ -40,9 +47,10 @@ class VisionSelector(Scorer):
 
     def build(self, facts: ModelFacts, after_layer: int) -> None:
         width = max(1, facts.hidden_size // 2) if self.dim is None else self.dim
-        self.query = nn.Linear(facts.hidden_size, width, bias=False)
-        self.key = nn.Linear(facts.hidden_size, width, bias=False)
-        self.offset = nn.Parameter(torch.zeros(()))
+        self.query = nn.Linear(facts.hidden_size, width)
+        self.key = nn.Linear(facts.hidden_size, width)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=START)
 
     def forward(self, tokens: VisualTokens) -> Tensor:
         """Logits ``[V]``, fp32."""
@@ -54,4 +62,12 @@ class VisionSelector(Scorer):
         dtype = self.query.weight.dtype
         query_Vd, key_Id = self.query(x_VD.to(dtype)), self.key(mean_ID.to(dtype))
         product = (query_Vd.float() * key_Id.float()[tokens.item]).sum(-1)
-        return product / query_Vd.shape[-1] ** 0.5 + self.offset.float()
+        return product / query_Vd.shape[-1] ** 0.5
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if f"{prefix}offset" in state_dict:
+            raise GlimpseError(
+                "Expected weights of a VisionSelector with biases, but got some with `offset`, which earlier versions "
+                "had in their place. Train it again, or install the version that saved it."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

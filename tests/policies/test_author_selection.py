@@ -15,6 +15,7 @@ import glimpse_lightning.reducers as r
 import glimpse_lightning.scorers as s
 from glimpse_lightning.backbones.vision_attention import class_row
 from glimpse_lightning.visual_tokens import VisionAttention, VisionKeys, VisualTokens
+from glimpse_lightning.objectives.differentiable_top_k import soft_top_k
 from glimpse_lightning.policies.recycled import recycled_count
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
@@ -161,6 +162,32 @@ def test_pru_merge(name: str, number: str) -> None:
     merged = torch.zeros_like(features)
     merged[keep] = r.MergeNeighbours().reduce(features, keep, replace(tokens, scores=scores, targets=targets))
     torch.testing.assert_close(merged[[*kept.tolist(), *chosen(targets)]], case["out/tokens"], atol=1e-5, rtol=0)
+@pytest.mark.parametrize(("case", "setting"), settings_of("visionselector"))
+def test_vision_selector(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    features, budget = case["in/features"], int(setting["budget"])
+    tokens = one_image(1, len(features))
+    tokens = replace(tokens, hidden=features, facts=replace(tokens.facts, hidden_size=features.shape[1]))
+    scorer = s.VisionSelector(dim=len(case["in/query_weight"]))
+    scorer.build(tokens.facts, -1)
+    scorer.load_state_dict(
+        {f"{part}.{kind}": case[f"in/{part}_{kind}"] for part in ("query", "key") for kind in ("weight", "bias")}
+    )
+    scores = scorer(tokens).detach()
+    torch.testing.assert_close(scores, case["out/scores"], rtol=0, atol=1e-5)
+    assert scores.argsort(descending=True)[:budget].tolist() == setting["order"].tolist()
+    assert chosen(p.TopK(budget).select(scores, tokens)) == sorted(setting["order"].tolist())
+
+
+@pytest.mark.parametrize(("case", "setting"), settings_of("visionselector"))
+def test_vision_selectors_soft_mask(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    stretched = (3 * case["out/scores"]).requires_grad_()
+    soft = soft_top_k(stretched, torch.zeros(len(stretched), dtype=torch.int64), setting["budget"][None].float())
+    torch.testing.assert_close(soft, setting["soft"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(soft, (stretched + setting["shift"]).sigmoid(), rtol=0, atol=1e-5)
+    (gradient,) = torch.autograd.grad(soft @ case["in/upstream"], stretched)
+    torch.testing.assert_close(gradient, setting["gradient"], rtol=0, atol=1e-5)
+
+
 # -- inside the decoder ------------------------------------------------------------------------------------------
 
 
