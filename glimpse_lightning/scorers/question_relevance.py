@@ -19,10 +19,11 @@ class QuestionRelevance(Scorer):
     **Mind the minus**: CDPruner takes the *negated* similarity as relevance; the plain one is another method
     (``negate: false``).
 
-    With ``clip``, ``x_i`` is the backbone's last vision state through that CLIP model's final norm and projection, and
-    the ``t`` are embeddings by its text tower of the raw question: one, or as many as it takes where the question is
-    longer than the tower reads (77 tokens). The text tower is the scorer's own, loaded from ``clip``; the vision tower
-    is the backbone's, so it must *be* that CLIP model's (LLaVA-1.5: CLIP-L/336).
+    With ``clip``, ``x_i`` is the state behind the second to last block of the backbone's vision tower, which is what
+    LLaVA's projector reads (``hidden_states[-2]``), through that CLIP model's final norm and projection. The ``t`` are
+    embeddings by its text tower of the raw question: one, or as many as it takes where the question is longer than the
+    tower reads (77 tokens). The text tower is the scorer's own, loaded from ``clip``; the vision tower is the
+    backbone's, so it must *be* that CLIP model's (LLaVA-1.5: CLIP-L/336).
 
     Departure, the fallback where no ``clip`` is given (and the only way on backbones without a CLIP vision tower):
     cosines of the visual tokens' states at the stage with those of all text tokens of the prompt, the chat template's
@@ -46,7 +47,7 @@ class QuestionRelevance(Scorer):
     def build(self, facts: ModelFacts, after_layer: int) -> None:
         if self.clip is None:
             return
-        self._vision_layer = facts.vision_layers - 1
+        self._vision_layer = max(0, facts.vision_layers - 2)  # CDPruner applies the last norm to this one's states
         self._parts = _load(self.clip)
         width = self._parts[0]["visual"].in_features
         if width != facts.vision_hidden_size:

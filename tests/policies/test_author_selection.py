@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,9 @@ import glimpse_lightning.scorers as s
 from glimpse_lightning.backbones.vision_attention import class_row
 from glimpse_lightning.visual_tokens import VisionAttention, VisionKeys, VisualTokens
 from glimpse_lightning.objectives.differentiable_top_k import soft_top_k
+from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.recycled import recycled_count
+from glimpse_lightning.policies.scale import min_max
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 
@@ -35,6 +39,16 @@ def one_image(height: int, width: int) -> VisualTokens:
 
 def chosen(keep: Tensor) -> list[int]:
     return keep.nonzero()[:, 0].tolist()
+
+
+def in_order(
+    policy: Callable[..., Policy], scores: Tensor, tokens: VisualTokens, order: Tensor, **arguments: Any
+) -> bool:
+    """Whether a greedy policy adds tokens in this order as its budget grows."""
+    return all(
+        chosen(policy(count=count, **arguments).select(scores, tokens)) == sorted(order[:count].tolist())
+        for count in range(1, len(order) + 1)
+    )
 
 
 @pytest.mark.parametrize(("case", "setting"), settings_of("fastervlm"))
@@ -186,6 +200,17 @@ def test_vision_selectors_soft_mask(case: dict[str, Tensor], setting: dict[str, 
     torch.testing.assert_close(soft, (stretched + setting["shift"]).sigmoid(), rtol=0, atol=1e-5)
     (gradient,) = torch.autograd.grad(soft @ case["in/upstream"], stretched)
     torch.testing.assert_close(gradient, setting["gradient"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("case", "setting"), settings_of("cdpruner"))
+def test_cdpruner(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    tokens, text = one_image(1, len(case["in/features"])), case["in/text_embeds"]
+    sample = torch.zeros(len(text), dtype=torch.int64)
+    scores = s.QuestionRelevance()(replace(tokens, hidden=case["in/image_embeds"], text=text, text_sample=sample))
+    relevance = min_max(scores, tokens.item, 1, epsilon=1e-6)  # the policy's
+    torch.testing.assert_close(relevance, case["out/relevance"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(relevance.min(), case["out/relevance"].min(), rtol=1e-4, atol=0)
+    assert in_order(p.DPP, scores, replace(tokens, hidden=case["in/features"]), setting["order"])
 
 
 # -- inside the decoder ------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def clip(tmp_path: Path) -> str:
 def test_clip(clip: str) -> None:
     scorer = QuestionRelevance(clip)
     scorer.build(FACTS, -1)
-    assert scorer.requires == Requires(vision_layers=(FACTS.vision_layers - 1,))
+    assert scorer.requires == Requires(vision_layers=(FACTS.vision_layers - 2,))
     assert not list(scorer.parameters())
     assert not scorer.state_dict()
     tokens = visual_tokens(BATCH, scorer.requires)
@@ -81,7 +81,7 @@ def test_clip(clip: str) -> None:
         key = int(tokens.key[tokens.sample[i]])
         text: Any = model.get_text_features(input_ids=torch.tensor([ids[key]]))
         text = getattr(text, "pooler_output", text)
-        state = tokens.vision[FACTS.vision_layers - 1][i]
+        state = tokens.vision[FACTS.vision_layers - 2][i]
         image = model.visual_projection(model.vision_model.post_layernorm(state))
         assert scores[i].item() == pytest.approx(-F.cosine_similarity(image, text[0], dim=0).item(), abs=1e-4)
 
@@ -97,7 +97,7 @@ def test_long_questions_are_read_in_parts(clip: str) -> None:
         found: Any = model.get_text_features(input_ids=torch.tensor([ids]))
         return getattr(found, "pooler_output", found)[0]
 
-    image = model.visual_projection(model.vision_model.post_layernorm(tokens.vision[FACTS.vision_layers - 1]))
+    image = model.visual_projection(model.vision_model.post_layernorm(tokens.vision[FACTS.vision_layers - 2]))
     parts = [text([2] * 8), text([5, 3])]
     expected = -torch.stack([F.cosine_similarity(image[:4], part, dim=-1) for part in parts]).mean(0)
     scores = scorer(long)
@@ -122,7 +122,7 @@ def test_on_a_backbone_with_that_clip(tmp_path: Path) -> None:
     stage = gl.PruneStage(-1, QuestionRelevance(str(tmp_path)), gl.policies.DPP(ratio=0.25))
     out = gl.PrunedVLM(backbone, gl.Pruner([stage])).prefill(**inputs, questions=["question 101", "103 ?"])
     with torch.no_grad():
-        image = model.vision_model(inputs["pixel_values"]).last_hidden_state[:, 1:]
+        image = model.vision_model(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
         image = F.normalize(model.visual_projection(model.vision_model.post_layernorm(image)), dim=-1)
         pooled = [model.text_model(input_ids=torch.tensor([ids])).pooler_output for ids in ([2, 5], [7, 3])]
         words = F.normalize(model.text_projection(torch.cat(pooled)), dim=-1)
