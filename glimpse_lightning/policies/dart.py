@@ -21,10 +21,12 @@ class DART(Budget, Policy):
     """Duplication-aware reduction (DART, arXiv 2502.11494): scores are not looked at, except that -inf is never kept.
 
     Pivots are the image tokens and the text tokens with the largest L1 norm of decoder keys (of the stage's last layer,
-    heads side by side, after RoPE). Image pivots are kept; then each pivot in turn, image pivots first, keeps its equal
-    share of the rest of the budget: the tokens left whose states at the stage have the least cosine with the pivot's.
+    heads side by side, after RoPE). Image pivots are kept; then each pivot in turn, image pivots first, keeps an equal
+    share of the rest of the budget, rounded up, until the budget is full: the tokens left whose states at the stage
+    have the least cosine with the pivot's. Late pivots may so get fewer tokens, or none.
 
-    Departures: shares are rounded so that they sum up to the budget; a sample with fewer pivots shares among those.
+    This is AngelSlim's code. VisionSelector's port of DART keeps the pivots on top of its budget. Departure: a sample
+    with fewer pivots shares among those.
 
     Args:
         ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`; text pivots are
@@ -88,12 +90,10 @@ class DART(Budget, Policy):
 
 def _share_out(rows: Rows, chosen: Tensor, pivots_GPD: Tensor, active_GP: Tensor) -> Tensor:
     """Each active pivot in turn adds its share of the budget to ``chosen [G, L]``."""
-    budget = (rows.budget - chosen.sum(1)).clamp(min=0)
-    count = active_GP.sum(1).clamp(min=1)
-    before = active_GP.cumsum(1) - active_GP.long()
+    rest, count = rows.budget - chosen.sum(1), active_GP.sum(1).clamp(min=1)
+    each = (rest + count - 1) // count
     for number in range(pivots_GPD.shape[1]):
-        first, behind = before[:, number], before[:, number] + active_GP[:, number].long()
-        share = budget * behind // count - budget * first // count
+        share = each.minimum(rows.budget - chosen.sum(1)) * active_GP[:, number]
         cosine = (rows.features @ pivots_GPD[:, number, :, None])[..., 0]
         cosine = cosine.masked_fill(~rows.open | chosen, torch.inf)
         place = cosine.argsort(dim=1, stable=True).argsort(dim=1, stable=True)

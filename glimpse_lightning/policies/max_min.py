@@ -17,8 +17,9 @@ class MaxMin(Budget, Policy):
     With ``d_ij = 1 - cos(x_i, x_j)`` over the states at the stage: first ``argmax_i min_(j != i) d_ij``, then again and
     again ``argmax_i min_(j in chosen) d_ij``.
 
-    Departures: kept tokens stay in the order of the prompt (the paper's code left them in the order of choice, and its
-    author reports other figures for sorted ones); all images of a sample share one set unless ``per: item``.
+    Departures: a ratio is rounded down, where the paper's code takes the nearest number of tokens; kept tokens stay in
+    the order of the prompt (the paper's code left them in the order of choice, and its author reports other figures for
+    sorted ones); all images of a sample share one set unless ``per: item``.
     Arguments: see :class:`~glimpse_lightning.policies.budget.Budget`.
     """
 

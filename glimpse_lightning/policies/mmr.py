@@ -21,8 +21,9 @@ class MMR(Budget, Policy):
     Again and again ``argmax_i trade_off * importance_i - (1 - trade_off) * max_(j in chosen) cos(x_i, x_j)`` over the
     states at the stage; the first choice is the most important token.
 
-    Departures: the importance is the score brought to [0, 1] within the group, since any scorer may be used (IDPruner's
-    is a trained one); one set per sample unless ``per: item``.
+    The importance is the score brought to [0, 1] within the group, as in IDPruner, whose scorer is a trained one.
+    Departures: a ratio is rounded down, where IDPruner's code takes the nearest number of tokens; one set per sample
+    unless ``per: item``.
 
     Args:
         ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.

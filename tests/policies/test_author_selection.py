@@ -23,6 +23,9 @@ from glimpse_lightning.policies.recycled import recycled_count
 from glimpse_lightning.policies.scale import min_max
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
+SIZES = (64, 80, 144, 160, 256, 240, 400, 576)
+"""Numbers of image tokens in the files."""
+
 
 def settings_of(name: str) -> list[pytest.ParameterSet]:
     """Every case and setting of a method's file, as ``(case, setting)``."""
@@ -44,10 +47,10 @@ def chosen(keep: Tensor) -> list[int]:
 def in_order(
     policy: Callable[..., Policy], scores: Tensor, tokens: VisualTokens, order: Tensor, **arguments: Any
 ) -> bool:
-    """Whether a greedy policy adds tokens in this order as its budget grows."""
+    """Whether a greedy policy adds tokens in this order as its budget grows, as some of its budgets tell."""
     return all(
         chosen(policy(count=count, **arguments).select(scores, tokens)) == sorted(order[:count].tolist())
-        for count in range(1, len(order) + 1)
+        for count in {*range(1, len(order), 1 + len(order) // 4), len(order)}
     )
 
 
@@ -213,6 +216,27 @@ def test_cdpruner(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
     assert in_order(p.DPP, scores, replace(tokens, hidden=case["in/features"]), setting["order"])
 
 
+@pytest.mark.parametrize(("case", "setting"), settings_of("divprune"))
+def test_divprune(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    tokens = replace(one_image(1, len(case["in/features"])), hidden=case["in/features"])
+    assert in_order(p.MaxMin, torch.zeros(len(tokens)), tokens, setting["order"])
+
+
+@pytest.mark.parametrize(("case", "setting"), settings_of("scope"))
+def test_scope(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    tokens, power = one_image(1, len(case["in/features"])), float(setting["alpha"])
+    tokens = replace(tokens, hidden=case["in/features"])
+    assert in_order(p.Coverage, case["in/saliency"], tokens, setting["order"], scale="raw", power=power)
+    assert in_order(p.Coverage, case["in/saliency"].log(), tokens, setting["order"], scale="log", power=power)
+
+
+@pytest.mark.parametrize(("case", "setting"), settings_of("idpruner_mmr"))
+def test_idpruner(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    tokens = replace(one_image(1, len(case["in/features"])), hidden=case["in/features"])
+    policy = p.MMR(count=int(setting["budget"]), trade_off=float(setting["lambda"]), scale="raw")
+    assert chosen(policy.select(case["in/scores"], tokens)) == setting["kept"].tolist()
+
+
 # -- inside the decoder ------------------------------------------------------------------------------------------
 
 
@@ -257,3 +281,46 @@ def sparse_vlm_tokens(case: dict[str, Tensor]) -> VisualTokens:
         text_sample=torch.zeros(len(text), dtype=torch.int64),
         probes={"text": attention[:, case["out/raters"]].mean(1).log().T},
     )
+
+
+@pytest.mark.parametrize(("case", "setting"), settings_of("dart_angelslim"))
+def test_dart(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    features, keys = case["in/features"], case["in/keys"]
+    image = next(size for size in SIZES if size <= len(features) - 6 < size + 4)  # 6 to 9 text tokens
+    tokens = replace(
+        one_image(1, image),
+        hidden=features[:image],
+        keys=keys[:image],
+        text=features[image:],
+        text_keys=keys[image:],
+        text_sample=torch.zeros(len(features) - image, dtype=torch.int64),
+    )
+    image_pivots, text_pivots = setting["pivots"].tolist()
+    policy = p.DART(count=int(setting["budget"]), image_pivots=image_pivots, text_pivots=text_pivots)
+    assert chosen(policy.select(torch.zeros(image), tokens)) == setting["kept"].tolist()
+
+
+@pytest.mark.parametrize(("case", "setting"), settings_of("fastv"))
+def test_fastv(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    start, length = int(case["in/image_start"]), int(case["in/image_length"])
+    row = case["in/last_row"][:, start : start + length]
+    tokens = replace(one_image(1, length), probes={"last": row.log().T})
+    scores = s.AttentionRank()(tokens)
+    assert in_order(p.TopK, scores, tokens, setting["order"])
+
+
+@pytest.mark.parametrize("case", cases("pyramiddrop").values(), ids=cases("pyramiddrop"))
+def test_pyramid_drop(case: dict[str, Tensor]) -> None:
+    """Three stages on one another, of the tokens there were at first; the row's softmax is over what is left."""
+    hidden, start, length = case["in/hidden"], int(case["in/image_start"]), int(case["in/image_length"])
+    query = (case["in/query_weight"] @ hidden[-1]).unflatten(0, (2, 4))
+    keys = (hidden @ case["in/key_weight"].T).unflatten(1, (2, 4))
+    logits = torch.einsum("hd,nhd->nh", query, keys) / 2
+    left = torch.ones(length, dtype=torch.bool)
+    for stage, ratio in enumerate(case["out/ratios"][1:].tolist()):
+        there = torch.ones(len(hidden), dtype=torch.bool)
+        there[start : start + length] = left
+        row = logits.masked_fill(~there[:, None], -torch.inf).log_softmax(0)[start : start + length]
+        tokens = replace(one_image(1, length), probes={"last": row}).subset(left)
+        left[left.clone()] = p.KeepRatio(ratio).select(s.AttentionRank()(tokens), tokens)
+        assert chosen(left) == case[f"out/stage{stage}/kept"].tolist()

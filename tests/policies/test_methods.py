@@ -269,8 +269,8 @@ def test_dart(ratio: float) -> None:
         text = best_first(tokens.text_keys.abs().sum(-1).tolist(), words)[:3]
         states = [*(tokens.hidden[i] for i in pivots), *(tokens.text[i] for i in text)]
         kept, left = list(pivots), budget - len(pivots)
-        for number, state in enumerate(states):
-            share = left * (number + 1) // len(states) - left * number // len(states)
+        for state in states:
+            share = min(math.ceil(left / len(states)), budget - len(kept))
             cosine = {i: float(F.cosine_similarity(tokens.hidden[i], state, dim=0)) for i in mine}
             kept += sorted((i for i in mine if i not in kept), key=lambda i: (cosine[i], i))[:share]
         assert len(kept) == budget
