@@ -13,26 +13,26 @@ from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.layers import Layer, checked
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.checks import check_choice, check_count, check_fraction
-from glimpse_lightning.scorers.base import AttentionProbe, Requires
-from glimpse_lightning.segments import rank_in_group, segment_mean
+from glimpse_lightning.scorers.base import Requires
+from glimpse_lightning.scorers.vision_text_rank import INFORMATION, information
+from glimpse_lightning.segments import rank_in_group
 from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
-
-INFORMATION = "information"
-"""Probe under which the sample's information is delivered."""
 
 
 class LogisticRatio(Policy):
     """Keeps the best tokens; how many follows a logistic curve over the decoder's layers (AutoPrune, arXiv 2509.23931).
 
-    ``keep(l) = 0.75 / (1 + exp(k (l - midpoint)))``, ``k = max(0.4 - gain * I, 0)``, times a factor that makes each
-    sample's tokens, averaged over all layers, ``retention`` (what FLOPs follow, but for the attention's quadratic
+    ``keep(l) = 0.75 / (1 + exp(k (l - (midpoint + k))))``, ``k = max(0.4 - gain * I, 0)``, times a factor that makes
+    each sample's tokens, averaged over all layers, ``retention`` (what FLOPs follow, but for the attention's quadratic
     part). ``I = sum_h MI(A_h[T, V]) / |T|`` is the sample's own: in layer 0, of each head's attention from the text
-    tokens ``T`` behind the image to the visual tokens ``V``, the mutual information in nats of ``A_h[t, v] / sum
+    tokens ``T`` behind the image to the visual tokens ``V``, the mutual information in bits of ``A_h[t, v] / sum
     A_h``. Only rows of text queries are computed for it. The more the words differ in where they look, the flatter the
     curve: more tokens go early, and what is left stays longer.
 
-    Departures: the method's code prunes after every layer, here ``after_layers`` say where; it adds clusters of
-    recycled tokens that its budget does not count, here there are none. Ratios are never above 1. ``reach``.
+    Departures: the method's code prunes after every layer, here ``after_layers`` say where; it recycles tokens in
+    clusters, which its factor counts, here there are none. Its ``I`` is that of layer 1, behind its first cut, and not
+    divided by ``|T|``: with 20 text tokens ours is ``k = 0.38`` where its curve is just flat. Ratios are never above 1,
+    and counts are rounded down (there: up). ``reach``.
 
     Args:
         stage: which of ``after_layers`` this policy's stage prunes after, from 0.
@@ -40,8 +40,8 @@ class LogisticRatio(Policy):
         retention: share of the tokens that ``reach`` is about.
         reach: ``"mean"``: ``retention`` is the average over all layers of the decoder; ``"last"``: what the last stage
             leaves, so that the information moves the earlier stages only (to compare at equal tokens while decoding).
-        midpoint: layer where the curve falls fastest, as a share of the decoder's depth; the method: 14.9 of 32.
-        gain: how much a nat of information flattens the curve.
+        midpoint: layer about which the curve falls fastest, as a share of the decoder's depth; the method: 14.9 of 32.
+        gain: how much a bit of information flattens the curve.
         information: ``I``; ``None``: measured, as above. A number is the same for all samples.
         per, min_tokens: as in ``KeepRatio``.
     """
@@ -54,7 +54,7 @@ class LogisticRatio(Policy):
         after_layers: Sequence[Layer],
         retention: float,
         reach: Literal["mean", "last"] = "mean",
-        midpoint: float = 0.4656,
+        midpoint: float = 0.465625,
         gain: float = 0.2,
         information: float | None = None,
         per: Literal["sample", "item"] = "sample",
@@ -94,9 +94,7 @@ class LogisticRatio(Policy):
 
     @property
     def requires(self) -> Requires:
-        if self.information is not None:
-            return Requires()
-        return Requires(probes={INFORMATION: AttentionProbe(layers=(0,), query="text", scale="information")})
+        return INFORMATION if self.information is None else Requires()
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, total = tokens.groups(self.per)
@@ -106,11 +104,10 @@ class LogisticRatio(Policy):
         return (rank_in_group(scores, group, len(total)) < count[group]) & (scores > -torch.inf)
 
     def sample_information(self, tokens: VisualTokens) -> Tensor:
-        """``[S]`` information ``I`` of each sample, float64; 0 where a sample has no visual tokens."""
+        """``[S]`` information ``I`` of each sample, in bits, float64; 0 where a sample has no visual tokens."""
         if self.information is not None:
             return torch.full(tokens.key.shape, self.information, dtype=torch.float64, device=tokens.key.device)
-        each = tokens.probes[INFORMATION].double().sum(-1)  # over heads; the same for all tokens of a sample
-        return segment_mean(each, tokens.sample, tokens.num_samples)
+        return information(tokens)
 
     def ratios(self, num_layers: int, information: Tensor) -> Tensor:
         """``[stages, S]`` share that each stage keeps, of the tokens before any pruning, from ``information [S]``.
@@ -120,7 +117,7 @@ class LogisticRatio(Policy):
         """
         after = torch.tensor(self.after_layers, dtype=torch.float64, device=information.device)[:, None]
         steepness = (0.4 - self.gain * information.double()).clamp(min=0)
-        curve = 0.75 * (-steepness * (after - self.midpoint * num_layers)).sigmoid()
+        curve = 0.75 * (-steepness * (after - self.midpoint * num_layers - steepness)).sigmoid()
         if self.reach == "last":
             return (self.retention * curve / curve[-1]).clamp(max=1)
         span = torch.cat([after[1:], after.new_full((1, 1), num_layers - 1)]) - after

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -324,3 +325,35 @@ def test_pyramid_drop(case: dict[str, Tensor]) -> None:
         tokens = replace(one_image(1, length), probes={"last": row}).subset(left)
         left[left.clone()] = p.KeepRatio(ratio).select(s.AttentionRank()(tokens), tokens)
         assert chosen(left) == case[f"out/stage{stage}/kept"].tolist()
+
+
+@pytest.mark.parametrize(("case", "setting"), settings_of("autoprune"))
+def test_autoprunes_first_cut(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    """With its own information: in bits, and as a multiple of the sum that ours divides the vision tower's rows by."""
+    vision, text = case["in/vision_attention"], case["in/text_attention0"]
+    bits = case["out/information0"] / vision.sum()
+    tokens = replace(
+        one_image(1, len(vision)),
+        vision={VisionAttention(-2): vision[:, None]},
+        probes={"text": text.mean(1).log().T, "information": (bits * math.log(2)).expand(len(vision), 1)},
+    )
+    keep = p.TopK(len(setting["first_kept"])).select(s.VisionTextRank()(tokens), tokens)
+    assert chosen(keep) == sorted(setting["first_kept"].tolist())
+
+
+@pytest.mark.parametrize(("case", "setting"), settings_of("autoprune"))
+def test_autoprunes_curve(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
+    """Its curve over layers 1 to 31, up to the factor that the budget sets."""
+    last = float(setting["keep_percent"][-1])
+    policy = p.LogisticRatio(0, list(range(1, 32)), retention=last, reach="last")
+    (shares,) = policy.ratios(32, setting["information1"][None]).T
+    torch.testing.assert_close(shares, setting["keep_percent"].clamp(max=1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", cases("autoprune").values(), ids=cases("autoprune"))
+def test_autoprunes_later_cuts(case: dict[str, Tensor]) -> None:
+    for key, setting in settings(case).items():
+        text, kept = case[f"in/{key}/text_attention1"], setting["layer1_kept"]
+        tokens = replace(one_image(1, text.shape[-1]), probes={"text": text.mean(1).log().T})
+        keep = p.TopK(len(kept)).select(s.TextRank(select=False)(tokens), tokens)
+        assert chosen(keep) == sorted(kept.tolist())

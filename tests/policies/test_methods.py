@@ -374,7 +374,7 @@ def test_logistic_schedule_meets_its_budget(retention: float, information: float
     assert flat == pytest.approx([flat[0]] * 4)  # k = max(0.4 - 0.2 * 5, 0)
     if max(steep) < 1:
         k = 0.4 - 0.2 * information
-        curve = [0.75 / (1 + math.exp(k * (layer - 0.3 * layers))) for layer in after]
+        curve = [0.75 / (1 + math.exp(k * (layer - 0.3 * layers - k))) for layer in after]
         assert [r / steep[0] for r in steep] == pytest.approx([c / curve[0] for c in curve])
 
 
@@ -392,7 +392,7 @@ def test_logistic_schedule_follows_each_samples_information() -> None:
     shown = torch.where(tokens.sample[:, None] == 0, 0.1, 0.6).expand(-1, heads)
     tokens = replace(tokens, probes={"information": shown})
     information = policy.sample_information(tokens)
-    assert information.tolist() == pytest.approx([0.1 * heads, 0.0, 0.6 * heads])
+    assert information.tolist() == pytest.approx([0.1 * heads / math.log(2), 0.0, 0.6 * heads / math.log(2)])
     scores = torch.randn(len(tokens), generator=torch.Generator().manual_seed(3))
     keep = policy.select(scores, tokens)
     ratios = policy.ratios(FACTS.num_layers, information)[1].tolist()

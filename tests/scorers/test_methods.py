@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_information_is_that_of_the_attention_map(build: Any) -> None:
             expected += float(terms.nan_to_num().sum()) / int(texts[row].sum())
         assert expected > 1e-3
         for policy in policies:
-            assert float(policy.told[row]) == pytest.approx(expected, rel=1e-3)
+            assert float(policy.told[row]) == pytest.approx(expected / math.log(2), rel=1e-3)
 
 
 def test_vision_and_text_rank() -> None:
@@ -222,7 +223,7 @@ def test_vision_and_text_rank() -> None:
     text = tokens.probes["text"].exp().mean(-1)
     for sample in tokens.sample.unique().tolist():
         mine = tokens.sample == sample
-        information = tokens.probes["information"][mine][0].sum()
+        information = tokens.probes["information"][mine][0].sum() / math.log(2)
         torch.testing.assert_close(scores[mine], vision[mine] / vision[mine].sum() + 0.3 * information * text[mine])
     assert scorer.raters(visual_tokens(BATCH, Requires(text=True))).all()
 
