@@ -1,4 +1,4 @@
-"""Evaluation on two ranks gives what it gives on one, also where the samples do not divide evenly."""
+"""Two ranks evaluate as one does, also where the samples do not divide evenly, and train on noise of their own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from ranks import on_two_ranks
+from sharded_runs import data, module, trainer
 from test_module import glyphs, random_module
 
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.model import PrunedVLM
+from glimpse_lightning.objectives.base import Objective, StepResult
 from glimpse_lightning.strategies import FSDP2
 
 
@@ -34,6 +39,33 @@ def test_two_ranks_agree_with_one(strategy: str, tmp_path: Path) -> None:
     assert len(alone["ids"]) == 5
     for rank in on_two_ranks(_on_a_rank, tmp_path, tmp_path, strategy):
         assert close(rank, alone)
+
+
+class _Drawing(Objective):
+    """Trains nothing, and remembers the noise of each step."""
+
+    def __init__(self) -> None:
+        self.drawn: list[float] = []
+
+    def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
+        self.drawn.append(torch.rand(()).item())
+        assert model.pruner is not None
+        return StepResult(torch.stack([0.0 * p.sum() for p in model.pruner.parameters()]).sum())
+
+
+def _draw(root: Path) -> list[float]:
+    objective = _Drawing()
+    runner = trainer(root, [], devices=2, strategy="ddp", limit_val_batches=0, max_steps=2)
+    runner.fit(module(objective), datamodule=data(2))
+    return objective.drawn
+
+
+@pytest.mark.timeout(180)
+def test_no_two_ranks_or_steps_draw_the_same_noise(tmp_path: Path) -> None:
+    """Gates, dropout and rollouts of equal noise would not be as many samples as there are ranks."""
+    drawn = on_two_ranks(_draw, tmp_path, tmp_path)
+    assert [len(rank) for rank in drawn] == [2, 2]
+    assert len({*drawn[0], *drawn[1]}) == 4
 
 
 def close(a: Any, b: Any) -> bool:

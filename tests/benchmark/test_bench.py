@@ -11,6 +11,8 @@ import torch
 import yaml
 from PIL import Image
 from tiny_models import FAMILIES
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 import glimpse_lightning as gl
 from glimpse_lightning.benchmark.clock import Clock
@@ -205,6 +207,27 @@ def test_peak_memory_counts_what_is_alive_at_once() -> None:
         del second, third
 
     assert peak_bytes(run, torch.device("cpu")) == pytest.approx(4 * 2**20, rel=0.01)
+
+
+@pytest.mark.parametrize("stages", [[], [StageTokens(0, 40)], [StageTokens(1, 40)], [StageTokens(1, 40, "keep")]])
+def test_peak_of_prefill_is_what_its_layers_hold(stages: list[StageTokens]) -> None:
+    """Norms and MLPs of a real decoder over tensors as long as prefill's, next to a cache that grows."""
+    facts = gl.ModelFacts(3, 4, 2, 16, 64, 192, 1e-6, 4, 16)
+    case = Case(facts, 2, 300, 20, stages, 100, 4)
+    norm, mlp = LlamaRMSNorm(64), LlamaMLP(LlamaConfig(hidden_size=64, intermediate_size=192))
+
+    def run() -> None:
+        states, cache = torch.zeros(2, 320, 64), []
+        for layer in range(facts.num_layers):
+            cache.append(torch.zeros(2, 2, 2, states.shape[1], 16))  # keys and values of two heads
+            states = states + mlp(norm(states))
+            for stage in stages:
+                if stage.after_layer == layer:
+                    states = states[:, :60].clone()
+                    cache = cache if stage.early_kv == "keep" else [each[..., :60, :].clone() for each in cache]
+
+    with torch.no_grad():
+        assert peak_bytes(run, torch.device("cpu")) == pytest.approx(case.peak_bytes(), rel=1e-3)
 
 
 def test_attainable_is_the_decoders_own_pace_at_each_length(record: dict[str, Any]) -> None:
