@@ -19,6 +19,7 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.engine.compaction import pad_left
 from glimpse_lightning.engine.decoder import Decoder
+from glimpse_lightning.engine.generate_options import greedy_settings
 from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.visual_tokens import VisionTap
@@ -190,9 +191,14 @@ class Backbone(Decoder):
         """Version and settings that results depend on, beyond the model's name, as plain values.
 
         ``revision`` is the version on the Hub that was asked for, ``None`` where none was. ``image_processor`` holds
-        all settings of the image processor, changed or not; it is empty where there is none.
+        all settings of the image processor, changed or not; it is empty where there is none. ``generation_config``
+        holds what the checkpoint asks of greedy decoding (:func:`~.generate_options.greedy_settings`).
         """
-        return {"revision": self.revision, "image_processor": described(self.processor)}
+        return {
+            "revision": self.revision,
+            "image_processor": described(self.processor),
+            "generation_config": greedy_settings(self.model.generation_config),
+        }
 
     def asked(self) -> str:
         """Settings and revision that were asked for, as a sentence for tables; empty where none were."""

@@ -1,7 +1,8 @@
-"""Options of Hugging Face's ``generate`` that do not go together with a pruned prompt."""
+"""Options of Hugging Face's ``generate``: which do not go together with a pruned prompt, which a checkpoint sets."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,12 @@ IMPOSSIBLE = {
 NEUTRAL = {"guidance_scale": 1, "num_beam_groups": 1, "penalty_alpha": 0}
 """Values that ask for nothing; for all options, so do ``None`` and ``False``."""
 
+NOT_GREEDY = frozenset(
+    "do_sample temperature top_k top_p top_h min_p typical_p epsilon_cutoff eta_cutoff max_length max_new_tokens "
+    "bos_token_id pad_token_id use_cache".split()
+)
+"""Fields of a generation config that greedy decoding of a given length does not read."""
+
 
 def check_options(options: Mapping[str, Any], *configs: GenerationConfig | None) -> None:
     """Raise for an impossible option among the arguments ``options`` or, where those are silent, in the ``configs``.
@@ -57,3 +64,11 @@ def check_options(options: Mapping[str, Any], *configs: GenerationConfig | None)
             f"`generate` does not allow {what} where visual tokens are pruned: {why}. Leave the option out, or use the "
             "full Hugging Face model: `backbone.model.generate(**backbone.hf_inputs(inputs), ...)`."
         )
+
+
+def greedy_settings(config: GenerationConfig) -> dict[str, Any]:
+    """Fields of a checkpoint's generation config, other than the defaults, that greedy decoding follows, as plain
+    values: ``repetition_penalty``, ``no_repeat_ngram_size``, ``suppress_tokens``, ``eos_token_id`` and so on.
+    """
+    fields: dict[str, Any] = json.loads(config.to_json_string(ignore_metadata=True))
+    return {name: value for name, value in fields.items() if name not in NOT_GREEDY}

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from runs import run, write_recipe
 from tiny_models import FAMILIES
-from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+from transformers import CLIPImageProcessorPil, GenerationConfig, SiglipImageProcessorPil
 
 import glimpse_lightning as gl
 from glimpse_lightning.ablation.runs import process_key, questions_key
@@ -155,6 +155,18 @@ def test_settings_beat_defaults_of_the_processor_itself() -> None:
         with_settings(old, {"do_normalize": False}, "x")
 
 
+def test_results_say_what_a_checkpoint_asks_of_greedy_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such fields stay in force, as in lmms-eval; those of sampling do not, nor do lengths."""
+    backbone = gl.load_backbone("glimpse-tiny")
+    asked = {"repetition_penalty": 1.05, "no_repeat_ngram_size": 3, "suppress_tokens": [7], "bad_words_ids": [[5, 6]]}
+    sampling = {"do_sample": True, "temperature": 1e-6, "top_k": 1, "top_p": 0.8, "max_new_tokens": 99}
+    config = GenerationConfig(eos_token_id=2, sequence_bias={(8, 9): -1.5}, **asked, **sampling)
+    monkeypatch.setattr(backbone.model, "generation_config", config)
+    found = json.loads(json.dumps(backbone.described()["generation_config"]))
+    assert found.pop("sequence_bias")
+    assert found == {"eos_token_id": 2, **asked}
+
+
 TEST = """
 model: {backbone: glimpse-tiny, max_new_tokens: 2, processor: {max_pixels: 50176, min_pixels: 784}}
 data:
@@ -171,6 +183,7 @@ def test_a_recipe_says_it_and_a_flag_changes_one(tmp_path: Path, capsys: pytest.
     folder = tmp_path / "small/test_0"
     results = json.loads((folder / "results.json").read_text())
     assert results["image_processor"]["size"] == {"longest_edge": 25088, "shortest_edge": 784}
+    assert results["generation_config"] == {"eos_token_id": 2}
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert {line["total"] for line in lines} == {25}
     saved = yaml.safe_load((folder / "config.yaml").read_text())
