@@ -16,7 +16,7 @@ from glimpse_lightning.appended_lines import AppendedLines
 from glimpse_lightning.backbones.collate import padded_answers
 from glimpse_lightning.backbones.fingerprint import Fingerprint, fingerprint
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.engine.prefill import PrefillOutput
+from glimpse_lightning.engine.prefill import PrefillOutput, Select
 from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.objectives.policy_gradient import sequence_mask
@@ -24,11 +24,15 @@ from glimpse_lightning.objectives.rollouts import end_ids, one_more
 from glimpse_lightning.ranks import any_rank
 
 
-def prefill(model: PrunedVLM, batch: Batch, prompt: Prompt | None = None) -> PrefillOutput:
-    """The batch's prompts through ``model``; ``prompt`` where they are embedded already."""
+def prefill(
+    model: PrunedVLM, batch: Batch, prompt: Prompt | None = None, select: Select | None = None
+) -> PrefillOutput:
+    """The batch's prompts through ``model``; ``prompt`` where they are embedded already, ``select`` in place of the
+    stages' policies.
+    """
     questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
     inputs: dict[str, Any] = batch.inputs
-    return model.prefill(prompt=prompt, keys=batch.key, questions=questions, boxes=boxes, **inputs)
+    return model.prefill(prompt=prompt, keys=batch.key, questions=questions, boxes=boxes, select=select, **inputs)
 
 
 def greedy(model: PrunedVLM, out: PrefillOutput, max_new_tokens: int) -> Tensor:

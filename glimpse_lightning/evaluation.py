@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from glimpse_lightning import scorers
 from glimpse_lightning.answers import answer_rows, greedy, prefill, with_answers
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.engine.decoding import decode_step
-from glimpse_lightning.engine.prefill import PrefillOutput
+from glimpse_lightning.engine.prefill import PrefillOutput, Select
 from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.evidence import evidence_mask
 from glimpse_lightning.metrics.evidence_overlap import evidence_overlap
@@ -27,8 +27,10 @@ from glimpse_lightning.ranks import any_rank
 from glimpse_lightning.resolution import ResolutionCut, check_fewer
 from glimpse_lightning.results import Record
 from glimpse_lightning.scorers.base import Scorer
+from glimpse_lightning.segments import rank_in_group
 from glimpse_lightning.sharing import SharedQuestions
 from glimpse_lightning.token_counts import StageTokens, TokenCounts, count_tokens
+from glimpse_lightning.visual_tokens import VisualTokens
 
 TEACHER_TOKENS = 1024
 """Tokens of the full model's distribution that are remembered one by one; the rest is one remainder."""
@@ -137,9 +139,11 @@ class Evaluator:
         return [self.cache[name] for name in names]
 
     @torch.no_grad()
-    def predict(self, model: PrunedVLM, batch: Batch, prompt: Prompt | None = None) -> tuple[list[str], PrefillOutput]:
+    def predict(
+        self, model: PrunedVLM, batch: Batch, prompt: Prompt | None = None, select: Select | None = None
+    ) -> tuple[list[str], PrefillOutput]:
         """Answers, and the prefill they come from."""
-        out = prefill(model, batch, prompt)
+        out = prefill(model, batch, prompt, select)
         return self.answers(model, out), out
 
     @torch.no_grad()
@@ -150,12 +154,14 @@ class Evaluator:
         with_kl: bool = True,
         prompt: Prompt | None = None,
         resolution: ResolutionCut | None = None,
+        select: Select | None = None,
     ) -> tuple[list[Record], PrefillOutput]:
         """A record for every sample that counts, and the prefill they come from.
 
         Args:
             resolution: what shrinks the images that ``model`` sees, but not those that the full model sees; tokens are
                 counted against those of whole images, and overlap with evidence is not defined.
+            select: what decides which tokens ``model`` keeps, in place of its stages' policies.
         """
         prompt = self.embed([model], batch) if prompt is None else prompt
         fulls = self.full_answers(batch, prompt)
@@ -164,7 +170,7 @@ class Evaluator:
         if is_full:
             texts, out, logs = [full.text for full in fulls], prefill(model, batch, prompt), None
         else:
-            texts, out = self.predict(model, seen, prompt if seen is batch else None)
+            texts, out = self.predict(model, seen, prompt if seen is batch else None, select)
             along = with_answers(model, seen, [full.along for full in fulls])
             logs = answer_log_probs(model, out, along) if with_kl else None
         keep = final_keep(out)
@@ -213,13 +219,23 @@ def token_counts(model: PrunedVLM, out: PrefillOutput, samples: int) -> list[Tok
     total = _per_sample(torch.ones_like(out.tokens.item, dtype=torch.bool), out, samples)
     survivors = _per_sample(final_keep(out), out, samples)
     text = [columns - left for columns, left in zip(out.prompt_keep.sum(1).tolist(), survivors, strict=True)]
+    stages = model.pruner.stages if model.pruner is not None else []
+    left = [
+        [StageTokens(stage.after_layer, count, stage.early_kv) for stage, count in zip(stages, counts, strict=True)]
+        for counts in left_by_stage(out, samples)
+    ]
+    return [count_tokens(total[i], text[i], left[i], model.backbone.facts) for i in range(samples)]
+
+
+def left_by_stage(out: PrefillOutput, samples: int) -> list[list[int]]:
+    """For each of ``samples`` questions, the visual tokens left behind each stage."""
     alive = torch.ones_like(out.tokens.item, dtype=torch.bool)
-    stages: list[list[StageTokens]] = [[] for _ in range(samples)]
-    for stage, keep in zip(model.pruner.stages if model.pruner is not None else [], out.keep, strict=True):
+    counts: list[list[int]] = [[] for _ in range(samples)]
+    for keep in out.keep:
         alive = alive & keep
-        for mine, left in zip(stages, _per_sample(alive, out, samples), strict=True):
-            mine.append(StageTokens(stage.after_layer, left, stage.early_kv))
-    return [count_tokens(total[i], text[i], stages[i], model.backbone.facts) for i in range(samples)]
+        for mine, left in zip(counts, _per_sample(alive, out, samples), strict=True):
+            mine.append(left)
+    return counts
 
 
 def cut_counts(model: PrunedVLM, out: PrefillOutput, whole: Prompt) -> list[TokenCounts]:
@@ -261,38 +277,65 @@ def _is_training_free(kind: Any, pruner: Pruner) -> bool:
         return False
     if any(parameter.default is parameter.empty for parameter in inspect.signature(kind).parameters.values()):
         return False
-    scorer = kind()
     assert pruner.facts is not None
-    try:
-        scorer.build(pruner.facts, first_layer(pruner))
-    except ValueError:  # it cannot score there
-        return False
-    return next(scorer.parameters(), None) is None
-
-
-def first_layer(pruner: Pruner) -> int:
-    """``after_layer`` of the first stage."""
-    return min(stage.after_layer for stage in pruner.stages)
+    for stage in pruner.stages:
+        scorer = kind()
+        try:
+            scorer.build(pruner.facts, stage.after_layer)
+        except ValueError:  # it cannot score there
+            return False
+        if next(scorer.parameters(), None) is not None:
+            return False
+    return True
 
 
 def baseline_models(
-    model: PrunedVLM, rivals: Mapping[str, Scorer], share: float, tokens: float
+    model: PrunedVLM, rivals: Mapping[str, Scorer], share: float = 1.0, tokens: float = 1.0
 ) -> dict[str, PrunedVLM]:
-    """Models that prune where and as ``model`` first prunes and keep the share ``share`` of every sample's tokens.
+    """Baselines of ``model``: its stages, each with a rival's score in place of its own.
 
-    ``KeepRatio`` rounds down, so the ratio is raised to give a sample of ``tokens`` tokens the next whole number: a
-    baseline never gets fewer tokens than the method it is compared with.
+    A baseline prunes after the same layers, with the same ``early_kv`` and ``positions``; dropped tokens are gone,
+    whatever becomes of them in ``model``. A comparison asks it with :func:`as_many`: then it has of every question as
+    many tokens as ``model``, behind every stage. By itself it keeps a fixed share of each question's tokens, for
+    callers who know no more than a mean share.
+
+    Args:
+        model: the pruned model to compare with.
+        rivals: scorers, by name.
+        share: mean share of its tokens that a question keeps in ``model``, in [0, 1].
+        tokens: mean number of visual tokens of a question. The baselines' ``KeepRatio`` keeps ``share`` and one in
+            ``tokens`` more, since it rounds down, by less than a token a question: of all tokens of any questions with
+            this mean it keeps ``share`` or more. Questions of one size keep ``share``, rounded up to a whole token.
     """
     assert model.pruner is not None
-    ratio = min(1.0, math.ceil(share * tokens - 1e-6) / tokens) if tokens else share
-    first = model.pruner.stages[0]
-    stages = {
-        name: PruneStage(
-            first.after_layer, scorer, KeepRatio(ratio), early_kv=first.early_kv, positions=first.positions
-        )
+    ratio = min(1.0, share + (1 - 1e-6) / tokens) if tokens else share
+    pruners = {
+        name: Pruner([_rival_stage(stage, scorer, ratio) for stage in model.pruner.stages])
         for name, scorer in rivals.items()
     }
-    return {name: PrunedVLM(model.backbone, Pruner([stage])) for name, stage in stages.items()}
+    return {name: PrunedVLM(model.backbone, pruner) for name, pruner in pruners.items()}
+
+
+def _rival_stage(stage: PruneStage, scorer: Scorer, ratio: float) -> PruneStage:
+    own = copy.deepcopy(scorer)  # each stage builds its scorer for its own layer
+    return PruneStage(stage.after_layer, own, KeepRatio(ratio), early_kv=stage.early_kv, positions=stage.positions)
+
+
+def as_many(model: PrunedVLM, left: Sequence[Sequence[int]]) -> Select:
+    """A selection for ``model`` that keeps the best tokens of each question, as many as are said for it.
+
+    Args:
+        model: a baseline.
+        left: for each question of the batch, the tokens to leave behind each stage (:func:`left_by_stage`).
+    """
+    assert model.pruner is not None
+    stages = list(model.pruner.stages)
+
+    def select(stage: PruneStage, scores: Tensor, tokens: VisualTokens) -> Tensor:
+        count = torch.tensor([counts[stages.index(stage)] for counts in left], device=scores.device)
+        return rank_in_group(scores, tokens.sample, tokens.num_samples) < count[tokens.sample]
+
+    return select
 
 
 def kept_by_item(out: PrefillOutput) -> list[dict[str, Any]]:

@@ -32,7 +32,14 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import RawBatch
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.errors import GlimpseError, RefusedSamplesError
-from glimpse_lightning.evaluation import Evaluator, baseline_models, kept_by_item, training_free_scorers
+from glimpse_lightning.evaluation import (
+    Evaluator,
+    as_many,
+    baseline_models,
+    kept_by_item,
+    left_by_stage,
+    training_free_scorers,
+)
 from glimpse_lightning.layers import Layer
 from glimpse_lightning.metrics import AnswerMetric, ExactMatch
 from glimpse_lightning.model import PrunedVLM
@@ -44,7 +51,7 @@ from glimpse_lightning.pruner import EarlyKV, Positions, Pruner, PruneStage
 from glimpse_lightning.ranks import any_rank
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.resolution import ResolutionCut
-from glimpse_lightning.results import Record, Summary, gathered, summarise
+from glimpse_lightning.results import Record, Summary, gathered
 from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.seeds import global_seed
 from glimpse_lightning.sharding import release, shard
@@ -99,8 +106,8 @@ class PruningModule(LightningModule):
         optimizer: learning rate and its schedule.
         metric: how an answer is scored; default: ExactMatch.
         max_new_tokens: longest answer.
-        baselines: scorers that `test` compares with, at the same mean retention after the same layer; default: every
-            one that needs no training.
+        baselines: scorers that `test` compares with, after the same layers, each question with as many tokens as the
+            pruner keeps of it; default: every one that needs no training.
         fit_baselines: those that the test at the end of `fit` compares with; default: Random.
         test_after_fit: whether `fit` ends with a test.
         activation_checkpointing: compute the decoder layers' activations again in the backward pass instead of keeping
@@ -186,7 +193,8 @@ class PruningModule(LightningModule):
         self._configured: list[dict[str, Any]] = []
         self._records: list[Record] = []
         self._baseline_records: dict[str, list[Record]] = {}
-        self._rivals: dict[str, PrunedVLM] | None = None
+        self._rivals: dict[str, PrunedVLM] = {}
+        self._left: dict[str, list[int]] = {}  # by question: the tokens that the pruner leaves behind each stage
 
     # -- the model ----------------------------------------------------------------------------------------------
 
@@ -456,17 +464,20 @@ class PruningModule(LightningModule):
 
     @property
     def test_passes(self) -> int:
-        """How often the test split is gone through: baselines need the pruned model's mean retention first."""
+        """How often the test split is gone through: baselines keep as many tokens as the pruned model has kept."""
         chosen = self.fit_baselines if self.testing_after_fit else self.baselines
         return 1 if chosen == [] or (self.vlm is not None and self.vlm.pruner is None) else 2
 
     def _evaluate(self, batch: Batch) -> dict[str, Any]:
         records, out = self.evaluator.evaluate(self.model, batch, resolution=self.resolution)
         self._records += records
+        if self._rivals:
+            counts = left_by_stage(out, len(batch.samples))
+            self._left |= {sample.id: left for sample, left in zip(batch.samples, counts, strict=True)}
         return {"records": records, "kept": kept_by_item(out)}
 
     def _start_evaluation(self) -> None:
-        self._records, self._baseline_records, self._rivals = [], {}, None
+        self._records, self._baseline_records, self._rivals, self._left = [], {}, {}, {}
         release(self)
         if any(p.requires_grad for name, p in self.model.named_parameters() if name.startswith("model.")):
             self.evaluator.cache.clear()  # the full model itself is being trained
@@ -498,26 +509,28 @@ class PruningModule(LightningModule):
 
     @override
     def on_test_epoch_start(self) -> None:
+        self._start_evaluation()
+        if self.test_passes > 1:
+            self._rivals = baseline_models(self.model, self._rival_scorers())
         if self.shared is not None:
             self.shared.start()
-        elif self.test_passes > 1 and not self.model.sharded:  # sharded ranks must embed as often as each other
-            rivals = baseline_models(self.model, self._rival_scorers(), 1.0, 1.0).values()
-            self.remembered.taps = tuple(dict.fromkeys(tap for rival in rivals for tap in rival.vision_layers))
+        elif self._rivals and not self.model.sharded:  # sharded ranks must embed as often as each other
+            taps = (tap for rival in self._rivals.values() for tap in rival.vision_layers)
+            self.remembered.taps = tuple(dict.fromkeys(taps))
             self.remembered.start()
             self.evaluator.shared = self.remembered
-        self._start_evaluation()
 
     @override
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any] | None:
-        """First pass: full and pruned model; second pass: the baselines at the mean retention of the first."""
+        """First pass: full and pruned model; second pass: the baselines, with as many tokens as the first has kept."""
         if dataloader_idx == 0:
             return self._evaluate(batch)
-        if self._rivals is None:
-            self._rivals = self._find_rivals()
-            self.evaluator.shared = self.shared
+        self.evaluator.shared = self.shared
         prompt = self.evaluator.embed(self._rivals.values(), batch) if self._rivals else None
+        left = [self._left[sample.id] for sample in batch.samples] if self._rivals else []
         for name, rival in self._rivals.items():
-            records, _ = self.evaluator.evaluate(rival, batch, with_kl=False, prompt=prompt)
+            select = as_many(rival, left)
+            records, _ = self.evaluator.evaluate(rival, batch, with_kl=False, prompt=prompt, select=select)
             self._baseline_records.setdefault(name, []).extend(records)
         return None
 
@@ -528,12 +541,6 @@ class PruningModule(LightningModule):
             return {type(scorer).__name__: scorer for scorer in chosen}
         rivals = training_free_scorers(self.model.pruner)
         return {"Random": rivals["Random"]} if self.testing_after_fit else rivals
-
-    def _find_rivals(self) -> dict[str, PrunedVLM]:
-        records = gathered(self._records)
-        share = summarise(records)["retention"] or 0.0
-        tokens = sum(record.total for record in records) / max(1, len(records))
-        return baseline_models(self.model, self._rival_scorers(), share, tokens)
 
     @override
     def on_test_epoch_end(self) -> None:
