@@ -209,6 +209,7 @@ class Evaluator:
                     evidence_recall=recall,
                     evidence_precision=precision,
                     evidence_iou=iou,
+                    image=sample.image_name,
                 )
             )
         return records, out

@@ -22,6 +22,7 @@ class Prediction:
         prediction, full_prediction: answers with pruned and with all tokens; ``None``: the full model was not asked.
         score, full_score: of these, in [0, 1]; ``None`` without references.
         kept, total: visual tokens that all stages keep, and visual tokens there are.
+        image: ``Sample.image_name``; ``""`` where the question has no image, or its line is older than this field.
     """
 
     task: str
@@ -35,6 +36,7 @@ class Prediction:
     full_score: float | None = None
     kept: int = 0
     total: int = 0
+    image: str = ""
 
 
 class PredictionFiles:

@@ -32,6 +32,7 @@ class Record:
             pruned) in nats.
         evidence: tokens touched by evidence boxes; ``None`` without annotation.
         evidence_recall, evidence_precision, evidence_iou: how the kept tokens overlap with those.
+        image: ``Sample.image_name``; ``""`` where the question has no image.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Record:
     evidence_recall: float | None = None
     evidence_precision: float | None = None
     evidence_iou: float | None = None
+    image: str = ""
 
 
 def gathered(values: Sequence[T]) -> list[T]:

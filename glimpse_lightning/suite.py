@@ -203,6 +203,7 @@ class SuiteModule(PruningModule):
                     full_score=full_score,
                     kept=kept,
                     total=total,
+                    image=sample.image_name,
                 )
             )
         self._files.add(lines)

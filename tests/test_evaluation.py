@@ -96,3 +96,22 @@ def test_the_full_models_answers_go_by_content_not_by_name() -> None:
     other.putpixel((0, 0), (1, 2, 3))
     changed = [replace(val, question="Which word?"), replace(val, answers=["x"]), replace(val, images=[other])]
     assert len({sample.content() for sample in (val, *changed)}) == 4
+
+
+def test_questions_about_the_same_pixels_name_the_same_image() -> None:
+    one = gl.GlyphVQA("test", 1, image_size=224)[0]
+    other = one.images[0].copy()
+    other.putpixel((0, 0), (1, 2, 3))
+    asked = replace(one, id="another", question="Which word?", images=[one.images[0].copy()])
+    assert asked.image_name == one.image_name != ""
+    names = {replace(one, images=images).image_name for images in ([other], [other, other], [*one.images, other])}
+    assert len(names | {one.image_name}) == 4
+    assert replace(one, images=[]).image_name == ""
+
+
+def test_records_name_their_image() -> None:
+    model = gl.PrunedVLM(gl.load_backbone("glimpse-tiny"))
+    one, other = (gl.GlyphVQA("test", 2, image_size=224)[i] for i in range(2))
+    samples = [one, replace(one, id="again", question="Which word?"), other, replace(other, id="bare", images=[])]
+    records, _ = Evaluator(model, ExactMatch(), max_new_tokens=1).evaluate(model, model.backbone.collate(samples))
+    assert [record.image for record in records] == [one.image_name, one.image_name, other.image_name, ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 
 from PIL import Image
@@ -45,10 +46,20 @@ class Sample:
         digest = blake2b(digest_size=16)
         for part in (self.question, *self.answers):
             digest.update(f"{len(part)}:{part}".encode(errors="surrogatepass"))
+        self._add_pixels(digest)
+        return digest.hexdigest()
+
+    @cached_property
+    def image_name(self) -> str:
+        """A digest of all pixels: alike for questions about the same image, or images; ``""`` without any."""
+        digest = blake2b(digest_size=8)
+        self._add_pixels(digest)
+        return digest.hexdigest() if self.images else ""
+
+    def _add_pixels(self, digest: blake2b) -> None:
         for image in self.images:
             digest.update(f"{image.mode}{image.size}".encode())
             digest.update(image.tobytes())
-        return digest.hexdigest()
 
 
 BLANK = Sample(id="", key=0, question="What?", answers=["nothing"], images=[Image.new("RGB", (224, 224), "white")])
