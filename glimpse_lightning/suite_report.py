@@ -10,36 +10,36 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from glimpse_lightning.intervals import bootstrap
+from glimpse_lightning.intervals import mean_estimate
 from glimpse_lightning.metrics import Agreement, AnswerMetric, Retention
 from glimpse_lightning.predictions import Prediction
 from glimpse_lightning.terminal import plain, show
 
-
-def _interval(values: Sequence[float]) -> tuple[float, float] | None:
-    if not values:
-        return None
-    estimate = bootstrap(values)
-    return estimate.low, estimate.high
+INTERVALS = "Brackets: 95 % intervals in which questions about one image count together."
 
 
 def task_figures(predictions: Sequence[Prediction], metric: AnswerMetric) -> dict[str, Any]:
     """Figures of one task, answers scored afresh.
 
-    ``accuracy`` and ``full_accuracy`` are the mean scores of the pruned and of the full model, each with the 95 %
-    bootstrap ``..._interval`` over questions; ``difference`` is pruned less full on the same questions, ``metric``
-    everything that the task's metric computes. ``None`` where something is not known: answers of hidden test splits,
-    the full model where it was not asked.
+    ``accuracy`` and ``full_accuracy`` are the mean scores of the pruned and of the full model, each with its 95 %
+    ``..._interval`` (:func:`~glimpse_lightning.intervals.mean_estimate`); ``difference`` is pruned less full on the
+    same questions, ``images`` the number of images that they are about, ``metric`` everything that the task's metric
+    computes, without intervals. ``None`` where something is not known: answers of hidden test splits, the full model
+    where it was not asked, the images where a prediction does not name its own.
     """
     scored = [p for p in predictions if p.references]
     asked = [p for p in scored if p.full_prediction is not None]
     scores, full = _scores(scored, metric), _scores(asked, metric, full=True)
     paired = dict(zip((p.id for p in scored), scores, strict=True))
     difference = [paired[p.id] - score for p, score in zip(asked, full, strict=True)]
-    out: dict[str, Any] = {"n": len(predictions)}
-    for name, values in {"accuracy": scores, "full_accuracy": full, "difference": difference}.items():
+    images = {p.image for p in predictions if p.total or p.image}
+    out: dict[str, Any] = {"n": len(predictions), "images": None if "" in images else len(images)}
+    for name, values, of in (
+        ("accuracy", scores, scored), ("full_accuracy", full, asked), ("difference", difference, asked)
+    ):  # fmt: skip
+        estimate = mean_estimate(values, [p.image for p in of], -1.0 if name == "difference" else 0.0) if of else None
         out[name] = sum(values) / len(values) if values else None
-        out[f"{name}_interval"] = _interval(values)
+        out[f"{name}_interval"] = (estimate.low, estimate.high) if estimate else None
     out["relative_accuracy"] = out["accuracy"] / out["full_accuracy"] if out["full_accuracy"] else None
     out["agreement"] = _agreement([p for p in predictions if p.full_prediction is not None])
     out["retention"] = _retention(predictions)
@@ -66,7 +66,9 @@ def print_suite(tasks: Mapping[str, dict[str, Any]], console: Console | None = N
         console: where the table is printed; default: the terminal.
         remark: a sentence for the caption.
     """
-    caption = f"Brackets: 95 % bootstrap interval over questions. {escape(remark)}".strip()
+    unknown = [name for name, figures in tasks.items() if figures["images"] is None]
+    alone = f" Predictions of {', '.join(unknown)} name no image: they count one by one." if unknown else ""
+    caption = f"{INTERVALS}{escape(alone)} {escape(remark)}".strip()
     table = Table(title="suite", caption=caption, padding=(0, 0, 0, 1))
     table.add_column("task", no_wrap=True)
     for name in ("n", "pruned", "full", "difference", "relative", "agreement", "retention"):

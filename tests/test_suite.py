@@ -26,7 +26,7 @@ from glimpse_lightning.module import PruningModule
 from glimpse_lightning.policies import KeepRatio
 from glimpse_lightning.predictions import Prediction, PredictionFiles, read_predictions
 from glimpse_lightning.scorers import Random
-from glimpse_lightning.suite_report import suite_figures, task_figures
+from glimpse_lightning.suite_report import print_suite, suite_figures, task_figures
 from glimpse_lightning.tasks import task_metric
 
 TASKS = ["docvqa_val", "mme", "mmbench_en_test", "visual_cot/cub", "glyph_vqa"]
@@ -80,6 +80,8 @@ def test_a_suite_is_answered_reported_and_scored_again(
     assert report["tasks"]["mmbench_en_test"]["accuracy"] is None  # its answers are hidden
     assert 0 < report["tasks"]["glyph_vqa"]["retention"] <= 0.5
     assert set(report["tasks"]["mme"]["metric"]) >= {"perception", "total"}
+    assert (report["tasks"]["mine"]["images"], report["tasks"]["glyph_vqa"]["images"]) == (1, 3)
+    assert report["tasks"]["mine"]["accuracy_interval"] == [0, 1]  # of one image
     assert (folder / "results.json").is_file()
     shown = capsys.readouterr().out
     assert "mean of tasks" in shown
@@ -293,6 +295,32 @@ def test_figures_of_a_task() -> None:
     assert (empty["accuracy"], empty["full_accuracy"], empty["metric"]) == (None, None, None)
     mean = suite_figures({"x": figures, "y": empty})
     assert (mean["n"], mean["accuracy"]) == (5, figures["accuracy"])
+
+
+def width(figures: dict[str, Any]) -> float:
+    low, high = figures["accuracy_interval"]
+    return high - low
+
+
+def test_questions_about_one_image_count_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten pages of 20 questions each, which all go right or all go wrong: ten answers, not 200."""
+    lines = [
+        replace(_line(f"{page}/{number}", "a" if page < 7 else "b", "a"), image=f"page {page}")
+        for page in range(10)
+        for number in range(20)
+    ]
+    known, ten = task_figures(lines, task_metric("mine")), task_figures(lines[::20], task_metric("mine"))
+    assert (known["n"], known["images"], known["accuracy"]) == (200, 10, 0.7)
+    for name in ("accuracy_interval", "full_accuracy_interval", "difference_interval"):
+        assert known[name] == pytest.approx(ten[name])
+    older = task_figures([replace(line, image="") for line in lines], task_metric("mine"))
+    assert older["images"] is None
+    assert width(older) < width(known) / 3
+    PredictionFiles(tmp_path).add(lines)
+    assert read_predictions(tmp_path / "mine.0.jsonl") == lines
+    for figures, said in ((known, False), (older, True)):
+        print_suite({"mine": figures})
+        assert ("Predictions of mine name no image" in " ".join(capsys.readouterr().out.split())) == said
 
 
 def test_score_reads_what_test_wrote_and_a_judges_replies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,9 +24,10 @@ COUNTS = {
 """The four ways of counting, as ``token_counts`` explains them, and their columns."""
 
 NOTE = """\
-{cells} cells; {questions} questions each. Brackets: 95 % bootstrap intervals over questions. Difference: to the first
-row, paired by question. Tokens, all as shares of the full model's: entering the language model; averaged over its
-layers; in the KV cache while decoding; FLOPs of its prefill (the pruner's own cost is not counted).
+{cells} cells; {questions} questions each. Brackets: 95 % intervals in which questions about one image count together
+({images} images). Difference: to the first row, paired by question. Tokens, all as shares of the full model's: entering
+the language model; averaged over its layers; in the KV cache while decoding; FLOPs of its prefill (the pruner's own
+cost is not counted).
 """
 
 
@@ -73,7 +74,8 @@ def markdown(rows: Sequence[Row], name: str) -> str:
         labels = [str(row.cell.labels.get(axis, "-")) for axis in names]
         lines.append(_line([*labels, *counts, _interval(row.accuracy(), ""), _interval(gain, "+"), *shares]))
     questions = sorted({int(row.figures[ALL]["n"]) for row in rows if row.run is not None})
-    lines += ["", NOTE.format(cells=len(rows), questions=" or ".join(map(str, questions)) or "no")]
+    images = sorted({len({*row.images.values()} - {""}) for row in rows if row.run is not None})
+    lines += ["", NOTE.format(cells=len(rows), questions=_either(questions), images=_either(images))]
     if asked := list(dict.fromkeys(map(str, filter(None, map(_processor, rows))))):
         lines += [f"Settings of the image processor: {' or '.join(asked)}.", ""]
     if strayed := [(row, asked, kept) for row in rows for asked, kept in _strayed(row)]:
@@ -132,6 +134,10 @@ def write_hparams(rows: Sequence[Row], folder: Path) -> None:
             settings = {"mode": row.cell.mode, "status": row.status, **row.cell.labels}
             figures = {f"metric/{name}": value for name, value in row.figures.get(ALL, {}).items()}
             writer.add_hparams(settings, figures, run_name=row.cell.name)
+
+
+def _either(numbers: Sequence[int]) -> str:
+    return " or ".join(str(number) if number else "no known" for number in numbers) or "no"
 
 
 def _line(columns: Sequence[str]) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glimpse_lightning.ablation.cells import Cell
 from glimpse_lightning.ablation.runs import CellFolders
 from glimpse_lightning.ablation.statistics import paired_difference
-from glimpse_lightning.intervals import Estimate, bootstrap
+from glimpse_lightning.intervals import Estimate, mean_estimate
 from glimpse_lightning.run_folder import RESULTS
 
 ALL = "all"
@@ -28,6 +28,7 @@ class Row:
         error: why it failed, in one line; ``None`` where it did not.
         figures: by family, by name: what ``results.json`` says.
         scores: by family, by question id: the answer's score.
+        images: by question id: name of the image that it is about; ``""`` where it has none, or an older version ran.
     """
 
     cell: Cell
@@ -35,6 +36,7 @@ class Row:
     error: str | None
     figures: Mapping[str, Mapping[str, float]]
     scores: Mapping[str, Mapping[str, float]]
+    images: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -53,11 +55,11 @@ class Row:
     def accuracy(self, family: str = ALL) -> Estimate | None:
         """Mean score with its confidence interval; ``None`` without a run."""
         scores = self.scores.get(family)
-        return bootstrap(list(scores.values())) if scores else None
+        return mean_estimate(list(scores.values()), [self.images.get(name, "") for name in scores]) if scores else None
 
     def gain(self, reference: Row, family: str = ALL) -> Estimate | None:
         """Paired difference in score to ``reference``; ``None`` where one of the two has no run."""
-        return paired_difference(self.scores.get(family, {}), reference.scores.get(family, {}))
+        return paired_difference(self.scores.get(family, {}), reference.scores.get(family, {}), self.images)
 
 
 def read_rows(cells: Sequence[Cell], folders: CellFolders) -> list[Row]:
@@ -72,14 +74,16 @@ def _row(cell: Cell, folders: CellFolders) -> Row:
         return Row(cell, None, None if error is None else _last_line(error), {}, {})
     results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
     scores: dict[str, dict[str, float]] = {ALL: {}}
+    images: dict[str, str] = {}
     predictions = run / "predictions.jsonl"
     lines = predictions.read_text(encoding="utf-8").split("\n") if predictions.is_file() else []
     for line in filter(None, lines):
         record = json.loads(line)
+        images[record["id"]] = record.get("image", "")
         for family in filter(None, (ALL, record["family"])) if record["score"] is not None else ():
             scores.setdefault(family, {})[record["id"]] = record["score"]
     figures = {ALL: {"n": results["n"], **results["metrics"]}, **results["families"]}
-    return Row(cell, run, None, {family: _numbers(values) for family, values in figures.items()}, scores)
+    return Row(cell, run, None, {family: _numbers(values) for family, values in figures.items()}, scores, images)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-from glimpse_lightning.intervals import Estimate, bootstrap
+from glimpse_lightning.intervals import Estimate, mean_estimate
 
 
-def paired_difference(scores: Mapping[str, float], reference: Mapping[str, float]) -> Estimate | None:
-    """Mean of ``scores - reference`` over the questions that both have, by id; ``None`` where they share none."""
+def paired_difference(
+    scores: Mapping[str, float], reference: Mapping[str, float], images: Mapping[str, str] = MappingProxyType({})
+) -> Estimate | None:
+    """Mean of ``scores - reference`` over the questions that both have, by id; ``None`` where they share none.
+
+    Args:
+        scores: score of each question, in [0, 1].
+        reference: likewise; where it is ``scores`` itself, the difference is 0 and nothing about it uncertain.
+        images: name of the image that each question is about, where it is known.
+    """
     common = sorted(set(scores) & set(reference))
-    return bootstrap([scores[name] - reference[name] for name in common]) if common else None
+    if not common:
+        return None
+    if scores is reference:
+        return Estimate(0.0, 0.0, 0.0, len(common))
+    differences = [scores[name] - reference[name] for name in common]
+    return mean_estimate(differences, [images.get(name, "") for name in common], least=-1.0)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import json
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glimpse_lightning.ablation.cells import Cell
+from glimpse_lightning.ablation.report import markdown
+from glimpse_lightning.ablation.rows import read_rows
+from glimpse_lightning.ablation.runs import CellFolders
 from glimpse_lightning.ablation.statistics import paired_difference, pareto_front
 from glimpse_lightning.intervals import bootstrap
 
@@ -49,6 +55,43 @@ def test_differences_are_paired_by_question() -> None:
     assert same is not None
     assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)  # unpaired, this interval would be wide
     assert paired_difference(ours, {"z": 1.0}) is None
+
+
+def test_paired_differences_of_one_image_count_together() -> None:
+    names = [f"{page}/{number}" for page in range(9) for number in range(20)]
+    theirs = {name: float(name[0] < "6") for name in names}
+    ours = {name: float(name[0] < "4") for name in names}
+    images = {name: name[0] for name in names}
+    together, apart = paired_difference(ours, theirs, images), paired_difference(ours, theirs)
+    pages = [f"{page}/0" for page in range(9)]
+    nine = paired_difference({name: ours[name] for name in pages}, {name: theirs[name] for name in pages})
+    assert together is not None and apart is not None and nine is not None
+    assert (together.low, together.high) == (pytest.approx(nine.low), pytest.approx(nine.high))
+    assert together.high - together.low > 3 * (apart.high - apart.low)
+
+
+def test_rows_read_which_image_a_question_is_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine pages of 20 questions that go right or wrong together; ``image`` is missing in what older versions wrote."""
+    lines = [
+        {"id": f"{page}/{number}", "family": "", "score": float(page < 6), "image": f"page {page}"}
+        for page in range(9)
+        for number in range(20)
+    ]
+    older = [{name: value for name, value in line.items() if name != "image"} for line in lines]
+    few = lines[::20]
+    for name, written in {"new": lines, "old": older, "few": few}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps({"n": len(written), "metrics": {}, "families": {}}))
+        (tmp_path / name / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in written))
+    monkeypatch.setattr(CellFolders, "finished", lambda self, cell: tmp_path / cell.name)
+    cells = [Cell(name, "test", {}, {}, {}) for name in ("new", "old", "few")]
+    rows = read_rows(cells, CellFolders(tmp_path))
+    new, old, nine = (row.accuracy() for row in rows)
+    assert new is not None and old is not None and nine is not None
+    assert (new.n, new.low, new.high) == (180, pytest.approx(nine.low), pytest.approx(nine.high))
+    assert new.high - new.low > 3 * (old.high - old.low)
+    assert "(9 images)" in markdown(rows[:1], "x")
+    assert "(no known images)" in markdown(rows[1:2], "x")
 
 
 def test_pareto_front_by_hand() -> None:
