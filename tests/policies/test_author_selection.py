@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +17,11 @@ import glimpse_lightning.policies as p
 import glimpse_lightning.reducers as r
 import glimpse_lightning.scorers as s
 from glimpse_lightning.backbones.vision_attention import class_row
-from glimpse_lightning.visual_tokens import VisionAttention, VisionKeys, VisualTokens
 from glimpse_lightning.objectives.differentiable_top_k import soft_top_k
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.recycled import recycled_count
 from glimpse_lightning.policies.scale import min_max
-from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
+from glimpse_lightning.visual_tokens import VisionAttention, VisionKeys, VisualTokens
 
 SIZES = (64, 80, 144, 160, 256, 240, 400, 576)
 """Numbers of image tokens in the files."""
@@ -180,6 +179,8 @@ def test_pru_merge(name: str, number: str) -> None:
     merged = torch.zeros_like(features)
     merged[keep] = r.MergeNeighbours().reduce(features, keep, replace(tokens, scores=scores, targets=targets))
     torch.testing.assert_close(merged[[*kept.tolist(), *chosen(targets)]], case["out/tokens"], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(("case", "setting"), settings_of("visionselector"))
 def test_vision_selector(case: dict[str, Tensor], setting: dict[str, Tensor]) -> None:
     features, budget = case["in/features"], int(setting["budget"])
