@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from glimpse_lightning.version import __version__
 
 if TYPE_CHECKING:
     from glimpse_lightning import backbones, data, metrics, objectives, policies, reducers, scorers, testing
@@ -30,11 +31,6 @@ if TYPE_CHECKING:
     from glimpse_lightning.pruner import Pruner, PruneStage
     from glimpse_lightning.suite import SuiteData, SuiteModule
     from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
-
-try:
-    __version__ = version("glimpse-lightning")
-except PackageNotFoundError:  # a checkout that was not installed
-    __version__ = "0+unknown"
 
 # Where each public name lives. Imported when first asked for, so that `--help` does not wait for transformers.
 _HOMES = {

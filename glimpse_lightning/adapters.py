@@ -14,7 +14,7 @@ from torch import nn
 
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.sharding import release, whole
+from glimpse_lightning.gathering import release, whole
 
 ADAPTER = "default"
 """Name of our adapter among those that a model may carry."""

@@ -19,17 +19,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from glimpse_lightning import __version__, upstream
+from glimpse_lightning import upstream
 from glimpse_lightning.backbones.fingerprint import fingerprint
 from glimpse_lightning.backbones.presets import PREFIX
 from glimpse_lightning.dtypes import dtype_named
 from glimpse_lightning.errors import GlimpseError, nearest
+from glimpse_lightning.gathering import own_class
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.pruner import Pruner, PruneStage, check_facts
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.scorers.base import Scorer
-from glimpse_lightning.sharding import own_class
 from glimpse_lightning.source import NAMES, located
+from glimpse_lightning.version import __version__
 from glimpse_lightning.visual_tokens import ModelFacts
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def save_pruner(
         folder: new, empty, or holding a saved pruner.
         backbone: the model it was trained on, whose weights' fingerprint is saved along, so that another one is
             refused; or only its name, for the reader.
-        weights: its state, where it is sharded itself (:func:`glimpse_lightning.sharding.full_state`).
+        weights: its state, where it is sharded itself (:func:`glimpse_lightning.gathering.full_state`).
 
     Raises:
         GlimpseError: where the disk is full or the folder cannot be written, where it holds something else, or where

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from glimpse_lightning.resolution import ResolutionCut, check_fewer
 from glimpse_lightning.results import Record
 from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.segments import rank_in_group
-from glimpse_lightning.sharing import SharedQuestions
+from glimpse_lightning.sharing import FullAnswer, SharedQuestions
 from glimpse_lightning.token_counts import StageTokens, TokenCounts, count_tokens
 from glimpse_lightning.visual_tokens import VisualTokens
 
@@ -58,32 +57,6 @@ def answer_log_probs(model: PrunedVLM, out: PrefillOutput, batch: Batch) -> Tens
         )
         logits = torch.cat([logits, step.logits], 1)
     return logits.float().log_softmax(-1)
-
-
-@dataclass(frozen=True)
-class FullAnswer:
-    """What the full model says to one question.
-
-    Attributes:
-        text: its answer.
-        along: tokens of the reference answer, or, of a question without any, of its own.
-        ids, log_probs: ``[A, k]`` its likeliest next tokens along these.
-    """
-
-    text: str
-    along: list[int]
-    ids: Tensor
-    log_probs: Tensor
-
-    def kl(self, pruned: Tensor) -> float:
-        """Mean over the answer of KL(full || pruned) in nats, from the pruned log-probabilities ``[>= A, vocab]``.
-
-        Tokens beyond the ``k`` likeliest count as one, so with a large vocabulary this is a lower bound.
-        """
-        student = pruned[: len(self.ids)].cpu().gather(-1, self.ids.long())
-        kl = (self.log_probs.exp() * (self.log_probs - student)).sum(-1)
-        rest, student_rest = ((1 - logs.exp().sum(-1)).clamp(min=1e-9) for logs in (self.log_probs, student))
-        return float((kl + rest * (rest.log() - student_rest.log())).mean().clamp(min=0))
 
 
 class Evaluator:

@@ -40,6 +40,7 @@ from glimpse_lightning.data.images import load_image
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.dtypes import AUTO
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.gathering import full_state
 from glimpse_lightning.identity import changed_since, differences, write_inputs
 from glimpse_lightning.module import WRITTEN, PruningModule
 from glimpse_lightning.parser_errors import readable
@@ -67,7 +68,6 @@ from glimpse_lightning.run_folder import (
     finished_fits,
     write_text,
 )
-from glimpse_lightning.sharding import full_state
 from glimpse_lightning.trainer_settings import check_launcher, check_settings, readable_settings
 
 RUN_FOLDER = "GLIMPSE_RUN_FOLDER"

@@ -40,6 +40,7 @@ from glimpse_lightning.evaluation import (
     left_by_stage,
     training_free_scorers,
 )
+from glimpse_lightning.gathering import release
 from glimpse_lightning.layers import Layer
 from glimpse_lightning.metrics import AnswerMetric, ExactMatch
 from glimpse_lightning.model import PrunedVLM
@@ -54,7 +55,7 @@ from glimpse_lightning.resolution import ResolutionCut
 from glimpse_lightning.results import Record, Summary, gathered
 from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.seeds import global_seed
-from glimpse_lightning.sharding import release, shard
+from glimpse_lightning.sharding import shard
 from glimpse_lightning.sharing import SharedQuestions
 from glimpse_lightning.source import Source
 

@@ -6,13 +6,8 @@ waits for the device, except :func:`repeated_segments` and :class:`Padding`, who
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from glimpse_lightning.visual_tokens import VisualTokens
 
 
 def segment_sum(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
@@ -78,42 +73,6 @@ def cumsum_before(values: Tensor, group: Tensor, num_groups: int, rank: Tensor) 
     total = segment_sum(values, group, num_groups)
     before = torch.zeros_like(values).scatter(0, slot, values).cumsum(0)[slot] - values
     return before - (total.cumsum(0) - total)[group]
-
-
-def index_in_item(tokens: VisualTokens) -> Tensor:
-    """Index of each token among the tokens that its item had before any pruning, in raster order: int64 ``[V]``."""
-    height, width = tokens.grid[tokens.item, 1], tokens.grid[tokens.item, 2]
-    t, row, column = tokens.position.unbind(-1)
-    return (t * height + row) * width + column
-
-
-def index_in_sample(tokens: VisualTokens) -> Tensor:
-    """Index of each token among the tokens that its sample had before any pruning: int64 ``[V]``.
-
-    Depends on nothing outside the sample, and does not change when an earlier stage drops neighbours.
-    """
-    size = tokens.grid.prod(-1)
-    ends = size.cumsum(0)
-    _, per_sample = tokens.groups("sample")
-    sample_start = per_sample.cumsum(0) - per_sample
-    item_start = ends - size - sample_start[tokens.item_sample]
-    return item_start[tokens.item] + index_in_item(tokens)
-
-
-def crop_label(tokens: VisualTokens, crops: int) -> Tensor:
-    """``[V]`` number of the crop that each token lies in: ``crops`` contiguous ranges of raster indices per item.
-
-    Where they cannot be equally long the first ones have a token more.
-    """
-    index, size = index_in_item(tokens), tokens.grid.prod(-1)[tokens.item]
-    length, longer = size // crops, size % crops
-    return tokens.item * crops + torch.maximum(index // (length + 1), (index - longer) // length.clamp(min=1))
-
-
-def cell_label(tokens: VisualTokens, size: int) -> Tensor:
-    """``[V]`` a number for the cell of ``size x size`` tokens of one frame of one item that each token lies in."""
-    t, row, column = tokens.position.unbind(-1)
-    return ((tokens.item * 2**16 + t) * 2**12 + row // size) * 2**12 + column // size
 
 
 class Padding:

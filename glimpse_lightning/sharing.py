@@ -7,13 +7,39 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.visual_tokens import VisionTap
 
 if TYPE_CHECKING:
     from glimpse_lightning.engine.prompt import Prompt
-    from glimpse_lightning.evaluation import FullAnswer
+
+
+@dataclass(frozen=True)
+class FullAnswer:
+    """What the full model says to one question.
+
+    Attributes:
+        text: its answer.
+        along: tokens of the reference answer, or, of a question without any, of its own.
+        ids, log_probs: ``[A, k]`` its likeliest next tokens along these.
+    """
+
+    text: str
+    along: list[int]
+    ids: Tensor
+    log_probs: Tensor
+
+    def kl(self, pruned: Tensor) -> float:
+        """Mean over the answer of KL(full || pruned) in nats, from the pruned log-probabilities ``[>= A, vocab]``.
+
+        Tokens beyond the ``k`` likeliest count as one, so with a large vocabulary this is a lower bound.
+        """
+        student = pruned[: len(self.ids)].cpu().gather(-1, self.ids.long())
+        kl = (self.log_probs.exp() * (self.log_probs - student)).sum(-1)
+        rest, student_rest = ((1 - logs.exp().sum(-1)).clamp(min=1e-9) for logs in (self.log_probs, student))
+        return float((kl + rest * (rest.log() - student_rest.log())).mean().clamp(min=0))
 
 
 @dataclass

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from glimpse_lightning.segments import (
     Padding,
     cumsum_before,
-    index_in_sample,
     rank_in_group,
     segment_count,
     segment_max,
     segment_mean,
     segment_sum,
 )
+from glimpse_lightning.token_places import index_in_sample
 
 GROUPS = 5
 rows = st.lists(st.tuples(st.integers(-3, 3), st.integers(0, GROUPS - 1)), max_size=30)

@@ -25,7 +25,7 @@ from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.visual_tokens import VisionTap
 
 if TYPE_CHECKING:
-    from glimpse_lightning.backbones.placeholders import Visuals
+    from glimpse_lightning.backbones.visuals import Visuals
 
 
 class Backbone(Decoder):
@@ -161,7 +161,7 @@ class Backbone(Decoder):
                 "`model.generation_config.eos_token_id`."
             )
         if self._placeholders is None:
-            self._placeholders = placeholders(self)
+            self._placeholders = placeholders(self.model.config, self.processor)
         stops = frozenset(tokenizer.convert_ids_to_tokens(list(ends)))
         batch = collate_or_refuse(
             lambda some: collate_samples(some, self.processor, tokenizer, ends),

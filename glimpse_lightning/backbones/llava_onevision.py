@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.backbones.llava_next import LlavaNextBackbone
-from glimpse_lightning.backbones.placeholders import Visuals
+from glimpse_lightning.backbones.visuals import Visuals
 from glimpse_lightning.visual_tokens import VisionTap
 
 

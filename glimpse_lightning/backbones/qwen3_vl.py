@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glimpse_lightning.backbones.placeholders import Visuals
 from glimpse_lightning.backbones.qwen_vl import QwenVLBackbone
+from glimpse_lightning.backbones.visuals import Visuals
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.visual_tokens import VisionTap
 

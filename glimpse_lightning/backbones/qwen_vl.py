@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from glimpse_lightning.backbones.base import text_position_ids
-from glimpse_lightning.backbones.placeholders import PlaceholderBackbone, Visuals
+from glimpse_lightning.backbones.placeholders import PlaceholderBackbone
+from glimpse_lightning.backbones.visuals import Visuals
 from glimpse_lightning.visual_tokens import VisionTap
 
 

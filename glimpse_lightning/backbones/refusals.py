@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
+
+from transformers import PretrainedConfig
 
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import BLANK, Sample
 from glimpse_lightning.errors import RefusedSamplesError
 
-if TYPE_CHECKING:
-    from glimpse_lightning.backbones.base import Backbone
-
 _VISUAL = r"\w*(image|video|vision|audio|boi|eoi)\w*_token"
 """What configurations and processors call the tokens that stand for what is no text."""
 
 
-def placeholders(backbone: Backbone) -> frozenset[str]:
-    """Texts that processor and model read as places of images, videos or sound."""
-    config, processor = backbone.model.config, backbone.processor
+def placeholders(config: PretrainedConfig, processor: Any) -> frozenset[str]:
+    """Texts that a processor and its model, configured so, read as places of images, videos or sound."""
     ids = [value for name, value in vars(config).items() if re.fullmatch(rf"{_VISUAL}_(id|index)", name)]
-    known = backbone.tokenizer.convert_ids_to_tokens([number for number in ids if isinstance(number, int)])
+    known = processor.tokenizer.convert_ids_to_tokens([number for number in ids if isinstance(number, int)])
     named = [getattr(processor, name) for name in dir(processor) if re.fullmatch(_VISUAL, name)]
     return frozenset(text for text in (*known, *named) if isinstance(text, str) and text)
 

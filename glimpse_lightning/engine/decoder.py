@@ -22,7 +22,7 @@ from glimpse_lightning.engine.recompute import recomputed
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.windows import within_window
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.sharding import gather_for_backward
+from glimpse_lightning.gathering import gather_for_backward
 from glimpse_lightning.visual_tokens import ModelFacts
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from glimpse_lightning.adapters import LoRA, add_lora, lora_modules, save_lora, without_lora
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.gathering import full_state, release
 from glimpse_lightning.objectives.base import Objective
-from glimpse_lightning.sharding import full_state, release
 
 if TYPE_CHECKING:
     from glimpse_lightning.backbones.base import Backbone

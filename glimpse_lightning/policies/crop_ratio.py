@@ -11,7 +11,8 @@ from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.checks import check_choice, check_count
 from glimpse_lightning.policies.scale import weights
-from glimpse_lightning.segments import crop_label, rank_first, rank_in_group, segment_mean, segment_sum
+from glimpse_lightning.segments import rank_first, rank_in_group, segment_mean, segment_sum
+from glimpse_lightning.token_places import crop_label
 from glimpse_lightning.visual_tokens import VisualTokens
 
 

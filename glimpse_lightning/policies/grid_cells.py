@@ -7,7 +7,8 @@ from torch import Tensor
 
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.checks import check_count
-from glimpse_lightning.segments import cell_label, rank_in_group
+from glimpse_lightning.segments import rank_in_group
+from glimpse_lightning.token_places import cell_label
 from glimpse_lightning.visual_tokens import VisualTokens
 
 

@@ -12,7 +12,8 @@ from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.checks import check_count, check_fraction
 from glimpse_lightning.scorers.base import Requires
-from glimpse_lightning.segments import cell_label, rank_first, rank_in_group
+from glimpse_lightning.segments import rank_first, rank_in_group
+from glimpse_lightning.token_places import cell_label
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 

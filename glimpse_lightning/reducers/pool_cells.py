@@ -7,7 +7,8 @@ from torch import Tensor
 
 from glimpse_lightning.policies.checks import check_count
 from glimpse_lightning.reducers.base import Reducer
-from glimpse_lightning.segments import cell_label, segment_count
+from glimpse_lightning.segments import segment_count
+from glimpse_lightning.token_places import cell_label
 from glimpse_lightning.visual_tokens import VisualTokens
 
 

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from glimpse_lightning.layers import Layer, checked
 from glimpse_lightning.scorers.base import Requires, Scorer
-from glimpse_lightning.segments import Padding, crop_label, segment_mean
+from glimpse_lightning.segments import Padding, segment_mean
+from glimpse_lightning.token_places import crop_label
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 

@@ -43,7 +43,7 @@ def test_the_sample_is_named_not_the_batch(backbone: Backbone) -> None:
 
 @pytest.mark.parametrize("text", ["<|image_pad|>", "<|vision_start|>", "<|video_pad|>"])
 def test_no_text_takes_an_images_place(backbone: Backbone, text: str) -> None:
-    assert text in placeholders(backbone)
+    assert text in placeholders(backbone.model.config, backbone.processor)
     with pytest.raises(RefusedSamplesError, match=r"sample 'b': .*reads the place of an image; take it out") as error:
         backbone.collate([sample("a"), sample("b", question=f"What is in {text}?")])
     assert list(error.value.reasons) == [1]

@@ -1,0 +1,54 @@
+"""Visual inputs as a vision tower sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.visual_tokens import Views, VisionTap
+
+
+@dataclass
+class Visuals:
+    """The images (or the videos) of a batch, in the order of their placeholders.
+
+    Attributes:
+        token_id: the placeholder.
+        features: ``[P, D]`` what takes the place of each placeholder.
+        grid: ``[I, 3]`` (t, h, w) of each item; ``t * h * w`` summed over items is ``V``, the prunable tokens.
+        prunable: ``[P]`` false at structure tokens (row ends), which are kept as text is.
+        states: of vision blocks, ``[V, Dv]``.
+        layer_features: added after a decoder layer, ``[V, D]``.
+        views: what each item shows; ``None`` = a whole image (or video) each.
+    """
+
+    token_id: int
+    features: Tensor
+    grid: Tensor
+    prunable: Tensor
+    states: dict[VisionTap, Tensor] = field(default_factory=dict)
+    layer_features: dict[int, Tensor] = field(default_factory=dict)
+    views: Views | None = None
+
+    def all_kept(self) -> Visuals:
+        """The same tokens as ones that no pruner sees."""
+        states = {layer: state[:0] for layer, state in self.states.items()}
+        return Visuals(self.token_id, self.features, self.grid[:0], torch.zeros_like(self.prunable), states)
+
+    def taken(self, items: Tensor) -> Visuals:
+        """``items [I]`` of these, in that order and as often as they are named; whole images, no structure tokens."""
+        sizes = self.grid.prod(-1)
+        ends, counts = sizes.cumsum(0), sizes[items]
+        within = torch.arange(int(counts.sum()), device=counts.device)
+        within -= (counts.cumsum(0) - counts).repeat_interleave(counts)
+        tokens = (ends - sizes)[items].repeat_interleave(counts) + within
+        return Visuals(
+            self.token_id,
+            self.features[tokens],
+            self.grid[items],
+            self.prunable[tokens],
+            {layer: state[tokens] for layer, state in self.states.items()},
+            {layer: added[tokens] for layer, added in self.layer_features.items()},
+        )

@@ -1,0 +1,84 @@
+"""Which files of the package may know which: no circle, and no import upwards between the rooms below."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import glimpse_lightning
+
+PACKAGE = Path(glimpse_lightning.__file__).parent
+ROOMS = (
+    "scorers",
+    "policies",
+    "reducers",
+    "metrics",
+    "rewards",
+    "data",
+    "engine",
+    "backbones",
+    "objectives",
+    "benchmark",
+    "ablation",
+    "lmms_eval_bridge",
+)
+"""From the ground up. Files at the package's top are not sorted into rooms yet."""
+
+
+def modules() -> dict[str, Path]:
+    """Files by module name; the package's own file, which names all others lazily, is left out."""
+    names = {
+        ".".join(("glimpse_lightning", *path.relative_to(PACKAGE).with_suffix("").parts)): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    found = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    del found["glimpse_lightning"]
+    return found
+
+
+def imports(path: Path, known: dict[str, Path]) -> set[str]:
+    """Modules of the package that a file imports anywhere: in functions and for type checkers, too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            parts = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {part if part in known else node.module for part in parts}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & known.keys()
+
+
+def graph() -> dict[str, set[str]]:
+    known = modules()
+    return {name: imports(path, known) - {name} for name, path in known.items()}
+
+
+def test_no_files_import_each_other() -> None:
+    try:
+        TopologicalSorter(graph()).prepare()
+    except CycleError as error:
+        raise AssertionError(" imports ".join(reversed(error.args[1]))) from None
+
+
+def test_no_room_knows_one_above_it() -> None:
+    place = {room: number for number, room in enumerate(ROOMS)}
+    upwards = [
+        f"{name} imports {other}"
+        for name, others in graph().items()
+        for other in others
+        if place.get(name.split(".")[1], -1) < place.get(other.split(".")[1], -1) and name.split(".")[1] in place
+    ]
+    assert not upwards
+
+
+def test_no_name_is_private_and_used_elsewhere() -> None:
+    used = [
+        f"{name}: {node.module}.{alias.name}"
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("glimpse_lightning")
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    ]
+    assert not used
