@@ -14,8 +14,21 @@ from typing import TYPE_CHECKING, Any
 from glimpse_lightning.version import __version__
 
 if TYPE_CHECKING:
-    from glimpse_lightning import backbones, data, metrics, objectives, policies, reducers, scorers, testing
-    from glimpse_lightning.backbones import Backbone, load_backbone, wrap_backbone
+    from glimpse_lightning import (
+        backbones,
+        callbacks,
+        data,
+        metrics,
+        objectives,
+        policies,
+        reducers,
+        rewards,
+        scorers,
+        testing,
+    )
+    from glimpse_lightning.adapters import LoRA
+    from glimpse_lightning.backbones import load_backbone, wrap_backbone
+    from glimpse_lightning.backbones.base import Backbone
     from glimpse_lightning.checkpoints import load_pruner, save_pruner
     from glimpse_lightning.data.batch import Batch
     from glimpse_lightning.data.datamodule import VQAData
@@ -28,28 +41,43 @@ if TYPE_CHECKING:
     from glimpse_lightning.errors import GlimpseError
     from glimpse_lightning.model import PrunedVLM
     from glimpse_lightning.module import PruningModule
+    from glimpse_lightning.objectives.base import Objective
+    from glimpse_lightning.policies.base import Policy
     from glimpse_lightning.pruner import Pruner, PruneStage
+    from glimpse_lightning.reducers.base import Reducer
+    from glimpse_lightning.resolution import ResolutionCut
+    from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
     from glimpse_lightning.suite import SuiteData, SuiteModule
-    from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
+    from glimpse_lightning.visual_tokens import ModelFacts, VisionAttention, VisionKeys, VisualTokens
 
 # Where each public name lives. Imported when first asked for, so that `--help` does not wait for transformers.
 _HOMES = {
+    "AttentionProbe": "scorers.base",
     "Backbone": "backbones.base",
     "Batch": "data.batch",
     "GlimpseError": "errors",
     "GlyphVQA": "data.glyph_vqa",
     "HubVQA": "data.hub",
     "JSONL": "data.jsonl",
+    "LoRA": "adapters",
     "ModelFacts": "visual_tokens",
+    "Objective": "objectives.base",
+    "Policy": "policies.base",
     "PruneStage": "pruner",
     "PrunedVLM": "model",
     "Pruner": "pruner",
     "PruningModule": "module",
+    "Reducer": "reducers.base",
+    "Requires": "scorers.base",
+    "ResolutionCut": "resolution",
     "Sample": "data.sample",
+    "Scorer": "scorers.base",
     "SuiteData": "suite",
     "SuiteModule": "suite",
     "Table": "data.table",
     "VQAData": "data.datamodule",
+    "VisionAttention": "visual_tokens",
+    "VisionKeys": "visual_tokens",
     "VisualCoTBenchmark": "data.visual_cot",
     "VisualCoTTrain": "data.visual_cot",
     "VisualTokens": "visual_tokens",
