@@ -30,9 +30,10 @@ def prefill(
     """The batch's prompts through ``model``; ``prompt`` where they are embedded already, ``select`` in place of the
     stages' policies.
     """
-    questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
     inputs: dict[str, Any] = batch.inputs
-    return model.prefill(prompt=prompt, keys=batch.key, questions=questions, boxes=boxes, select=select, **inputs)
+    return model.prefill(
+        prompt=prompt, keys=batch.key, questions=batch.questions, boxes=batch.boxes, select=select, **inputs
+    )
 
 
 def greedy(model: PrunedVLM, out: PrefillOutput, max_new_tokens: int) -> Tensor:

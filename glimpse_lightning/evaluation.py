@@ -35,12 +35,6 @@ TEACHER_TOKENS = 1024
 """Tokens of the full model's distribution that are remembered one by one; the rest is one remainder."""
 
 
-def final_keep(out: PrefillOutput) -> Tensor:
-    """``[V]`` the visual tokens that survived all stages."""
-    everything = torch.ones_like(out.tokens.item, dtype=torch.bool)
-    return torch.stack([everything, *out.keep]).all(0)
-
-
 def answer_log_probs(model: PrunedVLM, out: PrefillOutput, batch: Batch) -> Tensor:
     """``[B, A, vocab]`` log-probabilities where the reference answer's tokens stand, decoding from ``out``."""
     logits, ids = out.logits[:, None], batch.answer_ids[:, :-1]
@@ -146,7 +140,7 @@ class Evaluator:
             texts, out = self.predict(model, seen, prompt if seen is batch else None, select)
             along = with_answers(model, seen, [full.along for full in fulls])
             logs = answer_log_probs(model, out, along) if with_kl else None
-        keep = final_keep(out)
+        keep = out.kept()
         counts = token_counts(model, out, len(batch.samples)) if seen is batch else cut_counts(model, out, prompt)
         boxes = [sample.boxes if seen is batch else None for sample in batch.samples]
         evidence = evidence_mask(out.tokens, boxes)
@@ -191,7 +185,7 @@ class Evaluator:
 def token_counts(model: PrunedVLM, out: PrefillOutput, samples: int) -> list[TokenCounts]:
     """How many visual tokens each of ``samples`` questions kept."""
     total = _per_sample(torch.ones_like(out.tokens.item, dtype=torch.bool), out, samples)
-    survivors = _per_sample(final_keep(out), out, samples)
+    survivors = _per_sample(out.kept(), out, samples)
     text = [columns - left for columns, left in zip(out.prompt_keep.sum(1).tolist(), survivors, strict=True)]
     stages = model.pruner.stages if model.pruner is not None else []
     left = [
@@ -218,7 +212,7 @@ def cut_counts(model: PrunedVLM, out: PrefillOutput, whole: Prompt) -> list[Toke
     Raises:
         GlimpseError: where there are as many as of whole ones.
     """
-    entering = _per_sample(final_keep(out), out, len(whole.visual))
+    entering = _per_sample(out.kept(), out, len(whole.visual))
     check_fewer(sum(entering), int(whole.visual.sum()), model.backbone)
     cost = model.backbone.facts.layer_flops
     columns = zip(out.prompt_keep.sum(1).tolist(), whole.mask.sum(1).tolist(), strict=True)
@@ -228,7 +222,7 @@ def cut_counts(model: PrunedVLM, out: PrefillOutput, whole: Prompt) -> list[Toke
 
 def kept_and_total(out: PrefillOutput, samples: int) -> list[tuple[int, int]]:
     """Of each sample the visual tokens that decoding sees, and those there were."""
-    keep = final_keep(out)
+    keep = out.kept()
     return list(zip(_per_sample(keep, out, samples), _per_sample(torch.ones_like(keep), out, samples), strict=True))
 
 
@@ -314,7 +308,7 @@ def as_many(model: PrunedVLM, left: Sequence[Sequence[int]]) -> Select:
 
 def kept_by_item(out: PrefillOutput) -> list[dict[str, Any]]:
     """For each image or video its ``sample``, its ``grid`` (t, h, w) and which tokens were ``kept`` ``[t * h * w]``."""
-    keep = final_keep(out).cpu()
+    keep = out.kept().cpu()
     return [
         {"sample": int(sample), "grid": tuple(grid.tolist()), "kept": keep[(out.tokens.item == item).cpu()]}
         for item, (sample, grid) in enumerate(zip(out.tokens.item_sample, out.tokens.grid, strict=True))

@@ -63,6 +63,14 @@ def rank_first(first: Tensor, values: Tensor, group: Tensor, num_groups: int) ->
     return rank_in_group(first * 2**40 - rank_in_group(values, group, num_groups), group, num_groups)
 
 
+def floor_share(share: float | Tensor, total: Tensor) -> Tensor:
+    """``share`` of each of the counts ``total``, rounded down to int64.
+
+    A product that is a whole number but for the error of its decimal fraction (0.29 of 100) counts as that number.
+    """
+    return (share * total.double() + 1e-9).floor().long()
+
+
 def cumsum_before(values: Tensor, group: Tensor, num_groups: int, rank: Tensor) -> Tensor:
     """Sum of those integers ``values [V]`` that come before each token in its group, in the order of ``rank [V]``.
 

@@ -79,7 +79,7 @@ class StraightforwardVLM(PrunedVLM):
                 assert tap is not None and tap.logits is not None
                 run.capture(name, probe, layer, sequence, tap.logits[:, :, 0], seen)
             if layer == last:
-                tokens = run.tokens(sequence, batch.key, [sample.question for sample in batch.samples], {})
+                tokens = run.tokens(sequence, batch.key, batch.questions, {})
                 output = StageOutput(stage.scorer(tokens), tokens)
         assert output is not None
         if answers:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from glimpse_lightning.data.boxes import Box
 from glimpse_lightning.data.sample import BLANK, Sample
 
 
@@ -37,6 +38,16 @@ class Batch:
     prompt: Any = None
     seen: Any = None
     shared: Any = None
+
+    @property
+    def questions(self) -> list[str]:
+        """The raw question of each sample."""
+        return [sample.question for sample in self.samples]
+
+    @property
+    def boxes(self) -> list[list[list[Box]] | None]:
+        """The evidence boxes of each sample, by image; ``None`` where it has no annotation."""
+        return [sample.boxes for sample in self.samples]
 
     @property
     def blank(self) -> bool:

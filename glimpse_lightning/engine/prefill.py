@@ -20,9 +20,9 @@ from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import Trunk
-from glimpse_lightning.metrics.retention import frame_retention
 from glimpse_lightning.reducers.drop import Drop
 from glimpse_lightning.segments import repeated_segments, segment_count
+from glimpse_lightning.token_places import frame_retention
 from glimpse_lightning.visual_tokens import VisualTokens
 
 if TYPE_CHECKING:

@@ -64,11 +64,10 @@ def replay(
             behind a prompt that was pruned before layer 0, so that no layer ever saw the dropped tokens. That is not
             the forward that sampled them.
     """
-    questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
     stages = [] if pruner is None else pruner.stages
     scored = scored or any(not isinstance(stage.reducer, Drop) for stage in stages)
     out = run_prefill(
-        decoder, pruner, prompt, batch.key, questions, boxes, select=select, shared=batch.shared,
+        decoder, pruner, prompt, batch.key, batch.questions, batch.boxes, select=select, shared=batch.shared,
         scored=scored, copies=copies,
     )  # fmt: skip
     cache = out.cache

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ def glimpse_forward(
             run_layer_with_stages(layer, trunk, ahead, frozen=True)
         for index, run in enumerate(runs):
             if stage_layers[index] == layer:
-                tokens = run.tokens(trunk, batch.key, _questions(batch), {}, _boxes(batch))
+                tokens = run.tokens(trunk, batch.key, batch.questions, {}, batch.boxes)
                 outputs[index] = StageOutput(run.scorer(tokens), tokens)
     for index, run in enumerate(runs):
         if answers and run.stream is not None and run.scorer.glimpse is not None:
@@ -139,7 +139,7 @@ def distill(decoder: Decoder, pruner: Pruner | None, prompt: Prompt, batch: Batc
             run = runs.pop(0)
             student = _fork(trunk) if student is None else student
             state = {LOG_GATES: biases[-1]} if outputs else {}
-            tokens = run.tokens(student, batch.key, _questions(batch), state, _boxes(batch))
+            tokens = run.tokens(student, batch.key, batch.questions, state, batch.boxes)
             scores = _scores(run, tokens, biases[-1]) if outputs else run.scorer(tokens)
             outputs.append(StageOutput(scores, tokens))
             log_gates.append(gate(scores, tokens).masked_fill(trunk.at_end, 0.0))
@@ -186,14 +186,6 @@ def _compact(student: Trunk, stages: Sequence[PruneStage], log_gates: Sequence[T
         missing.setdefault(0 if everywhere else stage.after_layer + 1, []).append(gates)
     for first, closed in missing.items():
         student.compact(_open(closed), None, first)
-
-
-def _questions(batch: Batch) -> list[str]:
-    return [sample.question for sample in batch.samples]
-
-
-def _boxes(batch: Batch) -> list[Any]:
-    return [sample.boxes for sample in batch.samples]
 
 
 def _start(decoder: Decoder, pruner: Pruner | None, prompt: Prompt) -> tuple[Trunk, list[StageRun]]:

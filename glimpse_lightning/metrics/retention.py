@@ -10,22 +10,6 @@ from torch import Tensor
 from glimpse_lightning.metrics.rows import RowMetric
 
 
-def frame_retention(keep: Tensor, item: Tensor, position: Tensor, grid: Tensor) -> list[Tensor]:
-    """Share of visual tokens kept in each frame: for each item ``[t]`` in [0, 1], fp32 (an image is one frame).
-
-    Args:
-        keep: boolean ``[V]``.
-        item: ``[V]``.
-        position: ``[V, 3]`` (t, row, column).
-        grid: ``[I, 3]`` (t, h, w) before pruning.
-    """
-    frames = grid[:, 0].cumsum(0)
-    frame = (frames - grid[:, 0])[item] + position[:, 0]
-    kept = keep.new_zeros(int(grid[:, 0].sum()), dtype=torch.float32).index_add(0, frame, keep.float())
-    share = kept / grid[:, 1:].prod(1).repeat_interleave(grid[:, 0])
-    return list(share.split(grid[:, 0].tolist()))
-
-
 class Retention(RowMetric):
     """Share of visual tokens kept: its mean over samples, and its distribution.
 

@@ -13,7 +13,7 @@ from glimpse_lightning.metrics.token_kl import token_kl
 from glimpse_lightning.objectives.base import Objective, StepResult
 from glimpse_lightning.objectives.hardening import mean_retention
 from glimpse_lightning.objectives.losses import answer_loss, mean_of_pruned, weighted_mean
-from glimpse_lightning.segments import rank_in_group, segment_max, segment_mean, segment_sum
+from glimpse_lightning.segments import floor_share, rank_in_group, segment_max, segment_mean, segment_sum
 from glimpse_lightning.visual_tokens import VisualTokens
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class DifferentiableTopK(Objective):
     def masks(self, scores: Tensor, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
         """``(soft [V], hard [V])``: fp32, each sample's summing up to ``retention`` times its tokens (at least 1)."""
         group, total = tokens.groups()
-        budget = (self.retention * total.double() + 1e-9).floor().clamp(min=1)
+        budget = floor_share(self.retention, total).clamp(min=1)
         hard = (rank_in_group(scores.detach(), group, len(total)) < budget[group]).float()
         return soft_top_k(scores.float(), group, budget.float()), hard
 

@@ -63,7 +63,7 @@ class Mask(Hardening):
         scorers = [stage.scorer for stage in model.pruner.stages]
         masks = [self.mask_loss(output, scorer, batch) for output, scorer in zip(outputs, scorers, strict=True)]
         loss = torch.stack(masks).sum()
-        target = evidence_mask(outputs[0].tokens, [sample.boxes for sample in batch.samples])
+        target = evidence_mask(outputs[0].tokens, batch.boxes)
         tokens, factor = outputs[-1].tokens, self.factor
         # Every stage scores the unpruned prompt here; what is kept is what all of them keep.
         scores = [output.scores.detach().float() for output in outputs]
@@ -96,7 +96,7 @@ class Mask(Hardening):
         rows = output.scores[None]
         if getattr(scorer, "deep_supervision", False):
             rows = scorer.forward_rows(tokens)  # type: ignore[attr-defined]
-        boxes = [sample.boxes for sample in batch.samples]
+        boxes = batch.boxes
         target = evidence_mask(tokens, boxes)
         annotated = torch.tensor([float(b is not None) for b in boxes], device=rows.device)
         weight = annotated * batch.weight.to(rows.device)

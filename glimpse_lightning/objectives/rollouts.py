@@ -92,9 +92,8 @@ def sample_answers(
     """
     choice = KeepChoice()
     oracle = torch.zeros_like(batch.key, dtype=torch.bool) if oracle is None else oracle
-    questions, boxes = [sample.question for sample in batch.samples], [sample.boxes for sample in batch.samples]
     out = model.prefill(
-        prompt=model.embed(batch), keys=batch.key, questions=questions, boxes=boxes, shared=batch.shared,
+        prompt=model.embed(batch), keys=batch.key, questions=batch.questions, boxes=batch.boxes, shared=batch.shared,
         select=choose(choice, draw, oracle.repeat_interleave(prefills)), copies=prefills,
     )  # fmt: skip
     own = model.generation_config

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.policies.checks import check_choice, check_count, check_fraction
+from glimpse_lightning.segments import floor_share
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
@@ -59,7 +60,7 @@ class Budget:
         if self.count is not None:
             most = total.new_full(total.shape, self.count)
         elif self.ratio is not None:
-            most = (self.ratio * total.double() + 1e-9).floor().long()
+            most = floor_share(self.ratio, total)
         else:
             assert self.flops is not None
             most = tokens_for_flops(self.flops, tokens)

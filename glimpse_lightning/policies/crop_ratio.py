@@ -11,7 +11,7 @@ from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.checks import check_choice, check_count
 from glimpse_lightning.policies.scale import weights
-from glimpse_lightning.segments import rank_first, rank_in_group, segment_mean, segment_sum
+from glimpse_lightning.segments import floor_share, rank_first, rank_in_group, segment_mean, segment_sum
 from glimpse_lightning.token_places import crop_label
 from glimpse_lightning.visual_tokens import VisualTokens
 
@@ -66,7 +66,7 @@ class CropRatio(Budget, Policy):
         owner = torch.arange(tokens.num_items, device=crop.device) if self.per == "item" else tokens.item_sample
         owner = owner.repeat_interleave(self.crops)  # the group of each crop
         share = mean / segment_sum(mean, owner, len(budget)).clamp(min=1e-20)[owner]
-        part = (share * budget[owner] + 1e-9).floor().long()
+        part = floor_share(share, budget[owner])
         over = budget - segment_sum(part, owner, len(budget))
         part += rank_in_group(share, owner, len(budget)) < over[owner]
         first = present & (rank_in_group(scores, crop, total) < part[crop])

@@ -10,7 +10,7 @@ from torch import Tensor
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.checks import check_fraction
-from glimpse_lightning.segments import rank_in_group, segment_count
+from glimpse_lightning.segments import floor_share, rank_in_group, segment_count
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
@@ -57,5 +57,5 @@ class DominantContextual(Budget, Policy):
     def _parts(self, scores: Tensor, tokens: VisualTokens) -> tuple[Tensor, Tensor, Tensor]:
         """``(group [V], contextual [groups], best [V])``: how many are contextual; which may dominate."""
         group, budget = self.budget(tokens)
-        contextual = (self.contextual * budget.double() + 1e-9).floor().long()
+        contextual = floor_share(self.contextual, budget)
         return group, contextual, rank_in_group(scores, group, len(budget)) < (budget - contextual)[group]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.checks import check_choice, check_count, check_fraction
-from glimpse_lightning.segments import rank_in_group
+from glimpse_lightning.segments import floor_share, rank_in_group
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
@@ -40,5 +40,5 @@ class KeepRatio(Policy):
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, total = tokens.groups(self.per)
-        count = (self.ratio * total.double() + 1e-9).floor().clamp(min=self.min_tokens)
+        count = floor_share(self.ratio, total).clamp(min=self.min_tokens)
         return (rank_in_group(scores, group, len(total)) < count[group]) & (scores > -torch.inf)

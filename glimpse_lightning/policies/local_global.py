@@ -12,7 +12,7 @@ from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.checks import check_count, check_fraction
 from glimpse_lightning.scorers.base import Requires
-from glimpse_lightning.segments import rank_first, rank_in_group
+from glimpse_lightning.segments import floor_share, rank_first, rank_in_group
 from glimpse_lightning.token_places import cell_label
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
@@ -71,6 +71,6 @@ class LocalGlobal(Budget, Policy):
         in_window = rank_in_group(attention, window, len(windows))
         # The best of every window come before all second-best ones, and so on.
         turn = -(in_window * 2**32) - rank_in_group(attention, group, len(budget))
-        first = (self.local * budget.double() + 1e-9).floor().long()
+        first = floor_share(self.local, budget)
         local = present & (rank_in_group(turn, group, len(budget)) < first[group])
         return present & (rank_first(local, scores, group, len(budget)) < budget[group])

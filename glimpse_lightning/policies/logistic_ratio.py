@@ -15,7 +15,7 @@ from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.checks import check_choice, check_count, check_fraction
 from glimpse_lightning.scorers.base import Requires
 from glimpse_lightning.scorers.vision_text_rank import INFORMATION, information
-from glimpse_lightning.segments import rank_in_group
+from glimpse_lightning.segments import floor_share, rank_in_group
 from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
 
 
@@ -100,7 +100,7 @@ class LogisticRatio(Policy):
         group, total = tokens.groups(self.per)
         ratio = self.ratios(tokens.facts.num_layers, self.sample_information(tokens))[self.stage]
         ratio_G = ratio if self.per == "sample" else ratio[tokens.item_sample]
-        count = (ratio_G * total.double() + 1e-9).floor().clamp(min=self.min_tokens)
+        count = floor_share(ratio_G, total).clamp(min=self.min_tokens)
         return (rank_in_group(scores, group, len(total)) < count[group]) & (scores > -torch.inf)
 
     def sample_information(self, tokens: VisualTokens) -> Tensor:

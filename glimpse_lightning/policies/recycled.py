@@ -11,7 +11,7 @@ from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.checks import check_count, check_fraction
 from glimpse_lightning.policies.greedy import Rows
-from glimpse_lightning.segments import rank_in_group, segment_count
+from glimpse_lightning.segments import floor_share, rank_in_group, segment_count
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
@@ -103,4 +103,4 @@ def recycled_count(share: float, beyond: Tensor) -> Tensor:
     """``[groups]`` how many of the ``beyond [groups]`` tokens without a place are recycled: ``int(share * beyond) + 1``
     as SparseVLM's code counts, at most all, and none where the share is 0.
     """
-    return ((share * beyond.double() + 1e-9).floor().long() + int(share > 0)).minimum(beyond)
+    return (floor_share(share, beyond) + int(share > 0)).minimum(beyond)

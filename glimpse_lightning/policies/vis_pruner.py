@@ -12,7 +12,7 @@ from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.checks import check_count, check_fraction
 from glimpse_lightning.policies.greedy import Rows
 from glimpse_lightning.policies.thinning import thin
-from glimpse_lightning.segments import rank_in_group
+from glimpse_lightning.segments import floor_share, rank_in_group
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
@@ -55,7 +55,7 @@ class VisPruner(Budget, Policy):
         group, budget = self.budget(tokens)
         rows = Rows.of(scores, tokens, group, budget)
         rank = rows.padding.pad(rank_in_group(scores, group, len(budget)))
-        best = (self.important * rows.budget.double() + 1e-9).floor().long()
+        best = floor_share(self.important, rows.budget)
         important = rows.open & (rank < best[:, None])
         diverse = rows.budget - best
         left = thin(rows, rows.open & ~important, diverse, rank, torch.full_like(best, self.step), reorder=True)
