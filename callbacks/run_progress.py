@@ -75,10 +75,7 @@ def visual_tokens(module: LightningModule, batch: Batch) -> int:
     ids, vlm = batch.inputs.get("input_ids"), getattr(module, "vlm", None)
     if ids is None or vlm is None:
         return 0
-    config = vlm.config
-    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-    placeholders = [getattr(config, name) for name in names if isinstance(getattr(config, name, None), int)]
-    return int(torch.isin(ids, torch.tensor(placeholders, device=ids.device)).sum())
+    return int(torch.isin(ids, torch.tensor(vlm.backbone.visual_token_ids, device=ids.device)).sum())
 
 
 def _peak_gb(device: torch.device) -> float:

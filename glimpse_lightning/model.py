@@ -37,12 +37,6 @@ from glimpse_lightning.ranks import running
 from glimpse_lightning.scorers.vip import REFERENCE_MASKS
 from glimpse_lightning.visual_tokens import VisionTap
 
-_PROMPT_INPUTS = frozenset(
-    "input_ids attention_mask pixel_values image_grid_thw pixel_values_videos video_grid_thw "
-    "second_per_grid_ts mm_token_type_ids token_type_ids image_sizes image_sizes_videos pixel_attention_mask "
-    "batch_num_images first_copies".split()
-)
-
 CACHES = (None, "dynamic", "static")
 """What ``generate(cache_implementation=...)`` may be."""
 
@@ -193,7 +187,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
 
     def _check_inputs(self, inputs: Mapping[str, Any], method: Callable[..., Any]) -> None:
         """Raise where something is no input of a processor: ``method`` would pass it over in silence."""
-        known = {*_PROMPT_INPUTS, *getattr(self.backbone.processor, "model_input_names", ())}
+        known = self.backbone.prompt_inputs
         for name in inputs:
             if name not in known:
                 options = [*inspect.signature(method).parameters, *known]
@@ -264,7 +258,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         else:  # which wants no further options beside it
             kwargs["generation_config"] = config = copy.deepcopy(kwargs["generation_config"])
             config.use_cache = True
-        inputs = {name: kwargs.pop(name) for name in list(kwargs) if name in _PROMPT_INPUTS}
+        inputs = {name: kwargs.pop(name) for name in list(kwargs) if name in self.backbone.prompt_inputs}
         if prefill is None:
             prefill = self.prefill(keys=keys, questions=questions, reference_masks=reference_masks, **inputs)
         ids, mask = prefill.prompt_ids, prefill.prompt_mask
@@ -381,7 +375,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         ids = inputs["input_ids"]
         mask = inputs.get("attention_mask")
         parts = Parts.of(torch.ones_like(ids) if mask is None else mask, labels, prompt_length)
-        check_placeholders(self.backbone, ids, parts)
+        check_placeholders(self.backbone.visual_token_ids, ids, parts)
         prompts = parts.prompts(inputs, self._pad_id)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_embeddings):
             prompt = self.backbone.embed(prompts, self.vision_layers)

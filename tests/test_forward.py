@@ -92,7 +92,7 @@ def test_what_cannot_be_is_refused() -> None:
     inputs, labels = with_answers(model)
     with pytest.raises(gl.GlimpseError, match="Expected a prompt in front of the labels"):
         model(**inputs, labels=inputs["input_ids"])
-    with pytest.raises(gl.GlimpseError, match=r"a placeholder \(image_token_id\) stands behind it"):
+    with pytest.raises(gl.GlimpseError, match=r"a placeholder \(token \d+\) follows it"):
         model(**inputs, labels=labels, prompt_length=2)
     with pytest.raises(gl.GlimpseError, match=r"`forward` does not know 'label'.*labels"):
         model(**inputs, label=labels)

@@ -47,6 +47,10 @@ class Backbone(Decoder):
 
     architectures: ClassVar[tuple[str, ...]] = ()
     """Class names of the Hugging Face models this adapter understands."""
+    input_names: ClassVar[tuple[str, ...]] = (
+        "input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "pixel_values", "image_sizes",
+    )  # fmt: skip
+    """Names of the tensors that make up a prompt. The processor may add names of its own (:attr:`prompt_inputs`)."""
 
     def __init__(self, model: PreTrainedModel, processor: Any | None = None, prune_video: bool = True) -> None:
         super().__init__(model)
@@ -97,6 +101,18 @@ class Backbone(Decoder):
     def pixel_multiple(self) -> int:
         """What the processor rounds the sides of an image to, in pixels."""
         return 1
+
+    @property
+    def prompt_inputs(self) -> frozenset[str]:
+        """Names of everything that a prompt may consist of: :attr:`input_names` and what the processor makes."""
+        return frozenset((*self.input_names, *getattr(self.processor, "model_input_names", ())))
+
+    @property
+    def visual_token_ids(self) -> tuple[int, ...]:
+        """Ids of the placeholders of visual tokens, by what configurations call them."""
+        names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+        found = (getattr(self.model.config, name, None) for name in names)
+        return tuple(dict.fromkeys(number for number in found if isinstance(number, int)))
 
     @property
     def no_split_modules(self) -> tuple[str, ...]:

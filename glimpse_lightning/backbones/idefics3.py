@@ -27,6 +27,7 @@ class Idefics3Backbone(SquareGridBackbone):
     """
 
     architectures = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
+    input_names = (*SquareGridBackbone.input_names, "pixel_attention_mask")
 
     @property
     def vision_blocks(self) -> nn.ModuleList:

@@ -23,6 +23,9 @@ class LlavaOnevisionBackbone(LlavaNextBackbone):
     """
 
     architectures = ("LlavaOnevisionForConditionalGeneration",)
+    input_names = (
+        *LlavaNextBackbone.input_names, "batch_num_images", "pixel_values_videos", "image_sizes_videos",
+    )  # fmt: skip
 
     def image_features(self, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         return self.model.model.get_image_features(

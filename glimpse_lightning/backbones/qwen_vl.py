@@ -23,6 +23,11 @@ class QwenVLBackbone(PlaceholderBackbone):
     block's output, before the merger.
     """
 
+    input_names = (
+        *PlaceholderBackbone.input_names, "image_grid_thw", "pixel_values_videos", "video_grid_thw",
+        "second_per_grid_ts", "first_copies",
+    )  # fmt: skip
+
     @property
     def vision_blocks(self) -> nn.ModuleList:
         return self.model.model.visual.blocks

@@ -6,7 +6,7 @@ longest continuation, ``M`` columns that pruning leaves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,14 +70,13 @@ class Parts:
         return out
 
 
-def check_placeholders(decoder: Decoder, ids: Tensor, parts: Parts) -> None:
-    """Raise where images or videos stand behind the prompt."""
+def check_placeholders(placeholders: Sequence[int], ids: Tensor, parts: Parts) -> None:
+    """Raise where images or videos, of which the prompt holds ``placeholders``, follow it."""
     rest = ids.gather(1, parts.rest)[parts.rest_mask]
-    for name in ("image_token_id", "video_token_id"):
-        token = getattr(decoder.model.config, name, None)
-        if token is not None and bool((rest == token).any()):
+    for token in placeholders:
+        if bool((rest == token).any()):
             raise GlimpseError(
-                f"Expected all images in front of the first label, but a placeholder ({name}) stands behind it: tokens "
+                f"Expected all images before the first label, but a placeholder (token {token}) follows it: tokens "
                 f"that are pruned belong to the prompt. Set labels up to the last image to {IGNORED}, or give "
                 "`prompt_length`."
             )
