@@ -46,9 +46,13 @@ class Turn:
 
 
 def prompt_inputs(samples: Sequence[Sample], processor: Any) -> dict[str, Any]:
-    """Processor outputs for the samples' prompts, padded on the left."""
-    return dict(
-        processor.apply_chat_template(
+    """Processor outputs for the samples' prompts, padded on the left.
+
+    Raises:
+        GlimpseError: where the processor has no chat template.
+    """
+    try:
+        inputs = processor.apply_chat_template(
             [_question(sample) for sample in samples],
             tokenize=True,
             add_generation_prompt=True,
@@ -56,7 +60,11 @@ def prompt_inputs(samples: Sequence[Sample], processor: Any) -> dict[str, Any]:
             return_tensors="pt",
             processor_kwargs={"padding": True, "padding_side": "left"},
         )
-    )
+    except ValueError as error:
+        if getattr(processor, "chat_template", None) is not None:
+            raise
+        raise _unwritten(samples[0], error) from error
+    return dict(inputs)
 
 
 def target_ids(sample: Sample, processor: Any, tokenizer: Any, ends: Sequence[int]) -> list[int]:
@@ -85,10 +93,7 @@ def write_turn(sample: Sample, answer: str, processor: Any) -> Turn:
     try:
         prompt: str = processor.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
     except (TemplateError, ValueError) as error:
-        raise GlimpseError(
-            f"{sample.id}: the processor's chat template cannot write this question: {error} Give the processor one "
-            "that takes images: `processor.chat_template = ...`."
-        ) from error
+        raise _unwritten(sample, error) from error
     for content in (_parts, str):  # some templates take the text of an answer only as it is
         try:
             marked, whole = (
@@ -112,6 +117,15 @@ def write_turn(sample: Sample, answer: str, processor: Any) -> Turn:
             return Turn(prompt, whole.removeprefix(before).removesuffix(tail), tail)
     rank_zero_warn("The chat template writes no answers. Reference answers follow the prompt as plain text.")
     return Turn(prompt, answer, "")
+
+
+def _unwritten(sample: Sample, error: Exception) -> GlimpseError:
+    return GlimpseError(
+        f"{sample.id}: the processor's chat template cannot write this question: {error} Give the processor one that "
+        "takes images: put it into the model's folder as `chat_template.jinja` (of a model on the Hub, into a copy: "
+        "`hf download NAME --local-dir FOLDER`), or in Python set `backbone.processor.chat_template = ...`. Base "
+        "models have none: name the instruction-tuned one."
+    )
 
 
 def _question(sample: Sample) -> list[dict[str, Any]]:

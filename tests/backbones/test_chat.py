@@ -253,3 +253,11 @@ def test_stand_in_takes_the_processors_template_before_the_tokenizers(tmp_path):
     loaded = gl.load_backbone(str(tmp_path))
     content = [{"type": "text", "text": "what"}]
     assert loaded.processor.apply_chat_template([{"role": "user", "content": content}]) == "what A:"
+
+
+@pytest.mark.parametrize("answer", [None, "left"])
+def test_a_processor_without_a_template_says_where_one_goes(answer):
+    backbone = backbone_with(template())
+    backbone.processor.chat_template = None
+    with pytest.raises(gl.GlimpseError, match=r"^s: .*not have a chat template.*`chat_template\.jinja`.*hf download"):
+        backbone.collate([sample(answer)])
