@@ -83,8 +83,9 @@ class PruningModule(LightningModule):
 
     Args:
         backbone: ``glimpse-tiny``, a hub id or a folder; in Python also a loaded backbone.
-        dtype: data type of the backbone's weights; `auto`: as they were saved, but float32 in place of half precision
-            where the device is slow at it.
+        dtype: data type of the backbone's weights; default: as they were saved, and float32 for glimpse-tiny and where
+            the objective trains them; `auto`: as they were saved, but float32 in place of half precision where the
+            device is slow at it.
         attn_implementation: attention kernel of the backbone; or one for each part of it, as ``{text_config: eager,
             vision_config: sdpa}``.
         processor: settings of the backbone's image processor by name: `{min_pixels: 200704, max_pixels: 1605632}` for
@@ -120,7 +121,7 @@ class PruningModule(LightningModule):
     def __init__(
         self,
         backbone: str = "glimpse-tiny",
-        dtype: str = "float32",
+        dtype: str | None = None,
         attn_implementation: str | dict[str, str] = "sdpa",
         processor: dict[str, Any] | None = None,
         source: Source = Source(),
@@ -147,6 +148,8 @@ class PruningModule(LightningModule):
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold trained parameters only; `load_state_dict` checks them itself
+        if dtype is None and objective is not None and objective.trains_weights:
+            dtype = "float32"  # the steps of training are too small for half precision
         self.backbone_options: dict[str, Any] = {
             "dtype": dtype, "attn_implementation": attn_implementation, "processor": processor, **source.options()
         }  # fmt: skip

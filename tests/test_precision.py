@@ -16,6 +16,7 @@ import torch
 import yaml
 from halves import attends_in_bfloat16
 from runs import run, write_recipe
+from tiny_models import FAMILIES
 
 import glimpse_lightning as gl
 from glimpse_lightning import dtypes, precision
@@ -41,7 +42,7 @@ def configuration(**values: Any) -> Any:
     class Model(dict):  # as jsonargparse's Namespace
         __getattr__ = dict.get
 
-    return SimpleNamespace(trainer=SimpleNamespace(**trainer), model=Model(backbone="glimpse-tiny", **values))
+    return SimpleNamespace(trainer=SimpleNamespace(**trainer), model=Model({"backbone": "glimpse-tiny", **values}))
 
 
 def test_auto_follows_the_processor(cost: float) -> None:
@@ -130,9 +131,7 @@ def test_what_the_libraries_may_use_decides_not_what_the_processor_has(isa: str)
 
 
 @attends_in_bfloat16
-def test_what_was_chosen_is_printed_and_saved(
-    cost: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_was_chosen_is_printed_and_saved(cost: float, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     assert run("fit", write_recipe(tmp_path), tmp_path / "runs", "--trainer.precision", "auto", "--model.dtype", "auto",
                "--trainer.max_steps", "1", "--data.fit_test_size", "1", "--model.fit_baselines", "[]") == 0  # fmt: skip
@@ -156,3 +155,21 @@ def test_recipes_of_the_embedded_model_name_no_half_precision(cost: float) -> No
         assert "bf16" not in text.replace("auto  # bf16-mixed where", "") and "bfloat16" not in text, path
     chosen = {found.config["trainer"]["precision"] for found in check("fit", paths[-1:])}
     assert chosen <= {"bf16-mixed" if cost == FAST else "32-true", None}
+
+
+@pytest.mark.parametrize(("mixed", "saved"), [("bf16-mixed", "float16"), ("16-mixed", "bfloat16")])
+def test_two_kinds_of_half_precision_are_not_mixed(tmp_path: Path, mixed: str, saved: str) -> None:
+    """torch fails on one of them under the autocast of the other: LLaVA's weights, for example, are float16."""
+    FAMILIES["llava"]().to(getattr(torch, saved)).save_pretrained(tmp_path)
+    half = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}[mixed]
+    for asked, expected in ((None, half), ("float32", "float32"), (half, half)):
+        config = configuration(precision=mixed, backbone=str(tmp_path), dtype=asked)
+        precision.settle(config)
+        assert config.model["dtype"] == expected
+    config = configuration(precision=mixed, backbone=str(tmp_path), dtype=saved)
+    with pytest.raises(gl.GlimpseError, match=f"`model.dtype: {saved}` and .*`model.dtype: {half}`, or leave it out"):
+        precision.settle(config)
+    for plain in (None, "32-true"):  # with which the weights may stay as they are
+        config = configuration(precision=plain, backbone=str(tmp_path))
+        precision.settle(config)
+        assert config.model.get("dtype") is None

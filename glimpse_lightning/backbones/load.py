@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.presets import PREFIX, random_model
-from glimpse_lightning.backbones.processing import load_processor
+from glimpse_lightning.backbones.processing import installing, load_processor
 from glimpse_lightning.backbones.processor_settings import with_settings
 from glimpse_lightning.backbones.shares import empty_model
+from glimpse_lightning.backbones.support import check_checkpoint, family_of
 from glimpse_lightning.dtypes import AUTO, default_device, dtype_named, fast_dtype, warn_if_slow
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.source import located
 
 TINY = "glimpse-tiny"
 QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
-UNFIT = {
-    "MllamaForConditionalGeneration": "it reads images through cross-attention, so its prompt has no visual tokens",
-    "PaliGemmaForConditionalGeneration": "its whole prompt attends in both directions, which the engine does not do",
-}
 LOADING = ("backbone", "dtype", "attn_implementation", "processor", "source")
 """Keys of a recipe's ``model`` that say which backbone is loaded, and how."""
 SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -32,7 +30,7 @@ SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 
 def load_backbone(
     name: str,
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype | None = None,
     attn_implementation: str | dict[str, str] = "sdpa",
     device_map: str | dict[str, Any] | None = None,
     quantization: str | None = None,
@@ -48,9 +46,10 @@ def load_backbone(
         name: ``"glimpse-tiny"`` (embedded, no download), a hub id, a folder (a model without a processor takes ready
             tensor batches), or ``"random:<preset>"``: a published architecture with random weights and no processor,
             to measure speed without a download.
-        dtype: weights' data type, by name or not; ``auto``: as they were saved, but float32 in place of half precision
-            where the device is slow at it (that of ``device_map``, else a GPU if there is one). Random weights count as
-            saved in bfloat16, as the published ones are.
+        dtype: weights' data type, by name or not; ``None``: as they were saved, and float32 for glimpse-tiny and random
+            weights; ``auto``: as they were saved, but float32 in place of half precision where the device is slow at
+            it (that of ``device_map``, else a GPU if there is one). Random weights count as saved in bfloat16 there,
+            as the published ones are.
         attn_implementation: any of transformers' (``sdpa``, ``eager``, ``flash_attention_2``, ...), or a dict of one
             for each part of the model (``text_config``, ``vision_config``).
         device_map: as in ``from_pretrained``. A single device (``"cuda"``) needs no further package, anything else
@@ -70,15 +69,23 @@ def load_backbone(
 
     Raises:
         GlimpseError: where there is no such model, data type or setting of the processor, no adapter for the model's
-            architecture, a package that an argument needs is missing, or an argument has no effect: a revision of a
-            folder, anything about weights on the device ``"meta"``.
+            architecture (which is said before weights are read), the checkpoint is quantized in a way that does not
+            load, a package that something needs is missing, or an argument has no effect: a revision of a folder,
+            anything about weights on the device ``"meta"``.
     """
     settings = _settings(processor, min_pixels=min_pixels, max_pixels=max_pixels)
     if "torch_dtype" in kwargs:  # its name until transformers 5
         dtype = _only_spelling(dtype, kwargs.pop("torch_dtype"))
     given = {key for key, value in {**kwargs, "quantization": quantization}.items() if value not in (None, False)}
     kind = _kind_of_device(device_map)
-    if isinstance(dtype, str):
+    config: dict[str, Any] = {}
+    if not name.startswith(PREFIX):
+        with suppress(GlimpseError):  # where it cannot be read, neither can the rest, which says so below
+            config = _config(name, kwargs)
+    check_checkpoint(name, config, quantization)
+    if dtype is None:
+        dtype = _own(name, config)
+    elif isinstance(dtype, str):
         dtype = auto_dtype(name, kind, **kwargs) if dtype == AUTO else dtype_named(dtype)
     warn_if_slow(dtype, kind, "dtype")
     if name.startswith(PREFIX):
@@ -140,11 +147,11 @@ def _where(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {**located(name, source_of(name), options), **code}
 
 
-def _only_spelling(dtype: str | torch.dtype, torch_dtype: Any) -> str | torch.dtype:
+def _only_spelling(dtype: str | torch.dtype | None, torch_dtype: Any) -> str | torch.dtype | None:
     """``torch_dtype``, unless ``dtype`` was given as well and says something else."""
-    if dtype not in ("float32", torch_dtype):
+    if dtype not in (None, torch_dtype):
         raise GlimpseError(f"Expected `dtype` or `torch_dtype`, but got {dtype!r} and {torch_dtype!r}; leave one out.")
-    return "float32" if torch_dtype is None else torch_dtype
+    return torch_dtype
 
 
 def auto_dtype(name: str, device: str, **kwargs: Any) -> torch.dtype:
@@ -168,12 +175,36 @@ def saved_dtype(name: str, **kwargs: Any) -> torch.dtype:
     Raises:
         GlimpseError: where there is no such model.
     """
+    return _saved(_config(name, kwargs))
+
+
+def own_dtype(name: str, **kwargs: Any) -> torch.dtype:
+    """The data type in which a model is loaded where none is asked for; arguments and errors as of
+    :func:`saved_dtype`.
+    """
+    return _own(name, {} if name.startswith(PREFIX) else _config(name, kwargs))
+
+
+def _own(name: str, config: Mapping[str, Any]) -> torch.dtype:
+    return torch.float32 if name == TINY else _saved(config)
+
+
+def _saved(config: Mapping[str, Any]) -> torch.dtype:
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
+    found = (part.get(key) for part in parts for key in ("dtype", "torch_dtype"))  # the second until transformers 5
+    return next((dtype_named(str(dtype)) for dtype in found if dtype not in (None, AUTO)), torch.float32)
+
+
+def _config(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's config.json says; no code of the model's own runs for it.
+
+    Raises:
+        GlimpseError: where there is none.
+    """
     try:
-        config = AutoConfig.from_pretrained(source_of(name), **_where(name, kwargs))
-    except (OSError, ValueError, ImportError) as error:
+        return PreTrainedConfig.get_config_dict(source_of(name), **_where(name, options))[0]
+    except (OSError, ValueError) as error:
         raise _explained(name, error) from error
-    found = (getattr(part, "dtype", None) for part in (config, getattr(config, "text_config", None)))
-    return next((dtype for dtype in found if isinstance(dtype, torch.dtype)), torch.float32)
 
 
 def _kind_of_device(device_map: Any) -> str:
@@ -198,24 +229,7 @@ def wrap_backbone(model: PreTrainedModel, processor: Any | None = None, prune_vi
     Raises:
         GlimpseError: where no adapter knows the model's class.
     """
-    families = {
-        name: family
-        for family in _families(Backbone)  # type: ignore[type-abstract]
-        for name in family.architectures
-    }
-    architecture = type(model).__name__
-    if architecture in UNFIT:
-        raise GlimpseError(f"Unsupported architecture {architecture}: {UNFIT[architecture]}. Choose another model.")
-    if architecture not in families:
-        raise GlimpseError(
-            f"No backbone adapter for {architecture}. Supported: {', '.join(sorted(families))}. "
-            "To add one, subclass glimpse_lightning.backbones.base.Backbone and import your module first."
-        )
-    return families[architecture](model, processor, prune_video)
-
-
-def _families(base: type[Backbone]) -> list[type[Backbone]]:
-    return [family for child in base.__subclasses__() for family in [child, *_families(child)]]
+    return family_of(type(model).__name__)(model, processor, prune_video)
 
 
 def _explained(name: str, error: Exception) -> GlimpseError:
@@ -223,7 +237,9 @@ def _explained(name: str, error: Exception) -> GlimpseError:
     if isinstance(error, GlimpseError):
         return error
     reason = str(error).strip().splitlines()[0].rstrip(".")
-    if isinstance(error, ImportError):
+    if command := installing(error):
+        remedy = f"Install it: `{command}`."
+    elif isinstance(error, ImportError):
         remedy = "Install what is missing, or choose another `attn_implementation` (sdpa needs nothing)."
     elif "attn_implementation" in reason:
         remedy = "Choose another `attn_implementation`, such as sdpa."

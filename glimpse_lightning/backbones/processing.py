@@ -19,6 +19,8 @@ from transformers.utils import is_torchvision_available
 from glimpse_lightning.backbones.collate import first_copies
 from glimpse_lightning.errors import GlimpseError
 
+EXTRAS = {"torchvision": "video", "num2words": "video", "accelerate": "quantization", "bitsandbytes": "quantization"}
+"""Our extras that install packages which transformers asks for."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
 
 
@@ -96,7 +98,7 @@ def load_processor(name: str, **kwargs: Any) -> Any:
     ``None`` for a folder that holds a model alone: it takes ready tensor batches.
 
     Raises:
-        GlimpseError: where the stock processor cannot do without torchvision.
+        GlimpseError: where the stock processor cannot do without a package that is missing.
     """
     if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in PROCESSOR_FILES):
         return None
@@ -104,11 +106,15 @@ def load_processor(name: str, **kwargs: Any) -> Any:
     if is_torchvision_available() or model_type not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
         try:
             return AutoProcessor.from_pretrained(name, **kwargs)
-        except ImportError as error:
+        except (ImportError, ValueError) as error:
+            command = installing(error)
+            if not command and isinstance(error, ValueError):
+                raise
+            reason = str(error).strip().splitlines()[0].partition(" Check out")[0]
             raise GlimpseError(
-                f"The processor of {name!r} ({model_type}) needs a package that is missing: "
-                f"{str(error).strip().splitlines()[0]} For video processors: `pip install glimpse_lightning[video]`. "
-                "Without a processor, `gl.wrap_backbone(model)` takes ready tensor batches."
+                f"The processor of {name!r} ({model_type}) needs a package that is missing: {reason} "
+                f"Install it{command and f': `{command}`'}. Without a processor, `gl.wrap_backbone(model)` takes ready "
+                "tensor batches."
             ) from error
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -116,3 +122,11 @@ def load_processor(name: str, **kwargs: Any) -> Any:
     template = ProcessorMixin.get_processor_dict(name, **kwargs)[0].get("chat_template")
     tokenizer.chat_template = template or tokenizer.chat_template  # a processor's own goes before its tokenizer's
     return ImageOnlyProcessor(tokenizer, Qwen2VLImageProcessorPil.from_pretrained(name, **kwargs))
+
+
+def installing(error: Exception) -> str:
+    """The command that installs the package which an error of transformers calls missing; empty where none of our
+    extras has it.
+    """
+    found = (extra for package, extra in EXTRAS.items() if package in str(error).lower())
+    return next((f"pip install 'glimpse_lightning[{extra}]'" for extra in found), "")

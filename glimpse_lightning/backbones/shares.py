@@ -58,9 +58,14 @@ def load_shares(backbone: Backbone, source: str, **where: Any) -> None:
         **where: arguments of ``from_pretrained`` that say where files are, as the backbone was loaded with.
 
     Raises:
-        GlimpseError: where ``source`` holds no safetensors, or lacks a parameter.
+        GlimpseError: where ``source`` holds no safetensors, is quantized, or lacks a parameter.
     """
     model = backbone.model
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise GlimpseError(
+            f"{source} is quantized, and weights in that form cannot be shared out. Name the checkpoint that it was "
+            "made from, or train with `trainer.strategy: ddp`."
+        )
     owners: dict[str, list[tuple[nn.Module, str]]] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):

@@ -24,7 +24,7 @@ class Settings:
 
     Attributes:
         model: any name that ``load_backbone`` takes; ``random:<preset>`` needs no download.
-        dtype: data type of the weights, plain and pruned model alike; ``auto`` as in ``load_backbone``.
+        dtype: data type of the weights, plain and pruned model alike; ``None`` and ``auto`` as in ``load_backbone``.
         attn_implementation: attention kernel of both.
         processor: settings of the image processor by name, as in ``load_backbone``.
         source: ``revision``, ``cache_dir`` and ``local_files_only`` of the model.
@@ -55,7 +55,7 @@ class Settings:
     """
 
     model: str
-    dtype: str = "float32"
+    dtype: str | None = None
     attn_implementation: str = "sdpa"
     processor: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
@@ -114,8 +114,9 @@ def _checked(settings: Settings, where: str) -> Settings:
         if not good:
             raise GlimpseError(f"{where}: expected `{key}` to be {what}, but got {getattr(settings, key)!r}.")
 
-    for key in ("model", "dtype", "attn_implementation", "device", "scorer"):
+    for key in ("model", "attn_implementation", "device", "scorer"):
         expect(key, "a name", isinstance(getattr(settings, key), str))
+    expect("dtype", "a name, or null", settings.dtype is None or isinstance(settings.dtype, str))
     for key in ("batch_sizes", "visual_tokens"):
         expect(key, "a list of numbers of at least 1", _all(getattr(settings, key), int, 1))
     expect("after_layers", "a list of layers, each -1 or more", _all(settings.after_layers, int, -1))

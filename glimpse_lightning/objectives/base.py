@@ -38,6 +38,8 @@ class Objective(ABC):
         repeats: how often in a row training visits a batch, a step each time.
         needs: annotations of samples (``boxes``, ``answers``) that it learns from; samples without them add nothing.
         writes_answers: whether samples without answers get those that the full model writes.
+        trains_weights: whether it trains weights of the model itself (not adapters), which half precision would round
+            to no change.
         refines: whether it starts from weights that are there already (a saved pruner, the language model), so that
             `test` without a fit would not be about its result.
     """
@@ -48,6 +50,10 @@ class Objective(ABC):
     needs: tuple[str, ...] = ()
     writes_answers: bool = False
     refines: bool = False
+
+    @property
+    def trains_weights(self) -> bool:
+        return False
 
     def prepare(self, model: PrunedVLM) -> None:
         """Called once, when the model has been built and nothing has been loaded into it yet; sets ``trainable``."""

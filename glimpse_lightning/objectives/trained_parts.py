@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from glimpse_lightning.adapters import LoRA, add_lora, lora_modules, save_lora, without_lora
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
@@ -50,6 +51,11 @@ class AnswerObjective(Objective):
         return "language_model" in self.train
 
     @property
+    @override
+    def trains_weights(self) -> bool:
+        return self.trains_language_model and self.lora is None
+
+    @property
     def trains_pruner(self) -> bool:
         return "pruner" in self.train
 
@@ -63,7 +69,7 @@ class AnswerObjective(Objective):
         if self.lora is not None:
             add_lora(model.backbone, self.lora)
             patterns.append("model.*.lora_*")
-        elif self.trains_language_model:
+        elif self.trains_weights:
             parts = (model.backbone.decoder, model.backbone.lm_head)
             patterns += [f"model.{name}.*" for name, module in model.model.named_modules() if module in parts]
         self.trainable = tuple(patterns)
@@ -88,7 +94,7 @@ class AnswerObjective(Objective):
 
     def keep_reference(self, model: PrunedVLM) -> None:
         """Remember the language model's weights as they are now; adapters need no copy."""
-        if self.trains_language_model and self.lora is None:
+        if self.trains_weights:
             owned = {id(p): p for part in (model.backbone.decoder, model.backbone.lm_head) for p in part.parameters()}
             self._reference = [(parameter, parameter.detach().clone()) for parameter in owned.values()]
 
@@ -113,7 +119,7 @@ class AnswerObjective(Objective):
         """Write what was trained of the language model: ``adapter/`` as PEFT does, or ``model/`` as Hugging Face."""
         if self.lora is not None:
             save_lora(model.backbone, folder / "adapter", write)
-        elif self.trains_language_model:
+        elif self.trains_weights:
             weights = full_state(model.backbone.model, keep=write)
             if write:
                 model.backbone.save(folder / "model", weights)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from configparser import ConfigParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
 
 import glimpse_lightning as gl
-from glimpse_lightning.backbones import load, processing
+from glimpse_lightning.backbones import load, processing, support
 from glimpse_lightning.backbones.presets import PRESETS
 
 # Parameters of the published checkpoints (tied ones once).
@@ -160,17 +162,44 @@ def test_unknown_quantization():
         gl.load_backbone("some/model", quantization="int3")
 
 
-def test_processor_without_its_package_says_what_to_install(monkeypatch, tmp_path):
-    def no_torchvision(name, **_):
-        raise ImportError("InternVLVideoProcessor requires the Torchvision library.\nMore.")
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [  # as transformers raises them
+        (
+            ImportError("\nX requires the Torchvision library but it was not found in your environment. Check out\n"),
+            r"requires the Torchvision library .* environment\. Install it: .*glimpse_lightning\[video\]",
+        ),
+        (
+            ValueError("folder requires `torchvision` to be installed. Please"),
+            r"pip install 'glimpse_lightning\[video\]'",
+        ),
+        (ImportError("Package `num2words` is required to run SmolVLM processor."), r"num2words.*\[video\]"),
+        (
+            ImportError("X requires the protobuf library."),
+            r"a package that is missing: X .*protobuf library\. Install it\.",
+        ),
+        (ImportError("InternVLVideoProcessor requires the Torchvision library.\nMore."), r"library\. .*\[video\]"),
+        (ValueError("Unrecognized processing class"), "Could not load backbone .*: Unrecognized processing class"),
+    ],
+)
+def test_processor_without_its_package_says_what_to_install(monkeypatch, tmp_path, error, said):
+    def fails(name, **_):
+        raise error
 
     model = FAMILIES["internvl"]()
     model.save_pretrained(tmp_path)
     (tmp_path / "processor_config.json").write_text("{}")
     monkeypatch.setattr(processing, "is_torchvision_available", lambda: False)
-    monkeypatch.setattr(processing.AutoProcessor, "from_pretrained", no_torchvision)
-    with pytest.raises(gl.GlimpseError, match=r"requires the Torchvision library\. .*glimpse_lightning\[video\]"):
+    monkeypatch.setattr(processing.AutoProcessor, "from_pretrained", fails)
+    with pytest.raises(gl.GlimpseError, match=said):
         gl.load_backbone(str(tmp_path))
+
+
+def test_every_extra_that_an_error_names_installs_the_package():
+    config = ConfigParser()
+    config.read(Path(__file__).parents[2] / "setup.cfg")
+    for package, extra in processing.EXTRAS.items():
+        assert package in config["options.extras_require"][extra]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -222,7 +251,7 @@ def test_unsupported_architecture_lists_supported_ones():
         gl.wrap_backbone(model)
 
 
-@pytest.mark.parametrize("architecture", load.UNFIT)
+@pytest.mark.parametrize("architecture", support.UNFIT)
 def test_architectures_that_do_not_fit_say_why(architecture):
     model = type(architecture, (LlamaForCausalLM,), {})(
         LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from glimpse_lightning.backbones import load
+from glimpse_lightning.backbones import support
 
 PAGE = Path(__file__).parents[2] / "docs" / "your_own_model.md"
 
@@ -21,4 +21,4 @@ def test_the_page_runs_and_its_adapter_passes_the_kit():
     names: dict[str, object] = {"__name__": "mistral3"}
     exec(adapter, names)
     exec(proof, names)
-    assert "Mistral3Backbone" in [family.__name__ for family in load._families(load.Backbone)]
+    assert "Mistral3Backbone" in [family.__name__ for family in support.families().values()]

@@ -1,0 +1,128 @@
+"""Which checkpoints can be loaded, told by their config.json before any weights are read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.errors import GlimpseError
+
+UNFIT = {
+    "MllamaForConditionalGeneration": "it reads images through cross-attention, so its prompt has no visual tokens",
+    "PaliGemmaForConditionalGeneration": "its whole prompt attends in both directions, which the engine does not do",
+}
+LLAVA = (
+    "llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-13b-hf", "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "llava-hf/llava-v1.6-vicuna-13b-hf", "llava-hf/llava-v1.6-mistral-7b-hf", "llava-hf/llava-v1.6-34b-hf",
+)  # fmt: skip
+INTERNVL = (
+    *(f"OpenGVLab/InternVL3-{size}-hf" for size in ("1B", "2B", "8B", "14B", "38B", "78B")),
+    *(f"OpenGVLab/InternVL3_5-{size}-HF" for size in ("1B", "2B", "4B", "8B", "14B", "38B")),
+)
+QWEN = tuple(f"Qwen/Qwen2.5-VL-{size}-Instruct" for size in ("3B", "7B", "32B", "72B"))
+ONEVISION = tuple(f"llava-hf/llava-onevision-qwen2-{size}-ov-hf" for size in ("0.5b", "7b", "72b"))
+NEAREST = {
+    "LlavaLlamaForCausalLM": LLAVA,
+    "LlavaMistralForCausalLM": LLAVA,
+    "LlavaQwenForCausalLM": ONEVISION,
+    "InternVLChatModel": INTERNVL,
+    "QWenLMHeadModel": QWEN,
+    "Qwen2_5OmniModel": QWEN,
+    "Qwen2_5OmniForConditionalGeneration": QWEN,
+    "Qwen3VLMoeForConditionalGeneration": ("Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Instruct"),
+}
+"""Architectures as their authors' own code calls them, and the checkpoints of a supported one that come nearest."""
+READY = "bitsandbytes"
+"""The kind of quantized checkpoints that loads: its layers keep the interface of plain ones on every device."""
+
+
+def families() -> dict[str, type[Backbone]]:
+    """Adapters by the architectures that they know; those of imported modules of a user's among them."""
+    return {
+        name: family
+        for family in _below(Backbone)  # type: ignore[type-abstract]
+        for name in family.architectures
+    }
+
+
+def _below(base: type[Backbone]) -> list[type[Backbone]]:
+    return [family for child in base.__subclasses__() for family in [child, *_below(child)]]
+
+
+def family_of(architecture: str, name: str = "") -> type[Backbone]:
+    """The adapter for an architecture.
+
+    Args:
+        architecture: class name of the Hugging Face model, or of its authors' own one.
+        name: hub id or folder, by which the nearest checkpoint that loads is found.
+
+    Raises:
+        GlimpseError: where there is none.
+    """
+    known = families()
+    if architecture in known:
+        return known[architecture]
+    if architecture in UNFIT:
+        raise GlimpseError(f"Unsupported architecture {architecture}: {UNFIT[architecture]}. Choose another model.")
+    near = f" The nearest checkpoint that loads is {_nearest(architecture, name)}." if architecture in NEAREST else ""
+    raise GlimpseError(
+        f"No backbone adapter for {architecture}{f', the architecture of {name!r}' * bool(name)}.{near} Supported: "
+        f"{', '.join(sorted(known))}. To add one, subclass glimpse_lightning.backbones.base.Backbone and import your "
+        "module first: docs/your_own_model.md goes through it."
+    )
+
+
+def _nearest(architecture: str, name: str) -> str:
+    """Of the checkpoints that stand in for an architecture, the one whose name is most like ``name``."""
+
+    def likeness(choice: str) -> float:
+        return difflib.SequenceMatcher(None, name.rpartition("/")[2].lower(), choice.rpartition("/")[2].lower()).ratio()
+
+    return max(NEAREST[architecture], key=likeness)
+
+
+def check_checkpoint(name: str, config: Mapping[str, Any], quantization: str | None = None) -> None:
+    """Raise where a checkpoint cannot be loaded.
+
+    Args:
+        name: hub id or folder, for errors.
+        config: contents of its config.json.
+        quantization: kind of quantization that loading shall add.
+
+    Raises:
+        GlimpseError: where no adapter knows its architecture, or it is quantized in a way that does not load.
+    """
+    kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.get("model_type", ""))
+    loaded = {kind} if isinstance(kind, str) else set(kind or ())
+    named = config.get("architectures") or []
+    # A user's subclass of a supported class loads as that class. Authors' own code has names such as
+    # LlavaLlamaForCausalLM, under the model type of Hugging Face's Llava, and weights that fit none of that class's.
+    if loaded & families().keys() and all("ForConditionalGeneration" in each for each in named):
+        named = []
+    for architecture in named or sorted(loaded):
+        family_of(architecture, name)
+    _check_quantized(name, config.get("quantization_config") or config.get("compression_config"), quantization)
+
+
+def _check_quantized(name: str, found: Mapping[str, Any] | None, quantization: str | None) -> None:
+    if found is None:
+        return
+    method = str(found.get("quant_method", "an unknown method")).lower()
+    if method != READY:
+        raise GlimpseError(
+            f"{name!r} is quantized by {method}, which has not been run here. Load the checkpoint that it was made "
+            f"from (often the same name without its ending), in Python with `quantization='bnb-4bit'` where memory is "
+            f"short; of quantized checkpoints those of {READY} load."
+        )
+    if quantization is not None:
+        raise GlimpseError(f"{name!r} is quantized already, by {READY}; leave `quantization={quantization!r}` out.")
+    if missing := [package for package in (READY, "accelerate") if find_spec(package) is None]:
+        raise GlimpseError(
+            f"{name!r} is quantized by {READY} and needs {' and '.join(missing)}: `pip install "
+            "'glimpse-lightning[quantization]'`."
+        )
