@@ -152,6 +152,11 @@ class RunParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise GlimpseError(readable(message, [*self.flags, *self._option_string_actions])) from ex
 
+    @override
+    def instantiate(self, namespace: jsonargparse.Namespace, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:
+        """Instantiate, less the datasets that the command does not read: their files may be on another machine."""
+        return super().instantiate(_without_unread(namespace), *args, **kwargs)
+
 
 class RunCLI(LightningCLI):
     """LightningCLI with run folders, resuming, and flags > config > checkpoint.
@@ -456,6 +461,23 @@ def _trained_otherwise(folder: Path, config: Mapping[str, Any]) -> str:
         return f"was trained with other settings ({'; '.join(found[:3])})"
     changed = changed_since(folder, "data.train")
     return f"was trained on other contents of {changed[0]}" if changed else ""
+
+
+def _without_unread(config: Any) -> Any:
+    """A configuration whose data module has only the dataset that a command but `fit` goes through, and none where a
+    question on the spot takes its place. Data modules of a user's own are left as they are.
+    """
+    command = config.get("subcommand")
+    if command not in ("validate", "test", "predict") or "class_path" in config[command].get("data", {}):
+        return config
+    read = "val" if command == "validate" else "test"
+    if command == "predict":
+        read = "predict" if config.predict.data.predict is not None else read
+        read = read if config.predict.question is None else ""
+    config = config.clone()
+    for name in {"train", "val", "test", "predict"} - {read}:
+        config[command].data[name] = None
+    return config
 
 
 def _as_text(path: Path | None) -> str | None:
