@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
@@ -20,7 +21,8 @@ from rich.table import Table
 from typing_extensions import override
 
 from glimpse_lightning.backbones.base import Backbone
-from glimpse_lightning.benchmark.machine import device_name
+from glimpse_lightning.benchmark.machine import describe, device_name
+from glimpse_lightning.data.digest import digest
 from glimpse_lightning.results import Summary, summarise
 from glimpse_lightning.run_folder import ANSWERS, RESULTS, write_text
 from glimpse_lightning.seeds import global_seed
@@ -53,6 +55,7 @@ class ResultsWriter(Callback):
     def __init__(self, recipe: str = "") -> None:
         self.recipe = recipe
         self.command: str | None = None
+        self.command_line: str | None = None
         self._elapsed = 0.0
         self._started = time.monotonic()
 
@@ -129,8 +132,10 @@ class ResultsWriter(Callback):
             **(backbone.described() if (backbone := _backbone(module)) else {}),
             "after_layers": _after_layers(module),
             "seed": global_seed(),
+            "command_line": self.command_line,
             "dataset": type(dataset).__name__ if dataset is not None else None,
             "data_file": str(dataset.path) if hasattr(dataset, "path") else None,
+            "data": _digests(data, self.command or str(trainer.state.fn)),
             "split": split,
             "n": len(summary.records) if summary else None,
             "scored": summarise(summary.records)["scored"] if summary else None,
@@ -146,6 +151,7 @@ class ResultsWriter(Callback):
             "dtype": _dtype(module),
             "processor": device_name(trainer.strategy.root_device),
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+            **_circumstances(trainer.strategy.root_device),
         }
 
 
@@ -182,6 +188,32 @@ def _table(title: str, first: str, columns: list[str]) -> Table:
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSON object a line."""
     write_text(path, "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def _digests(data: Any, command: str) -> dict[str, Any]:
+    """Digests of the datasets that a command goes through, by their names in the data module; of a suite's by task."""
+    if tasks := getattr(data, "tasks", None):
+        return {task.name: digest(task.dataset) for task in tasks}
+    names = {"fit": ("train", "val", "test"), "validate": ("val",)}.get(command, (command,))
+    if command == "predict" and getattr(data, "predict", None) is None:
+        names = ("test",)
+    sizes = {} if command == "predict" else {"test": getattr(data, "test_size", None)}
+    found = {name: getattr(data, name, None) for name in names}
+    return {name: digest(dataset, sizes.get(name)) for name, dataset in found.items() if dataset is not None}
+
+
+def _circumstances(device: torch.device) -> dict[str, Any]:
+    """When and where a run has ended, and on which code; ``dirty``: files of the checkout differ from its commit."""
+    about = describe(device)
+    state = about["commit"]
+    return {
+        "date": about["date"],
+        "commit": state and state.removesuffix("+"),
+        "dirty": state and state.endswith("+"),
+        "machine": {
+            "host": platform.node(), **{name: about[name] for name in ("system", "cores", "threads", "memory_gib")}
+        },
+    }  # fmt: skip
 
 
 def _backbone_name(module: LightningModule) -> str | None:

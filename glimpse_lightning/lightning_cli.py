@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -68,6 +69,7 @@ from glimpse_lightning.run_folder import (
     finished_fits,
     write_text,
 )
+from glimpse_lightning.terminal import show
 from glimpse_lightning.trainer_settings import check_launcher, check_settings, readable_settings
 
 RUN_FOLDER = "GLIMPSE_RUN_FOLDER"
@@ -166,6 +168,7 @@ class RunCLI(LightningCLI):
         config_files: the configuration files among them.
         prepare: called with module and data module before the backbone is loaded.
         texts: what stands for values of these names in ``args``; see ``texts_aside``.
+        command_line: as it was typed, for results.json.
     """
 
     def __init__(
@@ -174,7 +177,9 @@ class RunCLI(LightningCLI):
         config_files: Sequence[Path],
         prepare: Callable[[Any, Any], None] | None = None,
         texts: Mapping[str, str] = {},
+        command_line: str | None = None,
     ) -> None:
+        self.command_line = command_line
         self.config_files = list(config_files)
         self.prepare = prepare
         self.texts = texts
@@ -284,6 +289,7 @@ class RunCLI(LightningCLI):
             kwargs["callbacks"].append(callbacks.RunProgress())
         self.writer = callbacks.ResultsWriter(self.recipe)
         self.writer.command = self.subcommand
+        self.writer.command_line = self.command_line
         kwargs["callbacks"].append(self.writer)
         try:
             with readable_settings(config.trainer):
@@ -374,6 +380,8 @@ class RunCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         with readable_settings(self.config[subcommand].trainer):
             super()._run_subcommand(subcommand)
+        if self.run is not None and self.trainer.is_global_zero:
+            show(f"Run folder: {self.run.path}")
 
     def before_fit(self) -> None:
         rank_zero_info(f"Run folder: {self.run.path if self.run else None}")
@@ -433,6 +441,7 @@ def prepare_parsing() -> None:
 def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> None:
     """Run ``fit``, ``validate``, ``test`` or ``predict``; ``prepare`` as in :class:`RunCLI`."""
     prepare_parsing()
+    command_line = shlex.join(["glimpse-lightning", *args])
     args, config_files = with_recipes([SHORT_FLAGS.get(arg, arg) for arg in args])
     check_vars(args, config_files)
     args, texts = texts_aside(args)
@@ -442,7 +451,7 @@ def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> N
     # before torch starts its threads, which take it over.
     torch.set_flush_denormal(True)
     try:
-        RunCLI(args, config_files, prepare, texts)
+        RunCLI(args, config_files, prepare, texts, command_line)
     except GlimpseError:
         if before is None and RUN_FOLDER in os.environ:
             RunFolder(Path(os.environ[RUN_FOLDER])).remove_if_not_started()

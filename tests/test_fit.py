@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ def test_what_a_run_leaves(fitted: tuple[Path, Path]) -> None:
     assert "asked for" in results["remarks"][-1]  # eight steps do not bring it to 10 %
     assert set(results["families"]) >= {"read", "list"}
     assert results["wall_time_s"] > 0
+    assert results["command_line"].startswith("glimpse-lightning fit --config /")
+    assert datetime.now(UTC) - datetime.fromisoformat(results["date"]) < timedelta(minutes=10)
+    assert (results["commit"] is None) == (results["dirty"] is None)
+    assert set(results["machine"]) == {"host", "system", "cores", "threads", "memory_gib"}
+    assert {name: data["rows"] for name, data in results["data"].items()} == {"train": 64, "val": 3, "test": 7}
     assert set(results["versions"]) == {"python", "glimpse-lightning", "torch", "transformers", "lightning"}
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 7
     assert len(list((folder / "overlays").glob("*.png"))) == 2
@@ -96,6 +102,7 @@ def test_test_makes_the_table_with_the_fitted_weights(
     printed = capsys.readouterr().out
     for name in ("full", "pruned", "AttentionRank", "FixedRatio", "Random"):
         assert name in printed
+    assert printed.rstrip().endswith(f"Run folder: {root / 'small' / 'test_0'}")
     results = json.loads((root / "small" / "test_0" / "results.json").read_text())
     assert (results["n"], results["command"]) == (9, "test")
     for name in ("attention_rank", "fixed_ratio", "random"):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
+from glimpse_lightning.data.digest import GENERATED
 from glimpse_lightning.data.glyph_draw import draw
 from glimpse_lightning.data.glyph_layout import FAMILIES, Layout, PixelBox, ask, make_layout
 from glimpse_lightning.data.sample import Box, Sample
@@ -41,6 +43,8 @@ class GlyphVQA(Dataset[Sample]):
         questions_per_image: so many questions in a row are about one image. In a batch they share the vision tower's
             work where the backbone can.
     """
+
+    identified_by = GENERATED
 
     def __init__(
         self,
@@ -87,6 +91,11 @@ class GlyphVQA(Dataset[Sample]):
             boxes=[_normalised(question.boxes, layout)],
             family=question.family,
         )
+
+    def identity(self, index: int) -> list[Any]:
+        """What question ``index`` follows from."""
+        family = self.families[index % len(self.families)]
+        return [self.split, self.seed, self.image_size, index, family, self.questions_per_image]
 
     def _image(self, number: int) -> tuple[Layout, Image]:
         name = f"glyph_vqa/{self.split}/{self.seed}/{self.image_size}/image {number}"

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from glimpse_lightning.data.boxes import BoxFormat, inside, read_box, relative
+from glimpse_lightning.data.digest import of_file
 from glimpse_lightning.data.images import MAX_PIXELS, load_image, path_inside
 from glimpse_lightning.data.sample import Box, Sample
 from glimpse_lightning.errors import BadSampleError, GlimpseError
@@ -108,6 +109,12 @@ class JSONL(Dataset[Sample]):
     def annotated(self, what: Literal["answers", "boxes"]) -> int:
         """How many samples have answers, or boxes."""
         return sum(any(getattr(row, what) or ()) for row in self.rows)  # ``[[]]`` is no box
+
+    def identity(self, index: int) -> list[Any]:
+        """The row, its images as files."""
+        row = self.rows[index]
+        images = [of_file(self.path.parent, path) for path in row.images]
+        return [row.id, row.question, row.answers, row.boxes, row.family, images]
 
     def _found(self) -> str:
         return f"{len(self.skipped)} bad ones, the first: {self.skipped[0]}" if self.skipped else "an empty file"

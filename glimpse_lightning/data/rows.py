@@ -7,6 +7,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 
 from glimpse_lightning.data.boxes import BoxFormat, inside, read_box, relative
 from glimpse_lightning.data.columns import Columns, Wording, answer_texts, as_list, is_missing, question_text
+from glimpse_lightning.data.digest import of_file
 from glimpse_lightning.data.images import MAX_PIXELS, decode_image, load_image, path_inside
 from glimpse_lightning.data.sample import Box, Sample
 from glimpse_lightning.errors import BadSampleError, GlimpseError
@@ -124,6 +126,19 @@ class RowDataset(Dataset[Sample]):
         name = getattr(self.columns, what)
         cells = (value for value in self.rows.column(name) if not is_missing(value)) if name else ()
         return sum(any(not is_missing(each) for each in as_list(value)) for value in cells)
+
+    def identity(self, index: int) -> list[Any]:
+        """The cells that are read, and how they are worded; images that are files by what tells those apart."""
+        row = self.rows[index]
+        images = [self._image_identity(value) for value in self._image_values(row)]
+        known = [*self.columns.names(), *self.columns.more_options]
+        texts = {name: row.get(name) for name in known if name not in as_list(self.columns.image)}
+        return [self.ids[index], texts, asdict(self.wording), images]
+
+    def _image_identity(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        return of_file(self.root, value) if isinstance(value, str) and base64_image(value) is None else value
 
     def _sample(self, row: Mapping[str, Any], name: str, where: str) -> Sample:
         images = [self._image(value, where) for value in self._image_values(row)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
 from glimpse_lightning.data.benchmarks import SHORT
+from glimpse_lightning.data.digest import of_file
 from glimpse_lightning.data.images import MAX_PIXELS, load_image, path_inside
 from glimpse_lightning.data.rows import OnError, unique_names
 from glimpse_lightning.data.sample import Box, Sample
@@ -120,6 +121,11 @@ class VisualCoTTrain(Dataset[Sample]):
             family="+".join(part.score_funcs),
             where=where,
         )
+
+    def identity(self, index: int) -> list[Any]:
+        """The row, how it is worded, and its image as a file."""
+        part, name, row = self.rows[index]
+        return [name, row, asdict(part), of_file(self.img_dir, f"cot/{row.get('dataset')}/{row.get('image')}")]
 
     def _image_path(self, row: dict[str, Any], where: str) -> Path:
         return path_inside(self.img_dir, f"cot/{row['dataset']}/{row['image']}", where)
@@ -294,6 +300,11 @@ class VisualCoTBenchmark(Dataset[Sample]):
             family=self.path.stem,
             where=where,
         )
+
+    def identity(self, index: int) -> list[Any]:
+        """The row, how it is worded, and its image as a file."""
+        row = self.rows[index]
+        return [self.ids[index], row, self.brief, of_file(self.img_dir, self._image_path(row["image"][0], ""))]
 
     def _image_path(self, name: str, where: str) -> Path:
         path = path_inside(self.img_dir, name, where)

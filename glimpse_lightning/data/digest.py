@@ -1,0 +1,56 @@
+"""What a run has read, told by its contents: paths of data files are used again for something else."""
+
+from __future__ import annotations
+
+import json
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+GENERATED = "the parameters that it is made from"
+ROWS = "every row read; of image files path, size and time of change, of images in the table their bytes"
+
+
+def digest(dataset: Any, size: int | None = None) -> dict[str, Any] | None:
+    """A digest of the rows of a dataset, without decoding an image.
+
+    Args:
+        dataset: has ``identity(index)``, plain values that say what a row is. Where it names in ``identified_by`` what
+            those are, the digest says so.
+        size: of its first so many rows; default: of all.
+
+    Returns:
+        ``rows`` (their number), ``digest`` and ``of`` (what it is taken of); ``None`` for a dataset that has no
+        ``identity``.
+    """
+    if not hasattr(dataset, "identity"):
+        return None
+    count = len(dataset) if size is None else min(size, len(dataset))
+    found = blake2b(digest_size=16)
+    for index in range(count):
+        found.update(_row(dataset, index).encode() + b"\n")
+    return {"rows": count, "digest": found.hexdigest(), "of": getattr(dataset, "identified_by", ROWS)}
+
+
+def _row(dataset: Any, index: int) -> str:
+    try:
+        return json.dumps(dataset.identity(index), sort_keys=True, default=_plain)
+    except Exception:  # a broken row, which `on_error` is about: no reason to lose a run's results at its end
+        return "null"
+
+
+def of_file(root: Path, path: Path | str) -> list[Any]:
+    """What tells a file apart from others: its path below ``root``, size in bytes and time of change in ns."""
+    root = root.resolve()
+    full = root / path
+    name = str(full.relative_to(root)) if full.is_relative_to(root) else str(full)
+    try:
+        about = full.stat()
+    except (OSError, ValueError):  # a row without its image, which `on_error` is about
+        return [name, None]
+    return [name, about.st_size, about.st_mtime_ns]
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has no word for."""
+    return blake2b(value, digest_size=16).hexdigest() if isinstance(value, bytes) else str(value)
