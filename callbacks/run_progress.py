@@ -9,17 +9,23 @@ import torch
 from glimpse_lightning.callbacks.results_writer import peak_memory_mb
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.progress import TaskID
 from typing_extensions import override
 
 from glimpse_lightning.data.batch import Batch
 
 NAMES = {"hard_retention": "kept"}
+PASSES = ("full and pruned", "baselines")
+"""What a test goes through its questions for, in turn."""
 SMOOTHING = 0.9
 """Share of the past in the running mean of a batch's figures."""
 
 
 class RunProgress(RichProgressBar):
     """Shows loss, KL and the share of tokens kept, under short names; and throughput of this rank.
+
+    In training it counts the steps of the whole run, those before an interruption included, and names the epoch. In a
+    test it names the pass or the task.
 
     ``samples/s`` and ``visual/s`` (visual tokens that entered the model) are running means over training batches, the
     time between them included; ``GB`` is the peak memory, of the accelerator where there is one, else of the process.
@@ -66,8 +72,45 @@ class RunProgress(RichProgressBar):
         return shown
 
     @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning's starts from 0 again, so that a short epoch shows nothing but its end."""
+        if self.is_disabled or self.progress is None:
+            return
+        if self.train_progress_bar_id is None:
+            self._initialize_train_progress_bar_id()
+        else:
+            description = self._get_train_description(trainer.current_epoch)
+            self.progress.update(self.train_progress_bar_id, description=description)
+        self.refresh()
+
+    @override
+    def _initialize_train_progress_bar_id(self) -> None:
+        assert self.progress is not None
+        self.train_progress_bar_id = self.progress.add_task(
+            self._get_train_description(self.trainer.current_epoch),
+            total=self.trainer.estimated_stepping_batches,
+            completed=self.trainer.global_step,  # those before an interruption took no time now
+        )
+
+    @override
+    def _update(self, progress_bar_id: TaskID | None, current: int, visible: bool = True, hard: bool = False) -> None:
+        if progress_bar_id is not None and progress_bar_id == self.train_progress_bar_id:
+            current = self.trainer.global_step
+        super()._update(progress_bar_id, current, visible, hard)
+
+    @override
     def _get_train_description(self, current_epoch: int) -> str:
-        return "Training"  # Lightning's says "Epoch 0/-2" where steps, not epochs, are counted
+        epochs = self.trainer.max_epochs
+        return f"Training, epoch {current_epoch + 1}{f'/{epochs}' if epochs and epochs > 0 else ''}"
+
+    @property
+    @override
+    def test_description(self) -> str:
+        module: Any = self.trainer.lightning_module
+        tasks = [task.name for task in getattr(self.trainer.datamodule, "tasks", ())]  # type: ignore[attr-defined]
+        passes = tasks or PASSES[: getattr(module, "test_passes", 1)]
+        which = passes[self._current_eval_dataloader_idx or 0] if len(passes) > 1 else ""
+        return f"Testing {which}".strip()
 
 
 def visual_tokens(module: LightningModule, batch: Batch) -> int:
