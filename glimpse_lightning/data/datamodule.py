@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from glimpse_lightning.data.batch import Batch
@@ -151,7 +152,7 @@ class VQAData(LightningDataModule):
         seed: of the order of the training samples; ``None``: that of ``seed_everything``, so that runs with other seeds
             see other batches.
         group: so many training samples in a row stay together when they are shuffled: questions about one image, whose
-            work in the vision tower is then done once per batch.
+            work in the vision tower is then done once per batch. `batch_size` should be a multiple of it.
         test_size: use only the first so many test samples; default: all.
         fit_test_size: how many of them the test at the end of `fit` uses.
         prompt: the wording around each question, `{question}` where it stands; for example
@@ -233,7 +234,26 @@ class VQAData(LightningDataModule):
             block=self.trainer.accumulate_grad_batches if self.trainer else 1,
             **self._ranks(),
         )  # fmt: skip
+        self._say_what_is_left_out(order)
         return self._loader(dataset, sampler=order, batch_size=self.batch_size)
+
+    def _say_what_is_left_out(self, order: TrainOrder) -> None:
+        """Warn of rows that no batch shows, and of groups that no batch holds whole."""
+        if self.batch_size % self.group:
+            rank_zero_warn(
+                f"`data.batch_size: {self.batch_size}` is no multiple of `data.group: {self.group}`: some groups are "
+                "divided between two batches, and their images then go through the vision tower twice."
+            )
+        trainer, width = self.trainer, order.batch_size * order.num_replicas
+        if trainer is None or trainer.max_epochs in (None, -1) or trainer.max_steps != -1:
+            return  # a number of steps says itself how much is seen
+        unseen = order.length - trainer.max_epochs * (order.length // width) * width
+        if order.length >= width and unseen > 0:
+            rank_zero_warn(
+                f"{unseen} of {order.length} training rows are not seen, as an epoch has whole batches of {width} "
+                "only. Train for another epoch, which begins with them, or choose a `data.batch_size` that divides "
+                "the number of rows."
+            )
 
     def _eval_loader(self, samples: Dataset[Sample], size: int | None = None) -> DataLoader[_Item]:
         dataset = _Guarded(samples, 0.0, self.prompt)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import warnings
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +97,41 @@ def test_training_keeps_groups_together_and_shuffles_them() -> None:
         at = order.index(first)
         assert order[at : at + size] == list(range(first, first + size))
     assert order != list(range(10))
+
+
+def loaded(epochs: int | None, steps: int = -1, ranks: int = 1, **options: Any) -> None:
+    """Make the loader of a training on ten samples."""
+    data = VQAData(train=Numbers(10), num_workers=0, **options)
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        max_epochs=epochs, max_steps=steps, world_size=ranks, global_rank=0, accumulate_grad_batches=1
+    )
+    data.train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "options", "unseen"),
+    [(1, {"batch_size": 4, "group": 4}, 2), (1, {"batch_size": 3}, 1), (1, {"batch_size": 2, "ranks": 3}, 4)],
+)
+def test_rows_that_no_batch_shows_are_counted(epochs: int, options: dict[str, Any], unseen: int) -> None:
+    with pytest.warns(UserWarning, match=f"^{unseen} of 10 training rows are not seen.*another epoch"):
+        loaded(epochs, **options)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "options"),
+    [(1, {"batch_size": 5}), (2, {"batch_size": 4, "group": 4}), (1, {"batch_size": 16}), (-1, {"batch_size": 4}),
+     (1, {"batch_size": 4, "steps": 2})],
+)  # fmt: skip
+def test_nothing_is_said_where_all_rows_or_so_many_steps_are_seen(epochs: int, options: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded(epochs, **options)
+
+
+@pytest.mark.parametrize("batch_size", [2, 6])
+def test_batches_that_divide_groups_are_spoken_of(batch_size: int) -> None:
+    with pytest.warns(UserWarning, match=f"batch_size: {batch_size}` is no multiple of `data.group: 4`"):
+        loaded(-1, batch_size=batch_size, group=4)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
