@@ -262,6 +262,10 @@ class RunCLI(LightningCLI):
         text = self._parser(self.subcommand).dump(config, skip_link_targets=False)
         dump = yaml.safe_load(text)
         rank_zero_info(f"Precision: {self.precision}.")
+        if self.subcommand == "fit" and isinstance(self.model, PruningModule):  # before there is a folder
+            self.model.check_fit()
+            if isinstance(self.datamodule, VQAData):
+                self.datamodule.dataset("train")
         if self._choose_weights(root, dump):  # which are part of what a run is: one that goes on keeps them
             config.ckpt_path = self.config_init[self.subcommand]["ckpt_path"]
             text = self._parser(self.subcommand).dump(config, skip_link_targets=False)

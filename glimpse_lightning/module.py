@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
@@ -269,14 +270,41 @@ class PruningModule(LightningModule):
         if self.objective is not None and self.objective.refines:
             return True
         (pruner,) = self._source
-        if not isinstance(pruner, Pruner):
-            return False
+        return isinstance(pruner, Pruner) and self._has_weights(pruner)
+
+    def _has_weights(self, pruner: Pruner) -> bool:
         if pruner.facts is None:  # the model itself is loaded once the strategy is known, which may shard it
             backbone = self.backbone
             if isinstance(backbone, str):
                 backbone = load_backbone(backbone, **self.backbone_options, device_map="meta")
             pruner.build(backbone.facts)
         return next(pruner.parameters(), None) is not None
+
+    def check_fit(self) -> None:
+        """Raise where `fit` would train nothing, which is known before the model is loaded.
+
+        Raises:
+            GlimpseError: without an objective, or without anything for it to train.
+        """
+        objective = self._needed_objective()
+        (pruner,) = self._source
+        only_pruner = all(pattern.startswith("pruner.") for pattern in objective.trainable)
+        if objective.refines or not only_pruner or isinstance(pruner, str):
+            return
+        with torch.random.fork_rng(devices=[]):  # a copy: the pruner's own weights are drawn when the model is there
+            if pruner is None or not self._has_weights(deepcopy(pruner)):
+                raise self._nothing_to_train(objective)
+
+    def _needed_objective(self) -> Objective:
+        if self.objective is None:
+            raise GlimpseError("Expected `model.objective` for `fit`, but got none; evaluate this recipe with `test`.")
+        return self.objective
+
+    def _nothing_to_train(self, objective: Objective) -> GlimpseError:
+        return GlimpseError(
+            f"Nothing to train: no parameter matches {type(objective).__name__}'s {objective.trainable}. Give a scorer "
+            "that learns (VIP), or evaluate this recipe with `test`."
+        )
 
     @property
     def prunes(self) -> bool:
@@ -359,24 +387,20 @@ class PruningModule(LightningModule):
 
     @override
     def on_fit_start(self) -> None:
-        if self.objective is None:
-            raise GlimpseError("Expected `model.objective` for `fit`, but got none; evaluate this recipe with `test`.")
+        objective = self._needed_objective()
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
-            raise GlimpseError(
-                f"Nothing to train: no parameter matches {type(self.objective).__name__}'s {self.objective.trainable}. "
-                "Give a scorer that learns (VIP), or evaluate this recipe with `test`."
-            )
+            raise self._nothing_to_train(objective)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        self._annotations = Annotations(self.objective, getattr(data, "train", None))
+        self._annotations = Annotations(objective, getattr(data, "train", None))
         if self._missing is not None:
             self._annotations.missing = self._missing
         self._steps = {True: 0, False: 0}
         self._written = None
-        if self.objective.writes_answers:
+        if objective.writes_answers:
             root = Path(self.trainer.default_root_dir)
             folder, run = self.written_folder or root / WRITTEN, f"{root.name}.{self.global_rank}"
             self._written = WrittenAnswers(self.evaluator.full, folder, self.max_new_tokens, run)
-        self.objective.start(self.model)
+        objective.start(self.model)
 
     @override
     def on_fit_end(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,31 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     recipe, root = write_recipe(folder), folder / "runs"
     assert run("fit", recipe, root) == 0
     return recipe, root
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--model.objective", "null"), "got none; evaluate this recipe with `test`"),
+        (("--model.scorer", "Random"), "Nothing to train.*evaluate this recipe with `test`"),
+        (("--data.train", "null"), "Expected `data.train` to name a dataset"),
+    ],
+)
+def test_a_fit_that_can_train_nothing_leaves_no_folder(
+    tmp_path: Path, flags: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", write_recipe(tmp_path), tmp_path / "runs", *flags) == 1
+    assert re.search(said, capsys.readouterr().err)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_looking_whether_a_fit_learns_draws_no_weights() -> None:
+    module = PruningModule(
+        after_layer=1, scorer=gl.scorers.VIP(), policy=gl.policies.Threshold(), objective=KL(retention=0.1)
+    )
+    before = torch.get_rng_state()
+    module.check_fit()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_what_a_run_leaves(fitted: tuple[Path, Path]) -> None:

@@ -199,7 +199,12 @@ class VQAData(LightningDataModule):
         self.prompt = prompt
         self.ready: Sequence[Batch] | None = None
 
-    def _dataset(self, name: str) -> Dataset[Sample]:
+    def dataset(self, name: str) -> Dataset[Sample]:
+        """The dataset called ``name``.
+
+        Raises:
+            GlimpseError: where there is none.
+        """
         dataset = getattr(self, name)
         if dataset is None:
             raise GlimpseError(f"Expected `data.{name}` to name a dataset (GlyphVQA, JSONL, ...), but got none.")
@@ -225,7 +230,7 @@ class VQAData(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[_Item]:
-        dataset = _Guarded(self._dataset("train"), 1.0, self.prompt)
+        dataset = _Guarded(self.dataset("train"), 1.0, self.prompt)
         # An objective may want several steps on each batch, which then comes so often.
         objective = getattr(getattr(self.trainer, "lightning_module", None), "objective", None)
         order = TrainOrder(
@@ -261,20 +266,20 @@ class VQAData(LightningDataModule):
         return self._loader(dataset, sampler=order, batch_size=self.eval_batch_size)
 
     def val_dataloader(self) -> DataLoader[_Item]:
-        return self._eval_loader(self._dataset("val"))
+        return self._eval_loader(self.dataset("val"))
 
     def test_dataloader(self) -> list[Any]:
         """One loader for each pass that the module wants to make over the test split."""
         if self.ready is not None:
             return [DataLoader(self.ready, batch_size=None, collate_fn=_as_it_is)]  # type: ignore[arg-type]
         module: Any = getattr(self.trainer, "lightning_module", None)
-        loader = self._eval_loader(self._dataset("test"), self.test_size)
+        loader = self._eval_loader(self.dataset("test"), self.test_size)
         again = getattr(module, "test_passes", 1) > 1
         return [loader, _Again(loader, module.remembered)] if again else [loader]
 
     def predict_dataloader(self) -> DataLoader[_Item]:
         """The questions that this run has not answered yet."""
-        dataset = self._dataset("predict" if self.predict is not None else "test")
+        dataset = self.dataset("predict" if self.predict is not None else "test")
         callbacks: Any = self.trainer.callbacks if self.trainer else ()  # type: ignore[attr-defined]
         writer = next((callback for callback in callbacks if hasattr(callback, "answered")), None)
         if writer is None:
