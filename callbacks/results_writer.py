@@ -21,8 +21,10 @@ from rich.table import Table
 from typing_extensions import override
 
 from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.backbones.load import TINY
 from glimpse_lightning.benchmark.machine import describe, device_name
 from glimpse_lightning.data.digest import digest
+from glimpse_lightning.metrics import ExactMatch
 from glimpse_lightning.results import Summary, summarise
 from glimpse_lightning.run_folder import ANSWERS, RESULTS, write_text
 from glimpse_lightning.seeds import global_seed
@@ -114,7 +116,8 @@ class ResultsWriter(Callback):
         write_text(folder / RESULTS, json.dumps(_plain(results), indent=2, ensure_ascii=False) + "\n")
         if summary is not None:
             backbone = _backbone(module)
-            print_summary(summary, remark=backbone.asked() if backbone else "")
+            remarks = [backbone.asked() if backbone else "", why_nothing_is_right(summary, module)]
+            print_summary(summary, remark="\n".join(filter(None, remarks)))
 
     def _results(
         self, trainer: Trainer, module: LightningModule, split: str | None, summary: Summary | None
@@ -175,6 +178,22 @@ def print_summary(summary: Summary, console: Console | None = None, remark: str 
     for name, figures in summary.families.items():
         families.add_row(plain(name), str(figures["n"]), *(_percent(figures[column]) for column in FAMILY_SHOWN))
     show(families, console=console)
+
+
+def why_nothing_is_right(summary: Summary, module: LightningModule) -> str:
+    """What to look at where the full model answers no question with references right; empty where it answers some."""
+    figures = summarise(summary.records)
+    if not figures["scored"] or figures["full_accuracy"]:
+        return ""
+    metric = type(getattr(module, "metric", None) or ExactMatch()).__name__
+    reasons = [
+        f"{metric} may ask for more than a right answer (--model.metric)",
+        "the prompt may not say how short an answer is wanted (--data.prompt '{question} Answer with a single word.')",
+        "answers may be cut off (--model.max_new_tokens)",
+    ]
+    if _backbone_name(module) == TINY:
+        reasons.insert(0, f"{TINY} knows GlyphVQA's questions and pictures, and no others")
+    return f"The full model answers no question right: {'; '.join(reasons)}. predictions.jsonl shows its answers."
 
 
 def _table(title: str, first: str, columns: list[str]) -> Table:
