@@ -262,10 +262,6 @@ class RunCLI(LightningCLI):
         text = self._parser(self.subcommand).dump(config, skip_link_targets=False)
         dump = yaml.safe_load(text)
         rank_zero_info(f"Precision: {self.precision}.")
-        if self.subcommand == "fit" and isinstance(self.model, PruningModule):  # before there is a folder
-            self.model.check_fit()
-            if isinstance(self.datamodule, VQAData):
-                self.datamodule.dataset("train")
         if self._choose_weights(root, dump):  # which are part of what a run is: one that goes on keeps them
             config.ckpt_path = self.config_init[self.subcommand]["ckpt_path"]
             text = self._parser(self.subcommand).dump(config, skip_link_targets=False)
@@ -388,6 +384,11 @@ class RunCLI(LightningCLI):
             show(f"Run folder: {self.run.path}")
 
     def before_fit(self) -> None:
+        """Say where the run lies, if there is anything to train: else nothing is loaded, and the folder is gone."""
+        if isinstance(self.model, PruningModule):
+            self.model.check_fit()
+            if isinstance(self.datamodule, VQAData):
+                self.datamodule.dataset("train")
         rank_zero_info(f"Run folder: {self.run.path if self.run else None}")
 
     def after_fit(self) -> None:

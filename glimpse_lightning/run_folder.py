@@ -15,7 +15,7 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -143,9 +143,13 @@ class RunFolder:
         return True
 
     def remove_if_not_started(self) -> None:
-        """Delete the folder of a run that failed before it had anything to show: weights, or answers."""
+        """Delete the folder of a run that failed before it had anything to show: weights, or answers. Its recipe's
+        folder goes with it where no other run is in there.
+        """
         if not (self.finished or saved_checkpoints(self.checkpoints) or any(self.path.rglob("*.jsonl"))):
             remove(self.path)
+            with suppress(OSError):
+                self.path.parent.rmdir()
 
     def last_checkpoint(self, say: Callable[[str], None] = print) -> Path | None:
         """The newest checkpoint that can be read; damaged ones are passed over, and ``say`` is told so."""
