@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import create_repo, upload_folder
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -247,7 +248,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 f"Expected `prefill` to be what `prefill(...)` returned, but got a {type(prefill).__name__}. Pass the "
                 "prompt by name: `generate(**inputs)`, or `generate(input_ids=..., attention_mask=..., ...)`."
             )
-        if not kwargs.pop("use_cache", True):
+        if kwargs.pop("use_cache", None) is False:
             raise GlimpseError(
                 "Expected `generate` with a cache, but got `use_cache=False`. Without the cache decoding would forget "
                 "what was pruned where; leave the argument out."
@@ -259,6 +260,12 @@ class PrunedVLM(nn.Module, GenerationMixin):
             kwargs["generation_config"] = config = copy.deepcopy(kwargs["generation_config"])
             config.use_cache = True
         inputs = {name: kwargs.pop(name) for name in list(kwargs) if name in self.backbone.prompt_inputs}
+        asked = {"keys": keys, "questions": questions or None, "reference_masks": reference_masks, **inputs}
+        if prefill is not None and (unread := [name for name, value in asked.items() if value is not None]):
+            raise GlimpseError(
+                f"Expected a prompt or a `prefill` of one, but got both: {', '.join(unread)} would not be read. Leave "
+                "out either."
+            )
         if prefill is None:
             prefill = self.prefill(keys=keys, questions=questions, reference_masks=reference_masks, **inputs)
         ids, mask = prefill.prompt_ids, prefill.prompt_mask
@@ -338,9 +345,10 @@ class PrunedVLM(nn.Module, GenerationMixin):
             return CausalLMOutputWithPast(logits=both, past_key_values=more.past_key_values)
         if past_key_values is not None:
             if isinstance(past_key_values, PromptCache) and input_ids is not None and attention_mask is not None:
-                # Where tokens are drafted, transformers lengthens masks to the unpruned prompt's length.
+                # Where tokens are drafted, for one prompt, transformers makes masks as long as the tokens it knows of:
+                # the unpruned prompt's, or none of an embedded one's.
                 held = past_key_values.layers[-1].get_seq_length() + input_ids.shape[1]
-                attention_mask = attention_mask[:, :held]
+                attention_mask = F.pad(attention_mask, (0, held - attention_mask.shape[1]), value=1)
             return decode_step(
                 self.backbone,
                 input_ids=input_ids,

@@ -319,6 +319,18 @@ def test_tokens_drafted_from_the_prompt_change_no_answer(family, stages):
     hook.remove()
     assert torch.equal(drafted, wanted)
     assert max(asked) > 1  # several tokens in a step
+    embedded = model.prefill(prompt=backbone.embed(inputs, model.vision_layers), keys=torch.zeros(1).long())
+    alone = model.generate(prefill=embedded, **plain)  # without its tokens: drafted from the answer, if at all
+    assert torch.equal(model.generate(prefill=embedded, **plain, prompt_lookup_num_tokens=4), alone)
+
+
+def test_a_prefill_takes_no_second_prompt(backbone):
+    model, inputs = pruned(backbone), backbone.example_inputs([[(3, 4)]])
+    prefill = model.prefill(**inputs)
+    with pytest.raises(GlimpseError, match=r"got both: keys, input_ids, attention_mask.* would not be read"):
+        model.generate(prefill=prefill, keys=torch.zeros(1).long(), **inputs, max_new_tokens=2)
+    assert torch.equal(model.generate(prefill=prefill, max_new_tokens=2, use_cache=None),
+                       model.generate(**inputs, max_new_tokens=2))  # fmt: skip
 
 
 IMPOSSIBLE = {
