@@ -23,7 +23,7 @@ class Recycled(Budget, Policy):
     ``exp(-mean of the k smallest d^2)``, the token itself being one of the ``k``, and the distance to the nearest token
     of higher density (the largest distance, for the densest), those tokens are centres whose product of the two is
     largest: ``k = int(m / 10) + 1`` of them, the same ``k``. The reducer ``MergeNearest(mode: mean, by: distance,
-    share: 0.3)`` then replaces each centre by the mean of the recycled tokens that are nearest to it.
+    share: 0.3, per: sample)`` then replaces each centre by the mean of the recycled tokens that are nearest to it.
 
     The budget does not count the centres, as SparseVLM's lists of 300, 200 and 110 of 576 tokens do not: the first
     keeps 309. All that is logged (retention, FLOPs, length of the cache) counts them.

@@ -34,8 +34,10 @@ class MergeNearest(Reducer):
         by: what "nearest" means.
         key_layer: compare keys of this block of the vision tower, averaged over heads (a number from 0, or from -1 =
             the last, or a share of its depth); ``None``: the states.
-        share: share of each sample's dropped tokens and merge targets together, best scores first, that are merged, and
+        share: share of each group's dropped tokens and merge targets together, best scores first, that are merged, and
             one token more, as SparseVLM counts (:func:`~.policies.recycled.recycled_count`). The others are gone.
+        per: the groups: tokens are merged into targets of the same image (``"item"``), or of the same sample. After the
+            policy ``Recycled`` as that policy's ``per``.
     """
 
     layer_arguments = {"key_layer": "vision"}
@@ -46,6 +48,7 @@ class MergeNearest(Reducer):
         by: Literal["cosine", "distance"] = "cosine",
         key_layer: Layer | None = None,
         share: float = 1.0,
+        per: Literal["item", "sample"] = "item",
     ) -> None:
         check_choice("mode", mode, ("add", "mean"))
         check_choice("by", by, ("cosine", "distance"))
@@ -53,7 +56,9 @@ class MergeNearest(Reducer):
         self.mode = mode
         self.by = by
         self.key_layer: int | None = checked("key_layer", key_layer)
+        check_choice("per", per, ("item", "sample"))
         self.share = share
+        self.per: Literal["item", "sample"] = per
 
     @property
     def requires(self) -> Requires:
@@ -62,7 +67,8 @@ class MergeNearest(Reducer):
     def reduce(self, hidden: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:
         target = keep if tokens.targets is None else tokens.targets
         features = hidden if self.key_layer is None else tokens.vision[VisionKeys(self.key_layer)]
-        nearest = nearest_target(features, target, tokens.item, self.by)
+        group, _ = tokens.groups(self.per)
+        nearest = nearest_target(features, target, group, self.by)
         comes = ~keep & (nearest >= 0) & self._good_enough(keep, target, tokens)
         count = segment_count(nearest[comes], len(keep))
         total = torch.zeros_like(hidden, dtype=torch.float32).index_add(0, nearest[comes], hidden[comes].float())
@@ -76,7 +82,7 @@ class MergeNearest(Reducer):
         if self.share == 1 or tokens.scores is None:
             return torch.ones_like(keep)
         pool = (~keep | target) & (tokens.scores > -torch.inf)
-        count = segment_count(tokens.sample, tokens.num_samples, pool)
-        most = recycled_count(self.share, count)
-        rank = rank_in_group(torch.where(pool, tokens.scores, -torch.inf), tokens.sample, tokens.num_samples)
-        return pool & (rank < most[tokens.sample])
+        group, total = tokens.groups(self.per)
+        most = recycled_count(self.share, segment_count(group, len(total), pool))
+        rank = rank_in_group(torch.where(pool, tokens.scores, -torch.inf), group, len(total))
+        return pool & (rank < most[group])

@@ -1,6 +1,6 @@
 """Which kept tokens are nearest to which: what merging reducers share.
 
-Suffixes: ``G`` items, ``L`` tokens of the longest item, ``K`` most targets of an item, ``D`` feature width.
+Suffixes: ``G`` groups, ``L`` tokens of the longest group, ``K`` most targets of a group, ``D`` feature width.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ PAIRS = 2**24
 """Similarities that may be in memory at once (64 MiB in fp32), where one row of them fits."""
 
 
-def nearest_target(features: Tensor, target: Tensor, item: Tensor, by: str) -> Tensor:
-    """The target nearest to each token within its item; of equally near ones the earlier.
+def nearest_target(features: Tensor, target: Tensor, group: Tensor, by: str) -> Tensor:
+    """The target nearest to each token within its group; of equally near ones the earlier.
 
     Args:
         features: ``[V, D]``.
         target: ``[V]`` boolean.
-        item: ``[V]``.
+        group: ``[V]``.
         by: ``"cosine"`` or ``"distance"`` (Euclidean).
 
     Returns:
-        ``[V]`` packed index of a target; -1 where the item has none.
+        ``[V]`` packed index of a target; -1 where the group has none.
     """
-    nearest = torch.full_like(item, -1)
-    if not len(item) or not bool(target.any()):
+    nearest = torch.full_like(group, -1)
+    if not len(group) or not bool(target.any()):
         return nearest
-    padding = Padding(item)
+    padding = Padding(group)
     rows, index, valid = compress(padding, features.detach().float(), target)
     all_rows = padding.pad(features.detach().float())
     if by == "cosine":

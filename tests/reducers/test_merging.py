@@ -114,6 +114,30 @@ def test_recycling_merges_the_best_of_the_rest_only() -> None:
         assert torch.equal(out[i], tokens.hidden[i])
 
 
+@pytest.mark.parametrize("per", ["item", "sample"])
+def test_recycling_of_several_images(per: Any) -> None:
+    """Tokens that a group recycles are those that its clusters merge: of each image by itself, or of all together."""
+    policy = Recycled(ratio=0.3, per_cluster=3, per=per)
+    reducer = MergeNearest("mean", "distance", share=0.3, per=per)
+    tokens, keep = staged(policy, reducer, [[(1, 5, 6), (1, 4, 4)], [(1, 3, 7)]])
+    assert tokens.scores is not None and tokens.targets is not None
+    out = torch.zeros_like(tokens.hidden)
+    out[keep] = reducer.reduce(tokens.hidden, keep, tokens)
+    group, total = tokens.groups(per)
+    for number, size in enumerate(total.tolist()):
+        mine = [i for i in range(len(group)) if group[i] == number]
+        order = sorted(mine, key=lambda i: -float(tokens.scores[i]))  # type: ignore[index]
+        budget = int(0.3 * size + 1e-9)
+        recycled = order[budget : budget + int(0.3 * (size - budget) + 1e-9) + 1]
+        targets = [i for i in mine if tokens.targets[i]]
+        assert set(targets) <= set(recycled) and len(targets) == len(recycled) // 3 + 1
+        members: dict[int, list[int]] = {i: [i] for i in targets}
+        for j in sorted(set(recycled) - set(targets)):
+            members[min(targets, key=lambda i: float((tokens.hidden[i] - tokens.hidden[j]).norm()))].append(j)
+        for i, cluster in members.items():
+            torch.testing.assert_close(out[i], tokens.hidden[cluster].mean(0))
+
+
 @pytest.mark.parametrize("policy", [DominantContextual(0.4), Recycled(0.4), Outliers(factor=0.5)])
 def test_merge_targets_are_kept_whoever_chose(policy: Policy) -> None:
     """Masks that RL draws, or an oracle gives, are not what the policy would have said."""
