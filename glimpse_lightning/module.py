@@ -199,7 +199,7 @@ class PruningModule(LightningModule):
         self._records: list[Record] = []
         self._baseline_records: dict[str, list[Record]] = {}
         self._rivals: dict[str, PrunedVLM] = {}
-        self._left: dict[str, list[int]] = {}  # by question: the tokens that the pruner leaves behind each stage
+        self._left: list[list[tuple[str, list[int]]]] = []  # by batch: questions, and tokens left behind each stage
 
     # -- the model ----------------------------------------------------------------------------------------------
 
@@ -501,11 +501,11 @@ class PruningModule(LightningModule):
         self._records += records
         if self._rivals:
             counts = left_by_stage(out, len(batch.samples))
-            self._left |= {sample.id: left for sample, left in zip(batch.samples, counts, strict=True)}
+            self._left.append([(sample.id, left) for sample, left in zip(batch.samples, counts, strict=True)])
         return {"records": records, "kept": kept_by_item(out)}
 
     def _start_evaluation(self) -> None:
-        self._records, self._baseline_records, self._rivals, self._left = [], {}, {}, {}
+        self._records, self._baseline_records, self._rivals, self._left = [], {}, {}, []
         release(self)
         if any(p.requires_grad for name, p in self.model.named_parameters() if name.startswith("model.")):
             self.evaluator.cache.clear()  # the full model itself is being trained
@@ -555,18 +555,32 @@ class PruningModule(LightningModule):
             return self._evaluate(batch)
         self.evaluator.shared = self.shared
         prompt = self.evaluator.embed(self._rivals.values(), batch) if self._rivals else None
-        left = [self._left[sample.id] for sample in batch.samples] if self._rivals else []
+        left = self._left_of(batch, batch_idx) if self._rivals else []
         for name, rival in self._rivals.items():
             select = as_many(rival, left)
             records, _ = self.evaluator.evaluate(rival, batch, with_kl=False, prompt=prompt, select=select)
             self._baseline_records.setdefault(name, []).extend(records)
         return None
 
+    def _left_of(self, batch: Batch, batch_idx: int) -> list[list[int]]:
+        """Of each question of a batch, the tokens that the pruner has left behind each stage in the first pass."""
+        if [name for name, _ in self._left[batch_idx]] != [sample.id for sample in batch.samples]:
+            raise GlimpseError(
+                "Expected the test split to come in the same order twice, once for the pruner and once for the "
+                "baselines; leave what shuffles it out, or set `model.baselines: []`."
+            )
+        return [left for _, left in self._left[batch_idx]]
+
     def _rival_scorers(self) -> dict[str, Scorer]:
         assert self.model.pruner is not None
         chosen = self.fit_baselines if self.testing_after_fit else self.baselines
         if chosen is not None:
-            return {type(scorer).__name__: scorer for scorer in chosen}
+            named: dict[str, Scorer] = {}
+            for scorer in chosen:
+                name = type(scorer).__name__
+                number = sum(type(other) is type(scorer) for other in named.values())
+                named[f"{name}{number + 1}" if number else name] = scorer
+            return named
         rivals = training_free_scorers(self.model.pruner)
         return {"Random": rivals["Random"]} if self.testing_after_fit else rivals
 

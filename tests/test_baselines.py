@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random as Dice
 from typing import Any
@@ -25,7 +26,7 @@ from glimpse_lightning.policies import KeepRatio, Threshold, TopK
 from glimpse_lightning.pruner import Pruner, PruneStage
 from glimpse_lightning.reducers import MergeNearest
 from glimpse_lightning.results import Record
-from glimpse_lightning.scorers import AttentionRank, FixedRatio, Random
+from glimpse_lightning.scorers import AttentionRank, FixedRatio, Random, Scorer
 
 COUNTS = ("kept", "total", "entering", "layer_mean", "kv", "flops")
 
@@ -69,8 +70,10 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def compared(root: Path, options: dict[str, Any], **trainer: Any) -> tuple[list[Record], dict[str, list[Record]]]:
-    module = PruningModule(max_new_tokens=1, baselines=[Random(), FixedRatio()], **options)
+def compared(
+    root: Path, options: dict[str, Any], rivals: Sequence[Scorer] = (Random(), FixedRatio()), **trainer: Any
+) -> tuple[list[Record], dict[str, list[Record]]]:
+    module = PruningModule(max_new_tokens=1, baselines=list(rivals), **options)
     quiet: Any = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     runner = Trainer(accelerator="cpu", logger=False, default_root_dir=root, **quiet, **({"devices": 1} | trainer))
     runner.test(module, datamodule=VQAData(test=Pages(9), eval_batch_size=3, num_workers=0), verbose=False)
@@ -91,6 +94,20 @@ def test_a_baseline_has_as_many_tokens_of_every_question(name: str, tmp_path: Pa
     assert list(baselines) == ["Random", "FixedRatio"]
     for found in baselines.values():
         assert tokens(found) == tokens(records)
+
+
+def test_questions_of_one_id_keep_their_own_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset of one's own may name questions alike."""
+    whole = Pages.__getitem__
+    monkeypatch.setattr(Pages, "__getitem__", lambda self, index: replace(whole(self, index), id=f"page {index % 2}"))
+    records, baselines = compared(tmp_path, METHODS["its own number for each question"])
+    for found in baselines.values():
+        assert [record.kept for record in found] == [record.kept for record in records]
+
+
+def test_two_baselines_of_one_kind(tmp_path: Path) -> None:
+    _, baselines = compared(tmp_path, METHODS["one number for all"], rivals=[Random(), FixedRatio(), Random()])
+    assert list(baselines) == ["Random", "FixedRatio", "Random2"]
 
 
 def _on_a_rank(root: Path) -> list[Any]:
