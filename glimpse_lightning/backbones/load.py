@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from glimpse_lightning.backbones.presets import PREFIX, random_model
 from glimpse_lightning.backbones.processing import installing, load_processor
 from glimpse_lightning.backbones.processor_settings import with_settings
 from glimpse_lightning.backbones.shares import empty_model
-from glimpse_lightning.backbones.support import check_checkpoint, family_of
+from glimpse_lightning.backbones.support import check_checkpoint, checked, family_of
 from glimpse_lightning.dtypes import AUTO, default_device, dtype_named, fast_dtype, warn_if_slow
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.source import located
@@ -46,10 +45,10 @@ def load_backbone(
         name: ``"glimpse-tiny"`` (embedded, no download), a hub id, a folder (a model without a processor takes ready
             tensor batches), or ``"random:<preset>"``: a published architecture with random weights and no processor,
             to measure speed without a download.
-        dtype: weights' data type, by name or not; ``None``: as they were saved, and float32 for glimpse-tiny and random
-            weights; ``auto``: as they were saved, but float32 in place of half precision where the device is slow at
-            it (that of ``device_map``, else a GPU if there is one). Random weights count as saved in bfloat16 there,
-            as the published ones are.
+        dtype: weights' data type, by name or not; ``None``: as config.json says that they were saved, and float32 where
+            it says nothing, for glimpse-tiny and for random weights; ``auto``: the same, but float32 in place of half
+            precision where the device is slow at it (that of ``device_map``, else a GPU if there is one). Random
+            weights count as saved in bfloat16 there, as the published ones are.
         attn_implementation: any of transformers' (``sdpa``, ``eager``, ``flash_attention_2``, ...), or a dict of one
             for each part of the model (``text_config``, ``vision_config``).
         device_map: as in ``from_pretrained``. A single device (``"cuda"``) needs no further package, anything else
@@ -80,8 +79,7 @@ def load_backbone(
     kind = _kind_of_device(device_map)
     config: dict[str, Any] = {}
     if not name.startswith(PREFIX):
-        with suppress(GlimpseError):  # where it cannot be read, neither can the rest, which says so below
-            config = _config(name, kwargs)
+        config = _config(name, kwargs)
     check_checkpoint(name, config, quantization)
     if dtype is None:
         dtype = _own(name, config)
@@ -202,9 +200,10 @@ def _config(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         GlimpseError: where there is none.
     """
     try:
-        return PreTrainedConfig.get_config_dict(source_of(name), **_where(name, options))[0]
-    except (OSError, ValueError) as error:
+        found = PreTrainedConfig.get_config_dict(source_of(name), **_where(name, options))[0]
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the latter of a file that holds no fields
         raise _explained(name, error) from error
+    return checked(name, found)
 
 
 def _kind_of_device(device_map: Any) -> str:

@@ -37,6 +37,8 @@ NEAREST = {
     "Qwen3VLMoeForConditionalGeneration": ("Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Instruct"),
 }
 """Architectures as their authors' own code calls them, and the checkpoints of a supported one that come nearest."""
+DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
+"""Data types of weights that models are trained and run in."""
 READY = "bitsandbytes"
 """The kind of quantized checkpoints that loads: its layers keep the interface of plain ones on every device."""
 
@@ -86,6 +88,33 @@ def _nearest(architecture: str, name: str) -> str:
     return max(NEAREST[architecture], key=likeness)
 
 
+def checked(name: str, config: Any) -> dict[str, Any]:
+    """A checkpoint's config.json, if what is read of it here has the kinds that transformers writes.
+
+    Raises:
+        GlimpseError: that names the field, what it holds and what was expected.
+    """
+    if not isinstance(config, dict):
+        raise GlimpseError(f"{name!r}: expected its config.json to hold fields by name, but got {config!r}.")
+    architectures = config.get("architectures")
+    listed = isinstance(architectures, list) and all(isinstance(each, str) for each in architectures)
+    kinds = {
+        "architectures": (architectures is None or listed, "a list of class names"),
+        "model_type": (isinstance(config.get("model_type", ""), str), "a name"),
+        "text_config": (isinstance(config.get("text_config") or {}, dict), "fields by name"),
+        "quantization_config": (isinstance(config.get("quantization_config") or {}, dict), "fields by name"),
+        "compression_config": (isinstance(config.get("compression_config") or {}, dict), "fields by name"),
+    }
+    for key in ("dtype", "torch_dtype"):
+        kinds[key] = (str(config.get(key) or "auto").removeprefix("torch.") in DTYPES, f"one of {', '.join(DTYPES)}")
+    for field, (right, wanted) in kinds.items():
+        if not right:
+            raise GlimpseError(
+                f"{name!r}: expected `{field}` in its config.json to be {wanted}, but got {config[field]!r}; mend it."
+            )
+    return config
+
+
 def check_checkpoint(name: str, config: Mapping[str, Any], quantization: str | None = None) -> None:
     """Raise where a checkpoint cannot be loaded.
 
@@ -106,13 +135,15 @@ def check_checkpoint(name: str, config: Mapping[str, Any], quantization: str | N
         named = []
     for architecture in named or sorted(loaded):
         family_of(architecture, name)
-    _check_quantized(name, config.get("quantization_config") or config.get("compression_config"), quantization)
+    parts = (config, config.get("text_config") or {})
+    found = (part.get(key) for part in parts for key in ("quantization_config", "compression_config"))
+    _check_quantized(name, next(filter(None, found), None), quantization)
 
 
 def _check_quantized(name: str, found: Mapping[str, Any] | None, quantization: str | None) -> None:
     if found is None:
         return
-    method = str(found.get("quant_method", "an unknown method")).lower()
+    method = str(found.get("quant_method") or "an unknown method").lower()
     if method != READY:
         raise GlimpseError(
             f"{name!r} is quantized by {method}, which has not been run here. Load the checkpoint that it was made "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,38 @@ def test_quantized_weights_are_not_shared_out(tmp_path: Path) -> None:
     backbone.model.config.quantization_config = {"quant_method": "bitsandbytes"}
     with pytest.raises(gl.GlimpseError, match=r"is quantized, .*`trainer.strategy: ddp`"):
         load_shares(backbone, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("architectures", "LlavaForConditionalGeneration", "a list of class names"),
+        ("architectures", [1], "a list of class names"),
+        ("model_type", ["llava"], "a name"),
+        ("quantization_config", "awq", "fields by name"),
+        ("text_config", 3, "fields by name"),
+        ("dtype", "float8_e4m3fn", "one of auto, bfloat16"),
+        ("torch_dtype", {"text_config": "bfloat16"}, "one of auto, bfloat16"),
+    ],
+)
+def test_a_field_of_another_kind_is_named(field: str, value: object, wanted: str, tmp_path: Path) -> None:
+    config = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], field: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(gl.GlimpseError, match=rf"expected `{field}` in its config.json to be {re.escape(wanted)}"):
+        gl.load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", "3"])
+def test_a_file_without_fields_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(gl.GlimpseError, match=re.escape(str(tmp_path))):
+        gl.load_backbone(str(tmp_path))
+
+
+def test_quantized_text_is_found() -> None:
+    config = {"model_type": "llava", "text_config": {"quantization_config": {"quant_method": "gptq"}}}
+    with pytest.raises(gl.GlimpseError, match="quantized by gptq"):
+        support.check_checkpoint("it", config)
+    config = {"model_type": "llava", "quantization_config": {"quant_method": None, "bits": 4}}
+    with pytest.raises(gl.GlimpseError, match="quantized by an unknown method"):
+        support.check_checkpoint("it", config)
