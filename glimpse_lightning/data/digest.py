@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+from glimpse_lightning.data.some import Some
 
 GENERATED = "the parameters that it is made from"
 ROWS = "every row read; of image files path, size and time of change, of images in the table their bytes"
@@ -23,13 +26,16 @@ def digest(dataset: Any, size: int | None = None) -> dict[str, Any] | None:
         ``rows`` (their number), ``digest`` and ``of`` (what it is taken of); ``None`` for a dataset that has no
         ``identity``.
     """
+    indices: Sequence[int] = range(len(dataset))
+    if isinstance(dataset, Some):
+        dataset, indices = dataset.dataset, dataset.indices
     if not hasattr(dataset, "identity"):
         return None
-    count = len(dataset) if size is None else min(size, len(dataset))
+    indices = indices[:size]
     found = blake2b(digest_size=16)
-    for index in range(count):
+    for index in indices:
         found.update(_row(dataset, index).encode() + b"\n")
-    return {"rows": count, "digest": found.hexdigest(), "of": getattr(dataset, "identified_by", ROWS)}
+    return {"rows": len(indices), "digest": found.hexdigest(), "of": getattr(dataset, "identified_by", ROWS)}
 
 
 def _row(dataset: Any, index: int) -> str:
