@@ -13,8 +13,14 @@ import glimpse_lightning as gl
 from glimpse_lightning.testing import CHECKS, SIZES
 
 
+REHEARSED = ("qwen2_5_vl", "gemma3", "llava_next")
+"""Families that differ most: positions, masks, tiles. Rehearsals of the others take four minutes, and are slow tests."""
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in REHEARSED else pytest.mark.slow) for name in FAMILIES]
+)
 def test_conformance(family: str, check: Any, device: str) -> None:
     check(gl.wrap_backbone(FAMILIES[family]().to("cuda")))
 
