@@ -91,6 +91,10 @@ PAIRED = {"2 % lost, 1 % won": (0.02, 0.01), "10 % lost, 5 % won": (0.1, 0.05), 
 SCORES = {**{f"p = {share}": right(share) for share in (0.98, 0.9, 0.5)}, "ANLS": ANLS} | {
     name: {-1.0: lost, 0.0: 1 - lost - won, 1.0: won} for name, (lost, won) in PAIRED.items()
 }
+SCORES |= {
+    "97 % 1, 2 % 0.9": {0.0: 0.01, 0.9: 0.02, 1.0: 0.97},
+    "1.25 % -0.05, 0.25 % -1": {-1.0: 0.0025, -0.05: 0.0125, 0.0: 0.985},
+}
 UNEVEN = [max(1, round(250 / rank)) for rank in range(1, 41)]
 IMAGES: dict[str, tuple[list[int], float]] = {
     "200 questions, an image each": ([1] * 200, 0.0),

@@ -125,3 +125,24 @@ def test_coverage(odds: dict[float, float], images: int, each: int, correlation:
             hits[way] += low <= scores @ shares <= high
     assert hits["together"] >= 0.92 * 300
     assert correlation == 0 or hits["one by one"] < hits["together"] - 0.1 * 300
+
+
+def test_scores_that_hardly_vary_are_no_proof() -> None:
+    """One small difference among many equal ones says no more about the rest than none does."""
+    equal = mean_estimate([0.0] * 200, least=-1.0)
+    for odd in (-0.05, 0.001):
+        almost = mean_estimate([0.0] * 199 + [odd], least=-1.0)
+        assert almost.low <= equal.low + 1e-3 and almost.high >= equal.high - 1e-3
+
+
+def test_rare_large_differences_among_small_ones_are_covered() -> None:
+    rng = np.random.default_rng(0)
+    odds, scores = [0.985, 0.0125, 0.0025], np.array([0.0, -0.05, -1.0])
+    true = float(scores @ odds)
+    found = [mean_estimate(rng.choice(scores, 500, p=odds).tolist(), least=-1.0) for _ in range(400)]
+    assert np.mean([each.low <= true <= each.high for each in found]) > 0.93
+
+
+def test_images_and_scores_belong_together() -> None:
+    with pytest.raises(GlimpseError, match="the image of each of 2 scores, but got 1"):
+        mean_estimate([0.0, 1.0], ["a"])
