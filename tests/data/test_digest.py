@@ -13,6 +13,7 @@ from PIL import Image
 import glimpse_lightning as gl
 from glimpse_lightning.data.digest import GENERATED, digest
 from glimpse_lightning.data.jsonl import JSONL
+from glimpse_lightning.data.some import Some
 from glimpse_lightning.data.table import Table
 from glimpse_lightning.data.visual_cot import VisualCoTBenchmark
 
@@ -75,3 +76,11 @@ def test_broken_rows_and_datasets_of_ones_own_lose_no_results(folder: Path) -> N
     (folder / "set.json").write_text(json.dumps([{"image": 5}, {"image": ["../../x.png", ""], "conversations": []}]))
     assert digest(VisualCoTBenchmark(str(folder / "set.json"), img_dir=str(folder)))["rows"] == 2
     assert digest([1, 2]) is None
+
+
+def test_part_of_a_dataset_counts_as_its_rows() -> None:
+    whole = gl.GlyphVQA("test", 6)
+    part = digest(Some(whole, [1, 2]))
+    assert part is not None and part["rows"] == 2 and part["of"] == GENERATED
+    assert part != digest(Some(whole, [1, 3]))
+    assert digest(Some(whole, range(6))) == digest(whole)

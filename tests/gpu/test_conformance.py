@@ -12,9 +12,8 @@ from tiny_models import FAMILIES
 import glimpse_lightning as gl
 from glimpse_lightning.testing import CHECKS, SIZES
 
-
 REHEARSED = ("qwen2_5_vl", "gemma3", "llava_next")
-"""Families that differ most: positions, masks, tiles. Rehearsals of the others take four minutes, and are slow tests."""
+"""Families that differ most: positions, masks, tiles. Rehearsals of the others take minutes, and are slow tests."""
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
