@@ -29,7 +29,7 @@ SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 
 def load_backbone(
     name: str,
-    dtype: str | torch.dtype | None = None,
+    dtype: str | torch.dtype | None = "float32",
     attn_implementation: str | dict[str, str] = "sdpa",
     device_map: str | dict[str, Any] | None = None,
     quantization: str | None = None,
@@ -45,10 +45,10 @@ def load_backbone(
         name: ``"glimpse-tiny"`` (embedded, no download), a hub id, a folder (a model without a processor takes ready
             tensor batches), or ``"random:<preset>"``: a published architecture with random weights and no processor,
             to measure speed without a download.
-        dtype: weights' data type, by name or not; ``None``: as config.json says that they were saved, and float32 where
-            it says nothing, for glimpse-tiny and for random weights; ``auto``: the same, but float32 in place of half
-            precision where the device is slow at it (that of ``device_map``, else a GPU if there is one). Random
-            weights count as saved in bfloat16 there, as the published ones are.
+        dtype: weights' data type, by name or not; ``None``, the default of recipes: as config.json says that they were
+            saved, and float32 where it says nothing, for glimpse-tiny and for random weights; ``auto``: the same, but
+            float32 in place of half precision where the device is slow at it (that of ``device_map``, else a GPU if
+            there is one). Random weights count as saved in bfloat16 there, as the published ones are.
         attn_implementation: any of transformers' (``sdpa``, ``eager``, ``flash_attention_2``, ...), or a dict of one
             for each part of the model (``text_config``, ``vision_config``).
         device_map: as in ``from_pretrained``. A single device (``"cuda"``) needs no further package, anything else
@@ -79,7 +79,7 @@ def load_backbone(
     kind = _kind_of_device(device_map)
     config: dict[str, Any] = {}
     if not name.startswith(PREFIX):
-        config = _config(name, kwargs)
+        config = _config(name, kwargs, say=False)  # where it cannot be read, neither can the rest, which says so below
     check_checkpoint(name, config, quantization)
     if dtype is None:
         dtype = _own(name, config)
@@ -147,7 +147,7 @@ def _where(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _only_spelling(dtype: str | torch.dtype | None, torch_dtype: Any) -> str | torch.dtype | None:
     """``torch_dtype``, unless ``dtype`` was given as well and says something else."""
-    if dtype not in (None, torch_dtype):
+    if dtype not in (None, "float32", torch_dtype):
         raise GlimpseError(f"Expected `dtype` or `torch_dtype`, but got {dtype!r} and {torch_dtype!r}; leave one out.")
     return torch_dtype
 
@@ -193,15 +193,19 @@ def _saved(config: Mapping[str, Any]) -> torch.dtype:
     return next((dtype_named(str(dtype)) for dtype in found if dtype not in (None, AUTO)), torch.float32)
 
 
-def _config(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _config(name: str, options: Mapping[str, Any], say: bool = True) -> dict[str, Any]:
     """What a model's config.json says; no code of the model's own runs for it.
 
     Raises:
-        GlimpseError: where there is none.
+        GlimpseError: where it holds something else; and, if ``say``, where there is none.
     """
     try:
         found = PreTrainedConfig.get_config_dict(source_of(name), **_where(name, options))[0]
-    except (OSError, ValueError, TypeError, AttributeError) as error:  # the latter of a file that holds no fields
+    except (OSError, ValueError) as error:
+        if not say:
+            return {}
+        raise _explained(name, error) from error
+    except (TypeError, AttributeError) as error:  # of a file that holds no fields
         raise _explained(name, error) from error
     return checked(name, found)
 

@@ -114,20 +114,20 @@ def test_checkpoints_of_bitsandbytes_need_its_extra_and_no_second_quantization(
 @pytest.mark.parametrize("saved", [torch.float32, torch.float16, torch.bfloat16])
 def test_weights_are_loaded_as_they_were_saved(tmp_path: Path, saved: torch.dtype) -> None:
     FAMILIES["llava"]().to(saved).save_pretrained(tmp_path)
-    assert gl.load_backbone(str(tmp_path)).model.dtype == saved
-    assert gl.load_backbone(str(tmp_path), dtype="float32").model.dtype == torch.float32
+    assert gl.load_backbone(str(tmp_path), dtype=None).model.dtype == saved
+    assert gl.load_backbone(str(tmp_path)).model.dtype == torch.float32  # whatever was saved, unless asked
     config = json.loads((tmp_path / "config.json").read_text())
     config["torch_dtype"] = config.pop("dtype")  # as checkpoints of transformers 4 say it
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert gl.load_backbone(str(tmp_path)).model.dtype == saved
+    assert gl.load_backbone(str(tmp_path), dtype=None).model.dtype == saved
     module = PruningModule(backbone=str(tmp_path))
     module.configure_model()
     assert module.model.dtype == saved
 
 
 def test_what_needs_no_download_stays_in_float32() -> None:
-    assert gl.load_backbone("glimpse-tiny").model.dtype == torch.float32
-    assert gl.load_backbone("random:smolvlm-256m", device_map="meta").model.dtype == torch.float32
+    assert gl.load_backbone("glimpse-tiny", dtype=None).model.dtype == torch.float32
+    assert gl.load_backbone("random:smolvlm-256m", dtype=None, device_map="meta").model.dtype == torch.float32
 
 
 def test_a_model_that_is_trained_itself_is_loaded_in_float32(tmp_path: Path) -> None:
