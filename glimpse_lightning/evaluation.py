@@ -13,7 +13,7 @@ from torch import Tensor
 from glimpse_lightning import scorers
 from glimpse_lightning.answers import answer_rows, greedy, prefill, with_answers
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.engine.decoding import decode_step
+from glimpse_lightning.engine.decoding import step_after
 from glimpse_lightning.engine.prefill import PrefillOutput, Select
 from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.evidence import evidence_mask
@@ -39,16 +39,7 @@ def answer_log_probs(model: PrunedVLM, out: PrefillOutput, batch: Batch) -> Tens
     """``[B, A, vocab]`` log-probabilities where the reference answer's tokens stand, decoding from ``out``."""
     logits, ids = out.logits[:, None], batch.answer_ids[:, :-1]
     if ids.shape[1]:
-        steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)
-        step = decode_step(
-            model.backbone,
-            input_ids=ids,
-            attention_mask=torch.cat([out.attention_mask, torch.ones_like(ids)], 1),
-            position_ids=out.position_ids[..., -1:] + steps,
-            past_key_values=out.fork().cache,
-            use_cache=True,
-            return_dict=True,
-        )
+        step = step_after(model.backbone, out, ids, out.fork().cache)
         logits = torch.cat([logits, step.logits], 1)
     return logits.float().log_softmax(-1)
 

@@ -23,7 +23,7 @@ from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.engine.checkpointing import keeps_caches
 from glimpse_lightning.engine.compaction import fill_cache
-from glimpse_lightning.engine.decoding import decode_step
+from glimpse_lightning.engine.decoding import decode_step, step_after
 from glimpse_lightning.engine.forward import IGNORED, Parts, check_placeholders, logits_of
 from glimpse_lightning.engine.generate_options import check_options
 from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
@@ -331,16 +331,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
             drafted = input_ids[:, self._prompt_width(prefill) :] if input_ids is not None else None
             if drafted is None or drafted.shape[1] == 0:
                 return first
-            steps = torch.arange(1, drafted.shape[1] + 1, device=drafted.device)
-            more = decode_step(
-                self.backbone,
-                input_ids=drafted,
-                attention_mask=torch.cat([prefill.attention_mask, torch.ones_like(drafted)], 1),
-                position_ids=prefill.position_ids[..., -1:] + steps,
-                past_key_values=cache,
-                use_cache=True,
-                return_dict=True,
-            )
+            more = step_after(self.backbone, prefill, drafted, cache)
             both = torch.cat([first.logits, more.logits], 1)
             return CausalLMOutputWithPast(logits=both, past_key_values=more.past_key_values)
         if past_key_values is not None:

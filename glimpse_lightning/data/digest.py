@@ -20,7 +20,7 @@ def digest(dataset: Any, size: int | None = None) -> dict[str, Any] | None:
     Args:
         dataset: has ``identity(index)``, plain values that say what a row is. Where it names in ``identified_by`` what
             those are, the digest says so.
-        size: of its first so many rows; default: of all.
+        size: number of rows, from the first one on; default: all rows.
 
     Returns:
         ``rows`` (their number), ``digest`` and ``of`` (what it is taken of); ``None`` for a dataset that has no

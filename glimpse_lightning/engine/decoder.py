@@ -35,7 +35,7 @@ class Decoder(ABC):
         model: the Hugging Face model.
 
     Attributes:
-        name: of the model, for messages.
+        name: the model's name, for messages.
         recompute: whether the decoder layers' activations are computed again in the backward pass instead of kept.
     """
 

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glimpse_lightning.engine.decoder import Decoder
+from glimpse_lightning.engine.prefill import PrefillOutput
 from glimpse_lightning.engine.prompt_cache import Columns, PromptCache
 
 
@@ -27,6 +28,24 @@ def decode_step(decoder: Decoder, **kwargs: Any) -> Any:
     if isinstance(cache, PromptCache) and not cache.even:
         return step_by_layers(decoder, kwargs["input_ids"], kwargs["attention_mask"], kwargs["position_ids"], cache)
     return decoder.model(**kwargs)
+
+
+def step_after(decoder: Decoder, out: PrefillOutput, ids: Tensor, cache: PromptCache) -> Any:
+    """The cached step of ``ids [B, Q]``, the first tokens after the prompt of ``out``.
+
+    Args:
+        cache: keys and values of the prompt, to which those of ``ids`` are added.
+    """
+    steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    return decode_step(
+        decoder,
+        input_ids=ids,
+        attention_mask=torch.cat([out.attention_mask, torch.ones_like(ids)], 1),
+        position_ids=out.position_ids[..., -1:] + steps,
+        past_key_values=cache,
+        use_cache=True,
+        return_dict=True,
+    )
 
 
 def step_by_layers(

@@ -90,7 +90,7 @@ class Prompt:
     def nbytes(self) -> int:
         """Memory that it takes."""
         features = (self.embeds, *self.vision.values(), *self.layer_features.values())
-        return sum(tensor.nbytes for tensor in features)  # beside these the rest is nothing
+        return sum(tensor.nbytes for tensor in features)  # all else is small
 
     def repeated(self, copies: int) -> Prompt:
         """Each sample ``copies`` times in a row."""
