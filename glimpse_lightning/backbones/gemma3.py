@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
 
 from glimpse_lightning.backbones.square_grid import SquareGridBackbone
 from glimpse_lightning.engine.taps import AttentionTap
@@ -33,20 +32,6 @@ class Gemma3Backbone(SquareGridBackbone):
     @property
     def tokens_per_side(self) -> int:
         return math.isqrt(self.model.config.mm_tokens_per_image)
-
-    def attention_mask(
-        self,
-        layer: int,
-        hidden: Tensor,
-        mask: Tensor,
-        cache: Cache | None,
-        image: Tensor | None = None,
-        counted: Tensor | None = None,
-    ) -> Any:
-        if image is None or (counted is not None and self.window(layer) is not None):
-            return super().attention_mask(layer, hidden, mask, cache, image, counted)
-        masks = create_masks_for_vision_model(self.text_config, hidden, mask, cache, None, image)
-        return masks[self.layer_type(layer)]
 
     def position_embeddings(self, hidden: Tensor, position_ids: Tensor) -> dict[str, Any]:
         """By kind of layer: those with a sliding window rotate by another base."""

@@ -15,6 +15,7 @@ from transformers.masking_utils import (
     create_causal_mask,
     create_sliding_window_causal_mask,
     flash_attention_mask,
+    sliding_window_overlay,
 )
 
 from glimpse_lightning.engine import taps
@@ -107,8 +108,8 @@ class Decoder(ABC):
         """Mask for ``layer`` as its kernel wants it, from the 2-D ``mask [B, past + queries]``.
 
         Args:
-            image: ``[B, queries]`` the visual item of each column, -1 elsewhere; given for a prompt, and heeded where
-                ``bidirectional_images``.
+            image: ``[B, queries]`` the visual item of each column, -1 elsewhere, where tokens of one item see each
+                other (``bidirectional_images``); for a prompt only.
             counted: ``[B, past + queries]`` the columns that a sliding window counts; ``None`` = all of them.
 
         Raises:
@@ -118,18 +119,21 @@ class Decoder(ABC):
         make = {
             "config": self.text_config, "inputs_embeds": hidden, "attention_mask": mask, "past_key_values": cache,
         }  # fmt: skip
-        if window is None:
-            return create_causal_mask(**make)
-        if counted is None:
-            return create_sliding_window_causal_mask(**make)
-        if ALL_MASK_ATTENTION_FUNCTIONS[self.text_config._attn_implementation] is flash_attention_mask:
+        by_columns = counted is None or window is None
+        if by_columns and image is None:
+            return (create_causal_mask if window is None else create_sliding_window_causal_mask)(**make)
+        kernel = ALL_MASK_ATTENTION_FUNCTIONS[self.text_config._attn_implementation]
+        if not by_columns and kernel is flash_attention_mask:
             raise GlimpseError(
                 f"{self.name!r} has sliding windows, which FlashAttention counts by columns. Soft gates of several "
                 "stages close some of these, so that windows have to reach further: load the model with "
                 "`attn_implementation='sdpa'`."
             )
-        same = None if image is None or not self.bidirectional_images else blockwise_overlay(image)
-        return create_causal_mask(**make, or_mask_function=same, and_mask_function=within_window(counted, window))
+        inside = None
+        if window is not None:
+            inside = sliding_window_overlay(window) if counted is None else within_window(counted, window)
+        same = None if image is None else blockwise_overlay(image)
+        return create_causal_mask(**make, or_mask_function=same, and_mask_function=inside)
 
     def position_embeddings(self, hidden: Tensor, position_ids: Tensor) -> Any:
         return self.decoder.rotary_emb(hidden, position_ids)
