@@ -138,7 +138,7 @@ class ResultsWriter(Callback):
             "command_line": self.command_line,
             "dataset": type(dataset).__name__ if dataset is not None else None,
             "data_file": str(dataset.path) if hasattr(dataset, "path") else None,
-            "data": _digests(data, self.command or str(trainer.state.fn)),
+            "data": _digests(data, self.command or str(trainer.state.fn), split),
             "split": split,
             "n": len(summary.records) if summary else None,
             "scored": summarise(summary.records)["scored"] if summary else None,
@@ -209,11 +209,16 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows))
 
 
-def _digests(data: Any, command: str) -> dict[str, Any]:
-    """Digests of the datasets that a command goes through, by their names in the data module; of a suite's by task."""
+def _digests(data: Any, command: str, split: str | None) -> dict[str, Any]:
+    """Digests of the datasets that a command goes through, by their names in the data module; of a suite's by task.
+
+    Args:
+        split: the one that figures are of, where the command ends with any.
+    """
     if tasks := getattr(data, "tasks", None):
         return {task.name: digest(task.dataset) for task in tasks}
-    names = {"fit": ("train", "val", "test"), "validate": ("val",)}.get(command, (command,))
+    ends = ("test",) if split == "test" else ()  # a fit's, unless `test_after_fit` is false
+    names = {"fit": ("train", "val", *ends), "validate": ("val",)}.get(command, (command,))
     if command == "predict" and getattr(data, "predict", None) is None:
         names = ("test",)
     sizes = {} if command == "predict" else {"test": getattr(data, "test_size", None)}
