@@ -51,7 +51,7 @@ class Glimpse(lmms):
         pruner: folder or hub id of a saved pruner.
         recipe: a file, or the name of a packaged recipe (``methods/fastv``), that says what prunes. Neither pruner nor
             recipe: the full model.
-        dtype: of the weights; default: the recipe's, else as they were saved.
+        dtype: data type of the weights; default: the recipe's, else the one in which they were saved.
         attn_implementation: attention kernel; default: the recipe's, else sdpa.
         device: default: the GPU of this process, or the CPU.
         batch_size: questions at a time.

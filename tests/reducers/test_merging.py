@@ -116,7 +116,7 @@ def test_recycling_merges_the_best_of_the_rest_only() -> None:
 
 @pytest.mark.parametrize("per", ["item", "sample"])
 def test_recycling_of_several_images(per: Any) -> None:
-    """Tokens that a group recycles are those that its clusters merge: of each image by itself, or of all together."""
+    """A group's clusters merge the tokens that the group recycles; groups are images, or whole samples."""
     policy = Recycled(ratio=0.3, per_cluster=3, per=per)
     reducer = MergeNearest("mean", "distance", share=0.3, per=per)
     tokens, keep = staged(policy, reducer, [[(1, 5, 6), (1, 4, 4)], [(1, 3, 7)]])
