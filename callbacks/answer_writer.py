@@ -13,12 +13,14 @@ from typing_extensions import override
 
 from glimpse_lightning.appended_lines import AppendedLines
 from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.data.reader import AnsweredBefore
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.run_folder import ANSWERS, remove
 from glimpse_lightning.terminal import show
+from glimpse_lightning.vlm_module import VLMModule
 
 
-class AnswerWriter(Callback):
+class AnswerWriter(Callback, AnsweredBefore):
     """Appends each batch's answers to ``answers.<rank>.jsonl``, which at the end become ``answers.jsonl``.
 
     A run that was stopped takes up its folder again and answers the rest.
@@ -29,6 +31,7 @@ class AnswerWriter(Callback):
         self._before: frozenset[str] = frozenset()
         self._done: set[str] = set()
 
+    @override
     def answered(self, trainer: Trainer) -> set[str]:
         """Ids of the questions that this run has answered before; to be called on all ranks."""
         self._lines = AppendedLines(Path(trainer.default_root_dir), ANSWERS, trainer.global_rank)
@@ -99,5 +102,6 @@ class AnswerWriter(Callback):
 
 def _kept(module: Any, row: Mapping[str, Any]) -> str:
     share = f" ({row['kept'] / row['total']:.1%})" if row["total"] else ""
-    unpruned = "" if getattr(module, "prunes", True) else "; nothing prunes: the recipe names no pruner"
+    whole = isinstance(module, VLMModule) and not module.prunes
+    unpruned = "; nothing prunes: the recipe names no pruner" if whole else ""
     return f"Kept {row['kept']} of {row['total']} visual tokens{share}{unpruned}."

@@ -24,11 +24,13 @@ from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.load import TINY
 from glimpse_lightning.benchmark.machine import describe, device_name
 from glimpse_lightning.data.digest import digest
+from glimpse_lightning.evaluation_module import EvaluationModule
 from glimpse_lightning.metrics import ExactMatch
 from glimpse_lightning.results import Summary, summarise
 from glimpse_lightning.run_folder import ANSWERS, RESULTS, write_text
 from glimpse_lightning.seeds import global_seed
 from glimpse_lightning.terminal import plain, show
+from glimpse_lightning.vlm_module import VLMModule
 
 PACKAGES = ("glimpse-lightning", "torch", "transformers", "lightning")
 SHOWN = {
@@ -52,12 +54,14 @@ class ResultsWriter(Callback):
 
     Args:
         recipe: name of the recipe.
+        command: subcommand of the run; default: the trainer's own function.
+        command_line: the command as it was typed.
     """
 
-    def __init__(self, recipe: str = "") -> None:
+    def __init__(self, recipe: str = "", command: str | None = None, command_line: str | None = None) -> None:
         self.recipe = recipe
-        self.command: str | None = None
-        self.command_line: str | None = None
+        self.command = command
+        self.command_line = command_line
         self._elapsed = 0.0
         self._started = time.monotonic()
 
@@ -102,10 +106,10 @@ class ResultsWriter(Callback):
         Args:
             found: what goes in place of the summary's figures.
         """
-        if not trainer.is_global_zero or (split and getattr(trainer, "fast_dev_run", False)):  # figures of few batches
+        if not trainer.is_global_zero or (split and _in_brief(trainer)):  # figures of few batches
             return
         folder = Path(trainer.default_root_dir)
-        summary: Summary | None = getattr(module, "summary", None) if split and found is None else None
+        summary = module.summary if isinstance(module, EvaluationModule) and split and found is None else None
         if summary is not None:
             write_jsonl(folder / "predictions.jsonl", [dataclasses.asdict(record) for record in summary.records])
             for logger in trainer.loggers:
@@ -158,6 +162,11 @@ class ResultsWriter(Callback):
         }
 
 
+def _in_brief(trainer: Trainer) -> bool:
+    """Whether the trainer runs a few batches only, to see that nothing fails."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def print_summary(summary: Summary, console: Console | None = None, remark: str = "") -> None:
     """The table of methods, with a ``remark`` below it, and the one of question families."""
     rows: dict[str, dict[str, Any]] = {"pruned": summarise(summary.records)}
@@ -185,7 +194,8 @@ def why_nothing_is_right(summary: Summary, module: LightningModule) -> str:
     figures = summarise(summary.records)
     if not figures["scored"] or figures["full_accuracy"]:
         return ""
-    metric = type(getattr(module, "metric", None) or ExactMatch()).__name__
+    chosen = module.metric if isinstance(module, EvaluationModule) else None
+    metric = type(chosen or ExactMatch()).__name__
     reasons = [
         f"{metric} may ask for more than a right answer (--model.metric)",
         "the prompt may not say how short an answer is wanted (--data.prompt '{question} Answer with a single word.')",
@@ -241,25 +251,25 @@ def _circumstances(device: torch.device) -> dict[str, Any]:
 
 
 def _backbone_name(module: LightningModule) -> str | None:
-    backbone = getattr(module, "backbone", None)
-    return backbone if isinstance(backbone, str) else getattr(backbone, "name", None)
+    if not isinstance(module, VLMModule):
+        return None
+    return module.backbone if isinstance(module.backbone, str) else module.backbone.name
 
 
 def _after_layers(module: LightningModule) -> list[int] | None:
     """Where the model under test prunes, by number of the layer, however the recipe says it."""
-    pruner = getattr(getattr(module, "vlm", None), "pruner", None)
+    pruner = module.vlm.pruner if isinstance(module, VLMModule) and module.vlm else None
     return None if pruner is None else [stage.after_layer for stage in pruner.stages]
 
 
 def _backbone(module: LightningModule) -> Backbone | None:
     """The backbone that was loaded."""
-    vlm = getattr(module, "vlm", None)
-    return None if vlm is None else vlm.backbone
+    return module.vlm.backbone if isinstance(module, VLMModule) and module.vlm else None
 
 
 def _dtype(module: LightningModule) -> str | None:
     """Data type of the backbone's weights."""
-    vlm = getattr(module, "vlm", None)
+    vlm = module.vlm if isinstance(module, VLMModule) else None
     return None if vlm is None else str(vlm.dtype).removeprefix("torch.")
 
 

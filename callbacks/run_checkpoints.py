@@ -92,7 +92,7 @@ class RunCheckpoints(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         self._saved = trainer.global_step
-        if getattr(trainer, "fast_dev_run", False):
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.default_root_dir) / "checkpoints"
         path = folder / f"step={trainer.global_step:06d}.ckpt"

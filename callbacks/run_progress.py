@@ -13,6 +13,9 @@ from rich.progress import TaskID
 from typing_extensions import override
 
 from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.evaluation_module import EvaluationModule
+from glimpse_lightning.suite import SuiteData
+from glimpse_lightning.vlm_module import VLMModule
 
 NAMES = {"hard_retention": "kept"}
 PASSES = ("full and pruned", "baselines")
@@ -106,16 +109,16 @@ class RunProgress(RichProgressBar):
     @property
     @override
     def test_description(self) -> str:
-        module: Any = self.trainer.lightning_module
-        tasks = [task.name for task in getattr(self.trainer.datamodule, "tasks", ())]  # type: ignore[attr-defined]
-        passes = tasks or PASSES[: getattr(module, "test_passes", 1)]
+        module, data = self.trainer.lightning_module, self.trainer.datamodule  # type: ignore[attr-defined]
+        tasks = [task.name for task in data.tasks] if isinstance(data, SuiteData) else []
+        passes = tasks or PASSES[: module.test_passes if isinstance(module, EvaluationModule) else 1]
         which = passes[self._current_eval_dataloader_idx or 0] if len(passes) > 1 else ""
         return f"Testing {which}".strip()
 
 
 def visual_tokens(module: LightningModule, batch: Batch) -> int:
     """How many placeholders of visual tokens the prompts of a batch have."""
-    ids, vlm = batch.inputs.get("input_ids"), getattr(module, "vlm", None)
+    ids, vlm = batch.inputs.get("input_ids"), module.vlm if isinstance(module, VLMModule) else None
     if ids is None or vlm is None:
         return 0
     return int(torch.isin(ids, torch.tensor(vlm.backbone.visual_token_ids, device=ids.device)).sum())

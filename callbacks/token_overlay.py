@@ -106,12 +106,17 @@ class TokenOverlay(Callback):
     After validation and test the first samples go to TensorBoard, after test and prediction to ``overlays/``.
 
     Args:
-        samples: how many to draw; `predict` has a flag of its own, ``--overlays``.
+        samples: number of samples to draw; `predict` has a flag of its own, ``--overlays``.
     """
 
     def __init__(self, samples: int = 8) -> None:
         self.samples = samples
+        self.predicted = samples
         self._drawn = 0
+
+    def draw(self, predicted: int) -> None:
+        """Draw another number of the questions that `predict` answers; -1 for all."""
+        self.predicted = predicted
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -145,7 +150,7 @@ class TokenOverlay(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        wanted = getattr(trainer, "overlays", self.samples)
+        wanted = self.predicted
         usable = isinstance(batch, Batch) and isinstance(outputs, Mapping) and "kept" in outputs
         for row in outputs["counts"] if usable and trainer.is_global_zero else ():
             if 0 <= wanted <= self._drawn:

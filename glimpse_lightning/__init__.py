@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.data.table import Table
     from glimpse_lightning.data.visual_cot import VisualCoTBenchmark, VisualCoTTrain
     from glimpse_lightning.errors import GlimpseError
+    from glimpse_lightning.evaluation_module import EvaluationModule
     from glimpse_lightning.model import PrunedVLM
     from glimpse_lightning.module import PruningModule
     from glimpse_lightning.objectives.base import Objective
@@ -49,12 +50,14 @@ if TYPE_CHECKING:
     from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
     from glimpse_lightning.suite import SuiteData, SuiteModule
     from glimpse_lightning.visual_tokens import ModelFacts, VisionAttention, VisionKeys, VisualTokens
+    from glimpse_lightning.vlm_module import VLMModule
 
 # Where each public name lives. Imported when first asked for, so that `--help` does not wait for transformers.
 _HOMES = {
     "AttentionProbe": "scorers.base",
     "Backbone": "backbones.base",
     "Batch": "data.batch",
+    "EvaluationModule": "evaluation_module",
     "GlimpseError": "errors",
     "GlyphVQA": "data.glyph_vqa",
     "HubVQA": "data.hub",
@@ -75,6 +78,7 @@ _HOMES = {
     "SuiteData": "suite",
     "SuiteModule": "suite",
     "Table": "data.table",
+    "VLMModule": "vlm_module",
     "VQAData": "data.datamodule",
     "VisionAttention": "visual_tokens",
     "VisionKeys": "visual_tokens",

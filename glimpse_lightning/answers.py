@@ -42,6 +42,20 @@ def greedy(model: PrunedVLM, out: PrefillOutput, max_new_tokens: int) -> Tensor:
     return ids
 
 
+@torch.no_grad()
+def answers(
+    model: PrunedVLM, batch: Batch, max_new_tokens: int, prompt: Prompt | None = None, select: Select | None = None
+) -> tuple[list[str], PrefillOutput]:
+    """Greedy answers to a batch of questions, and the prefill that they continue.
+
+    Args:
+        prompt: the batch's prompts, where they are embedded already.
+        select: selection of tokens in place of the stages' policies.
+    """
+    out = prefill(model, batch, prompt, select)
+    return model.backbone.decode(greedy(model, out, max_new_tokens)), out
+
+
 def answer_rows(model: PrunedVLM, batch: Batch, said: Tensor) -> list[list[int]]:
     """The tokens of each sample's first answer; of ``said [B, new]``, end token included, where it has none."""
     own, lengths = batch.answer_mask.sum(1).tolist(), sequence_mask(said, end_ids(model)).sum(1).tolist()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning import scorers
-from glimpse_lightning.answers import answer_rows, greedy, prefill, with_answers
+from glimpse_lightning.answers import answer_rows, answers, greedy, prefill, with_answers
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.engine.decoding import step_after
 from glimpse_lightning.engine.prefill import PrefillOutput, Select
@@ -75,10 +75,6 @@ class Evaluator:
         self.shared.add(batch, prompt)
         return prompt
 
-    def answers(self, model: PrunedVLM, out: PrefillOutput) -> list[str]:
-        """Greedy answers from a prefill."""
-        return model.backbone.decode(greedy(model, out, self.max_new_tokens))
-
     @torch.no_grad()
     def full_answers(self, batch: Batch, prompt: Prompt | None = None) -> list[FullAnswer]:
         """The full model's answers; computed once and remembered, by content: names are unique within one dataset."""
@@ -95,14 +91,6 @@ class Evaluator:
                 values, ids = top.values[row, :length].cpu().clone(), top.indices[row, :length].int().cpu().clone()
                 self.cache[name] = FullAnswer(text, rows[row], ids, values)
         return [self.cache[name] for name in names]
-
-    @torch.no_grad()
-    def predict(
-        self, model: PrunedVLM, batch: Batch, prompt: Prompt | None = None, select: Select | None = None
-    ) -> tuple[list[str], PrefillOutput]:
-        """Answers, and the prefill they come from."""
-        out = prefill(model, batch, prompt, select)
-        return self.answers(model, out), out
 
     @torch.no_grad()
     def evaluate(
@@ -128,7 +116,7 @@ class Evaluator:
         if is_full:
             texts, out, logs = [full.text for full in fulls], prefill(model, batch, prompt), None
         else:
-            texts, out = self.predict(model, seen, prompt if seen is batch else None, select)
+            texts, out = answers(model, seen, self.max_new_tokens, prompt if seen is batch else None, select)
             along = with_answers(model, seen, [full.along for full in fulls])
             logs = answer_log_probs(model, out, along) if with_kl else None
         keep = out.kept()

@@ -43,7 +43,7 @@ from glimpse_lightning.dtypes import AUTO
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.gathering import full_state
 from glimpse_lightning.identity import changed_since, differences, write_inputs
-from glimpse_lightning.module import WRITTEN, PruningModule
+from glimpse_lightning.module import PruningModule
 from glimpse_lightning.parser_errors import readable
 from glimpse_lightning.paths import TEXTS, expanded
 from glimpse_lightning.precision import auto_precision, device_of, settle
@@ -71,6 +71,7 @@ from glimpse_lightning.run_folder import (
 )
 from glimpse_lightning.terminal import show
 from glimpse_lightning.trainer_settings import check_launcher, check_settings, readable_settings
+from glimpse_lightning.vlm_module import VLMModule
 
 RUN_FOLDER = "GLIMPSE_RUN_FOLDER"
 """Environment variable by which the ranks of one run agree on its folder."""
@@ -130,7 +131,9 @@ class RunTrainer(Trainer):
             question: a question to answer instead of the data module's.
             overlays: how many questions to draw, -1 for all.
         """
-        self.overlays = overlays
+        for callback in self.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, callbacks.TokenOverlay):
+                callback.draw(overlays)
         if (image is None) != (question is None):
             raise GlimpseError("Expected `--image FILE` and `--question TEXT` together, but got only one of them.")
         if image is not None and question is not None:
@@ -275,8 +278,6 @@ class RunCLI(LightningCLI):
         self.model.save_hyperparameters({"model": dump.get("model"), "seed": dump.get("seed_everything")})
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(self.run.path), name="", version="", default_hp_metric=False)
-        if isinstance(self.model, PruningModule):
-            self.model.written_folder = self.run.path.parent / WRITTEN  # for all runs of the recipe
         kwargs["default_root_dir"] = str(self.run.path)
         given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
         kwargs["callbacks"] = [*(given if isinstance(given, list) else [given])]
@@ -287,9 +288,7 @@ class RunCLI(LightningCLI):
         bars = [callback for callback in kwargs["callbacks"] if isinstance(callback, ProgressBar)]
         if config.trainer.enable_progress_bar is not False and not bars:
             kwargs["callbacks"].append(callbacks.RunProgress())
-        self.writer = callbacks.ResultsWriter(self.recipe)
-        self.writer.command = self.subcommand
-        self.writer.command_line = self.command_line
+        self.writer = callbacks.ResultsWriter(self.recipe, self.subcommand, self.command_line)
         kwargs["callbacks"].append(self.writer)
         try:
             with readable_settings(config.trainer):
@@ -320,7 +319,7 @@ class RunCLI(LightningCLI):
                 f"This process is not the first of its run, so it cannot choose the run's folder: set {RUN_FOLDER} to "
                 "the same new folder for all ranks (Lightning's own launcher does so by itself)."
             )
-        resumes = self.subcommand in ("fit", "predict") or bool(getattr(self.model, "resumable", False))
+        resumes = self.subcommand in ("fit", "predict") or (isinstance(self.model, VLMModule) and self.model.resumable)
         try:
             run = claim_run(root, self.recipe, self.subcommand, config, resumes, lambda path: not changed_since(path))
         except OSError as error:
@@ -339,7 +338,7 @@ class RunCLI(LightningCLI):
         settings = self.config_init[self.subcommand]
         if self.subcommand == "fit" or settings.get("ckpt_path") is not None:
             return False
-        if not (isinstance(self.model, PruningModule) and self.model.learns):
+        if not (isinstance(self.model, VLMModule) and self.model.learns):
             return False
         others: list[str] = []
         for fit in finished_fits(root, self.recipe):
@@ -361,7 +360,7 @@ class RunCLI(LightningCLI):
                 rank_zero_info(f"Resuming the interrupted run in {self.run.path} from {settings['ckpt_path']}.")
 
     def _untrained(self, folder: Path, others: Sequence[str]) -> GlimpseError:
-        objective = self.model.objective
+        objective = getattr(self.model, "objective", None)
         if objective is not None and objective.refines:
             what = f"What the {type(objective).__name__} of recipe {self.recipe!r} refines"
             instead = (
@@ -385,7 +384,7 @@ class RunCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Say where the run lies, if there is anything to train: else nothing is loaded, and the folder is gone."""
-        if isinstance(self.model, PruningModule):
+        if isinstance(self.model, VLMModule):
             self.model.check_fit()
             if isinstance(self.datamodule, VQAData):
                 self.datamodule.dataset("train")
@@ -423,10 +422,7 @@ class RunCLI(LightningCLI):
         if isinstance(data, VQAData) and data.test is None:
             rank_zero_info("The fit ends without a test, as `data.test` names no dataset.")
             return
-        model.testing_after_fit = True
-        if isinstance(data, VQAData):
-            data.test_size = data.fit_test_size
-        self.trainer.test(model, datamodule=data, verbose=False)
+        model.test_fit(self.trainer, data)
 
 
 def prepare_parsing() -> None:

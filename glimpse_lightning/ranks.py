@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, distributed
+
+T = TypeVar("T")
 
 
 def running() -> bool:
@@ -27,3 +32,12 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     votes = torch.tensor(int(flag), device=device)
     distributed.all_reduce(votes, distributed.ReduceOp.MAX)
     return bool(votes)
+
+
+def gathered(values: Sequence[T]) -> list[T]:
+    """The values of all ranks, in the order of the ranks."""
+    if not running():
+        return list(values)
+    ranks: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(ranks, list(values))
+    return [value for rank in ranks for value in rank]

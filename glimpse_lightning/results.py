@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import distributed
 
 from glimpse_lightning.metrics.exact_match import exact_match
-
-T = TypeVar("T")
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -55,15 +52,6 @@ class Record:
     evidence_precision: float | None = None
     evidence_iou: float | None = None
     image: str = ""
-
-
-def gathered(values: Sequence[T]) -> list[T]:
-    """The values of all ranks."""
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return list(values)
-    ranks: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(ranks, list(values))
-    return [value for rank in ranks for value in rank]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

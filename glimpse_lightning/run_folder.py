@@ -88,6 +88,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def common_folder(folder: Path) -> Path:
+    """The folder of all runs of a recipe, where ``folder`` is one of them; else ``folder`` itself."""
+    return folder.parent if (folder / RECIPE).is_file() else folder
+
+
 class RunFolder:
     """One run's folder.
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
+from glimpse_lightning.answers import answers
 from glimpse_lightning.chosen_metric import MetricChoice, write_choices
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import VQAData
@@ -21,11 +22,12 @@ from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.data.some import Some, unanswered
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.evaluation import kept_and_total
-from glimpse_lightning.module import PruningModule
+from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.predictions import Prediction, PredictionFiles
 from glimpse_lightning.run_folder import write_text
 from glimpse_lightning.suite_report import print_suite, suite_figures, task_figures
 from glimpse_lightning.tasks import NAMES, Places, Task, check_name, make_task, task_metric
+from glimpse_lightning.vlm_module import VLMModule
 
 PREDICTIONS, REPORT = "predictions", "suite.json"
 
@@ -125,7 +127,7 @@ class SuiteData(LightningDataModule):
         return data.test_dataloader()
 
 
-class SuiteModule(PruningModule):
+class SuiteModule(VLMModule):
     """Answers the tasks of a suite with the pruned model and with the full one.
 
     Every batch's answers are written before the next one starts, to `predictions/` in the run's folder; the same
@@ -133,21 +135,17 @@ class SuiteModule(PruningModule):
 
     Args:
         full: whether the full model answers as well.
-        kwargs: as of :class:`PruningModule`, which is told here what prunes.
+        args, kwargs: arguments of :class:`VLMModule`; how long answers may be is the tasks' business, or the data's.
     """
 
     resumable = True
 
-    def __init__(self, full: bool = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, *args: Any, full: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.full = full
         self._files: PredictionFiles | None = None
+        self._plain: tuple[PrunedVLM, ...] = ()  # in a tuple, or it would be registered as a second model
         self._done: dict[str, set[str]] = {}
-
-    @property
-    @override
-    def test_passes(self) -> int:
-        return 1
 
     @property
     def _data(self) -> SuiteData:
@@ -159,6 +157,7 @@ class SuiteModule(PruningModule):
     @override
     def on_test_epoch_start(self) -> None:
         folder = Path(self.trainer.default_root_dir) / PREDICTIONS
+        self._plain = (PrunedVLM(self.model.backbone),)
         if self.trainer.is_global_zero:
             write_choices(folder, self._data.metrics)
         self._files = PredictionFiles(folder, self.global_rank)
@@ -169,15 +168,15 @@ class SuiteModule(PruningModule):
         """Answer a batch and write the answers down."""
         assert self._files is not None
         task = self._data.tasks[dataloader_idx]
-        self.evaluator.max_new_tokens = self._data.max_new_tokens or task.max_new_tokens
+        longest = self._data.max_new_tokens or task.max_new_tokens
         layers = tuple(dict.fromkeys(self.model.vision_layers))
         prompt = self.model.backbone.embed(batch.inputs, layers)  # once for both models
-        seen = self.seen(batch)
-        texts, out = self.evaluator.predict(self.model, seen, prompt if seen is batch else None)
+        cut = self.cut(batch)
+        texts, out = answers(self.model, cut, longest, prompt if cut is batch else None)
         full: Sequence[str | None] = [None] * len(texts)
         if self.full:
-            plain = self.model.pruner is None and seen is batch
-            full = texts if plain else self.evaluator.predict(self.evaluator.full, batch, prompt)[0]
+            plain = self.model.pruner is None and cut is batch
+            full = texts if plain else answers(self._plain[0], batch, longest, prompt)[0]
         done = self._done[task.name]
         lines = []
         whole = prompt.visual.sum(1).tolist()  # of uncut images

@@ -82,3 +82,30 @@ def test_no_name_is_private_and_used_elsewhere() -> None:
         if alias.name.startswith("_") and not alias.name.startswith("__")
     ]
     assert not used
+
+
+HELD = ("model", "module", "pl_module", "data", "datamodule", "trainer", "writer")
+"""Names of objects that a Trainer is given."""
+RUNNERS = ("lightning_cli", "recipe_check", "suite", "ablation", "lmms_eval_bridge")
+"""Files and rooms that make such objects, and hand over what these need as arguments."""
+
+
+def test_no_module_is_changed_from_outside() -> None:
+    callbacks = Path(glimpse_lightning.callbacks.__file__).parent.glob("*.py")
+    written = [
+        f"{path.name}:{node.lineno} writes {ast.unparse(target)}"
+        for path in [*(path for name, path in modules().items() if name.split(".")[1] in RUNNERS), *callbacks]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign))
+        for targets in (node.targets if isinstance(node, ast.Assign) else [node.target],)
+        for whole in targets
+        for target in (whole.elts if isinstance(whole, ast.Tuple) else [whole])
+        if isinstance(target, ast.Attribute) and target.attr != "trainer" and _held(target.value)
+    ]
+    assert not written
+
+
+def _held(value: ast.expr) -> bool:
+    """Whether an expression is one of ``HELD``, by name or as an attribute of ``self``."""
+    own = isinstance(value, ast.Attribute) and isinstance(value.value, ast.Name) and value.value.id == "self"
+    return (isinstance(value, ast.Name) and value.id in HELD) or (own and value.attr in HELD)  # type: ignore[union-attr]

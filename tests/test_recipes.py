@@ -15,12 +15,12 @@ from PIL import Image
 from runs import run, write_recipe
 
 import glimpse_lightning as gl
-from glimpse_lightning import module
+from glimpse_lightning import vlm_module
 from glimpse_lightning.backbones.presets import PRESETS
 from glimpse_lightning.lightning_cli import RunCLI
-from glimpse_lightning.module import PruningModule
 from glimpse_lightning.packaged_recipes import purpose, recipes
 from glimpse_lightning.strategies import FSDP2
+from glimpse_lightning.vlm_module import VLMModule
 
 ALL = sorted(recipes().items())
 # What `ablate` and `bench` read is no recipe of a run: tests/ablation/, tests/benchmark/. An overlay is none by itself.
@@ -58,7 +58,7 @@ def stand_in(name: str, path: Path, folder: Path, monkeypatch: pytest.MonkeyPatc
         return []
     build, preset, vision_depth = known
     backbone = gl.wrap_backbone(build())
-    monkeypatch.setattr(module, "load_backbone", lambda hub_id, **options: backbone)
+    monkeypatch.setattr(vlm_module, "load_backbone", lambda hub_id, **options: backbone)
     model = yaml.safe_load(path.read_text())["model"]
     depth, facts = PRESETS[preset]["text_config"]["num_hidden_layers"], backbone.facts
     layer = model["after_layer"] * facts.num_layers // depth
@@ -103,7 +103,7 @@ def test_recipe_parses_and_instantiates(name: str, path: Path, tmp_path: Path, m
     flags = stand_in(name, path, tmp_path, monkeypatch)
     assert run("fit", path, tmp_path / "runs", *flags) == 0
     (cli,) = built
-    if isinstance(cli.model, PruningModule):
+    if isinstance(cli.model, VLMModule):
         cli.model.configure_model()
         assert cli.datamodule is not None
     resolved = tmp_path / "runs" / path.stem / "fit_0" / "config.yaml"

@@ -24,9 +24,9 @@ from glimpse_lightning.sharing import SharedQuestions
 
 def records_of(module: PruningModule, root: Path, shared: SharedQuestions | None = None) -> list[Record]:
     data = VQAData(test=GlyphVQA("test", 5, image_size=224), eval_batch_size=2, num_workers=0)
-    module.shared = shared
-    if shared is not None and shared.complete:
-        data.ready = shared.batches
+    if shared is not None:
+        assert isinstance(module.backbone, Backbone)
+        module.share(module.backbone, shared)
     quiet: Any = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     runner = Trainer(accelerator="cpu", devices=1, logger=False, default_root_dir=root, **quiet)
     runner.test(module, datamodule=data, verbose=False)
@@ -66,7 +66,7 @@ def test_the_full_model_answers_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     first, *others = modules(backbone)
     records_of(first, tmp_path, shared)
     for module in others:
-        module.shared = shared
+        module.share(backbone, shared)
         module.configure_model()
         monkeypatch.setattr(module.evaluator.full, "generate", lambda **kwargs: pytest.fail("answered again"))
         records_of(module, tmp_path, shared)

@@ -18,10 +18,10 @@ from ranks import on_two_ranks
 from runs import run
 from torch import distributed
 
+from glimpse_lightning import suite
 from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.cli import main
 from glimpse_lightning.data.benchmarks import BENCHMARKS
-from glimpse_lightning.evaluation import Evaluator
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.policies import KeepRatio
 from glimpse_lightning.predictions import Prediction, PredictionFiles, read_predictions
@@ -104,16 +104,16 @@ def test_a_killed_run_goes_on_where_it_was(
     few = ("--data.tasks", "[mme, glyph_vqa]")
     assert run("test", recipe, tmp_path / "whole", *few) == 0
     calls = 0
-    predict = Evaluator.predict
+    answers = suite.answers
 
-    def killed(self: Evaluator, *args: Any, **kwargs: Any) -> Any:
+    def killed(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 6:
             raise KeyboardInterrupt
-        return predict(self, *args, **kwargs)
+        return answers(*args, **kwargs)
 
-    monkeypatch.setattr(Evaluator, "predict", killed)
+    monkeypatch.setattr(suite, "answers", killed)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         run("test", recipe, tmp_path / "runs", *few)
     folder = tmp_path / "runs/small/test_0"
@@ -122,7 +122,7 @@ def test_a_killed_run_goes_on_where_it_was(
     assert before
     cut = folder / "predictions" / next(iter(before))
     cut.write_text(before[cut.name] + '{"task": "doc')  # killed in the middle of a line
-    monkeypatch.setattr(Evaluator, "predict", predict)
+    monkeypatch.setattr(suite, "answers", answers)
     assert run("test", recipe, tmp_path / "runs", *few) == 0
     assert [path.name for path in (tmp_path / "runs/small").iterdir()] == ["test_0"]
     for name, text in before.items():

@@ -159,12 +159,9 @@ class CellRunner:
             return
 
         def prepare(model: PruningModule, data: Any) -> None:
-            model.backbone = self._loaded(process, model)
-            shared = self._shared(
-                questions, [other for other in cells if self._keys[other.name] == (process, questions)]
-            )
-            model.shared, model.skipped = shared, list(shared.skipped)
-            data.ready = shared.batches if shared.complete else None
+            backbone = self._loaded(process, model)
+            alike = [other for other in cells if self._keys[other.name] == (process, questions)]
+            model.share(backbone, self._shared(questions, alike))
 
         lightning_cli.run(args, prepare)
 
@@ -187,7 +184,7 @@ class CellRunner:
         """What a cell asks of the vision tower; nothing where its model cannot be built, as its own run will say."""
         model = self._models.pop(cell.name)  # or it would keep this backbone in memory
         assert isinstance(model, PruningModule) and self._backbone is not None
-        model.backbone = self._backbone[1]
+        model.over(self._backbone[1])
         try:
             model.configure_model()
         except Exception:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,49 +10,18 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.order import EvalOrder, TrainOrder
+from glimpse_lightning.data.raw_batch import RawBatch
+from glimpse_lightning.data.reader import AnsweredBefore, BatchReader
 from glimpse_lightning.data.rows import OnError
 from glimpse_lightning.data.sample import BLANK, Sample
 from glimpse_lightning.data.some import Some, unanswered
 from glimpse_lightning.data.workers import end_with_parent, kill_at_exit
 from glimpse_lightning.errors import BadSampleError, GlimpseError
 from glimpse_lightning.seeds import global_seed
-from glimpse_lightning.sharing import SharedQuestions
 
 QUESTION = "{question}"
 """Where the question stands in ``VQAData``'s ``prompt``."""
-
-
-@dataclass
-class RawBatch:
-    """What the workers hand over: rendered samples, not yet through the processor (the module does that).
-
-    Attributes:
-        samples: of the batch.
-        weight: 1.0 each, or 0.0 for one that only pads and counts nowhere.
-        skipped: what was wrong with samples that were left out.
-        error: what was wrong with a sample that may not be left out.
-        on_error: what becomes of samples that the processor refuses: ``raise`` or ``skip``.
-    """
-
-    samples: list[Sample]
-    weight: list[float]
-    skipped: list[str] = field(default_factory=list)
-    error: str | None = None
-    on_error: OnError = "raise"
-
-    def without(self, reasons: Mapping[int, str]) -> RawBatch:
-        """The same batch less the samples that ``reasons`` names by their place; a blank one, which counts nowhere,
-        where none is left: ranks have to take as many steps as each other.
-        """
-        good = [index for index in range(len(self.samples)) if index not in reasons]
-        return replace(
-            self,
-            samples=[self.samples[index] for index in good] or [BLANK],
-            weight=[self.weight[index] for index in good] or [0.0],
-            skipped=self.skipped + [reason for index, reason in reasons.items() if self.weight[index]],
-        )
 
 
 @dataclass
@@ -104,30 +73,6 @@ class _Guarded(Dataset[_Item]):
         return _Item(None, error=f"Expected at least one usable sample, but all {self.length} are bad: {skipped[0]}")
 
 
-class _Again:
-    """A second walk over what a loader gives: what the first walk has remembered, where that is all of it.
-
-    Args:
-        loader: asked again otherwise.
-        remembered: batches of the first walk, which is still to come.
-    """
-
-    def __init__(self, loader: DataLoader[_Item], remembered: SharedQuestions) -> None:
-        self.loader = loader
-        self.remembered = remembered
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        batches = self.remembered.batches
-        yield from batches if len(batches) == len(self.loader) else self.loader
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
 def _together(items: list[_Item]) -> RawBatch:
     return RawBatch(
         samples=[item.sample for item in items if item.sample is not None],
@@ -157,9 +102,6 @@ class VQAData(LightningDataModule):
         fit_test_size: how many of them the test at the end of `fit` uses.
         prompt: the wording around each question, `{question}` where it stands; for example
             "{question} Answer with a single word."
-
-    Attributes:
-        ready: batches that the test goes through instead of making its own; for models compared on the same questions.
     """
 
     def __init__(
@@ -197,7 +139,6 @@ class VQAData(LightningDataModule):
         self.test_size = test_size
         self.fit_test_size = fit_test_size
         self.prompt = prompt
-        self.ready: Sequence[Batch] | None = None
 
     def dataset(self, name: str) -> Dataset[Sample]:
         """The dataset called ``name``.
@@ -209,6 +150,17 @@ class VQAData(LightningDataModule):
         if dataset is None:
             raise GlimpseError(f"Expected `data.{name}` to name a dataset (GlyphVQA, JSONL, ...), but got none.")
         return dataset
+
+    def of_fit_test(self) -> VQAData:
+        """The data of the test that ends a fit: of the test dataset only the first ``fit_test_size``."""
+        data = copy(self)
+        data.test_size = self.fit_test_size
+        return data
+
+    def _reader(self) -> BatchReader:
+        """The module that reads the batches; one that asks for nothing special where it is of another kind."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return module if isinstance(module, BatchReader) else BatchReader()
 
     def _ranks(self) -> dict[str, int]:
         trainer = self.trainer
@@ -231,11 +183,9 @@ class VQAData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[_Item]:
         dataset = _Guarded(self.dataset("train"), 1.0, self.prompt)
-        # An objective may want several steps on each batch, which then comes so often.
-        objective = getattr(getattr(self.trainer, "lightning_module", None), "objective", None)
         order = TrainOrder(
             dataset, self.batch_size, self.seed, batches_done=self._batches_done, group=self.group,
-            repeats=getattr(objective, "repeats", 1),
+            repeats=self._reader().repeats,
             block=self.trainer.accumulate_grad_batches if self.trainer else 1,
             **self._ranks(),
         )  # fmt: skip
@@ -269,22 +219,18 @@ class VQAData(LightningDataModule):
         return self._eval_loader(self.dataset("val"))
 
     def test_dataloader(self) -> list[Any]:
-        """One loader for each pass that the module wants to make over the test split."""
-        if self.ready is not None:
-            return [DataLoader(self.ready, batch_size=None, collate_fn=_as_it_is)]  # type: ignore[arg-type]
-        module: Any = getattr(self.trainer, "lightning_module", None)
-        loader = self._eval_loader(self.dataset("test"), self.test_size)
-        again = getattr(module, "test_passes", 1) > 1
-        return [loader, _Again(loader, module.remembered)] if again else [loader]
+        """One loader for each pass that the module makes over the test split."""
+        return list(self._reader().test_loaders(self._eval_loader(self.dataset("test"), self.test_size)))
 
     def predict_dataloader(self) -> DataLoader[_Item]:
         """The questions that this run has not answered yet."""
         dataset = self.dataset("predict" if self.predict is not None else "test")
         callbacks: Any = self.trainer.callbacks if self.trainer else ()  # type: ignore[attr-defined]
-        writer = next((callback for callback in callbacks if hasattr(callback, "answered")), None)
-        if writer is None:
-            return self._eval_loader(dataset)
-        return self._eval_loader(unanswered(self._within_limit(dataset), writer.answered(self.trainer)))
+        for callback in callbacks:
+            if isinstance(callback, AnsweredBefore):
+                assert self.trainer is not None
+                return self._eval_loader(unanswered(self._within_limit(dataset), callback.answered(self.trainer)))
+        return self._eval_loader(dataset)
 
     def _within_limit(self, dataset: Dataset[Sample]) -> Dataset[Sample]:
         """The questions that `trainer.limit_predict_batches` allows a whole run, however often it is started."""

@@ -27,11 +27,11 @@ from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.evaluation import kept_and_total
 from glimpse_lightning.keys import stable_key
 from glimpse_lightning.metrics import Retention
-from glimpse_lightning.module import PruningModule
 from glimpse_lightning.packaged_recipes import find_recipe
 from glimpse_lightning.recipe_check import check
 from glimpse_lightning.resolution import check_fewer
 from glimpse_lightning.source import FIELDS, Source
+from glimpse_lightning.vlm_module import VLMModule
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 PASSED_ON = ("top_k", "num_beams", "repetition_penalty", "length_penalty")
@@ -146,7 +146,7 @@ class Glimpse(lmms):
         self._warn_of_unread(wanted)
         batch = self.vlm.backbone.collate([self._sample(request) for request in requests])
         started = time.perf_counter()
-        seen = self.module.seen(batch)
+        seen = self.module.cut(batch)
         out = prefill(self.vlm, seen)
         ids = self.vlm.generate(prefill=out, **generation_options(wanted, self.max_new_tokens)).cpu()
         self._seconds += time.perf_counter() - started
@@ -196,7 +196,7 @@ def load_module(
     recipe: str | None,
     pruner_revision: str | None,
     options: Mapping[str, Any],
-) -> PruningModule:
+) -> VLMModule:
     """The module, its model loaded, that the arguments of :class:`Glimpse` describe.
 
     Args:
@@ -216,15 +216,12 @@ def load_module(
                 "Expected `pretrained=NAME` among `--model_args`, and `pruner=DIR` for one that is pruned; or "
                 "`recipe=NAME`, for example `recipe=methods/fastv`."
             )
-        module = PruningModule(
-            backbone=pretrained, pruner=pruner, pruner_source=replace(source, revision=pruner_revision)
-        )
+        module = VLMModule(backbone=pretrained, pruner=pruner, pruner_source=replace(source, revision=pruner_revision))
     else:
-        module = _module_of(recipe, pretrained, pruner)
+        module = _module_of(recipe, pruner)
     loading = {name: options[name] for name in LOADING if options.get(name)}
     settings = {name: value for name, value in options.items() if name not in (*FIELDS, *LOADING)}
-    own = module.backbone_options
-    own |= {**loading, **source.options(), "processor": {**(own["processor"] or {}), **settings}}
+    module.over(pretrained or module.backbone, **loading, **source.options(), processor=settings)
     if recipe is not None and module.learns:
         raise GlimpseError(
             f"The recipe {recipe!r} trains its pruner: train it (`glimpse-lightning fit --config {recipe}`) and give "
@@ -234,16 +231,14 @@ def load_module(
     return module
 
 
-def _module_of(recipe: str, pretrained: str | None, pruner: str | None) -> PruningModule:
+def _module_of(recipe: str, pruner: str | None) -> VLMModule:
     if pruner is not None:
         raise GlimpseError("Expected `pruner` or `recipe` to say what prunes, but got both; drop one.")
     path = Path(recipe) if Path(recipe).is_file() else find_recipe(recipe)
     (checked,) = check("test", [path])
-    if not isinstance(checked.model, PruningModule):
-        raise GlimpseError(f"{path}: expected a recipe of a PruningModule, but it is of {type(checked.model)}.")
-    module = checked.model
-    module.backbone = pretrained or module.backbone
-    return module
+    if not isinstance(checked.model, VLMModule):
+        raise GlimpseError(f"{path}: expected a recipe of a VLMModule, but it is of {type(checked.model)}.")
+    return checked.model
 
 
 def generation_options(wanted: Mapping[str, Any], max_new_tokens: int) -> dict[str, Any]:

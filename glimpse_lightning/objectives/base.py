@@ -36,6 +36,7 @@ class Objective(ABC):
             model's with ``model.``.
         progress: share of the training done, in [0, 1]; set by the module before every step, read by whatever anneals.
         repeats: how often in a row training visits a batch, a step each time.
+        shown: names of logs that the progress bar shows.
         needs: annotations of samples (``boxes``, ``answers``) that it learns from; samples without them add nothing.
         writes_answers: whether samples without answers get those that the full model writes.
         trains_weights: whether it trains weights of the model itself (not adapters), which half precision would round
@@ -47,6 +48,7 @@ class Objective(ABC):
     trainable: tuple[str, ...] = ("pruner.*",)
     progress: float = 0.0
     repeats: int = 1
+    shown: tuple[str, ...] = ("kl", "mask", "reward", "hard_retention")
     needs: tuple[str, ...] = ()
     writes_answers: bool = False
     refines: bool = False

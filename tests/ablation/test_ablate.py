@@ -273,5 +273,5 @@ def test_ready_made_ablations_parse_instantiate_and_build(name: str, tmp_path: P
                                               for axis, values in settings.axes.items()}}))  # fmt: skip
     for cell in checked(CellFolders(settings.root), few).values():
         assert isinstance(cell.model, PruningModule)
-        cell.model.backbone = backbone
+        cell.model.over(backbone)
         cell.model.configure_model()

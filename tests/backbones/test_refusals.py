@@ -20,8 +20,8 @@ from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.refusals import collate_or_refuse, placeholders
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.data.datamodule import RawBatch
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
+from glimpse_lightning.data.raw_batch import RawBatch
 from glimpse_lightning.data.sample import BLANK, Sample
 from glimpse_lightning.errors import RefusedSamplesError
 from glimpse_lightning.objectives import KL

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import Dataset
 
-from glimpse_lightning.data.datamodule import RawBatch, VQAData
+from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.order import EvalOrder, TrainOrder
+from glimpse_lightning.data.raw_batch import RawBatch
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.errors import BadSampleError, GlimpseError
 
@@ -103,7 +104,12 @@ def loaded(epochs: int | None, steps: int = -1, ranks: int = 1, **options: Any) 
     """Make the loader of a training on ten samples."""
     data = VQAData(train=Numbers(10), num_workers=0, **options)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        max_epochs=epochs, max_steps=steps, world_size=ranks, global_rank=0, accumulate_grad_batches=1
+        max_epochs=epochs,
+        max_steps=steps,
+        world_size=ranks,
+        global_rank=0,
+        accumulate_grad_batches=1,
+        lightning_module=None,
     )
     data.train_dataloader()
 
