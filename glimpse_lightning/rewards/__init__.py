@@ -12,12 +12,10 @@ from glimpse_lightning.rewards.choice import choice
 from glimpse_lightning.rewards.combined import CombinedReward, Rewarded, RewardFacts
 from glimpse_lightning.rewards.exact_match import exact_match
 from glimpse_lightning.rewards.format import format
-from glimpse_lightning.rewards.judge import Judge, JudgeError
+from glimpse_lightning.rewards.judge import Judge, JudgeError, judge
 from glimpse_lightning.rewards.length import length
 from glimpse_lightning.rewards.pruning_rate import pruning_rate
 from glimpse_lightning.rewards.vqa_accuracy import vqa_accuracy
-
-judge = Judge
 
 __all__ = [
     "CombinedReward",

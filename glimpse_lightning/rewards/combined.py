@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 from glimpse_lightning.errors import GlimpseError
@@ -101,14 +103,17 @@ class CombinedReward:
         return {f"{name}/{what}": float(value) for name, counts in found.items() for what, value in counts.items()}
 
 
+def own_rewards() -> list[str]:
+    """Names of the rewards that come with the package: each lies in a file of its name."""
+    files = (file.name for file in iter_modules([str(Path(__file__).parent)]))
+    return sorted(name for name in files if f"{__package__}.{name}" != __name__)
+
+
 def _found(name: str) -> Any:
-    package = import_module("glimpse_lightning.rewards")
     module, _, attribute = name.rpartition(".")
-    own = [known for known in package.__all__ if known.islower()]
-    if not module and name in own:
-        return getattr(package, name)
+    own = own_rewards()
     try:
-        return getattr(import_module(module), attribute)
+        return getattr(import_module(f"{__package__}.{name}" if name in own else module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise GlimpseError(
             f"Expected a reward out of {', '.join(own)}, or the dotted path of a function, but got {name!r}."

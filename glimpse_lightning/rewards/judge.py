@@ -240,3 +240,7 @@ def parse_score(reply: str) -> float:
     if len(found) != 1 or not 0 <= float(found[0]) <= 1:
         raise _Failed(f"the reply has no single `score: x` with x from 0 to 1: {reply[:80]!r}")
     return float(found[0])
+
+
+judge = Judge
+"""Name of the reward in recipes."""
