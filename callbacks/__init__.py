@@ -12,5 +12,14 @@ from glimpse_lightning.callbacks.retention_histogram import RetentionHistogram
 from glimpse_lightning.callbacks.run_checkpoints import RunCheckpoints
 from glimpse_lightning.callbacks.run_progress import RunProgress
 from glimpse_lightning.callbacks.token_overlay import TokenOverlay
+from glimpse_lightning.callbacks.training_speed import TrainingSpeed
 
-__all__ = ["AnswerWriter", "ResultsWriter", "RetentionHistogram", "RunCheckpoints", "RunProgress", "TokenOverlay"]
+__all__ = [
+    "AnswerWriter",
+    "ResultsWriter",
+    "RetentionHistogram",
+    "RunCheckpoints",
+    "RunProgress",
+    "TokenOverlay",
+    "TrainingSpeed",
+]

@@ -40,6 +40,18 @@ SHOWN = {
     "agreement": "agreement",
     "evidence_recall": "evidence",
 }
+COMPARED = (
+    "accuracy", "retention", "relative_accuracy", "full_accuracy", "agreement", "kl", "evidence_recall", "flops_ratio",
+    "kv_retention",
+)  # fmt: skip
+"""Figures of TensorBoard's HParams page, in the order of its columns."""
+SETTINGS = {
+    "after_layer": "after_layer", "pruner": "pruner", "lr": "optimizer.lr", "backbone": "backbone",
+    "early_kv": "early_kv", "positions": "positions",
+}  # fmt: skip
+"""Columns of the HParams page next to those of the swappable parts, and where the configuration has them."""
+BUDGETS = ("ratio", "count", "flops", "threshold", "retention")
+"""Arguments of policies and objectives by which runs of one method differ."""
 FAMILY_SHOWN = {
     "accuracy": "accuracy",
     "full_accuracy": "full",
@@ -114,8 +126,9 @@ class ResultsWriter(Callback):
             write_jsonl(folder / "predictions.jsonl", [dataclasses.asdict(record) for record in summary.records])
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    figures = {f"hp/{name}": value for name, value in summary.metrics.items() if _is_number(value)}
-                    logger.log_hyperparams({"recipe": self.recipe, **dict(module.hparams)}, figures)
+                    figures = {f"hp/{name}": summary.metrics[name] for name in COMPARED}
+                    known = {name: value for name, value in figures.items() if _is_number(value)}
+                    logger.log_hyperparams({"recipe": self.recipe, **_settings(module.hparams)}, known)
         results = self._results(trainer, module, split, summary) | dict(found or {})
         write_text(folder / RESULTS, json.dumps(_plain(results), indent=2, ensure_ascii=False) + "\n")
         if summary is not None:
@@ -160,6 +173,25 @@ class ResultsWriter(Callback):
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
             **_circumstances(trainer.strategy.root_device),
         }
+
+
+def _settings(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by which runs differ, for a table: the parts by their class, and plain values that were given."""
+    model: Mapping[str, Any] = hparams.get("model") or {}
+    found: dict[str, Any] = {}
+    for part in ("scorer", "policy", "reducer", "objective"):
+        given = model.get(part)
+        if isinstance(given, Mapping) and "class_path" in given:
+            found[part] = given["class_path"].rpartition(".")[2]
+            options = (given.get("init_args") or {}).items() if part in ("policy", "objective") else ()
+            found |= {f"{part}.{name}": value for name, value in options if name in BUDGETS}
+    for name, path in SETTINGS.items():
+        value: Any = model
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None:
+            found[name] = value
+    return {**found, "seed": hparams.get("seed")}
 
 
 def _in_brief(trainer: Trainer) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 from glimpse_lightning.callbacks.results_writer import peak_memory_mb
+from glimpse_lightning.callbacks.training_speed import RunningSpeed, visual_tokens
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.progress import TaskID
@@ -15,13 +15,10 @@ from typing_extensions import override
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.evaluation_module import EvaluationModule
 from glimpse_lightning.suite import SuiteData
-from glimpse_lightning.vlm_module import VLMModule
 
 NAMES = {"hard_retention": "kept"}
 PASSES = ("full and pruned", "baselines")
 """What a test goes through its questions for, in turn."""
-SMOOTHING = 0.9
-"""Share of the past in the running mean of a batch's figures."""
 
 
 class RunProgress(RichProgressBar):
@@ -39,28 +36,20 @@ class RunProgress(RichProgressBar):
 
     def __init__(self, refresh_rate: int = 1) -> None:
         super().__init__(refresh_rate=refresh_rate)
-        self._last: float | None = None
-        self._seconds = self._samples = self._visual = 0.0
+        self._speed = RunningSpeed()
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = time.monotonic()
-        if self._last is not None and isinstance(batch, Batch):
-            self._add(now - self._last, len(batch.samples), visual_tokens(pl_module, batch))
-        self._last = now
+        if isinstance(batch, Batch):
+            self._speed.add(batch, visual_tokens(pl_module, batch))
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last = None  # its time is not training's
+        self._speed.pause()
         super().on_validation_start(trainer, pl_module)
-
-    def _add(self, seconds: float, samples: int, visual: int) -> None:
-        self._seconds = SMOOTHING * self._seconds + seconds
-        self._samples = SMOOTHING * self._samples + samples
-        self._visual = SMOOTHING * self._visual + visual
 
     @override
     def get_metrics(
@@ -68,9 +57,9 @@ class RunProgress(RichProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         shown = {name.removeprefix("train/"): value for name, value in super().get_metrics(trainer, pl_module).items()}
         shown = {NAMES.get(name, name): value for name, value in shown.items() if name != "v_num"}
-        if self._seconds:
-            shown["samples/s"] = f"{self._samples / self._seconds:.2f}"
-            shown["visual/s"] = f"{self._visual / self._seconds:.0f}"
+        if self._speed.figures is not None:
+            samples, visual = self._speed.figures
+            shown["samples/s"], shown["visual/s"] = f"{samples:.2f}", f"{visual:.0f}"
             shown["GB"] = f"{_peak_gb(pl_module.device):.2f}"
         return shown
 
@@ -114,14 +103,6 @@ class RunProgress(RichProgressBar):
         passes = tasks or PASSES[: module.test_passes if isinstance(module, EvaluationModule) else 1]
         which = passes[self._current_eval_dataloader_idx or 0] if len(passes) > 1 else ""
         return f"Testing {which}".strip()
-
-
-def visual_tokens(module: LightningModule, batch: Batch) -> int:
-    """How many placeholders of visual tokens the prompts of a batch have."""
-    ids, vlm = batch.inputs.get("input_ids"), module.vlm if isinstance(module, VLMModule) else None
-    if ids is None or vlm is None:
-        return 0
-    return int(torch.isin(ids, torch.tensor(vlm.backbone.visual_token_ids, device=ids.device)).sum())
 
 
 def _peak_gb(device: torch.device) -> float:

@@ -14,7 +14,7 @@ import torch
 import yaml
 from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -281,7 +281,11 @@ class RunCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.run.path)
         given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
         kwargs["callbacks"] = [*(given if isinstance(given, list) else [given])]
-        own = (callbacks.RunCheckpoints, callbacks.TokenOverlay, callbacks.RetentionHistogram, callbacks.AnswerWriter)
+        own: tuple[type[Callback], ...] = (
+            callbacks.RunCheckpoints, callbacks.TokenOverlay, callbacks.RetentionHistogram, callbacks.AnswerWriter
+        )  # fmt: skip
+        if self.subcommand == "fit" and config.trainer.logger not in (False, []):
+            own += (LearningRateMonitor, callbacks.TrainingSpeed)
         for new in (kind() for kind in own):
             if not any(type(callback) is type(new) for callback in kwargs["callbacks"]):
                 kwargs["callbacks"].append(new)

@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from glimpse_lightning.annotations import Annotations
@@ -235,6 +238,16 @@ class PruningModule(EvaluationModule):
             shown = name == "loss" or name in self.objective.shown
             self.log(f"train/{name}", value.detach(), prog_bar=shown, batch_size=len(batch.samples))
         return result.loss
+
+    @override
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the norm of the gradients, before they are clipped, in those steps whose figures are logged."""
+        often: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        flattened = isinstance(self.trainer.strategy, FSDPStrategy)  # each rank has a part, across parameters
+        if often and not flattened and (self.global_step + 1) % often == 0:
+            grads = [p.grad for p in self.parameters() if p.grad is not None]
+            norm = get_total_norm(grads)
+            self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     @property
     def _total_steps(self) -> int:

@@ -17,6 +17,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from runs import SMALL, run, scalars, write_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 import glimpse_lightning as gl
 from glimpse_lightning.module import PruningModule
@@ -340,3 +341,54 @@ def test_configured_values_go_before_those_of_a_checkpoint(
     assert [(group["initial_lr"], group["weight_decay"]) for group in groups] == [(1e-5, 0.2), (1e-5, 0.0)]
     assert max(group["lr"] for group in groups) <= 1e-5
     assert any("lr 0.001 -> 1e-05, weight_decay 0.01 -> 0.2" in line for line in said)
+
+
+def test_curves_of_a_training_show_rate_gradients_and_speed(fitted: tuple[Path, Path]) -> None:
+    logged = scalars(fitted[1] / "small" / "fit_0")
+    rates = [value for tag, steps in logged.items() if tag.startswith("lr-") for value in steps.values()]
+    assert len(rates) >= 8
+    assert min(rates) >= 0 < max(rates)
+    assert len(logged["train/grad_norm"]) == 8
+    assert min(logged["train/grad_norm"].values()) > 0
+    for tag in ("train/samples_per_second", "train/visual_tokens_per_second"):
+        assert len(logged[tag]) == 7, tag  # two ends of a batch make a time
+    ratio = logged["train/visual_tokens_per_second"][7] / logged["train/samples_per_second"][7]
+    assert ratio == pytest.approx(64, rel=1e-5)  # visual tokens of a picture of 224 x 224 pixels
+
+
+def test_the_gradients_norm_is_that_of_all_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+
+    def before(self: PruningModule, optimizer: Any) -> None:
+        squares = sum(float(p.grad.double().square().sum()) for p in self.parameters() if p.grad is not None)
+        norms.append(squares**0.5)
+        original(self, optimizer)
+
+    original = PruningModule.on_before_optimizer_step
+    monkeypatch.setattr(PruningModule, "on_before_optimizer_step", before)
+    recipe = write_recipe(tmp_path)
+    flags = ("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--model.test_after_fit", "false")
+    assert run("fit", recipe, tmp_path, *flags) == 0
+    logged = scalars(tmp_path / "small" / "fit_0")["train/grad_norm"]
+    assert list(logged.values()) == pytest.approx(norms, rel=1e-4)
+
+
+def test_the_hparams_page_compares_what_differs(fitted: tuple[Path, Path]) -> None:
+    started = []
+    for file in (fitted[1] / "small" / "fit_0").glob("events.*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        try:
+            contents = events.PluginTagToContent("hparams").values()
+        except KeyError:  # the file of the training's curves
+            continue
+        data = [plugin_data_pb2.HParamsPluginData.FromString(content) for content in contents]
+        started += [part.session_start_info for part in data if part.HasField("session_start_info")]
+        for part in data:
+            if part.HasField("experiment"):
+                shown = [info.name.tag for info in part.experiment.metric_infos]
+                assert shown[:2] == ["hp/accuracy", "hp/retention"]
+    (start,) = started
+    assert dict(start.hparams)["scorer"].string_value == "VIP"
+    assert set(start.hparams) == {"recipe", "scorer", "policy", "objective", "objective.retention", "policy.threshold",
+                                  "after_layer", "lr", "backbone", "seed"}  # fmt: skip

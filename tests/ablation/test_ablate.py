@@ -11,8 +11,14 @@ from typing import Any
 import pytest
 import yaml
 from runs import SMALL
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+from tensorboard.plugins.hparams.backend_context import Context
+from tensorboard.plugins.hparams.list_session_groups import Handler
 
 import glimpse_lightning as gl
 from glimpse_lightning.ablation.cells import cells
@@ -250,6 +256,17 @@ def test_cells_in_processes_of_their_own(tmp_path: Path, launcher: str, monkeypa
         monkeypatch.setattr("glimpse_lightning.ablation.command.visible_devices", lambda: ["0", "1"])
         assert main(["ablate", "--config", config]) == 0
     assert len(list((tmp_path / "out" / "mini").glob("*/test_0/results.json"))) == 3
+    assert page(tmp_path / "out" / "mini" / "hparams") == dict.fromkeys(("random", "pooling", "full"), "finished")
+
+
+def page(folder: Path) -> dict[str, str]:
+    """Rows of TensorBoard's HParams page over a folder: each one's method and status."""
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder))
+    multiplexer.Reload()
+    backend = Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(folder))))
+    request = api_pb2.ListSessionGroupsRequest(slice_size=10, allowed_statuses=list(api_pb2.Status.values()))
+    groups = Handler(RequestContext(), backend, "", request).run().session_groups
+    return {group.hparams["methods"].string_value: group.hparams["status"].string_value for group in groups}
 
 
 READY = sorted(name for name in recipes() if name.startswith("ablations/"))
