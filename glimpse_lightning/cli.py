@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from glimpse_lightning.brief_help import brief
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.paths import expanded_flags
 from glimpse_lightning.terminal import forgiving
@@ -34,8 +35,9 @@ A --config is a YAML file or the name of a packaged recipe. Flags beat the confi
 test and predict take the weights of the recipe's last finished fit, unless --ckpt_path FILE names others.
 
 more help:
-  COMMAND --help                      every option of a command
-  fit --model.scorer.help VIP         the options of one component (scorer, policy, objective, ...)
+  COMMAND --help                      the options that people set; COMMAND --help all for every one
+  fit --model.scorer.help             the classes of one part (scorer, policy, objective, ...)
+  fit --model.scorer.help VIP         the options of one of them
   fit --config vip_kl --print_config  the resolved configuration
 """
 
@@ -79,6 +81,9 @@ def _dispatch(args: list[str]) -> int:
         from glimpse_lightning import __version__
 
         print(__version__)
+        return 0
+    if page := brief(args):
+        print(page, end="")
         return 0
     command = args[0]
     if command not in COMMANDS:

@@ -34,6 +34,7 @@ import glimpse_lightning.reducers
 import glimpse_lightning.scorers
 import glimpse_lightning.strategies
 import glimpse_lightning.suite  # noqa: F401  (imported, so that short class names resolve)
+from glimpse_lightning.brief_help import whole
 from glimpse_lightning.checkpoint_config import checkpoint_config
 from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.data.datamodule import VQAData
@@ -45,6 +46,7 @@ from glimpse_lightning.gathering import full_state
 from glimpse_lightning.identity import changed_since, differences, write_inputs
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.parser_errors import readable
+from glimpse_lightning.part_help import listing
 from glimpse_lightning.paths import TEXTS, expanded
 from glimpse_lightning.precision import auto_precision, device_of, settle
 from glimpse_lightning.pruner_flag import pruner_alone
@@ -446,6 +448,10 @@ def prepare_parsing() -> None:
 def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> None:
     """Run ``fit``, ``validate``, ``test`` or ``predict``; ``prepare`` as in :class:`RunCLI`."""
     prepare_parsing()
+    if listed := listing(args):
+        print(listed)
+        return
+    args = whole(args)
     command_line = shlex.join(["glimpse-lightning", *args])
     args, config_files = with_recipes([SHORT_FLAGS.get(arg, arg) for arg in args])
     check_vars(args, config_files)

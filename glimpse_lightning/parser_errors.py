@@ -33,7 +33,7 @@ def readable(message: str, options: Sequence[str] = ()) -> str:
     if unknown := re.search(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'", message):
         return _unknown_option(key, unknown[1] or unknown[2], options)
     if flag := re.match(r"unrecognized arguments: (--[\w.]+)", message):
-        return f"there is no option {flag[1]}.{nearest(flag[1], options)} `fit --help` lists all options."
+        return f"there is no option {flag[1]}.{nearest(flag[1], options)} `fit --help all` lists every one."
     given = re.search(r"Given value: (?!NestedArg)(.{1,60})$", message)
     reasons = "; ".join(_reasons(message))
     return _at(key, reasons + (f", but got {given[1]}" if given and not reasons.endswith(".") else ""))
@@ -71,9 +71,13 @@ def _class_names(message: str, key: str) -> dict[str, str]:
         module, _, name = dotted.rpartition(".")
         base = getattr(importlib.import_module(module), name, None) if module else None
         bases += [base] if inspect.isclass(base) else []
-    kinds = {kind for base in bases for kind in _subclasses(base)}
-    concrete = sorted((kind for kind in kinds if not inspect.isabstract(kind)), key=lambda kind: kind.__name__)
-    return {kind.__name__: kind.__module__ for kind in concrete if not kind.__name__.startswith("_")}
+    return {kind.__name__: kind.__module__ for kind in concrete(*bases)}
+
+
+def concrete(*bases: type) -> list[type]:
+    """Public classes that can be instantiated, out of ``bases`` and all their subclasses, by name."""
+    kinds = {kind for base in bases for kind in _subclasses(base) if not inspect.isabstract(kind)}
+    return sorted((kind for kind in kinds if not kind.__name__.startswith("_")), key=lambda kind: kind.__name__)
 
 
 def _subclasses(base: type) -> set[type]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -11,9 +12,10 @@ import yaml
 from runs import SMALL, run, write_recipe
 
 import glimpse_lightning
-from glimpse_lightning import packaged_recipes
+from glimpse_lightning import brief_help, packaged_recipes
 from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.cli import main
+from glimpse_lightning.lightning_cli import SHORT_FLAGS
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.policies import KeepRatio
 from glimpse_lightning.recipe_files import recipe_name, with_recipes
@@ -46,7 +48,7 @@ def test_no_arguments_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_of_a_command_explains_our_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        main(["fit", "--help"])
+        main(["fit", "--help", "all"])
     assert end.value.code == 0
     out = capsys.readouterr().out
     for option in ("--model.scorer", "--model.optimizer.lr", "--data.batch_size", "--vars"):
@@ -227,3 +229,42 @@ def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glimpse_lightning.cli._dispatch", broken)
     with pytest.raises(KeyError):
         main(["fit"])
+
+
+@pytest.mark.parametrize("command", brief_help.OPTIONS)
+def test_the_short_help_names_options_that_there_are(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    page = capsys.readouterr().out
+    named = re.findall(r"^  --(\S+)", page, re.MULTILINE)
+    assert 10 <= len(named) <= 18
+    with pytest.raises(SystemExit):
+        main([command, "--help", "all"])
+    known = set(re.findall(r"--(\w[\w.]*)", capsys.readouterr().out))
+    short = {flag.removeprefix("--") for flag in SHORT_FLAGS}
+    assert {name for name in named if not name.startswith("vars.")} <= known | short
+
+
+def test_the_short_help_imports_nothing_slow() -> None:
+    ask = "import sys; from glimpse_lightning.cli import main; main(['fit', '--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize(
+    ("flag", "there", "not_there"),
+    [
+        ("--model.scorer.help", {"VIP", "Random"}, {"Scorer"}),
+        ("--model.policy.help", {"KeepRatio", "Threshold"}, {"Policy"}),
+        ("--model.reducer.help", {"Drop"}, {"Reducer"}),
+        ("--model.objective.help", {"KL", "GRPO"}, {"Objective"}),
+        ("--model.metric.help", {"ExactMatch", "ANLS"}, {"AnswerMetric"}),
+        ("--data.train.help", {"JSONL", "GlyphVQA", "Table"}, {"RowDataset", "Some", "TextDataset"}),
+    ],
+)
+def test_classes_of_a_part_are_listed(
+    flag: str, there: set[str], not_there: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", flag]) == 0
+    listed = set(re.findall(r"^  (\w+)  ", capsys.readouterr().out, re.MULTILINE))
+    assert there <= listed
+    assert not not_there & listed
