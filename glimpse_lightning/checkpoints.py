@@ -92,13 +92,13 @@ def load_pruner(path_or_hub_id: str | Path, any_backbone: bool = False, **where:
 
     Of the reference's pruners every variant runs that its configuration can express. Where ``use_ref_masks`` is set,
     the predictor does not run and the caller gives the masks, one tensor (boolean or probability, any shape) per image
-    in the order of the prompts: ``PrunedVLM(backbone, pruner).prefill(..., reference_masks=[mask])``, the same with
-    ``generate``. ``use_zero_masks`` needs nothing: every token scores as dropped, and only floor and anchors keep any.
-    The switch can be set on any such pruner: ``pruner.stages[0].scorer.masks = "reference"``; with given masks the
-    reference's cap and floor count image by image, hence ``pruner.stages[0].policy.per = "item"``. Video tokens,
-    which the reference never prunes, are pruned unless the backbone was loaded with ``prune_video=False``. Earlier rows
-    of deep supervision come from ``scorer.forward_rows``; the row of ``ori_attn_supervision``, which nothing reads, is
-    not computed.
+    in the order of the prompts: ``PrunedVLM(backbone, pruner).prefill(..., state={"reference_masks": [mask]})``, the
+    same with ``generate``. ``use_zero_masks`` needs nothing: every token scores as dropped, and only floor and anchors
+    keep any. The switch can be set on any such pruner: ``pruner.stages[0].scorer.masks = "reference"``; with given
+    masks the reference's cap and floor count image by image, hence ``pruner.stages[0].policy.per = "item"``. Video
+    tokens, which the reference never prunes, are pruned unless the backbone was loaded with ``prune_video=False``.
+    Earlier rows of deep supervision come from ``scorer.forward_rows``; the row of ``ori_attn_supervision``, which
+    nothing reads, is not computed.
 
     Args:
         path_or_hub_id: the folder, or the repository's id.

@@ -35,7 +35,6 @@ from glimpse_lightning.engine.training import DistillOutput, StageOutput, distil
 from glimpse_lightning.errors import GlimpseError, nearest
 from glimpse_lightning.pruner import Pruner, PruneStage
 from glimpse_lightning.ranks import running
-from glimpse_lightning.scorers.vip import REFERENCE_MASKS
 from glimpse_lightning.visual_tokens import VisionTap
 
 CACHES = (None, "dynamic", "static")
@@ -138,7 +137,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         keys: Tensor | None = None,
         questions: Sequence[str] = (),
         boxes: Sequence[Any] = (),
-        reference_masks: Sequence[Tensor] | None = None,
+        state: Mapping[str, Any] | None = None,
         select: Select | None = None,
         shared: SharedPrefix | None = None,
         copies: int = 1,
@@ -152,9 +151,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
             keys: ``[B]`` stable integer per sample, the seed of random scorers; by default drawn from its token ids.
             questions: raw questions, for scorers that read them.
             boxes: per sample, evidence boxes of each image or ``None``; for oracles only.
-            reference_masks: for scorers that take masks instead of predicting them (``VIP(masks="reference")``): a
-                boolean or a probability for each visual token, as one tensor of any shape per image, in the order of
-                the prompts.
+            state: entries of ``VisualTokens.state`` as the first stage finds it, for scorers that read some, such as
+                ``{"reference_masks": [...]}`` for ``VIP(masks="reference")``. Empty by default.
             select: decides what is kept in place of the stages' policies: called with stage, scores ``[V]`` and tokens.
             shared: how prompts (or copies) that begin alike run their common prefix once, from ``SharedPrefix.of``.
             copies: run each prompt so many times, in a row, for a ``select`` that draws.
@@ -168,14 +166,11 @@ class PrunedVLM(nn.Module, GenerationMixin):
         inputs = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
         if prompt is None:
             prompt = self.backbone.embed(inputs, self.vision_layers)
-        if reference_masks is not None and copies > 1:
-            raise GlimpseError(
-                "Expected either `reference_masks` or `copies`: masks are given for prompts, not copies."
-            )
-        state = {} if reference_masks is None else {REFERENCE_MASKS: reference_masks}
+        if state and copies > 1:
+            raise GlimpseError("Expected either `state` or `copies`: a state is of prompts, not of their copies.")
         keys = self._keys(keys, inputs)
         out = run_prefill(
-            self.backbone, self.pruner, prompt, keys, questions, boxes, state, select, shared, copies=copies
+            self.backbone, self.pruner, prompt, keys, questions, boxes, dict(state or {}), select, shared, copies=copies
         )
         if "input_ids" in inputs:
             ids, plan = inputs["input_ids"], prompt.left_padding
@@ -224,14 +219,14 @@ class PrunedVLM(nn.Module, GenerationMixin):
         *,
         keys: Tensor | None = None,
         questions: Sequence[str] = (),
-        reference_masks: Sequence[Tensor] | None = None,
+        state: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Answer a batch of prompts with Hugging Face's ``generate``, continuing on the compacted cache.
 
         Args:
             prefill: a prefill to continue from; it stays reusable.
-            keys, questions, reference_masks: as in :meth:`prefill`, which is called unless there is one.
+            keys, questions, state: as in :meth:`prefill`, which is called unless there is one.
             **kwargs: the processor's outputs (unless ``prefill`` is given) and any argument of ``generate``; with
                 ``cache_implementation="static"`` decoding runs on fixed shapes, which ``torch.compile`` likes.
 
@@ -260,14 +255,14 @@ class PrunedVLM(nn.Module, GenerationMixin):
             kwargs["generation_config"] = config = copy.deepcopy(kwargs["generation_config"])
             config.use_cache = True
         inputs = {name: kwargs.pop(name) for name in list(kwargs) if name in self.backbone.prompt_inputs}
-        asked = {"keys": keys, "questions": questions or None, "reference_masks": reference_masks, **inputs}
+        asked = {"keys": keys, "questions": questions or None, "state": state or None, **inputs}
         if prefill is not None and (unread := [name for name, value in asked.items() if value is not None]):
             raise GlimpseError(
                 f"Expected a prompt or a `prefill` of one, but got both: {', '.join(unread)} would not be read. Leave "
                 "out either."
             )
         if prefill is None:
-            prefill = self.prefill(keys=keys, questions=questions, reference_masks=reference_masks, **inputs)
+            prefill = self.prefill(keys=keys, questions=questions, state=state, **inputs)
         ids, mask = prefill.prompt_ids, prefill.prompt_mask
         if ids is None:  # logits processors that look at the prompt then see padding only
             ids = torch.full((len(prefill.logits), 1), self._pad_id, device=self.device)

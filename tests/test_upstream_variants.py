@@ -164,18 +164,18 @@ def test_reference_masks(tmp_path: Path, family: str) -> None:
     model = gl.PrunedVLM(backbone(family), gl.load_pruner(tmp_path))
     assert model.vision_layers == ()
     batch = backbone(family).example_inputs(SIZES)
-    grid = model.prefill(**batch, reference_masks=[torch.ones(count(family, batch))]).tokens.grid
+    grid = model.prefill(**batch, state={"reference_masks": [torch.ones(count(family, batch))]}).tokens.grid
     generator = torch.Generator().manual_seed(0)
     masks = [torch.rand(*item[1:].tolist(), generator=generator) > 0.6 for item in grid]
-    out = model.prefill(**batch, reference_masks=masks)
+    out = model.prefill(**batch, state={"reference_masks": masks})
     assert torch.equal(out.keep[0], torch.cat([mask.flatten() for mask in masks]))
-    soft = model.prefill(**batch, reference_masks=[0.3 + 0.4 * mask for mask in masks])
+    soft = model.prefill(**batch, state={"reference_masks": [0.3 + 0.4 * mask for mask in masks]})
     torch.testing.assert_close(soft.logits, out.logits)
     told = gl.PrunedVLM(backbone(family), gl.Pruner([gl.PruneStage(2, Told(out.keep[0]), gl.policies.Threshold())]))
     torch.testing.assert_close(told.prefill(**batch).logits, out.logits, **CLOSE)
-    with pytest.raises(GlimpseError, match="`reference_masks` or `copies`"):
-        model.prefill(**batch, reference_masks=masks, copies=2)
-    answers = model.generate(**batch, reference_masks=masks, max_new_tokens=4)
+    with pytest.raises(GlimpseError, match="`state` or `copies`"):
+        model.prefill(**batch, state={"reference_masks": masks}, copies=2)
+    answers = model.generate(**batch, state={"reference_masks": masks}, max_new_tokens=4)
     assert torch.equal(answers, told.generate(**batch, max_new_tokens=4))
     with pytest.raises(GlimpseError, match=r"Expected `reference_masks` with a value for each of the .* but got none"):
         model.prefill(**batch)
@@ -191,7 +191,7 @@ def test_given_masks_are_capped_image_by_image(tmp_path: Path, per: str, kept: l
     policy.per = per
     batch = backbone("qwen").example_inputs([[(2, 3), (5, 2)]])
     masks = [torch.full((2, 3), 0.9), torch.full((5, 2), 0.8)]
-    out = model.prefill(**batch, reference_masks=masks)
+    out = model.prefill(**batch, state={"reference_masks": masks})
     assert [int(out.keep[0][out.tokens.item == item].sum()) for item in (0, 1)] == kept
 
 
@@ -199,7 +199,7 @@ def test_given_masks_take_anchors_with_several_images(tmp_path: Path) -> None:
     pruner_files(tmp_path, "qwen", use_ref_masks=True, anchor_positions=["tr"], min_remain_num=0)
     model = gl.PrunedVLM(backbone("qwen"), gl.load_pruner(tmp_path))
     batch = backbone("qwen").example_inputs([[(2, 3), (5, 2)]])
-    out = model.prefill(**batch, reference_masks=[torch.zeros(2, 3), torch.zeros(5, 2)])
+    out = model.prefill(**batch, state={"reference_masks": [torch.zeros(2, 3), torch.zeros(5, 2)]})
     assert out.keep[0].nonzero()[:, 0].tolist() == [2, 6 + 1]
 
 

@@ -22,8 +22,8 @@ CERTAIN = 1e4
 """Logit whose sigmoid is exactly 1."""
 
 REFERENCE_MASKS = "reference_masks"
-"""Where ``VisualTokens.state`` holds the masks that ``prefill`` was given."""
-
+"""Key of ``VisualTokens.state`` under which ``VIP(masks="reference")`` finds its masks: a boolean or a probability for
+each visual token, as one tensor of any shape per image, in the order of the prompts."""
 
 OUT_OF_SIGHT = -20.0
 """Feature of a token that a row does not see: less than any likely one, and no outlier for a network."""
@@ -54,8 +54,9 @@ class VIP(Scorer):
         glimpse_scale: their size at the start; see :class:`GlimpseTokens`.
         dropout: of these vectors, in training.
         masks: ``"predicted"``, by the network; ``"reference"``: scores are the logits of the masks that ``prefill`` was
-            given as ``reference_masks``; ``"zero"``: every token scores as one outside such masks. With the latter two
-            neither glimpse nor network runs (the reference's ``use_ref_masks`` and ``use_zero_masks``).
+            given, as ``state={"reference_masks": [...]}``; ``"zero"``: every token scores as one outside such
+            masks. With the latter two neither glimpse nor network runs (the reference's ``use_ref_masks`` and
+            ``use_zero_masks``).
         shares_glimpse: read the glimpse token of an earlier stage, which runs on to this one, and have none of its own;
             the other glimpse arguments then count for nothing.
         query: whose attention is read: the ``"glimpse"`` token's, as in the paper, the ``"last"`` prompt token's (no
@@ -236,7 +237,8 @@ class VIP(Scorer):
             raise GlimpseError(
                 f"Expected `reference_masks` with a value for each of the {int(sizes.sum())} visual tokens, image by "
                 f"image in the order of the prompt, but got {'none' if flat is None else len(flat)}. Pass them to "
-                "`prefill` or `generate`, or set the scorer's `masks` to 'predicted'."
+                "`prefill` or `generate` as `state={'reference_masks': [...]}`, or set the scorer's `masks` to "
+                "'predicted'."
             )
         index = (sizes.cumsum(0) - sizes)[tokens.item] + index_in_item(tokens)
         return flat.to(index.device)[index].logit().clamp(-CERTAIN, CERTAIN)
