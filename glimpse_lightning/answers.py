@@ -16,8 +16,9 @@ from glimpse_lightning.appended_lines import AppendedLines
 from glimpse_lightning.backbones.collate import padded_answers
 from glimpse_lightning.backbones.fingerprint import Fingerprint, fingerprint
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.engine.prefill import PrefillOutput, Select
+from glimpse_lightning.engine.prefill import PrefillOutput
 from glimpse_lightning.engine.prompt import Prompt
+from glimpse_lightning.engine.request import Select
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.objectives.policy_gradient import sequence_mask
 from glimpse_lightning.objectives.rollouts import end_ids, one_more

@@ -14,8 +14,9 @@ from glimpse_lightning import scorers
 from glimpse_lightning.answers import answer_rows, answers, greedy, prefill, with_answers
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.engine.decoding import step_after
-from glimpse_lightning.engine.prefill import PrefillOutput, Select
+from glimpse_lightning.engine.prefill import PrefillOutput
 from glimpse_lightning.engine.prompt import Prompt
+from glimpse_lightning.engine.request import Select
 from glimpse_lightning.evidence import evidence_mask
 from glimpse_lightning.metrics.evidence_overlap import evidence_overlap
 from glimpse_lightning.metrics.text import AnswerMetric

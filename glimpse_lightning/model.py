@@ -26,10 +26,11 @@ from glimpse_lightning.engine.compaction import fill_cache
 from glimpse_lightning.engine.decoding import decode_step, step_after
 from glimpse_lightning.engine.forward import IGNORED, Parts, check_placeholders, logits_of
 from glimpse_lightning.engine.generate_options import check_options
-from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
+from glimpse_lightning.engine.prefill import PrefillOutput, run_prefill
 from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.engine.prompt_cache import PromptCache
 from glimpse_lightning.engine.replay import ReplayOutput, replay
+from glimpse_lightning.engine.request import PrefillRequest, Select
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.training import DistillOutput, StageOutput, distill, glimpse_forward
 from glimpse_lightning.errors import GlimpseError, nearest
@@ -168,10 +169,10 @@ class PrunedVLM(nn.Module, GenerationMixin):
             prompt = self.backbone.embed(inputs, self.vision_layers)
         if state and copies > 1:
             raise GlimpseError("Expected either `state` or `copies`: a state is of prompts, not of their copies.")
-        keys = self._keys(keys, inputs)
-        out = run_prefill(
-            self.backbone, self.pruner, prompt, keys, questions, boxes, dict(state or {}), select, shared, copies=copies
+        request = PrefillRequest(
+            prompt, self._keys(keys, inputs), questions, boxes, state or {}, select, shared, copies=copies
         )
+        out = run_prefill(self.backbone, self.pruner, request)
         if "input_ids" in inputs:
             ids, plan = inputs["input_ids"], prompt.left_padding
             out.prompt_ids = ids if plan is None else plan.columns(ids, self._pad_id)
@@ -373,8 +374,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
         prompts = parts.prompts(inputs, self._pad_id)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_embeddings):
             prompt = self.backbone.embed(prompts, self.vision_layers)
-        keys = self._keys(keys, prompts)
-        out = run_prefill(self.backbone, self.pruner, prompt, keys, questions, with_hidden=True)
+        request = PrefillRequest(prompt, self._keys(keys, prompts), questions, with_hidden=True)
+        out = run_prefill(self.backbone, self.pruner, request)
         logits, predicted = logits_of(self.backbone, out, parts, ids)
         loss = None
         if labels is not None:
@@ -468,9 +469,16 @@ class PrunedVLM(nn.Module, GenerationMixin):
         return glimpse_forward(self.backbone, self.pruner, prompt, batch, answers)
 
     @keeps_caches
-    def replay(self, batch: Any, ids: Tensor, mask: Tensor, **kwargs: Any) -> ReplayOutput:
-        """Differentiable predictions of answers behind a pruned prompt; see :func:`~.engine.replay.replay`."""
-        return replay(self.backbone, self.pruner, self.embed(batch), batch, ids, mask, **kwargs)
+    def replay(
+        self, batch: Any, ids: Tensor, mask: Tensor, from_embeddings: bool = False, **options: Any
+    ) -> ReplayOutput:
+        """Differentiable predictions of answers after a pruned prompt; see :func:`~.engine.replay.replay`.
+
+        Args:
+            **options: further attributes of the :class:`~.engine.request.PrefillRequest`, such as ``select``.
+        """
+        request = PrefillRequest.of(self.embed(batch), batch, **options)
+        return replay(self.backbone, self.pruner, request, ids, mask, from_embeddings)
 
     @keeps_caches
     def distill(self, batch: Any, gate: Any) -> DistillOutput:

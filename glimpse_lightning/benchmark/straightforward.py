@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.engine.prompt_cache import PromptCache
+from glimpse_lightning.engine.request import PrefillRequest
 from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.training import CLOSED, DistillOutput, Gate, StageOutput
@@ -79,7 +80,7 @@ class StraightforwardVLM(PrunedVLM):
                 assert tap is not None and tap.logits is not None
                 run.capture(name, probe, layer, sequence, tap.logits[:, :, 0], seen)
             if layer == last:
-                tokens = run.tokens(sequence, batch.key, batch.questions, {})
+                tokens = run.tokens(sequence, PrefillRequest.of(prompt, batch), {})
                 output = StageOutput(stage.scorer(tokens), tokens)
         assert output is not None
         if answers:

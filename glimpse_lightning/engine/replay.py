@@ -5,22 +5,22 @@ Suffixes: ``B`` prompts, ``R`` answers (``R / B`` in a row for each prompt), ``T
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from glimpse_lightning.engine.decoder import Decoder
-from glimpse_lightning.engine.prefill import PrefillOutput, Select, run_prefill
+from glimpse_lightning.engine.prefill import PrefillOutput, run_prefill
 from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.engine.prompt_cache import PromptCache, fork_cache
+from glimpse_lightning.engine.request import PrefillRequest
 from glimpse_lightning.engine.streams import run_behind
 from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.reducers.drop import Drop
 
 if TYPE_CHECKING:
-    from glimpse_lightning.data.batch import Batch
     from glimpse_lightning.pruner import Pruner
 
 
@@ -40,13 +40,9 @@ class ReplayOutput:
 def replay(
     decoder: Decoder,
     pruner: Pruner | None,
-    prompt: Prompt,
-    batch: Batch,
+    request: PrefillRequest,
     ids: Tensor,
     mask: Tensor,
-    select: Select | None = None,
-    scored: bool = True,
-    copies: int = 1,
     from_embeddings: bool = False,
 ) -> ReplayOutput:
     """Predictions of the answers' tokens, as ``generate`` makes them on the compacted cache.
@@ -55,24 +51,19 @@ def replay(
     Gradients reach whatever is trainable: the decoder's weights (also through the prompt), and scores.
 
     Args:
-        ids: ``[R, T]`` tokens of the answers.
+        request: the prompts; with ``scored`` false, they are scored all the same where a reducer reads scores.
+        ids: ``[R, T]`` tokens of the answers; those of a prompt's first copy come first.
         mask: ``[R, T]`` false at padding (on the right).
-        select: what decides what is kept in place of the stages' policies.
-        scored: false where ``select`` looks at no score: unless a reducer does, nothing is scored.
-        copies: prefills of each prompt; the answers of the first one's come first.
         from_embeddings: tokens from the second on are predicted as GlimpsePrune's stage 2 does it (arXiv 2508.01548):
             behind a prompt that was pruned before layer 0, so that no layer ever saw the dropped tokens. That is not
             the forward that sampled them.
     """
     stages = [] if pruner is None else pruner.stages
-    scored = scored or any(not isinstance(stage.reducer, Drop) for stage in stages)
-    out = run_prefill(
-        decoder, pruner, prompt, batch.key, batch.questions, batch.boxes, select=select, shared=batch.shared,
-        scored=scored, copies=copies,
-    )  # fmt: skip
+    scored = request.scored or any(not isinstance(stage.reducer, Drop) for stage in stages)
+    out = run_prefill(decoder, pruner, replace(request, scored=scored))
     cache = out.cache
     if from_embeddings:
-        cache = _prefix_from_embeddings(decoder, prompt.repeated(copies), out.kept())
+        cache = _prefix_from_embeddings(decoder, request.repeated().prompt, out.kept())
     return ReplayOutput(answer_logits(decoder, out, cache, ids, mask), out)
 
 

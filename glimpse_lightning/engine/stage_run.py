@@ -5,7 +5,6 @@ Suffixes: ``B`` samples, ``M`` columns left, ``n`` keys of a row, ``R`` rows, ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from glimpse_lightning.engine.glimpse_run import GlimpseRun
+from glimpse_lightning.engine.request import PrefillRequest
 from glimpse_lightning.engine.streams import SideStream
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import Trunk
@@ -166,10 +166,12 @@ class StageRun:
             row = mean_BHn.clamp(min=torch.finfo(torch.float32).tiny).log()
         self.captured[name, layer] = (trunk.alive, trunk.visual(row.transpose(1, 2)))
 
-    def tokens(
-        self, trunk: Trunk, key: Tensor, questions: Sequence[str], state: dict[str, Any], boxes: Sequence[Any] = ()
-    ) -> VisualTokens:
-        """The visual tokens still there, as the scorer sees them."""
+    def tokens(self, trunk: Trunk, request: PrefillRequest, state: dict[str, Any]) -> VisualTokens:
+        """The visual tokens still there, as the scorer sees them.
+
+        Args:
+            state: entries that the stages pass on; the scorer may add to it.
+        """
         layout, prompt = trunk.layout, trunk.prompt
         sample = trunk.of_alive(layout.sample)
         text = trunk.mask & (trunk.slot < 0) if self.requires.text else None
@@ -186,9 +188,9 @@ class StageRun:
             vision={layer: trunk.of_alive(prompt.vision[layer]) for layer in self.requires.vision_layers},
             text=None if text is None else trunk.hidden[text],
             text_sample=None if text is None else text.nonzero()[:, 0],
-            questions=tuple(questions),
-            boxes=tuple(boxes),
-            key=key,
+            questions=tuple(request.questions),
+            boxes=tuple(request.boxes),
+            key=request.key,
             facts=trunk.decoder.facts,
             state=state,
             keys=None if keys is None else trunk.visual(keys),

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from glimpse_lightning.engine.decoder import Decoder
-from glimpse_lightning.engine.prefill import new_stage_runs, run_layer_with_stages
 from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.engine.prompt_cache import fork_cache
+from glimpse_lightning.engine.request import PrefillRequest
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
+from glimpse_lightning.engine.stage_loop import new_stage_runs, run_layer_with_stages, stages_in_turn
 from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.engine.streams import SideStream, run_behind
 from glimpse_lightning.engine.trunk import Trunk
@@ -78,27 +80,23 @@ def glimpse_forward(
     With ``answers`` the answer tokens stand behind the glimpse, as in the reference's stage 1: they attend to it and
     to the whole prompt through all layers, and the glimpse predicts the first of them.
     """
-    trunk, runs = _start(decoder, pruner, prompt)
+    trunk, request, runs = _start(decoder, pruner, prompt, batch)
     rows = batch.answer_ids[:, :-1] if answers else None
     if rows is not None:
         for run in runs:
             _append_answers(run, trunk, rows, batch.answer_mask[:, :-1].bool())
-    outputs: dict[int, StageOutput] = {}
-    final = len(trunk.decoder.layers) - 1
-    stage_layers = [min(run.stage.after_layer, final) for run in runs]
-    for layer in range(-1, (final if answers else max(stage_layers, default=-1)) + 1):
-        if layer >= 0:
-            ahead = [run for run, last in zip(runs, stage_layers, strict=True) if answers or layer <= last]
-            run_layer_with_stages(layer, trunk, ahead, frozen=True)
-        for index, run in enumerate(runs):
-            if stage_layers[index] == layer:
-                tokens = run.tokens(trunk, batch.key, batch.questions, {}, batch.boxes)
-                outputs[index] = StageOutput(run.scorer(tokens), tokens)
-    for index, run in enumerate(runs):
+    outputs: list[StageOutput] = []
+    waiting, num_layers = list(runs), len(decoder.layers)
+    last = num_layers if answers else 1 + max((min(run.stage.after_layer, num_layers - 1) for run in runs), default=-1)
+    run_layer = partial(run_layer_with_stages, trunk=trunk, runs=runs if answers else waiting, frozen=True)
+    for run in stages_in_turn(waiting, last, run_layer):
+        tokens = run.tokens(trunk, request, {})
+        outputs.append(StageOutput(run.scorer(tokens), tokens))
+    for run, output in zip(runs, outputs, strict=True):
         if answers and run.stream is not None and run.scorer.glimpse is not None:
             hidden = run.stream.hidden[:, run.scorer.glimpse.length - 1 :]
-            outputs[index].answer_logits = trunk.decoder.logits(hidden)
-    return [outputs[index] for index in range(len(runs))]
+            output.answer_logits = decoder.logits(hidden)
+    return outputs
 
 
 def distill(decoder: Decoder, pruner: Pruner | None, prompt: Prompt, batch: Batch, gate: Gate) -> DistillOutput:
@@ -120,48 +118,46 @@ def distill(decoder: Decoder, pruner: Pruner | None, prompt: Prompt, batch: Batc
             "Soft gates cannot be trained where a stage renumbers positions, which only hard decisions define; train "
             "with `positions: keep`, or by an objective that samples answers (GRPO)."
         )
-    trunk, runs = _start(decoder, pruner, prompt)
+    trunk, request, runs = _start(decoder, pruner, prompt, batch)
     num_layers, total = len(trunk.decoder.layers), len(trunk.layout.item)
     outputs: list[StageOutput] = []
     log_gates: list[Tensor] = []
     biases = [trunk.hidden.new_zeros(total)]  # after no stage, after the first one, ...
     student: Trunk | None = None
-    key_bias: Tensor | None = None  # of the student's columns, behind the stages so far
-    for layer in range(-1, num_layers):
-        if layer >= 0:
-            if student is None:
-                run_layer_with_stages(layer, trunk, runs, frozen=True)
-            else:
-                with torch.no_grad():
-                    trunk.run_layer(layer)
-                run_layer_with_stages(layer, student, runs, key_bias)
-        while runs and (runs[0].stage.after_layer == layer or layer == num_layers - 1):
-            run = runs.pop(0)
-            student = _fork(trunk) if student is None else student
-            state = {LOG_GATES: biases[-1]} if outputs else {}
-            tokens = run.tokens(student, batch.key, batch.questions, state, batch.boxes)
-            scores = _scores(run, tokens, biases[-1]) if outputs else run.scorer(tokens)
-            outputs.append(StageOutput(scores, tokens))
-            log_gates.append(gate(scores, tokens).masked_fill(trunk.at_end, 0.0))
-            biases.append((biases[-1] + log_gates[-1].to(biases[-1].dtype)).clamp(min=CLOSED))
-            if runs:
-                student.count(_open(log_gates))
-                for later in runs:
-                    if later.stream is not None:
-                        later.stream.set_prompt(student.columns, student.counted)
-            else:
-                _compact(student, stages, log_gates)
-            key_bias = student.columns.spread(biases[-1])
+    key_bias: Tensor | None = None  # of the student's columns, after the stages so far
+
+    def run_layer(layer: int) -> None:
+        if student is None:
+            return run_layer_with_stages(layer, trunk, runs, frozen=True)
+        with torch.no_grad():
+            trunk.run_layer(layer)
+        run_layer_with_stages(layer, student, runs, key_bias)
+
+    for run in stages_in_turn(runs, num_layers, run_layer):
+        student = _fork(trunk) if student is None else student
+        tokens = run.tokens(student, request, {LOG_GATES: biases[-1]} if outputs else {})
+        scores = _scores(run, tokens, biases[-1]) if outputs else run.scorer(tokens)
+        outputs.append(StageOutput(scores, tokens))
+        log_gates.append(gate(scores, tokens).masked_fill(trunk.at_end, 0.0))
+        biases.append((biases[-1] + log_gates[-1].to(biases[-1].dtype)).clamp(min=CLOSED))
+        if runs:
+            student.count(_open(log_gates))
+            for later in runs:
+                if later.stream is not None:
+                    later.stream.set_prompt(student.columns, student.counted)
+        else:
+            _compact(student, stages, log_gates)
+        key_bias = student.columns.spread(biases[-1])
     student = _fork(trunk) if student is None else student
     with torch.no_grad():
-        teacher_logits = _answer_logits(trunk, batch, None)
+        teacher_logits = _continued(trunk, batch, None)
     passed = stages_passed([(stage.after_layer, stage.early_kv) for stage in stages], num_layers)
-    student_logits = _answer_logits(student, batch, [biases[index] for index in passed])
+    student_logits = _continued(student, batch, [biases[index] for index in passed])
     return DistillOutput(teacher_logits, student_logits, outputs, log_gates)
 
 
 def _scores(run: StageRun, tokens: VisualTokens, bias_V: Tensor) -> Tensor:
-    """Scores ``[V]`` of a stage behind others, whose gates' logs are ``bias_V``.
+    """Scores ``[V]`` of a stage after others, whose gates' logs are ``bias_V``.
 
     Where a scorer does not heed gates itself, open tokens are scored apart, by what is open.
     """
@@ -169,8 +165,8 @@ def _scores(run: StageRun, tokens: VisualTokens, bias_V: Tensor) -> Tensor:
     if run.scorer.heeds_gates:
         return scores
     is_open = bias_V > CLOSED
-    seen = replace(tokens.subset(is_open), state={LOG_GATES: bias_V[is_open]})
-    return scores.masked_scatter(is_open, run.scorer(seen))
+    open_tokens = replace(tokens.subset(is_open), state={LOG_GATES: bias_V[is_open]})
+    return scores.masked_scatter(is_open, run.scorer(open_tokens))
 
 
 def _open(log_gates: Sequence[Tensor]) -> Tensor:
@@ -188,9 +184,12 @@ def _compact(student: Trunk, stages: Sequence[PruneStage], log_gates: Sequence[T
         student.compact(_open(closed), None, first)
 
 
-def _start(decoder: Decoder, pruner: Pruner | None, prompt: Prompt) -> tuple[Trunk, list[StageRun]]:
-    trunk = Trunk.start(decoder, prompt, SharedPrefix.of(decoder, prompt))
-    return trunk, new_stage_runs(pruner, trunk)
+def _start(
+    decoder: Decoder, pruner: Pruner | None, prompt: Prompt, batch: Batch
+) -> tuple[Trunk, PrefillRequest, list[StageRun]]:
+    request = PrefillRequest.of(prompt, batch, shared_prefix=SharedPrefix.of(decoder, prompt))
+    trunk = Trunk.start(decoder, prompt, request.shared_prefix)
+    return trunk, request, new_stage_runs(pruner, trunk)
 
 
 def _append_answers(run: StageRun, trunk: Trunk, ids: Tensor, mask: Tensor) -> None:
@@ -213,7 +212,7 @@ def _fork(trunk: Trunk) -> Trunk:
     )  # fmt: skip
 
 
-def _answer_logits(trunk: Trunk, batch: Batch, bias_V: Sequence[Tensor] | None) -> Tensor:
+def _continued(trunk: Trunk, batch: Batch, bias_V: Sequence[Tensor] | None) -> Tensor:
     """``[B, A, vocab]`` predictions of the answer tokens from a finished main stream.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from glimpse_lightning.engine.prefill import Select
+from glimpse_lightning.engine.request import Select
 from glimpse_lightning.evidence import evidence_mask
 from glimpse_lightning.pruner import PruneStage
 from glimpse_lightning.visual_tokens import VisualTokens

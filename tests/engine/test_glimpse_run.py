@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import glimpse_lightning as gl
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.benchmark.training import training_batch
 from glimpse_lightning.engine.prefill import PrefillOutput, run_prefill
+from glimpse_lightning.engine.request import PrefillRequest
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.policies import KeepRatio
 from glimpse_lightning.testing import SIZES
@@ -70,7 +72,7 @@ def test_riding_changes_nothing(name: str, family: str) -> None:
         inputs = backbone.example_inputs(SIZES)
         taps = tuple(tap for each in model.pruner.stages for tap in each.requires.vision_layers)
         prompt = backbone.embed(inputs, tuple(dict.fromkeys(taps)))
-    args = backbone, model.pruner, prompt, torch.arange(len(SIZES)), [""] * len(SIZES)
+    args = backbone, model.pruner, PrefillRequest(prompt, torch.arange(len(SIZES)), [""] * len(SIZES))
     with torch.no_grad():
         riding = run_prefill(*args)
     with torch.enable_grad():
@@ -89,8 +91,9 @@ def test_a_shared_prefix_takes_the_glimpse_along() -> None:
         prompt.embeds[1:, -1] += 0.1
         shared = SharedPrefix.of(backbone, prompt)
         assert shared is not None
-        args = backbone, model.pruner, prompt, torch.arange(3), [""] * 3
-        check_equal(run_prefill(*args, shared=shared), run_prefill(*args))
+        request = PrefillRequest(prompt, torch.arange(3), [""] * 3)
+        together = run_prefill(backbone, model.pruner, replace(request, shared_prefix=shared))
+        check_equal(together, run_prefill(backbone, model.pruner, request))
 
 
 def calls_of_layers(backbone: Backbone, run: Callable[[], Any]) -> list[int]:
