@@ -64,7 +64,7 @@ class PlaceholderBackbone(Backbone):
     def vision_hidden_size(self) -> int:
         return self.model.config.vision_config.hidden_size
 
-    @property
+    @cached_property
     def facts(self) -> ModelFacts:
         text = self.text_config
         heads = text.num_attention_heads

@@ -156,9 +156,9 @@ class Decoder(ABC):
             )
             return out[0] if isinstance(out, tuple) else out
 
-        recompute = self.recompute and torch.is_grad_enabled()
-        out = recomputed(call, layer, hidden, cache) if recompute else call(hidden, cache)
-        if tap is not None:
+        with_graph = torch.is_grad_enabled()
+        out = recomputed(call, layer, hidden, cache) if self.recompute and with_graph else call(hidden, cache)
+        if tap is not None and with_graph:
             gather_for_backward(self.layers[layer], tap.logits, tap.rows_logits)
         return out
 
