@@ -125,7 +125,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         if batch.prompt is not None:
             return batch.prompt
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_embeddings):
-            return self.backbone.embed(batch.inputs, self.vision_layers, batch.seen)
+            return self.backbone.embed(batch.inputs, self.vision_layers, batch.vision_output)
 
     # -- prefill ------------------------------------------------------------------------------------------------
 

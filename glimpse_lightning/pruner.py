@@ -29,10 +29,9 @@ class PruneStage(Layered, nn.Module):
             the layers that run on all tokens (``Layered.number_layers``): 0.25 is layer 7 of 32, or 1 of 8.
         scorer: scores each visual token.
         policy: turns scores into a keep mask.
-        reducer: what becomes of the dropped tokens; gone by default.
-        early_kv: what decoding finds in the KV cache of the layers up to ``after_layer``: ``prune``: what this stage
-            keeps, as in later layers; ``keep``: what is there, so that cache lengths differ by layer (FastV,
-            PyramidDrop, SparseVLM).
+        reducer: treatment of the dropped tokens; by default they are removed (``Drop``).
+        early_kv: treatment of the KV cache of layers up to ``after_layer``. ``prune``: dropped tokens are removed.
+            ``keep``: this stage leaves it unchanged, so cache lengths differ by layer (FastV, PyramidDrop, SparseVLM).
         positions: where kept tokens stand in later layers: ``keep``: at their original positions, decoding goes on at
             the original next one; ``renumber``: the gaps are closed (:meth:`~.prompt_cache.Columns.renumbered`), and
             in those layers decoding goes on at the new next one (PyramidDrop's and VScan's LLaVA).
@@ -63,7 +62,7 @@ class PruneStage(Layered, nn.Module):
 
     @property
     def requires(self) -> Requires:
-        """Everything that the stage's parts want computed; valid once the scorer is built."""
+        """Everything that the stage's parts need computed; valid once the scorer is built."""
         return self.scorer.requires | self.policy.requires | self.reducer.requires
 
 
@@ -128,7 +127,7 @@ class Pruner(nn.Module):
         for stage in self.stages:
             if any(probe.query == "glimpse" for probe in stage.requires.probes.values()):
                 if stage.scorer.glimpse is not None:
-                    if number:  # those of a later stage run beside the prompt
+                    if number:  # those of a later stage run as a side stream
                         break
                     number = stage.scorer.glimpse.length
                 last = stage.after_layer

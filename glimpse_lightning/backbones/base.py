@@ -68,12 +68,15 @@ class Backbone(Decoder):
 
     @abstractmethod
     def embed_prompt(
-        self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap], seen: list[Visuals] | None = None
+        self,
+        inputs: Mapping[str, Any],
+        vision_layers: Sequence[VisionTap],
+        vision_output: list[Visuals] | None = None,
     ) -> Prompt:
         """Embed processor outputs ``inputs``, in the caller's layout; ``inputs["attention_mask"]`` is always there.
 
         Args:
-            seen: what :meth:`visuals` made of the same inputs, where the vision tower has run already.
+            vision_output: cached output of :meth:`visuals` for the same inputs; ``None``: the vision tower runs.
         """
 
     @abstractmethod
@@ -123,13 +126,13 @@ class Backbone(Decoder):
         self,
         inputs: Mapping[str, Any],
         vision_layers: Sequence[VisionTap] = (),
-        seen: list[Visuals] | None = None,
+        vision_output: list[Visuals] | None = None,
     ) -> Prompt:
         """Embed processor outputs; whatever the padding side, the prompt comes back padded on the left.
 
         Args:
-            seen: what :meth:`visuals` made of these ``inputs`` and ``vision_layers``, so that prompts can be embedded
-                anew, as the text embeddings train, without the vision tower.
+            vision_output: cached output of the frozen vision tower (:meth:`visuals` of the same arguments), reused when
+                prompts are embedded again. ``None``: the vision tower runs.
 
         Raises:
             GlimpseError: where ``input_ids`` are missing or a prompt is empty.
@@ -139,7 +142,7 @@ class Backbone(Decoder):
             raise GlimpseError("Expected `input_ids` of shape [batch, tokens]; pass on everything the processor made.")
         mask = inputs.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask
-        prompt = self.embed_prompt({**inputs, "attention_mask": mask}, vision_layers, seen)
+        prompt = self.embed_prompt({**inputs, "attention_mask": mask}, vision_layers, vision_output)
         plan = pad_left(prompt.mask)
         return prompt if plan is None else prompt.moved_left(plan)
 

@@ -87,12 +87,15 @@ class PlaceholderBackbone(Backbone):
         return text_position_ids(inputs["attention_mask"])
 
     def embed_prompt(
-        self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap], seen: list[Visuals] | None = None
+        self,
+        inputs: Mapping[str, Any],
+        vision_layers: Sequence[VisionTap],
+        vision_output: list[Visuals] | None = None,
     ) -> Prompt:
         ids = inputs["input_ids"]
         embeds = self.model.get_input_embeddings()(ids)
         visual = torch.zeros_like(ids, dtype=torch.bool)
-        parts, places = self.visuals(inputs, vision_layers) if seen is None else seen, []
+        parts, places = self.visuals(inputs, vision_layers) if vision_output is None else vision_output, []
         for part in parts:
             where = ids == part.token_id
             embeds = _place(embeds, where, part.features)

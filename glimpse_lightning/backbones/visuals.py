@@ -16,12 +16,12 @@ class Visuals:
 
     Attributes:
         token_id: the placeholder.
-        features: ``[P, D]`` what takes the place of each placeholder.
+        features: ``[P, D]`` embeddings that replace the placeholders.
         grid: ``[I, 3]`` (t, h, w) of each item; ``t * h * w`` summed over items is ``V``, the prunable tokens.
         prunable: ``[P]`` false at structure tokens (row ends), which are kept as text is.
-        states: of vision blocks, ``[V, Dv]``.
-        layer_features: added after a decoder layer, ``[V, D]``.
-        views: what each item shows; ``None`` = a whole image (or video) each.
+        states: outputs of vision blocks, by tap: ``[V, Dv]``.
+        layer_features: features added after a decoder layer, by layer: ``[V, D]``.
+        views: the part of an image that each item shows; ``None`` = a whole image (or video) each.
     """
 
     token_id: int

@@ -25,7 +25,7 @@ class Batch:
         weight: ``[B]`` 1.0, or 0.0 for a sample that only pads an uneven split and counts nowhere.
         samples: where the tensors come from.
         prompt: ``inputs`` as the backbone embedded them, where several models share that; then ``inputs`` may be empty.
-        seen: what the frozen vision tower made of ``inputs``, for embedding them again while the language model trains.
+        vision_output: cached output of the frozen vision tower, reused when prompts are embedded again.
         shared: how the prompts' (or their copies') common prefixes are run only once: a ``SharedPrefix``, if any.
     """
 
@@ -36,7 +36,7 @@ class Batch:
     weight: Tensor
     samples: list[Sample]
     prompt: Any = None
-    seen: Any = None
+    vision_output: Any = None
     shared: Any = None
 
     @property

@@ -1,4 +1,4 @@
-"""The cached step behind a prompt of which each decoder layer holds other columns.
+"""The cached step after a prompt of which the decoder layers hold different columns.
 
 Hugging Face's own step makes one mask and one rotary embedding for all layers. Where early layers keep what later ones
 dropped, or where a stage renumbered positions, each stretch of layers needs its own; the layers themselves are run as

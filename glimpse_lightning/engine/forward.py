@@ -1,4 +1,4 @@
-"""A model's own forward: a prompt that is pruned, and what stands behind it, predicted with one call.
+"""A model's own forward: a prompt that is pruned, and its continuation, predicted with one call.
 
 Suffixes: ``B`` samples, ``N`` columns as the caller has them, ``P`` columns of the longest prompt, ``T`` tokens of the
 longest continuation, ``M`` columns that pruning leaves.
@@ -38,16 +38,16 @@ class Parts:
 
     @classmethod
     def of(cls, mask: Tensor, labels: Tensor | None, prompt_length: int | Tensor | None) -> Parts:
-        """Where the continuation begins: behind ``prompt_length`` tokens, else at the first label, else nowhere."""
+        """Where the continuation begins: after ``prompt_length`` tokens, else at the first label, else nowhere."""
         real = mask.bool()
         if prompt_length is not None:
             length = torch.as_tensor(prompt_length, device=mask.device).expand(len(mask))
-            behind = real.cumsum(1) > length[:, None]
+            continued = real.cumsum(1) > length[:, None]
         elif labels is not None:
-            behind = (labels != IGNORED).cumsum(1) > 0
+            continued = (labels != IGNORED).cumsum(1) > 0
         else:
-            behind = torch.zeros_like(real)
-        prompt, rest = real & ~behind, real & behind
+            continued = torch.zeros_like(real)
+        prompt, rest = real & ~continued, real & continued
         longest, most = int(prompt.sum(1).max()), int(rest.sum(1).max())
         if not bool(prompt.any(1).all()):
             raise GlimpseError(
@@ -84,16 +84,16 @@ def check_placeholders(placeholders: Sequence[int], ids: Tensor, parts: Parts) -
 
 def logits_of(decoder: Decoder, out: PrefillOutput, parts: Parts, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Predictions at all columns ``[B, N, vocab]``, NaN at padding and at what was dropped; and those of the
-    continuation ``[B, T + 1, vocab]``, the last one of what follows it.
+    continuation ``[B, T + 1, vocab]``, the last one for the token after it.
 
     Gradients go through the latter and through the last column of the prompt.
     """
     assert out.hidden is not None and out.column is not None
     batch = torch.arange(len(ids), device=ids.device)[:, None]
     rest = ids.gather(1, parts.rest)
-    behind = torch.cat([rest, rest.new_zeros(len(rest), 1)], 1)  # the last one's prediction is wanted too
+    followed = torch.cat([rest, rest.new_zeros(len(rest), 1)], 1)  # the last one's prediction is wanted too
     mask = torch.cat([parts.rest_mask, parts.rest_mask.new_ones(len(rest), 1)], 1)
-    predicted = answer_logits(decoder, out, out.cache, behind, mask)
+    predicted = answer_logits(decoder, out, out.cache, followed, mask)
     with torch.no_grad():
         of_prompt = decoder.logits(out.hidden)
     logits = torch.full((*ids.shape, predicted.shape[-1]), torch.nan, dtype=predicted.dtype, device=ids.device)

@@ -12,17 +12,17 @@ from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 
 
 class GlimpseRun:
-    """Glimpse tokens behind a prompt, and what their last one's attention was in the layer reached.
+    """Glimpse tokens after a prompt, and the attention row of the last one in the layer reached.
 
     Args:
-        tokens: whose vectors enter.
-        trunk: the prompt that they stand behind.
-        rides: run as the main stream's tail, in its own calls of the layers, which costs nothing beside them; only
-            where nothing is trained, as gradients would then flow through the whole main stream. Otherwise the tokens
-            are a side stream. Both compute the same.
+        tokens: vectors of the glimpse tokens, by the layer that they enter.
+        trunk: the prompt before them.
+        rides: whether they run as the main stream's tail, in its own calls of the layers, at no extra cost. In
+            training, gradients would flow through the whole main stream, so they have to be a side stream (the
+            default). Both compute the same.
 
     Attributes:
-        stream: the rows of the side stream; may be replaced, before the first layer, by one with more rows behind.
+        stream: the rows of the side stream; may be replaced, before the first layer, by one with more rows after them.
             ``None`` where they ride.
         wanted: layers whose attention row some stage reads.
     """
@@ -46,11 +46,13 @@ class GlimpseRun:
     def enter(self, layer: int, trunk: Trunk) -> None:
         """Where the tokens ride: add the vectors that enter ``layer``, before the main stream's call of it."""
         vectors = self._entering(layer)
-        if vectors is not None:  # in place: the layer before has just made these states, and nobody else reads the tail
+        if (
+            vectors is not None
+        ):  # in place: the layer before has just made these states, and nothing else reads the tail
             trunk.states[:, -self.tokens.length :] += vectors.to(trunk.states.dtype)
 
     def leave(self, tap: AttentionTap) -> None:
-        """Where the tokens ride: take their last one's row out of what the main stream's call captured."""
+        """Where the tokens ride: take their last one's row out of the rows that the main stream's call captured."""
         self._row = None if tap.logits is None else tap.logits[:, :, -1]
 
     def advance(self, layer: int, trunk: Trunk, key_bias: Tensor | None) -> Tensor | None:
@@ -72,10 +74,10 @@ class GlimpseRun:
             self._vectors = self.tokens()
         return self._vectors.get(layer)
 
-    def seen(self, trunk: Trunk) -> Tensor:
-        """``[B, keys]`` what the last glimpse token may attend to: not the rows behind it."""
+    def visible(self, trunk: Trunk) -> Tensor:
+        """``[B, keys]`` true at keys that the last glimpse token may attend to; false at the rows after it."""
         if self.stream is None:
             return trunk.whole_mask
-        seen = self.stream.mask.clone()
-        seen[:, trunk.mask.shape[1] + self.tokens.length :] = False
-        return seen
+        visible = self.stream.mask.clone()
+        visible[:, trunk.mask.shape[1] + self.tokens.length :] = False
+        return visible

@@ -20,7 +20,7 @@ class TokenLayout:
     """Where the ``V`` visual tokens of a batch belong: see the fields of the same name of ``VisualTokens``.
 
     Attributes:
-        column: ``[V]`` of the prompt.
+        column: ``[V]`` column of the prompt.
     """
 
     item: Tensor
@@ -55,10 +55,10 @@ class Prompt:
         position_ids: ``[..., B, N]`` as the model's rotary embedding takes them.
         visual: ``[B, N]`` true at visual tokens; read row by row they are the packed order of ``VisualTokens``.
         grid: ``[I, 3]`` (t, h, w) of each item after merging, in that order.
-        vision: what was asked of the vision tower, by tap: ``[V, Dv]``.
+        vision: requested states of the vision tower, by tap: ``[V, Dv]``.
         left_padding: how the columns were moved from the caller's layout; ``None`` where they were not.
         layer_features: by decoder layer, ``[V, D]`` that are added to the visual tokens' states after that layer.
-        views: what each item shows; ``None`` = a whole image each.
+        views: the part of an image that each item shows; ``None`` = a whole image each.
     """
 
     embeds: Tensor

@@ -18,7 +18,7 @@ from glimpse_lightning.engine.compaction import Compaction
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """What is known of each column of a left-padded prompt from which some may have gone.
+    """Mask, position and origin of each column of a left-padded prompt, of which some may have been dropped.
 
     Attributes:
         mask: ``[B, M]`` false at padding.
@@ -49,19 +49,19 @@ class Columns:
         return self.mask & torch.cat([keep, keep.new_ones(1)])[self.slot]  # slot -1 = text: always kept
 
     def compacted(self, plan: Compaction) -> Columns:
-        """What is left of them by ``plan``, at the positions that they have."""
+        """The columns that ``plan`` keeps, at the positions that they have."""
         return Columns(
             plan.mask, plan.columns(self.position_ids, 1), plan.columns(self.slot, -1), plan.columns(self.column),
             self.numbering,
         )  # fmt: skip
 
     def renumbered(self, before: Columns) -> Columns:
-        """These columns of ``before`` at positions without the gaps that the dropped ones have left.
+        """These columns of ``before`` at positions without the gaps of the dropped ones.
 
         A position that some column held (on any axis) and none holds any more disappears, and all later ones move
         down by one. With one axis, what was numbered consecutively is so again. With (t, h, w) axes (mRoPE), all three
         share this number line: text keeps equal numbers on them, tokens of one row or column of an image still share
-        it, order is kept, and the next position is one behind the largest, as in the model's own numbering.
+        it, order is kept, and the next position is one after the largest, as in the model's own numbering.
         """
         length = int(before.position_ids.max()) + 1
         lost = before.held(length) & ~self.held(length)
@@ -89,9 +89,9 @@ class Columns:
 
 
 class PromptCache(DynamicCache):
-    """Keys and values of a prompt and of what was decoded behind it; a layer may hold other columns than the next.
+    """Keys and values of a prompt and of the tokens decoded after it; a layer may hold other columns than the next.
 
-    In prefill a layer may also hold those of rows that run along behind the prompt (:attr:`Trunk.tail`).
+    In prefill a layer may also hold those of rows that run along after the prompt (:attr:`Trunk.tail`).
 
     Beams never leave their sample, whose rows hold the same columns, so these are not reordered with the states.
 
@@ -115,7 +115,7 @@ class PromptCache(DynamicCache):
         rotated.
 
         Args:
-            before, plan, after: columns for which it is known already what comes of them.
+            before, plan, after: columns whose compaction has already been computed, its plan, and its result.
         """
         known = {id(before): (plan, after)}
         for index, columns in enumerate(self.columns):
@@ -133,7 +133,7 @@ class PromptCache(DynamicCache):
 
 
 class PrefixView(DynamicCache):
-    """Shows a layer the first ``length`` cached states of ``source`` with the new ones behind, and stores nothing."""
+    """Shows a layer the first ``length`` cached states of ``source``, then the new ones, and stores nothing."""
 
     def __init__(self, source: Cache, length: int) -> None:
         super().__init__()

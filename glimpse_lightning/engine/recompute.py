@@ -19,7 +19,7 @@ States = tuple[Tensor, Tensor]
 
 
 class _Found(DynamicCache):
-    """Shows a layer the states it found the first time, with its new ones behind, and stores nothing."""
+    """Shows a layer the states it found the first time, followed by its new ones, and stores nothing."""
 
     def __init__(self, found: States | None) -> None:
         super().__init__()
@@ -39,14 +39,14 @@ def recomputed(
     Args:
         call: runs decoder layer ``layer``.
         hidden: ``[B, n, D]``.
-        cache: what the layer attends to and writes to.
+        cache: keys and values that the layer attends to and adds to.
     """
     found, first = _found(cache, layer), True
 
     def run(hidden: Tensor) -> Tensor:
         nonlocal first
-        seen, first = cache if first or cache is None else _Found(found), False
-        return call(hidden, seen)
+        shown, first = cache if first or cache is None else _Found(found), False
+        return call(hidden, shown)
 
     return checkpoint(run, hidden, use_reentrant=False)
 

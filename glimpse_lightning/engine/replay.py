@@ -1,4 +1,4 @@
-"""Replay: given answers once more behind the pruned prompt that they were sampled from, differentiably.
+"""Replay: given answers once more after the pruned prompt that they were sampled from, differentiably.
 
 Suffixes: ``B`` prompts, ``R`` answers (``R / B`` in a row for each prompt), ``T`` answer tokens.
 """
@@ -16,7 +16,7 @@ from glimpse_lightning.engine.prefill import PrefillOutput, run_prefill
 from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.engine.prompt_cache import PromptCache, fork_cache
 from glimpse_lightning.engine.request import PrefillRequest
-from glimpse_lightning.engine.streams import run_behind
+from glimpse_lightning.engine.streams import run_continuation
 from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.reducers.drop import Drop
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ReplayOutput:
-    """What the model thinks of given answers.
+    """Predictions of given answers.
 
     Attributes:
         logits: ``[R, T, vocab]``; entry ``t`` predicts token ``t`` of the answer.
@@ -55,7 +55,7 @@ def replay(
         ids: ``[R, T]`` tokens of the answers; those of a prompt's first copy come first.
         mask: ``[R, T]`` false at padding (on the right).
         from_embeddings: tokens from the second on are predicted as GlimpsePrune's stage 2 does it (arXiv 2508.01548):
-            behind a prompt that was pruned before layer 0, so that no layer ever saw the dropped tokens. That is not
+            after a prompt that was pruned before layer 0, so that no layer ever saw the dropped tokens. That is not
             the forward that sampled them.
     """
     stages = [] if pruner is None else pruner.stages
@@ -68,13 +68,13 @@ def replay(
 
 
 def answer_logits(decoder: Decoder, out: PrefillOutput, cache: PromptCache, ids: Tensor, mask: Tensor) -> Tensor:
-    """``[R, T, vocab]`` predictions of answers behind a prompt; entry 0 is the prompt's own."""
+    """``[R, T, vocab]`` predictions of answers after a prompt; entry 0 is the prompt's own."""
     repeats = len(ids) // len(out.logits)
     first = out.logits.repeat_interleave(repeats, 0)[:, None]
     if ids.shape[1] == 1:
         return first
     rows = decoder.model.get_input_embeddings()(ids[:, :-1])
-    hidden = run_behind(decoder, fork_cache(cache, repeats), rows, mask[:, :-1].bool())
+    hidden = run_continuation(decoder, fork_cache(cache, repeats), rows, mask[:, :-1].bool())
     return torch.cat([first, decoder.logits(hidden)], 1)
 
 

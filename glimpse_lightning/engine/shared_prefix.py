@@ -1,7 +1,7 @@
 """Questions about one image have their prompt up to the question in common: layers run over it once.
 
 Prompts are causal, so the states of a prefix do not depend on what follows it: each layer needs them once per image and
-not once per question. Only the columns behind it run for every sample, reading the prefix's keys and values.
+not once per question. Only the columns after it run for every sample, reading the prefix's keys and values.
 
 Suffixes: ``B`` samples, ``N`` columns of the prompt, ``P`` of them in front of the last ``S``, ``G`` distinct prefixes,
 ``D`` width.
@@ -21,11 +21,11 @@ from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.engine.prompt_cache import PrefixView
 from glimpse_lightning.engine.taps import AttentionTap
 
-_WORTH = 0.8  # share of a batch's columns left to run, above which two calls of a layer cost more than one
+_WORTH = 0.8  # share of a batch's columns that still run, above which two calls of a layer cost more than one
 
 
 class _Assembled(PrefixView):
-    """Puts new states behind a prefix's and stores both in ``target``."""
+    """Appends new states to a prefix's and stores both in ``target``."""
 
     def __init__(self, source: Cache, length: int, target: Cache) -> None:
         super().__init__(source, length)
@@ -59,7 +59,7 @@ class SharedPrefix:
         """How to take the batch apart; ``None`` where it shares too little to be worth it.
 
         Samples share a prefix where all that enters the decoder is equal, in value and in position: nothing is taken on
-        trust but that, where a model adds features behind layers, equal image tokens have equal ones. Waits for the
+        trust but that, where a model adds features after layers, equal image tokens have equal ones. Waits for the
         device.
 
         Args:
@@ -70,15 +70,15 @@ class SharedPrefix:
             return None
         pad = (~prompt.mask).sum(1)
         group, common = _groups(prompt, pad)
-        behind = max(1, int((width - pad - common).max()))
+        suffix = max(1, int((width - pad - common).max()))
         rows, group = group.unique(return_inverse=True)
-        lengths = (width - behind - pad).clamp(min=0)
+        lengths = (width - suffix - pad).clamp(min=0)
         longest = int(lengths.max())
-        if len(rows) * longest + batch * behind > _WORTH * batch * width:
+        if len(rows) * longest + batch * suffix > _WORTH * batch * width:
             return None
         device = pad.device
         columns = (pad[rows, None] + torch.arange(longest, device=device)).clamp(max=width - 1)
-        places = (torch.arange(width - behind, device=device) - pad[:, None]).clamp(min=0)
+        places = (torch.arange(width - suffix, device=device) - pad[:, None]).clamp(min=0)
         group, places = (x.repeat_interleave(copies, 0) for x in (group, places))
         return cls(rows * copies, columns, group, places)
 
@@ -113,9 +113,9 @@ class SharedPrefix:
         prefixes = hidden[self.rows[:, None], self.columns]
         if width not in self._positions:
             mine = position_ids[..., self.rows[:, None], self.columns]
-            behind = position_ids[..., self.length :]
+            suffix = position_ids[..., self.length :]
             embed = decoder.position_embeddings
-            self._positions[width] = embed(prefixes, mine), embed(hidden, behind)
+            self._positions[width] = embed(prefixes, mine), embed(hidden, suffix)
         if kind not in self._masks:
             everything = torch.ones(prefixes.shape[:2], dtype=torch.bool, device=hidden.device)
             view = PrefixView(cache, self.length)
@@ -123,7 +123,7 @@ class SharedPrefix:
                 decoder.attention_mask(layer, prefixes, everything, None),
                 decoder.attention_mask(layer, hidden[:, self.length :], mask, view),
             )
-        (prefix_mask, behind_mask), (prefix_positions, positions) = self._masks[kind], self._positions[width]
+        (prefix_mask, suffix_mask), (prefix_positions, positions) = self._masks[kind], self._positions[width]
         own = DynamicCache()
         prefixes = decoder.run_layer(layer, prefixes, prefix_mask, prefix_positions, own, None)
         states = own.layers[layer]
@@ -131,9 +131,9 @@ class SharedPrefix:
         if tap is not None:
             rows = tap.span
             tap.span = None if rows is None else slice(rows.start - self.length, rows.stop - self.length)
-        behind = hidden[:, self.length :]
-        behind = decoder.run_layer(layer, behind, behind_mask, positions, _Assembled(own, self.length, cache), tap)
-        return torch.cat([prefixes[self.group[:, None], self.places], behind], 1)
+        suffix = hidden[:, self.length :]
+        suffix = decoder.run_layer(layer, suffix, suffix_mask, positions, _Assembled(own, self.length, cache), tap)
+        return torch.cat([prefixes[self.group[:, None], self.places], suffix], 1)
 
     def _spread(self, states: Tensor) -> Tensor:
         """Keys or values ``[G, H, longest prefix, d]`` of the prefixes -> ``[B, H, P, d]`` in front of each sample."""

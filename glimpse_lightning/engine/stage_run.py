@@ -1,6 +1,6 @@
-"""What a prune stage needs while the decoder layers before it run.
+"""A prune stage while the decoder layers before it run: its glimpse tokens and captured attention rows.
 
-Suffixes: ``B`` samples, ``M`` columns left, ``n`` keys of a row, ``R`` rows, ``H`` heads, ``V`` visual tokens.
+Suffixes: ``B`` samples, ``M`` columns that remain, ``n`` keys of a row, ``R`` rows, ``H`` heads, ``V`` visual tokens.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
 
 class StageRun:
-    """What one stage needs while the layers before it run: its glimpse tokens and its captured attention rows.
+    """One stage while the layers before it run: its glimpse tokens and its captured attention rows.
 
     Args:
-        stage: whose.
-        trunk: before layer 0.
-        glimpse: of the stages before, for a scorer that shares it.
-        scored: false where it is known already what is kept: nothing that the scorer requires is computed.
+        stage: the stage itself.
+        trunk: the main stream before layer 0.
+        glimpse: glimpse tokens of the stages before, for a scorer that shares them.
+        scored: whether the scorer runs. False where the choice is known already: then nothing that it requires is
+            computed.
         rides: whether glimpse tokens of the stage's own run as the trunk's tail.
     """
 
@@ -60,7 +61,7 @@ class StageRun:
 
     @property
     def stream(self) -> SideStream | None:
-        """Of glimpse tokens that do not ride."""
+        """The side stream of glimpse tokens that do not ride."""
         return None if self.glimpse is None else self.glimpse.stream
 
     @property
@@ -81,8 +82,8 @@ class StageRun:
     def _raters(self, trunk: Trunk) -> Tensor:
         """``[B, N]`` the text tokens whose attention the scorer reads; chosen before layer 0."""
         layout = trunk.layout
-        behind = trunk.prompt.visual.cumsum(1) > 0  # text in front of the first image cannot see any
-        text = trunk.mask & ~trunk.prompt.visual & behind
+        after_image = trunk.prompt.visual.cumsum(1) > 0  # text in front of the first image cannot see any
+        text = trunk.mask & ~trunk.prompt.visual & after_image
         tokens = VisualTokens(
             embeds=trunk.visual(trunk.hidden), hidden=trunk.visual(trunk.hidden), item=layout.item,
             sample=layout.sample, grid=layout.grid, item_sample=layout.item_sample, position=layout.position,
@@ -108,7 +109,7 @@ class StageRun:
         for name, probe in self.probes(layer, "glimpse"):
             assert row is not None
             counted = None if self.stream is None else self.stream.counted
-            self.capture(name, probe, layer, trunk, row, self.glimpse.seen(trunk), key_bias, counted)
+            self.capture(name, probe, layer, trunk, row, self.glimpse.visible(trunk), key_bias, counted)
 
     def capture(
         self,
@@ -117,25 +118,25 @@ class StageRun:
         layer: int,
         trunk: Trunk,
         row_BHn: Tensor,
-        seen_Bn: Tensor,
+        visible_Bn: Tensor,
         key_bias: Tensor | None = None,
         counted: Tensor | None = None,
     ) -> None:
         """Keep the logits of one query row, at the visual tokens, for the probe ``name``.
 
         Args:
-            seen_Bn: keys that the row may attend to, itself the last of them; a window narrows them.
+            visible_Bn: keys that the row may attend to, itself the last of them; a window narrows them.
             key_bias: ``[B, M]`` log of soft gates on the prompt's columns, the first of the keys.
             counted: ``[B, n]`` keys that the window counts; ``None`` = all.
         """
         if probe.scale == "log_softmax":
             window = trunk.decoder.window(layer)
             if window is not None:
-                column = torch.arange(seen_Bn.shape[1], device=seen_Bn.device)
-                number = column.expand_as(seen_Bn) if counted is None else column_numbers(counted)
-                last = (column * seen_Bn).argmax(1, keepdim=True)
-                seen_Bn = seen_Bn & (number > number.gather(1, last) - window)
-            row_BHn = log_weights(row_BHn.float(), seen_Bn[:, None], key_bias).clamp(min=UNSEEN)
+                column = torch.arange(visible_Bn.shape[1], device=visible_Bn.device)
+                number = column.expand_as(visible_Bn) if counted is None else column_numbers(counted)
+                last = (column * visible_Bn).argmax(1, keepdim=True)
+                visible_Bn = visible_Bn & (number > number.gather(1, last) - window)
+            row_BHn = log_weights(row_BHn.float(), visible_Bn[:, None], key_bias).clamp(min=UNSEEN)
         prompt_row = row_BHn[..., : trunk.mask.shape[1]].transpose(1, 2)
         self.captured[name, layer] = (trunk.alive, trunk.visual(prompt_row))
 
@@ -145,14 +146,16 @@ class StageRun:
         """Log of the attention weights of the raters' rows, averaged over raters; or their information."""
         assert main.rows is not None and main.rows_logits is not None and self.raters is not None
         column = torch.arange(trunk.mask.shape[1], device=trunk.mask.device)
-        seen_BRn = trunk.mask[:, None] & (column <= main.rows[..., None])
+        visible_BRn = trunk.mask[:, None] & (column <= main.rows[..., None])
         window = trunk.decoder.window(layer)
         if window is not None:
             number = column.expand_as(trunk.mask) if trunk.counted is None else column_numbers(trunk.counted)
-            seen_BRn = seen_BRn & (number[:, None] > number.gather(1, main.rows)[..., None] - window)
-        seen_BRn = seen_BRn | ~seen_BRn.any(-1, keepdim=True)  # padding, which nobody asks; its weights are numbers
+            visible_BRn = visible_BRn & (number[:, None] > number.gather(1, main.rows)[..., None] - window)
+        visible_BRn = visible_BRn | ~visible_BRn.any(
+            -1, keepdim=True
+        )  # padding rows are never read; NaN would spread from them
         logits_BHRn = main.rows_logits[..., : len(column)].float()
-        weights_BHRn = log_weights(logits_BHRn, seen_BRn[:, None], key_bias).exp()
+        weights_BHRn = log_weights(logits_BHRn, visible_BRn[:, None], key_bias).exp()
         mine_BR = (self.raters.gather(1, trunk.column) & trunk.mask).gather(1, main.rows)
         if probe.scale == "information":
             asked = (mine_BR[:, None, :, None] & (trunk.slot >= 0)[:, None, None]).float()
@@ -217,19 +220,19 @@ class StageRun:
                     f"{type(self.scorer).__name__} wants the attention of layer {layer}, but its stage prunes after "
                     f"layer {self.stage.after_layer}; ask for layers up to that one."
                 )
-            seen, values = self.captured[name, layer]
-            rows.append(values if seen is alive else values[torch.searchsorted(seen, alive)])
+            alive_then, values = self.captured[name, layer]
+            rows.append(values if alive_then is alive else values[torch.searchsorted(alive_then, alive)])
         return torch.cat(rows, -1)
 
 
-def log_weights(logits: Tensor, seen: Tensor, key_bias_Bn: Tensor | None) -> Tensor:
-    """Log of the attention weights of rows ``[B, H, ..., n]`` that see the keys ``seen``; ``-inf`` of others.
+def log_weights(logits: Tensor, visible: Tensor, key_bias_Bn: Tensor | None) -> Tensor:
+    """Log of the attention weights of rows ``[B, H, ..., n]`` that see the ``visible`` keys; ``-inf`` of others.
 
     With soft gates, of which ``key_bias_Bn`` are the logs on the first keys, each key's weight is the one that it would
     have if its own gate were open: the others count as far as theirs are. Of an open key that is the weight in a
     prefill; of a closed one, what a stage has to know that would have kept it.
     """
-    logits = logits.masked_fill(~seen, -torch.inf)
+    logits = logits.masked_fill(~visible, -torch.inf)
     if key_bias_Bn is None:
         return logits.log_softmax(-1)
     bias = F.pad(key_bias_Bn.float(), (0, logits.shape[-1] - key_bias_Bn.shape[-1]))

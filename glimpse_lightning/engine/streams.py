@@ -19,11 +19,11 @@ from glimpse_lightning.engine.taps import AttentionTap
 
 
 class SideStream:
-    """``R`` rows per sample that stand behind the prompt and attend to it and, causally, to each other.
+    """``R`` rows per sample that follow the prompt and attend to it and, causally, to each other.
 
     Args:
-        decoder: whose layers run.
-        rows: ``[B, R, D]`` what enters layer 0.
+        decoder: the decoder whose layers run.
+        rows: ``[B, R, D]`` states that enter layer 0.
         rows_mask: ``[B, R]`` false at padding.
         prompt_mask: ``[B, N]`` false at padding.
         position_ids: ``[..., B, R]``.
@@ -40,7 +40,7 @@ class SideStream:
         self._set_mask(prompt_mask)
 
     def set_prompt(self, prompt: Columns, counted: Tensor | None = None) -> None:
-        """From now on the layers hold these columns of the prompt, and the rows are numbered behind them.
+        """From now on the layers hold these columns of the prompt, and the rows are numbered after them.
 
         Args:
             counted: ``[B, M]`` those that sliding windows count; ``None`` = all.
@@ -64,14 +64,14 @@ class SideStream:
         self.hidden = self.decoder.run_layer(layer, self.hidden, self._masks[kind], self.position_embeddings, view, tap)
 
 
-def run_behind(
+def run_continuation(
     decoder: Decoder, cache: PromptCache, rows: Tensor, rows_mask: Tensor, bias_V: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """States ``[B, R, D]`` behind the last layer of rows that follow a prompt, of which each layer may hold others.
+    """States ``[B, R, D]`` after the last layer of rows that follow a prompt; layers may hold different columns of it.
 
     Args:
         cache: the prompt's keys and values, which stay as they are.
-        rows: ``[B, R, D]`` what enters layer 0.
+        rows: ``[B, R, D]`` states that enter layer 0.
         rows_mask: ``[B, R]`` false at padding (on the right).
         bias_V: by layer, logs of soft gates on the visual tokens.
     """

@@ -47,10 +47,10 @@ _HEAD_DIM_MULTIPLE = 8  # FlashAttention kernels want head dimensions that are m
 
 @dataclass
 class AttentionTap:
-    """What one attention call does beside attending.
+    """Rows to capture, and gates to apply, in one attention call.
 
     Attributes:
-        span: the ``R`` query rows, one behind the other, whose logits are captured; ``None`` captures nothing.
+        span: the ``R`` consecutive query rows whose logits are captured; ``None`` captures nothing.
         key_bias: ``[B, n]`` added to the attention logits of the first ``n`` keys for every query and head (soft
             gates: the log of each key's gate); ``None`` adds nothing.
         bias_rows: ``[queries]`` 1 at the query rows that ``key_bias`` is for, 0 elsewhere; ``None``: for all.

@@ -1,4 +1,4 @@
-"""Training forwards: what decoding will see decides what training must see.
+"""Training forwards: in training, tokens see the columns that they will see in decoding.
 
 The KV cache is compacted in *all* layers, so answer tokens miss the dropped tokens from layer 0 on, while prompt
 tokens miss them only after the stage's layer ``K``. (Where a stage keeps the keys and values of early layers, answer
@@ -23,7 +23,7 @@ from glimpse_lightning.engine.request import PrefillRequest
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.stage_loop import new_stage_runs, run_layer_with_stages, stages_in_turn
 from glimpse_lightning.engine.stage_run import StageRun
-from glimpse_lightning.engine.streams import SideStream, run_behind
+from glimpse_lightning.engine.streams import SideStream, run_continuation
 from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.token_counts import stages_passed
@@ -37,7 +37,7 @@ Gate = Callable[[Tensor, VisualTokens], Tensor]
 """From scores ``[V]`` to the natural log of soft keep gates ``[V]``, at most 0; ``-inf`` = closed altogether."""
 
 CLOSED = -1e4
-"""What a closed gate adds to attention logits: nothing is left of its key, and products with it stay finite."""
+"""Logit bias of a closed gate: its key gets no weight, and products with the bias stay finite."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class StageOutput:
 
     Attributes:
         scores: ``[V]``.
-        tokens: what the scorer saw.
+        tokens: the scorer's input.
         answer_logits: ``[B, A, vocab]`` predictions of the answer tokens by the stream [glimpse, answer]; ``None``
             unless asked for.
     """
@@ -77,7 +77,7 @@ def glimpse_forward(
 ) -> list[StageOutput]:
     """Scores of every stage over the unpruned prompt, with gradients to the pruner.
 
-    With ``answers`` the answer tokens stand behind the glimpse, as in the reference's stage 1: they attend to it and
+    With ``answers`` the answer tokens follow the glimpse, as in the reference's stage 1: they attend to it and
     to the whole prompt through all layers, and the glimpse predicts the first of them.
     """
     trunk, request, runs = _start(decoder, pruner, prompt, batch)
@@ -104,7 +104,7 @@ def distill(decoder: Decoder, pruner: Pruner | None, prompt: Prompt, batch: Batc
 
     Four passes, three of them without gradient or short: (1) trunk, the prompt through 0..K; (2) glimpse stream and
     scorer; (3) teacher, prompt K+1..L and answers 0..L, ungated; (4) student, the same with ``log g`` added to the
-    attention logits of gated keys. Behind the last stage, tokens that any of them has closed altogether leave the
+    attention logits of gated keys. After the last stage, tokens that any of them has closed altogether leave the
     student as dropped ones leave a prefill: a step gets cheaper as fewer are kept. Before it they stay, for later
     stages to score what earlier ones have closed, but count for nothing: not in attention, not in what a sliding window
     reaches, not in the scores of those that are open, which are what a prefill has.
@@ -193,7 +193,7 @@ def _start(
 
 
 def _append_answers(run: StageRun, trunk: Trunk, ids: Tensor, mask: Tensor) -> None:
-    """Rows ``[B, A]`` of answer tokens behind the glimpse; the answer's positions then follow the glimpse's."""
+    """Rows ``[B, A]`` of answer tokens after the glimpse; the answer's positions then follow the glimpse's."""
     glimpse, decoder = run.scorer.glimpse, trunk.decoder
     if run.glimpse is None or glimpse is None or ids.shape[1] == 0:
         return
@@ -222,5 +222,5 @@ def _continued(trunk: Trunk, batch: Batch, bias_V: Sequence[Tensor] | None) -> T
     ids = batch.answer_ids[:, :-1]
     if ids.shape[1] > 0:
         rows = trunk.decoder.model.get_input_embeddings()(ids)
-        hidden.append(run_behind(trunk.decoder, trunk.cache, rows, batch.answer_mask[:, :-1].bool(), bias_V))
+        hidden.append(run_continuation(trunk.decoder, trunk.cache, rows, batch.answer_mask[:, :-1].bool(), bias_V))
     return trunk.decoder.logits(torch.cat(hidden, 1))

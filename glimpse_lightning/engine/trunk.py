@@ -1,6 +1,6 @@
 """The main stream: a prompt's columns on their way through the decoder, and where its visual tokens belong.
 
-Suffixes: ``B`` samples, ``N`` columns of the prompt, ``M`` columns left, ``V`` visual tokens, ``D`` width, ``G``
+Suffixes: ``B`` samples, ``N`` columns of the prompt, ``M`` columns that remain, ``V`` visual tokens, ``D`` width, ``G``
 rows of the tail.
 """
 
@@ -23,18 +23,18 @@ from glimpse_lightning.engine.taps import AttentionTap
 
 @dataclass
 class Trunk:
-    """The main stream: hidden states of the columns still there, and what is known of each column.
+    """The main stream: hidden states of the columns still there, and their mask, positions and origin.
 
-    A tail may run along: rows behind the prompt that the prompt, being causal, never sees. Calls of layers that are
+    A tail may run along: rows after the prompt that the prompt, being causal, never sees. Calls of layers that are
     made anyway then serve them too, where a side stream would make its own and read all weights again. Nothing but the
-    layers knows of the tail: ``hidden`` and what is known of columns is the prompt's alone. Caches hold the tail's keys
-    and values behind the prompt's until the next compaction.
+    layers knows of the tail: ``hidden`` and the columns are the prompt's alone. Caches hold the tail's keys
+    and values after the prompt's until the next compaction.
 
     Attributes:
         states: ``[B, M + G, D]`` of the columns still there, and of the tail.
         columns: the columns still there; the same object until some leave.
         alive: ``[V']`` packed indices of the visual tokens still there, ascending.
-        shared: how the samples' common prefixes are run only once; ``None`` where each sample runs for itself.
+        shared_prefix: the samples' common prefixes, which run only once; ``None`` where each sample runs whole.
         tail: ``G``.
         counted: ``[B, M]`` the columns that sliding windows count; ``None`` = all of them.
     """
@@ -48,13 +48,13 @@ class Trunk:
     cache: PromptCache
     masks: dict[str, Any] = field(default_factory=dict)
     positions: Any = None
-    shared: SharedPrefix | None = None
+    shared_prefix: SharedPrefix | None = None
     tail: int = 0
     counted: Tensor | None = None
     _places: tuple[Tensor, ...] | None = None
 
     @classmethod
-    def start(cls, decoder: Decoder, prompt: Prompt, shared: SharedPrefix | None = None) -> Trunk:
+    def start(cls, decoder: Decoder, prompt: Prompt, shared_prefix: SharedPrefix | None = None) -> Trunk:
         visual = prompt.visual
         slot = torch.where(visual, visual.flatten().cumsum(0).view_as(visual) - 1, -1)
         layout = TokenLayout.of(visual, prompt.grid, prompt.views)
@@ -62,7 +62,7 @@ class Trunk:
         alive = torch.arange(len(layout.item), device=visual.device)
         columns = Columns(prompt.mask, prompt.position_ids, slot, column)
         return cls(
-            decoder, prompt, layout, prompt.embeds, columns, alive, PromptCache(), shared=shared,
+            decoder, prompt, layout, prompt.embeds, columns, alive, PromptCache(), shared_prefix=shared_prefix,
             _places=(layout.sample, layout.column),
         )  # fmt: skip
 
@@ -72,18 +72,18 @@ class Trunk:
         return self.states[:, : -self.tail] if self.tail else self.states
 
     def append_tail(self, rows: int) -> None:
-        """From now on ``rows`` of zeros run along behind the prompt."""
+        """From now on ``rows`` of zeros run along after the prompt."""
         self.states, self.tail = F.pad(self.states, (0, 0, 0, rows)), rows
         self.masks, self.positions = {}, None
 
     def drop_tail(self) -> None:
-        """Of what the tail was, only keys and values are left, until the next compaction."""
+        """The tail ends here. Its keys and values stay in the caches until the next compaction."""
         self.states, self.tail = self.hidden, 0
         self.masks, self.positions = {}, None
 
     def run_layer(self, layer: int, tap: AttentionTap | None = None) -> None:
-        if self.shared is not None and self.shared.allows(tap):
-            self.states = self.shared.run_layer(
+        if self.shared_prefix is not None and self.shared_prefix.allows(tap):
+            self.states = self.shared_prefix.run_layer(
                 layer, self.decoder, self.states, self.whole_mask, self.whole_position_ids, self.cache, tap
             )
         else:
@@ -145,7 +145,7 @@ class Trunk:
         return self.columns.column
 
     def count(self, open_V: Tensor) -> None:
-        """From now on sliding windows reach as far as if the visual tokens that are not ``open_V`` had left."""
+        """From now on sliding windows reach as far as if the visual tokens outside ``open_V`` were gone."""
         if any(self.decoder.window(layer) is not None for layer in range(len(self.decoder.layers))):
             self.counted, self.masks = self.columns.kept(open_V), {}
 
@@ -153,9 +153,9 @@ class Trunk:
         """Drop the visual tokens that ``keep [V]`` (over all of them) does not keep.
 
         Args:
-            reduced: ``[kept, D]`` what replaces the states of the kept ones.
+            reduced: ``[kept, D]`` new states of the kept ones; ``None``: they keep theirs.
             first: layer from which on keys and values are dropped, too; those before keep what they have.
-            renumber: what is left gets positions without gaps; see :meth:`Columns.renumbered`.
+            renumber: whether the remaining columns get positions without gaps; see :meth:`Columns.renumbered`.
         """
         before = self.columns
         plan = Compaction.plan(before.kept(keep))
@@ -165,7 +165,8 @@ class Trunk:
         self.states = torch.cat([rows, self.states[:, -self.tail :]], 1) if self.tail else rows
         self.alive = self.alive[keep[self.alive]]
         self.columns = after.renumbered(before) if renumber else after
-        self.masks, self.positions, self._places, self.shared, self.counted = {}, None, None, None, None
+        self.masks, self.positions, self._places = {}, None, None
+        self.shared_prefix, self.counted = None, None
         if reduced is not None:
             self.states[self.places] = reduced
 

@@ -87,7 +87,7 @@ class AnswerObjective(Objective):
             copies: how often each prompt stands in these forwards.
         """
         if model.trains_embeddings:
-            batch = replace(batch, seen=model.backbone.visuals(batch.inputs, model.vision_layers))
+            batch = replace(batch, vision_output=model.backbone.visuals(batch.inputs, model.vision_layers))
             return replace(batch, shared=SharedPrefix.of(model.backbone, model.embed(batch), copies))
         prompt = model.embed(batch)
         return replace(batch, prompt=prompt, shared=SharedPrefix.of(model.backbone, prompt, copies))
