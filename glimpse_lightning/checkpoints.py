@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,25 +166,44 @@ def _identity(backbone: Backbone) -> tuple[str, dict[str, Any] | None]:
 
 
 def init_args(part: object) -> dict[str, Any]:
-    """Constructor arguments of a scorer, policy or reducer, read from its attributes of the same names."""
-    arguments = {}
-    for name in inspect.signature(own_class(part)).parameters:
-        if not hasattr(part, name):
-            raise GlimpseError(
-                f"Expected {type(part).__name__} to keep its constructor argument `{name}` as an attribute of the same "
-                f"name, so that it can be saved, but it has none. Add `self.{name} = {name}` to its constructor."
-            )
-        value = getattr(part, name)
-        if not isinstance(value, (str, int, float, bool, dict, type(None))):
-            try:
-                value = list(value)
-            except TypeError as error:
-                raise GlimpseError(
-                    f"Expected argument `{name}` of {type(part).__name__} to be a number, a string or a list of them, "
-                    f"so that it can be saved, but got {type(value).__name__}."
-                ) from error
-        arguments[name] = value
-    return arguments
+    """Constructor arguments of a scorer, policy or reducer, read from its attributes of the same names.
+
+    A block of arguments (a dataclass) is written as its own arguments, where the constructor takes those as well
+    (``**keys``): files stay readable for versions that had no such block.
+    """
+    parameters = inspect.signature(own_class(part)).parameters.values()
+    rest = [each.name for each in parameters if each.kind is each.VAR_KEYWORD]
+    values = {each.name: _attribute(part, each.name) for each in parameters if each.name not in rest}
+    blocks: dict[str, dict[str, Any]] = {
+        name: asdict(value)
+        for name, value in values.items()
+        if rest and is_dataclass(value) and not isinstance(value, type)
+    }
+    for name in () if blocks else rest:
+        values[name] = _attribute(part, name)
+    plain = {name: _plain(part, name, value) for name, value in values.items() if name not in blocks}
+    return plain | {name: value for block in blocks.values() for name, value in block.items()}
+
+
+def _attribute(part: object, name: str) -> Any:
+    if not hasattr(part, name):
+        raise GlimpseError(
+            f"Expected {type(part).__name__} to keep its constructor argument `{name}` as an attribute of the same "
+            f"name, so that it can be saved, but it has none. Add `self.{name} = {name}` to its constructor."
+        )
+    return getattr(part, name)
+
+
+def _plain(part: object, name: str, value: Any) -> Any:
+    if isinstance(value, (str, int, float, bool, dict, type(None))):
+        return value
+    try:
+        return list(value)
+    except TypeError as error:
+        raise GlimpseError(
+            f"Expected argument `{name}` of {type(part).__name__} to be a number, a string or a list of them, so that "
+            f"it can be saved, but got {type(value).__name__}."
+        ) from error
 
 
 def _stages(pruner: Pruner) -> Iterator[PruneStage]:

@@ -61,8 +61,9 @@ AFTER = 3
 
 def components(module: Any, base: type) -> list[type]:
     kinds = [getattr(module, name) for name in module.__all__]
-    found = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, base) and kind is not base]
-    inside = {kind for kind in below(base) if kind.__module__.startswith(f"{module.__name__}.")}
+    concrete = {kind for kind in below(base) if not inspect.isabstract(kind)}
+    found = [kind for kind in kinds if kind in concrete]
+    inside = {kind for kind in concrete if kind.__module__.startswith(f"{module.__name__}.")}
     assert inside <= set(found), f"not in {module.__name__}.__all__: {inside - set(found)}"
     return found
 

@@ -2,6 +2,8 @@
 
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.bipartite_matching import BipartiteMatching
+from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.coverage import Coverage
 from glimpse_lightning.policies.crop_ratio import CropRatio
 from glimpse_lightning.policies.dart import DART
@@ -22,7 +24,7 @@ from glimpse_lightning.policies.top_p import TopP
 from glimpse_lightning.policies.vis_pruner import VisPruner
 
 __all__ = [
-    "DART", "DPP", "MMR", "BipartiteMatching", "Coverage", "CropRatio", "DominantContextual", "GridCells", "HiPrune",
-    "KeepRatio", "LocalGlobal", "LogisticRatio", "MaxMin", "Outliers", "Policy", "Recycled", "Threshold", "TopK",
-    "TopP", "VisPruner",
+    "DART", "DPP", "MMR", "BipartiteMatching", "Budget", "Budgeted", "Coverage", "CropRatio", "DominantContextual",
+    "GridCells", "HiPrune", "KeepRatio", "LocalGlobal", "LogisticRatio", "MaxMin", "Outliers", "Policy", "Recycled",
+    "Threshold", "TopK", "TopP", "VisPruner",
 ]  # fmt: skip

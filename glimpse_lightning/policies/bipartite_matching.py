@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_count
 from glimpse_lightning.policies.greedy import Rows
 from glimpse_lightning.policies.thinning import thin
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
-class BipartiteMatching(Budget, Policy):
+class BipartiteMatching(Budgeted):
     """ToMe's bipartite soft matching as a keep rule (arXiv 2210.09461): of the most similar pairs, one token goes.
 
     Tokens are parted into even and odd places, in order; the even ones most similar (cosine of the states at the stage)
@@ -26,21 +26,14 @@ class BipartiteMatching(Budget, Policy):
     stage, with states.
 
     Args:
-        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`.
         rounds: in how many rounds tokens go; ToMe has as many as the tower has blocks. With few, all tokens at even
             places go at once, and what is left is little better than a uniform stride.
+        **keys: arguments of a budget, in place of ``budget``.
     """
 
-    def __init__(
-        self,
-        ratio: float | None = None,
-        count: int | None = None,
-        rounds: int = 24,
-        per: Literal["sample", "item"] = "sample",
-        min_tokens: int = 1,
-        flops: float | None = None,
-    ) -> None:
-        super().__init__(ratio, count, per, min_tokens, flops)
+    def __init__(self, budget: Budget | float | None = None, *, rounds: int = 24, **keys: Any) -> None:
+        super().__init__(budget, **keys)
         check_count("rounds", rounds)
         if rounds == 0:
             raise ValueError("Expected argument `rounds` to be at least 1, but got 0.")

@@ -1,8 +1,9 @@
-"""How many tokens a group may keep: what the policies share that choose tokens one by one."""
+"""Budget: how many tokens each group may keep."""
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,74 +13,103 @@ from glimpse_lightning.policies.checks import check_choice, check_count, check_f
 from glimpse_lightning.segments import floor_share
 from glimpse_lightning.visual_tokens import VisualTokens
 
+Per = Literal["sample", "item"]
 
+
+@dataclass(frozen=True)
 class Budget:
     """A budget per group, as a share, as a number of tokens, or as a share of FLOPs; exactly one of them is given.
 
+    Called with tokens it returns ``(group [V], budget [groups])``: the group of each token, and the number of tokens
+    that each group may keep.
+
     Args:
         ratio: share to keep: ``floor(ratio * N)`` of the ``N`` tokens before any pruning (as ``KeepRatio`` rounds).
-        count: tokens to keep.
-        per: what the budget is counted over.
-        min_tokens: floor, in tokens.
+        count: number of tokens to keep.
+        per: group that the budget is counted over; by default the policy's own, ``sample`` unless the policy says
+            otherwise.
+        min_tokens: floor, in tokens; by default each group keeps at least one.
         flops: share of the unpruned prefill's FLOPs that the pruned one may cost; see :func:`tokens_for_flops`.
+
+    Raises:
+        ValueError: where not exactly one of `ratio`, `count` and `flops` is given, or a value is out of range.
     """
 
-    def __init__(
-        self,
-        ratio: float | None = None,
-        count: int | None = None,
-        per: Literal["sample", "item"] = "sample",
-        min_tokens: int = 1,
-        flops: float | None = None,
-    ) -> None:
-        if sum(value is not None for value in (ratio, count, flops)) != 1:
+    ratio: float | None = None
+    count: int | None = None
+    per: Per | None = None
+    min_tokens: int = 1
+    flops: float | None = None
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.ratio, self.count, self.flops)) != 1:
             raise ValueError(
                 "Expected exactly one of `ratio`, `count` and `flops`, but got "
-                f"ratio={ratio}, count={count}, flops={flops}."
+                f"ratio={self.ratio}, count={self.count}, flops={self.flops}."
             )
-        for name, share in {"ratio": ratio, "flops": flops}.items():
+        for name, share in {"ratio": self.ratio, "flops": self.flops}.items():
             if share is not None:
                 check_fraction(name, share)
-        if count is not None:
-            check_count("count", count)
-        check_choice("per", per, ("sample", "item"))
-        check_count("min_tokens", min_tokens)
-        self.ratio = ratio
-        self.count = count
-        self.per = per
-        self.min_tokens = min_tokens
-        self.flops = flops
+        if self.count is not None:
+            check_count("count", self.count)
+        if self.per is not None:
+            check_choice("per", self.per, ("sample", "item"))
+        check_count("min_tokens", self.min_tokens)
+
+    @classmethod
+    def of(cls, budget: Budget | float | None, **keys: Any) -> Budget:
+        """The budget that a policy's arguments describe: ``budget`` as it is, or one made of ``keys``.
+
+        Args:
+            budget: a budget; or a number, which is its ratio.
+            **keys: arguments of a budget, in place of one.
+
+        Raises:
+            ValueError: where both a budget and keys are given, and where the keys make no budget.
+        """
+        if isinstance(budget, Budget):
+            if twice := [name for name, value in keys.items() if value != _DEFAULTS.get(name, ...)]:
+                raise ValueError(f"Expected `budget` or `{twice[0]}`, but got both. Write `{twice[0]}` in the budget.")
+            return budget
+        if budget is not None:
+            keys["ratio"] = budget
+        return cls(**keys)
 
     @property
     def may_keep_nothing(self) -> bool:
+        """Whether a group can lose all of its tokens."""
         return self.min_tokens == 0 and self.count in (None, 0) and self.ratio != 1
 
-    def budget(self, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
-        """``(group [V], budget [groups])``: the group of each token, and how many tokens each group may keep."""
-        group, total = tokens.groups(self.per)
+    def __call__(self, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
+        group, total = tokens.groups(self.per or "sample")
+        return group, self._most(tokens, total).clamp(min=self.min_tokens)
+
+    def _most(self, tokens: VisualTokens, total: Tensor) -> Tensor:
         if self.count is not None:
-            most = total.new_full(total.shape, self.count)
-        elif self.ratio is not None:
-            most = floor_share(self.ratio, total)
-        else:
-            assert self.flops is not None
-            most = tokens_for_flops(self.flops, tokens)
-            if self.per == "item":  # its share of what the sample may keep
-                whole = tokens.groups("sample")[1].clamp(min=1)
-                most = most[tokens.item_sample] * total // whole[tokens.item_sample]
-        return group, most.clamp(min=self.min_tokens)
+            return total.new_full(total.shape, self.count)
+        if self.ratio is not None:
+            return floor_share(self.ratio, total)
+        assert self.flops is not None
+        most = tokens_for_flops(self.flops, tokens)
+        if self.per != "item":
+            return most
+        whole = tokens.groups("sample")[1].clamp(min=1)  # an item gets its share of what the sample may keep
+        return most[tokens.item_sample] * total // whole[tokens.item_sample]
+
+
+_DEFAULTS = {entry.name: entry.default for entry in fields(Budget)}
 
 
 def tokens_for_flops(share: float, tokens: VisualTokens) -> Tensor:
-    """``[S]`` the most visual tokens of each sample whose prefill costs at most ``share`` of the unpruned one.
+    """``[S]`` largest number of visual tokens of each sample at ``share`` of the unpruned prefill's FLOPs.
 
-    The largest ``v`` with ``sum_(l <= K) C(n_l) + (L - K - 1) C(v + t) <= share * L * C(N + t)``: ``C`` is
+    It is the largest ``v`` with ``sum_(l <= K) C(n_l) + (L - K - 1) C(v + t) <= share * L * C(N + t)``: ``C`` is
     :meth:`ModelFacts.layer_flops`, ``n_l`` tokens that layer ``l`` ran on, ``N`` all visual tokens, ``t`` text. So
     it is the cost of a prefill in which no later stage prunes, counted as :func:`~.token_counts.flops_ratio` does (the
     decoder's layers; neither head nor vision tower). 0 where the layers so far have cost too much already.
 
     Raises:
-        GlimpseError: behind the last layer, where no number of tokens changes the cost.
+        GlimpseError: after the last layer, where no number of tokens changes the cost.
     """
     if tokens.text_length is None or tokens.layer_tokens is None:
         raise ValueError("Expected tokens with `text_length` and `layer_tokens`, which a budget of `flops` counts.")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_choice
 from glimpse_lightning.policies.greedy import Rows, greedy
 from glimpse_lightning.policies.scale import weights
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
-class Coverage(Budget, Policy):
+class Coverage(Budgeted):
     """Greedy coverage weighted by saliency (SCOPE, as in AngelSlim).
 
     Again and again ``argmax_j saliency_j^power * sum_i max(0, cos(x_i, x_j) - covered_i)`` over the states at the
@@ -25,22 +25,21 @@ class Coverage(Budget, Policy):
     memory, a few groups at a time. Departure: one set per sample unless ``per: item``.
 
     Args:
-        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`.
         power: of the saliency; 0 is coverage alone.
         scale: ``"log"``: scores are logarithms of saliencies (attention scorers); ``"raw"``: saliencies, at least 0.
+        **keys: arguments of a budget, in place of ``budget``.
     """
 
     def __init__(
         self,
-        ratio: float | None = None,
-        count: int | None = None,
+        budget: Budget | float | None = None,
+        *,
         power: float = 1.0,
         scale: Literal["log", "raw"] = "log",
-        per: Literal["sample", "item"] = "sample",
-        min_tokens: int = 1,
-        flops: float | None = None,
+        **keys: Any,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens, flops)
+        super().__init__(budget, **keys)
         check_choice("scale", scale, ("log", "raw"))
         self.power = power
         self.scale = scale

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_choice, check_count
 from glimpse_lightning.policies.scale import weights
 from glimpse_lightning.segments import floor_share, rank_first, rank_in_group, segment_mean, segment_sum
@@ -16,7 +16,7 @@ from glimpse_lightning.token_places import crop_label
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
-class CropRatio(Budget, Policy):
+class CropRatio(Budgeted):
     """Each crop of an image gets a part of the budget in proportion to its mean weight, and keeps its best (HoloV).
 
     arXiv 2510.02912. As in the method's code a crop is a *contiguous range of raster indices*, ``crops`` of them per
@@ -30,24 +30,23 @@ class CropRatio(Budget, Policy):
     Departure: one budget per sample unless ``per: item``.
 
     Args:
-        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`.
         crops: ranges per image.
         scale: ``"raw"``: scores are weights (HoloV's); ``"log"``: logarithms of weights (attention scorers).
         fill: whether other crops get what a crop is too short for.
+        **keys: arguments of a budget, in place of ``budget``.
     """
 
     def __init__(
         self,
-        ratio: float | None = None,
-        count: int | None = None,
+        budget: Budget | float | None = None,
+        *,
         crops: int = 16,
         scale: Literal["log", "raw"] = "raw",
-        per: Literal["sample", "item"] = "sample",
-        min_tokens: int = 1,
-        flops: float | None = None,
         fill: bool = False,
+        **keys: Any,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens, flops)
+        super().__init__(budget, **keys)
         check_count("crops", crops)
         check_choice("scale", scale, ("log", "raw"))
         if crops == 0:

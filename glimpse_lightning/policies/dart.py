@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_count
 from glimpse_lightning.policies.greedy import Rows
 from glimpse_lightning.scorers.base import Requires
@@ -17,7 +17,7 @@ from glimpse_lightning.segments import rank_in_group
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
-class DART(Budget, Policy):
+class DART(Budgeted):
     """Duplication-aware reduction (DART, arXiv 2502.11494): scores are not looked at, except that -inf is never kept.
 
     Pivots are the image tokens and the text tokens with the largest L1 norm of decoder keys (of the stage's last layer,
@@ -29,22 +29,16 @@ class DART(Budget, Policy):
     with fewer pivots shares among those.
 
     Args:
-        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`; text pivots are
-            the sample's.
+        budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`;
+            text pivots are the sample's.
         image_pivots, text_pivots: how many of each.
+        **keys: arguments of a budget, in place of ``budget``.
     """
 
     def __init__(
-        self,
-        ratio: float | None = None,
-        count: int | None = None,
-        image_pivots: int = 4,
-        text_pivots: int = 4,
-        per: Literal["sample", "item"] = "sample",
-        min_tokens: int = 1,
-        flops: float | None = None,
+        self, budget: Budget | float | None = None, *, image_pivots: int = 4, text_pivots: int = 4, **keys: Any
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens, flops)
+        super().__init__(budget, **keys)
         check_count("image_pivots", image_pivots)
         check_count("text_pivots", text_pivots)
         if not image_pivots + text_pivots:

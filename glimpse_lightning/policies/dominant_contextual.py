@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_fraction
 from glimpse_lightning.segments import floor_share, rank_in_group, segment_count
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
-class DominantContextual(Budget, Policy):
+class DominantContextual(Budgeted):
     """Most of the budget to the best tokens, the others to *targets* at a uniform stride over the rest (VisionZip).
 
     arXiv 2412.04467: of a budget ``B``, ``C = floor(contextual * B)`` tokens are contextual (30 of 192, 20 of 128, 10
@@ -25,21 +25,16 @@ class DominantContextual(Budget, Policy):
     VisionZip keeps the class token, too, beyond the budget; here it is no visual token.
 
     Args:
-        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`; VisionZip
-            is ``per: item``.
+        budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`;
+            VisionZip is ``per: item``.
         contextual: share of the budget.
+        **keys: arguments of a budget, in place of ``budget``.
     """
 
-    def __init__(
-        self,
-        ratio: float | None = None,
-        count: int | None = None,
-        contextual: float = 0.15625,
-        per: Literal["sample", "item"] = "item",
-        min_tokens: int = 1,
-        flops: float | None = None,
-    ) -> None:
-        super().__init__(ratio, count, per, min_tokens, flops)
+    default_per = "item"
+
+    def __init__(self, budget: Budget | float | None = None, *, contextual: float = 0.15625, **keys: Any) -> None:
+        super().__init__(budget, **keys)
         check_fraction("contextual", contextual)
         self.contextual = contextual
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from glimpse_lightning.policies.base import Policy
-from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.greedy import Rows, greedy
 from glimpse_lightning.policies.scale import min_max
 from glimpse_lightning.visual_tokens import VisualTokens
@@ -16,7 +13,7 @@ from glimpse_lightning.visual_tokens import VisualTokens
 EPSILON = 1e-6
 
 
-class DPP(Budget, Policy):
+class DPP(Budgeted):
     """Greedy MAP of a conditional determinantal point process (CDPruner, arXiv 2506.10967; Chen et al. 2018).
 
     Kernel ``L = diag(r) S diag(r)`` with ``S`` the cosines of the states at the stage and ``r = (s - min s + 1e-6) /
@@ -25,18 +22,8 @@ class DPP(Budget, Policy):
 
     Departures: ``min`` and ``max`` are taken per item (the paper's code takes them over the whole batch, so that
     results depend on batch mates and tiles); tokens that the chosen ones already span follow by position; one set per
-    sample unless ``per: item``. Arguments: see :class:`~glimpse_lightning.policies.budget.Budget`.
+    sample unless ``per: item``. Arguments: see :class:`~glimpse_lightning.policies.budgeted.Budgeted`.
     """
-
-    def __init__(
-        self,
-        ratio: float | None = None,
-        count: int | None = None,
-        per: Literal["sample", "item"] = "sample",
-        min_tokens: int = 1,
-        flops: float | None = None,
-    ) -> None:
-        super().__init__(ratio, count, per, min_tokens, flops)
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         rows = Rows.of(scores, tokens, *self.budget(tokens))

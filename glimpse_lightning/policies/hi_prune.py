@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from glimpse_lightning.layers import Layer, checked
-from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_fraction
 from glimpse_lightning.scorers.base import Requires
 from glimpse_lightning.segments import rank_first, rank_in_group
@@ -17,7 +17,7 @@ from glimpse_lightning.token_places import index_in_item
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 
-class HiPrune(Budget, Policy):
+class HiPrune(Budgeted):
     """Anchors, buffers and registers (HiPrune, arXiv 2508.00553).
 
     Of a budget ``B``, the ``anchors * B / 5`` tokens, to the nearest whole number (of two the even one), with most
@@ -30,28 +30,28 @@ class HiPrune(Budget, Policy):
     (a departure).
 
     Args:
-        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`; HiPrune
-            is ``per: item``.
+        budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`;
+            HiPrune is ``per: item``.
         anchors: share of the budget for anchors and buffers (the paper's alpha).
         object_layer: block of the vision tower: a number from 0, or from -1 = the last, or a share of its depth. The
             method's own setting, 9, is the ninth block: 8 here.
         wrap: whether neighbours wrap at row ends.
+        **keys: arguments of a budget, in place of ``budget``.
     """
 
     layer_arguments = {"object_layer": "vision"}
+    default_per = "item"
 
     def __init__(
         self,
-        ratio: float | None = None,
-        count: int | None = None,
+        budget: Budget | float | None = None,
+        *,
         anchors: float = 0.1,
         object_layer: Layer = 8,
         wrap: bool = True,
-        per: Literal["sample", "item"] = "item",
-        min_tokens: int = 1,
-        flops: float | None = None,
+        **keys: Any,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens, flops)
+        super().__init__(budget, **keys)
         check_fraction("anchors", anchors)
         self.anchors = anchors
         self.object_layer: int = checked("object_layer", object_layer)

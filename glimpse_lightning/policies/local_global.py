@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from glimpse_lightning.layers import Layer, checked
-from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_count, check_fraction
 from glimpse_lightning.scorers.base import Requires
 from glimpse_lightning.segments import floor_share, rank_first, rank_in_group
@@ -17,7 +17,7 @@ from glimpse_lightning.token_places import cell_label
 from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 
-class LocalGlobal(Budget, Policy):
+class LocalGlobal(Budgeted):
     """A share of the budget evenly to windows of the image, the other one to the best tokens left (VScan, stage 1).
 
     arXiv 2505.22654: the local share goes to the tokens with most attention in a shallow vision block within each
@@ -30,26 +30,25 @@ class LocalGlobal(Budget, Policy):
     here too; else the sets are equal); one set per sample unless ``per: item``.
 
     Args:
-        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`.
         local: share of the budget that goes to windows.
         window: side of a window, in tokens.
         shallow_layer: block of the vision tower: a number from 0, or from -1 = the last, or a share of its depth.
+        **keys: arguments of a budget, in place of ``budget``.
     """
 
     layer_arguments = {"shallow_layer": "vision"}
 
     def __init__(
         self,
-        ratio: float | None = None,
-        count: int | None = None,
+        budget: Budget | float | None = None,
+        *,
         local: float = 0.5,
         window: int = 6,
         shallow_layer: Layer = 5,
-        per: Literal["sample", "item"] = "sample",
-        min_tokens: int = 1,
-        flops: float | None = None,
+        **keys: Any,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens, flops)
+        super().__init__(budget, **keys)
         check_fraction("local", local)
         check_count("window", window)
         if window == 0:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glimpse_lightning.policies.base import Policy
-from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.greedy import Rows, greedy
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
-class MaxMin(Budget, Policy):
+class MaxMin(Budgeted):
     """Greedy max-min diversity (DivPrune, arXiv 2503.02175): scores are not looked at, except that -inf is never kept.
 
     With ``d_ij = 1 - cos(x_i, x_j)`` over the states at the stage: first ``argmax_i min_(j != i) d_ij``, then again and
@@ -20,7 +19,7 @@ class MaxMin(Budget, Policy):
     Departures: a ratio is rounded down, where the paper's code takes the nearest number of tokens; kept tokens stay in
     the order of the prompt (the paper's code left them in the order of choice, and its author reports other figures for
     sorted ones); all images of a sample share one set unless ``per: item``.
-    Arguments: see :class:`~glimpse_lightning.policies.budget.Budget`.
+    Arguments: see :class:`~glimpse_lightning.policies.budgeted.Budgeted`.
     """
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:

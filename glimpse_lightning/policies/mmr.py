@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_choice, check_fraction
 from glimpse_lightning.policies.greedy import Rows, greedy
 from glimpse_lightning.policies.scale import min_max, weights
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
-class MMR(Budget, Policy):
+class MMR(Budgeted):
     """Greedy maximal marginal relevance (IDPruner, AngelSlim; Carbonell and Goldstein 1998).
 
     Again and again ``argmax_i trade_off * importance_i - (1 - trade_off) * max_(j in chosen) cos(x_i, x_j)`` over the
@@ -26,22 +26,21 @@ class MMR(Budget, Policy):
     unless ``per: item``.
 
     Args:
-        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`.
         trade_off: weight of the importance, in [0, 1].
         scale: ``"log"``: scores are logarithms, and what they are logarithms of is meant; ``"raw"``: as they are.
+        **keys: arguments of a budget, in place of ``budget``.
     """
 
     def __init__(
         self,
-        ratio: float | None = None,
-        count: int | None = None,
+        budget: Budget | float | None = None,
+        *,
         trade_off: float = 0.5,
         scale: Literal["log", "raw"] = "raw",
-        per: Literal["sample", "item"] = "sample",
-        min_tokens: int = 1,
-        flops: float | None = None,
+        **keys: Any,
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens, flops)
+        super().__init__(budget, **keys)
         check_fraction("trade_off", trade_off)
         check_choice("scale", scale, ("log", "raw"))
         self.trade_off = trade_off

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_count, check_fraction
 from glimpse_lightning.policies.greedy import Rows
 from glimpse_lightning.segments import floor_share, rank_in_group, segment_count
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
-class Recycled(Budget, Policy):
+class Recycled(Budgeted):
     """The budget goes to the best tokens; *on top of it* come the centres of clusters of the next best (SparseVLM).
 
     As the code of arXiv 2410.04417 has it: of the ``n`` tokens beyond the budget, the best ``m = int(0.3 n) + 1`` are
@@ -32,22 +32,16 @@ class Recycled(Budget, Policy):
     as higher. With one or two clusters there are always equal ones.
 
     Args:
-        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`.
         recycle: share of the tokens beyond the budget that is clustered; 0: no token is.
         per_cluster: recycled tokens per centre.
+        **keys: arguments of a budget, in place of ``budget``.
     """
 
     def __init__(
-        self,
-        ratio: float | None = None,
-        count: int | None = None,
-        recycle: float = 0.3,
-        per_cluster: int = 10,
-        per: Literal["sample", "item"] = "sample",
-        min_tokens: int = 1,
-        flops: float | None = None,
+        self, budget: Budget | float | None = None, *, recycle: float = 0.3, per_cluster: int = 10, **keys: Any
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens, flops)
+        super().__init__(budget, **keys)
         check_fraction("recycle", recycle)
         check_count("per_cluster", per_cluster)
         if per_cluster == 0:
@@ -56,14 +50,10 @@ class Recycled(Budget, Policy):
         self.per_cluster = per_cluster
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
-        return (self._best(scores, tokens) & (scores > -torch.inf)) | self._centres(scores, tokens)
+        return self.best(scores, tokens) | self._centres(scores, tokens)
 
     def merge_targets(self, scores: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:
-        return keep & ~self._best(scores, tokens)
-
-    def _best(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
-        group, budget = self.budget(tokens)
-        return rank_in_group(scores, group, len(budget)) < budget[group]
+        return keep & ~self.best(scores, tokens)
 
     def _centres(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, budget = self.budget(tokens)

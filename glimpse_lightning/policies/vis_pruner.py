@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget
+from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_count, check_fraction
 from glimpse_lightning.policies.greedy import Rows
 from glimpse_lightning.policies.thinning import thin
@@ -16,7 +16,7 @@ from glimpse_lightning.segments import floor_share, rank_in_group
 from glimpse_lightning.visual_tokens import VisualTokens
 
 
-class VisPruner(Budget, Policy):
+class VisPruner(Budgeted):
     """A share of the budget to the best tokens; the rest is thinned out until it fits the other share (VisPruner).
 
     arXiv 2412.01818 v3: the rest, best first, is parted into tokens at even and at odd places; the ``step`` even ones
@@ -28,22 +28,16 @@ class VisPruner(Budget, Policy):
     most; one set per sample unless ``per: item``.
 
     Args:
-        ratio, count, per, min_tokens, flops: see :class:`~glimpse_lightning.policies.budget.Budget`.
+        budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`.
         important: share of the budget that goes to the best tokens.
         step: tokens dropped per round.
+        **keys: arguments of a budget, in place of ``budget``.
     """
 
     def __init__(
-        self,
-        ratio: float | None = None,
-        count: int | None = None,
-        important: float = 0.5,
-        step: int = 8,
-        per: Literal["sample", "item"] = "sample",
-        min_tokens: int = 1,
-        flops: float | None = None,
+        self, budget: Budget | float | None = None, *, important: float = 0.5, step: int = 8, **keys: Any
     ) -> None:
-        super().__init__(ratio, count, per, min_tokens, flops)
+        super().__init__(budget, **keys)
         check_fraction("important", important)
         check_count("step", step)
         if step == 0:

@@ -1,0 +1,59 @@
+"""What policies with a budget share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.policies.budget import Budget, Per
+from glimpse_lightning.segments import rank_in_group
+from glimpse_lightning.visual_tokens import VisualTokens
+
+
+def _of_budget(name: str) -> Any:
+    """An attribute that reads and sets one argument of the policy's budget."""
+
+    def put(policy: Budgeted, value: Any) -> None:
+        policy.budget = replace(policy.budget, **{name: value})
+
+    return property(attrgetter(f"budget.{name}"), put)
+
+
+class Budgeted(Policy):
+    """A policy that keeps as many tokens as its budget says.
+
+    The budget is given as one (``budget: {ratio: 0.1}``) or by its arguments (``ratio: 0.1``); the two mean the same.
+
+    Args:
+        budget: number of tokens that each group may keep; a number is its ratio.
+        **keys: arguments of :class:`~glimpse_lightning.policies.budget.Budget`, in place of ``budget``.
+
+    Attributes:
+        default_per: what a budget is counted over that does not say so itself.
+        budget: the budget; its arguments are attributes of the policy, too.
+
+    Raises:
+        ValueError: where both are given, or neither.
+    """
+
+    default_per: ClassVar[Per] = "sample"
+    ratio, count, per = _of_budget("ratio"), _of_budget("count"), _of_budget("per")
+    min_tokens, flops = _of_budget("min_tokens"), _of_budget("flops")
+
+    def __init__(self, budget: Budget | float | None = None, **keys: Any) -> None:
+        found = Budget.of(budget, **keys)
+        self.budget = found if found.per is not None else replace(found, per=self.default_per)
+
+    @property
+    def may_keep_nothing(self) -> bool:
+        return self.budget.may_keep_nothing
+
+    def best(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
+        """Boolean mask ``[V]`` of each group's best tokens, as many as its budget, from ``scores [V]``."""
+        group, budget = self.budget(tokens)
+        return (rank_in_group(scores, group, len(budget)) < budget[group]) & (scores > -torch.inf)
