@@ -30,6 +30,9 @@ class RefusedSamplesError(BadSampleError):
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:
-    """`` Did you mean ...?`` with up to three of ``choices``; nothing where none is like ``name``."""
-    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.6) or difflib.get_close_matches(name, choices, n=1)
+    """`` Did you mean ...?`` with up to three of ``choices``; nothing where none is like ``name``.
+
+    Where none is very like it, the likeliest is named: a recipe's name without its folder is only half of it.
+    """
+    near = difflib.get_close_matches(name, choices, n=3) or difflib.get_close_matches(name, choices, n=1, cutoff=0.4)
     return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib.resources import files
 from pathlib import Path
 
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.errors import GlimpseError, nearest
 
 
 def recipe_folder() -> Path:
@@ -30,8 +29,7 @@ def find_recipe(name: str) -> Path:
     plain = name.removesuffix(".yaml").removeprefix("recipes/")
     if plain in known:
         return known[plain]
-    near = difflib.get_close_matches(plain, known, n=3, cutoff=0.4)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    hint = nearest(plain, list(known))
     raise GlimpseError(f"No file and no recipe is called {name!r}.{hint} Recipes: {', '.join(known)}.")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import difflib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from glimpse_lightning.data.columns import Columns, Wording, answer_texts, as_li
 from glimpse_lightning.data.digest import of_file
 from glimpse_lightning.data.images import MAX_PIXELS, decode_image, load_image, path_inside
 from glimpse_lightning.data.sample import Box, Sample
-from glimpse_lightning.errors import BadSampleError, GlimpseError
+from glimpse_lightning.errors import BadSampleError, GlimpseError, nearest
 from glimpse_lightning.keys import stable_key
 
 OnError = Literal["raise", "skip"]
@@ -96,8 +95,7 @@ class RowDataset(Dataset[Sample]):
             raise GlimpseError(f"{source}: expected at least one row, but it is empty.")
         for name in columns.names():
             if name not in rows.names:
-                near = difflib.get_close_matches(name, rows.names, n=1)
-                hint = f" Did you mean `{near[0]}`?" if near else ""
+                hint = nearest(name, rows.names)
                 raise GlimpseError(
                     f"{source}: expected a column `{name}`, but there are only {', '.join(rows.names)}.{hint} "
                     "Say in `columns` which column holds what."
