@@ -15,9 +15,10 @@ from glimpse_lightning.appended_lines import AppendedLines
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.reader import AnsweredBefore
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.run_folder import ANSWERS, remove
+from glimpse_lightning.run_folder import ANSWERS
 from glimpse_lightning.terminal import show
 from glimpse_lightning.vlm_module import VLMModule
+from glimpse_lightning.whole_files import remove
 
 
 class AnswerWriter(Callback, AnsweredBefore):

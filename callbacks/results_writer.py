@@ -27,10 +27,11 @@ from glimpse_lightning.data.digest import digest
 from glimpse_lightning.evaluation_module import EvaluationModule
 from glimpse_lightning.metrics import ExactMatch
 from glimpse_lightning.results import Summary, summarise
-from glimpse_lightning.run_folder import ANSWERS, RESULTS, write_text
+from glimpse_lightning.run_folder import ANSWERS, RESULTS
 from glimpse_lightning.seeds import global_seed
 from glimpse_lightning.terminal import plain, show
 from glimpse_lightning.vlm_module import VLMModule
+from glimpse_lightning.whole_files import write_text
 
 PACKAGES = ("glimpse-lightning", "torch", "transformers", "lightning")
 SHOWN = {

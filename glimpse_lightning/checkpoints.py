@@ -32,6 +32,7 @@ from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.source import NAMES, located
 from glimpse_lightning.version import __version__
 from glimpse_lightning.visual_tokens import ModelFacts
+from glimpse_lightning.whole_files import sync
 
 if TYPE_CHECKING:
     from glimpse_lightning.backbones.base import Backbone
@@ -79,8 +80,10 @@ def save_pruner(
     weights = pruner.state_dict() if weights is None else weights
     file = save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
     with whole_or_nothing(Path(folder)) as temporary:
-        _write(temporary / WEIGHTS, file)
-        _write(temporary / CONFIG, text.encode())
+        (temporary / WEIGHTS).write_bytes(file)
+        (temporary / CONFIG).write_bytes(text.encode())
+        for written in temporary.iterdir():
+            sync(written)  # a full disk shows up here, not after the rename
     return Path(folder)
 
 
@@ -299,10 +302,3 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(previous, ignore_errors=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # a full disk shows up here, not after the rename

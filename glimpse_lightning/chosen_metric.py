@@ -12,7 +12,7 @@ from typing import Any
 from glimpse_lightning import metrics
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.metrics import AnswerMetric
-from glimpse_lightning.run_folder import write_text
+from glimpse_lightning.whole_files import write_text
 
 FILE = "metrics.json"
 PREDICTIONS = "predictions"

@@ -139,7 +139,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, GlimpseError):
         return _one_paragraph(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        from glimpse_lightning.run_folder import full_disk
+        from glimpse_lightning.whole_files import full_disk
 
         return str(full_disk(error.filename))
     if _out_of_memory(error):

@@ -13,9 +13,9 @@ from glimpse_lightning.backbones.load import saved_dtype
 from glimpse_lightning.checkpoints import load_pruner, save_pruner, whole_or_nothing
 from glimpse_lightning.dtypes import AUTO
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.run_folder import replacing
 from glimpse_lightning.upstream import read_json
 from glimpse_lightning.upstream_export import write_upstream
+from glimpse_lightning.whole_files import replacing
 
 
 class _Parser(argparse.ArgumentParser):

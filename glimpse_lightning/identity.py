@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from glimpse_lightning.run_folder import CONFIG, write_text
+from glimpse_lightning.run_folder import CONFIG
+from glimpse_lightning.whole_files import write_text
 
 INPUTS = "inputs.json"
 """File of a run's folder: digests of what its configuration names, by path."""

@@ -61,19 +61,11 @@ from glimpse_lightning.recipe_files import (
     texts_aside,
     with_recipes,
 )
-from glimpse_lightning.run_folder import (
-    CONFIG,
-    FULL_DISK,
-    RECIPE,
-    TRAINED,
-    RunFolder,
-    claim_run,
-    finished_fits,
-    write_text,
-)
+from glimpse_lightning.run_folder import CONFIG, RECIPE, TRAINED, RunFolder, claim_run, finished_fits
 from glimpse_lightning.terminal import show
 from glimpse_lightning.trainer_settings import check_launcher, check_settings, readable_settings
 from glimpse_lightning.vlm_module import VLMModule
+from glimpse_lightning.whole_files import FULL_DISK, write_text
 
 RUN_FOLDER = "GLIMPSE_RUN_FOLDER"
 """Environment variable by which the ranks of one run agree on its folder."""

@@ -15,10 +15,10 @@ from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.metrics import JudgeScore
 from glimpse_lightning.paths import read_text
 from glimpse_lightning.predictions import Prediction, by_task, read_predictions
-from glimpse_lightning.run_folder import write_text
 from glimpse_lightning.suite_report import print_suite, suite_figures, task_figures
 from glimpse_lightning.tasks import VISUAL_COT, task_metric
 from glimpse_lightning.terminal import show
+from glimpse_lightning.whole_files import write_text
 
 
 def run(args: Sequence[str]) -> None:

@@ -24,10 +24,10 @@ from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.evaluation import kept_and_total
 from glimpse_lightning.model import PrunedVLM
 from glimpse_lightning.predictions import Prediction, PredictionFiles
-from glimpse_lightning.run_folder import write_text
 from glimpse_lightning.suite_report import print_suite, suite_figures, task_figures
 from glimpse_lightning.tasks import NAMES, Places, Task, check_name, make_task, task_metric
 from glimpse_lightning.vlm_module import VLMModule
+from glimpse_lightning.whole_files import write_text
 
 PREDICTIONS, REPORT = "predictions", "suite.json"
 

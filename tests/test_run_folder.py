@@ -19,10 +19,9 @@ from glimpse_lightning.run_folder import (
     claim_run,
     damage,
     finished_fits,
-    replacing,
     saved_checkpoints,
-    write_text,
 )
+from glimpse_lightning.whole_files import replacing, write_text
 
 
 def _claim(root: Path, config: str = "a: 1", command: str = "fit", resumable: bool = True) -> RunFolder:

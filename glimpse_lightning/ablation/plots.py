@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from glimpse_lightning.ablation.rows import Row
 from glimpse_lightning.ablation.statistics import pareto_front
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.run_folder import replacing
+from glimpse_lightning.whole_files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

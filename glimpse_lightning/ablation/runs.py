@@ -20,8 +20,9 @@ from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.identity import changed_since
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.recipe_check import Checked, check
-from glimpse_lightning.run_folder import RECIPE, RunFolder, remove, write_text
+from glimpse_lightning.run_folder import RECIPE, RunFolder
 from glimpse_lightning.sharing import SharedQuestions
+from glimpse_lightning.whole_files import remove, write_text
 
 ERROR, LOG = "error.txt", "output.log"
 NO_MATTER = ("vars", "seed_everything", "trainer.callbacks", "trainer.logger", "trainer.default_root_dir")

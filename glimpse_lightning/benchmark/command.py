@@ -24,7 +24,7 @@ from glimpse_lightning.benchmark.sweep import sweep
 from glimpse_lightning.benchmark.variants import backbone_of, check_layers, variants
 from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.packaged_recipes import find_recipe
-from glimpse_lightning.run_folder import write_text
+from glimpse_lightning.whole_files import write_text
 
 FLAGS = {
     "model": str, "dtype": str, "attn_implementation": str, "device": str, "scorer": str, "pruner": str,

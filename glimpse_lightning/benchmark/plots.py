@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.run_folder import replacing
+from glimpse_lightning.whole_files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning
@@ -29,6 +30,7 @@ from typing_extensions import override
 
 from glimpse_lightning.data.glyph_layout import FAMILIES
 from glimpse_lightning.data.glyph_packing import VISUAL_WORD_IDS, PackedBatch, pack
+from glimpse_lightning.whole_files import replacing
 
 EMBEDDED = Path(__file__).parents[1] / "backbones" / "glimpse_tiny"
 KINDS = ("vision", "oracle", "joint")
@@ -198,12 +200,11 @@ def save_backbone(model: Model, weights: dict[str, Tensor], source: str | Path, 
     for file in source.iterdir():
         if file.suffix in (".json", ".jinja") and source.resolve() != folder.resolve():
             shutil.copyfile(file, folder / file.name)
-    beside = folder.parent / f".{folder.name}.{os.getpid()}"
     halves = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
-    model.save_pretrained(beside, state_dict=halves)
-    os.chmod(beside / "model.safetensors", 0o644)
-    os.replace(beside / "model.safetensors", folder / "model.safetensors")
-    shutil.rmtree(beside)
+    with TemporaryDirectory(dir=folder.parent, prefix=".") as beside, replacing(folder / "model.safetensors") as draft:
+        model.save_pretrained(beside, state_dict=halves)
+        os.chmod(Path(beside) / "model.safetensors", 0o644)
+        os.replace(Path(beside) / "model.safetensors", draft)
 
 
 class PretrainModule(lightning.LightningModule):

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from warnings import warn
 
 from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.whole_files import write_text
 
 PROMPT = """\
 You compare an answer to a question about an image with the reference answer. You do not see the image.
@@ -210,10 +211,7 @@ class Judge:
     def _keep(self, request: dict[str, Any], score: float) -> None:
         file = self._file(request)
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            draft = file.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-            draft.write_text(json.dumps({"score": score}), encoding="utf-8")
-            draft.replace(file)
+            write_text(file, json.dumps({"score": score}))
 
     def _count(self, what: str) -> None:
         with self._lock:
