@@ -1,4 +1,4 @@
-"""Policies: what turns scores into a keep mask. One file and one import line each."""
+"""Policies: from scores to a keep mask. One file and one import line each."""
 
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.bipartite_matching import BipartiteMatching

@@ -24,7 +24,7 @@ class Policy(Layered, ABC):
 
     @property
     def requires(self) -> Requires:
-        """What the policy reads of the tokens beyond what every stage has."""
+        """Properties of the tokens that the policy reads, beyond those that every stage has."""
         return Requires()
 
     def merge_targets(self, scores: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:

@@ -20,15 +20,15 @@ class BipartiteMatching(Budgeted):
 
     Tokens are parted into even and odd places, in order; the even ones most similar (cosine of the states at the stage)
     to an odd one are dropped: in ``rounds`` rounds of equal size, or more where that is above half of the tokens left.
-    Scores are not looked at, but -inf is never kept. With the reducer ``MergeNearest`` dropped tokens are merged.
+    Scores are not used, but -inf is never kept. With the reducer ``MergeNearest`` dropped tokens are merged.
 
     Departures: ToMe merges a few pairs in every block inside the vision tower, by keys; here it is done once, at the
     stage, with states.
 
     Args:
         budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`.
-        rounds: in how many rounds tokens go; ToMe has as many as the tower has blocks. With few, all tokens at even
-            places go at once, and what is left is little better than a uniform stride.
+        rounds: number of rounds in which tokens go; ToMe has as many as the tower has blocks. With few, all tokens at
+            even places go at once, and the tokens left are little better than a uniform stride.
         **keys: arguments of a budget, in place of ``budget``.
     """
 

@@ -121,7 +121,7 @@ def tokens_for_flops(share: float, tokens: VisualTokens) -> Tensor:
     text = tokens.text_length.double()
     allowed = share * facts.num_layers * facts.layer_flops(total + text)
     each = (allowed - facts.layer_flops(tokens.layer_tokens.double()).sum(1)) / layers
-    # C(n) = linear n + square n^2, so the root of C(n) = each; then the whole numbers beside it, against rounding.
+    # C(n) = linear n + square n^2, so the root of C(n) = each; then the whole numbers next to it, against rounding.
     one, two = facts.layer_flops(1.0), facts.layer_flops(2.0)
     square = (two - 2 * one) / 2
     linear = one - square

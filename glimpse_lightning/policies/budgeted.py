@@ -1,4 +1,4 @@
-"""What policies with a budget share."""
+"""Base class of policies with a budget."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Budgeted(Policy):
         **keys: arguments of :class:`~glimpse_lightning.policies.budget.Budget`, in place of ``budget``.
 
     Attributes:
-        default_per: what a budget is counted over that does not say so itself.
+        default_per: group that a budget without ``per`` is counted over.
         budget: the budget; its arguments are attributes of the policy, too.
 
     Raises:

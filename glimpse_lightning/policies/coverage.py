@@ -26,7 +26,7 @@ class Coverage(Budgeted):
 
     Args:
         budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`.
-        power: of the saliency; 0 is coverage alone.
+        power: exponent of the saliency; 0 is coverage alone.
         scale: ``"log"``: scores are logarithms of saliencies (attention scorers); ``"raw"``: saliencies, at least 0.
         **keys: arguments of a budget, in place of ``budget``.
     """

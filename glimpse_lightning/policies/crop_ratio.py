@@ -33,7 +33,7 @@ class CropRatio(Budgeted):
         budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`.
         crops: ranges per image.
         scale: ``"raw"``: scores are weights (HoloV's); ``"log"``: logarithms of weights (attention scorers).
-        fill: whether other crops get what a crop is too short for.
+        fill: whether tokens that a crop is too short for are kept in other crops; by default they are lost.
         **keys: arguments of a budget, in place of ``budget``.
     """
 

@@ -1,4 +1,4 @@
-"""DART's keep rule: few pivots, and what is least like them."""
+"""DART's keep rule: few pivots, and the tokens least like them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class DART(Budgeted):
-    """Duplication-aware reduction (DART, arXiv 2502.11494): scores are not looked at, except that -inf is never kept.
+    """Duplication-aware reduction (DART, arXiv 2502.11494): scores are not used, except that -inf is never kept.
 
     Pivots are the image tokens and the text tokens with the largest L1 norm of decoder keys (of the stage's last layer,
     heads side by side, after RoPE). Image pivots are kept; then each pivot in turn, image pivots first, keeps an equal
@@ -31,7 +31,7 @@ class DART(Budgeted):
     Args:
         budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`;
             text pivots are the sample's.
-        image_pivots, text_pivots: how many of each.
+        image_pivots, text_pivots: number of each.
         **keys: arguments of a budget, in place of ``budget``.
     """
 

@@ -1,4 +1,4 @@
-"""One token per cell of the grid: what spatial pooling keeps."""
+"""One token per cell of the grid, as spatial pooling keeps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class GridCells(Policy):
-    """Keeps the first token of every ``size x size`` cell of an image; scores are not looked at, except -inf.
+    """Keeps the first token of every ``size x size`` cell of an image; scores are not used, except -inf.
 
     A baseline; with the reducer ``PoolCells`` it is average pooling. At the right and lower border cells may be
     smaller.

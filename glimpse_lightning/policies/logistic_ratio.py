@@ -25,12 +25,12 @@ class LogisticRatio(Policy):
     ``keep(l) = 0.75 / (1 + exp(k (l - (midpoint + k))))``, ``k = max(0.4 - gain * I, 0)``, times a factor that makes
     each sample's tokens, averaged over all layers, ``retention`` (what FLOPs follow, but for the attention's quadratic
     part). ``I = sum_h MI(A_h[T, V]) / |T|`` is the sample's own: in layer 0, of each head's attention from the text
-    tokens ``T`` behind the image to the visual tokens ``V``, the mutual information in bits of ``A_h[t, v] / sum
+    tokens ``T`` after the image to the visual tokens ``V``, the mutual information in bits of ``A_h[t, v] / sum
     A_h``. Only rows of text queries are computed for it. The more the words differ in where they look, the flatter the
-    curve: more tokens go early, and what is left stays longer.
+    curve: more tokens go early, and the tokens left stay longer.
 
     Departures: the method's code prunes after every layer, here ``after_layers`` say where; it recycles tokens in
-    clusters, which its factor counts, here there are none. Its ``I`` is that of layer 1, behind its first cut, and not
+    clusters, which its factor counts, here there are none. Its ``I`` is that of layer 1, after its first cut, and not
     divided by ``|T|``: with 20 text tokens ours is ``k = 0.38`` where its curve is just flat. Ratios are never above 1,
     and counts are rounded down (there: up). ``reach``.
 

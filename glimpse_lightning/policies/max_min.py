@@ -11,7 +11,7 @@ from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class MaxMin(Budgeted):
-    """Greedy max-min diversity (DivPrune, arXiv 2503.02175): scores are not looked at, except that -inf is never kept.
+    """Greedy max-min diversity (DivPrune, arXiv 2503.02175): scores are not used, except that -inf is never kept.
 
     With ``d_ij = 1 - cos(x_i, x_j)`` over the states at the stage: first ``argmax_i min_(j != i) d_ij``, then again and
     again ``argmax_i min_(j in chosen) d_ij``.

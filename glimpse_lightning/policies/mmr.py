@@ -28,7 +28,7 @@ class MMR(Budgeted):
     Args:
         budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`.
         trade_off: weight of the importance, in [0, 1].
-        scale: ``"log"``: scores are logarithms, and what they are logarithms of is meant; ``"raw"``: as they are.
+        scale: ``"raw"``, the default: the importance is the score; ``"log"``: the score is the importance's logarithm.
         **keys: arguments of a budget, in place of ``budget``.
     """
 

@@ -15,22 +15,22 @@ from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class Outliers(Policy):
-    """Keeps what lies above ``Q3 + factor * (Q3 - Q1)`` of its group's weights, quartiles interpolated linearly.
+    """Keeps the tokens above ``Q3 + factor * (Q3 - Q1)`` of its group's weights, quartiles interpolated linearly.
 
     LLaVA-PruMerge (arXiv 2403.15388). With ``stride`` (PruMerge+) also tokens ``0, s, 2s, ...`` in order, except the
     last of the ``n``, where ``s = max(1, floor(floor(n / kept) / 3))``. With ``extra``, one more: the best of the rest,
     which the reducer ``MergeNeighbours`` turns into the weighted sum of all the rest.
 
-    Departures: PruMerge's extra token is a new one behind the image; here it takes the place of the best dropped token.
+    Departures: PruMerge's extra token is a new one after the image; here it takes the place of the best dropped token.
     Its code raises where more than a third stand out, and for some ``n`` other than 576 leaves out one that does, by
     rounding. There is no budget: log the retention.
 
     Args:
-        factor: of the interquartile range.
+        factor: multiple of the interquartile range.
         stride: whether evenly spread tokens are added.
         extra: whether one more token is kept as a merge target.
         scale: ``"log"``: scores are logarithms of weights (attention scorers); ``"raw"``: weights.
-        per: what a group is.
+        per: group whose quartiles are taken.
         min_tokens: floor, in tokens, of those that stand out.
     """
 
@@ -86,12 +86,12 @@ class Outliers(Policy):
         return keep
 
     def _fence(self, value: Tensor, group: Tensor, groups: int) -> Tensor:
-        """``[groups]`` what a weight has to exceed."""
+        """``[groups]`` weight above which a token is an outlier."""
         if not len(value):
             return value.new_zeros(groups)
         count = segment_count(group, groups)
         start = count.cumsum(0) - count
-        # Ascending within each group, group behind group.
+        # Ascending within each group, one group after the other.
         ordered = torch.empty_like(value).scatter(0, start[group] + rank_in_group(-value, group, groups), value)
 
         def quantile(q: float) -> Tensor:

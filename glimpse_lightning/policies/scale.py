@@ -9,7 +9,7 @@ from glimpse_lightning.segments import segment_max
 
 
 def weights(scores: Tensor, scale: str, group: Tensor, num_groups: int) -> Tensor:
-    """``[V]`` what ``scores [V]`` say: themselves (``scale = "raw"``), or what they are logarithms of (``"log"``).
+    """``[V]`` weights of ``scores [V]``: the scores (``scale = "raw"``), or their exponentials (``"log"``).
 
     Of logarithms, up to a factor per group: the largest weight of a group is 1.
     """

@@ -18,20 +18,20 @@ Anchor = Literal["tl", "tr", "bl", "br"]
 
 
 class Threshold(Policy):
-    """Keeps what scores above a threshold, in the reference's order (GlimpsePrune, arXiv 2508.01548).
+    """Keeps the tokens that score above a threshold, in the reference's order (GlimpsePrune, arXiv 2508.01548).
 
     1. keep = score > threshold, strictly; 2. where more than ``max_ratio`` of a group is kept, only its best
     ``floor(max_ratio * N)`` stay; 3. where fewer than ``min_tokens`` are left, the best ``min_tokens`` are added, even
     beyond the cap; 4. anchors are added.
 
     Args:
-        threshold: what a score has to exceed.
+        threshold: value that a score has to exceed.
         scale: ``"sigmoid"``: sigmoid(score) is compared (learned scorers); ``"raw"``: the score itself.
         max_ratio: cap, as a share of the tokens that the group had before any pruning; ``None``: no cap.
         min_tokens: floor, in tokens.
         anchors: grid corners that are always kept (top/bottom left/right); with ``per="sample"`` only where a
             sample has one image.
-        per: what cap and floor are counted over.
+        per: group that cap and floor are counted over.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ class TopP(Policy):
 
     Args:
         p: probability to hold, in [0, 1].
-        per: what the softmax is taken over.
+        per: group that the softmax is taken over.
         min_tokens: floor, in tokens.
     """
 

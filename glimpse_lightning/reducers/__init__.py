@@ -1,4 +1,4 @@
-"""Reducers: what becomes of dropped tokens. One file and one import line each."""
+"""Reducers: how dropped tokens are removed or merged. One file and one import line each."""
 
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.reducers.drop import Drop

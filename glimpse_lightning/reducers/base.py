@@ -12,11 +12,11 @@ from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class Reducer(Layered, ABC):
-    """Decides what becomes of the dropped tokens: gone, or merged into kept ones."""
+    """Removes the dropped tokens, or merges them into kept ones."""
 
     @property
     def requires(self) -> Requires:
-        """What the reducer reads of the tokens beyond what every stage has."""
+        """Properties of the tokens that the reducer reads, beyond those that every stage has."""
         return Requires()
 
     @abstractmethod

@@ -18,20 +18,20 @@ from glimpse_lightning.visual_tokens import VisionKeys, VisualTokens
 
 
 class MergeNearest(Reducer):
-    """Each dropped token goes to the nearest merge target of its item, and each target takes up what came to it.
+    """Each dropped token is assigned to the nearest merge target of its item, and each target absorbs those assigned.
 
-    * ``mode="add"``: target + mean of what came (VisionZip's contextual tokens, arXiv 2412.04467; **not** the mean over
-      the cluster, which other ports of it compute);
-    * ``mode="mean"``: mean over the target and what came (VScan, arXiv 2505.22654; ToMe, arXiv 2210.09461; with
+    * ``mode="add"``: target + mean of its tokens (VisionZip's contextual tokens, arXiv 2412.04467; **not** the mean
+      over the cluster, which other ports of it compute);
+    * ``mode="mean"``: mean over the target and its tokens (VScan, arXiv 2505.22654; ToMe, arXiv 2210.09461; with
       ``by="distance"`` and ``share=0.3`` SparseVLM's recycling, arXiv 2410.04417).
 
     Merge targets are the policy's (``Policy.merge_targets``): all kept tokens, or those kept for this purpose. A
     dropped token whose item has no target is gone. Departure: the states that are merged are the stage's, so before
-    layer 0 those behind the projector, where VisionZip and ToMe merge in front of it.
+    layer 0 those after the projector, where VisionZip and ToMe merge in front of it.
 
     Args:
         mode: see above.
-        by: what "nearest" means.
+        by: measure of nearness.
         key_layer: compare keys of this block of the vision tower, averaged over heads (a number from 0, or from -1 =
             the last, or a share of its depth); ``None``: the states.
         share: share of each group's dropped tokens and merge targets together, best scores first, that are merged, and
