@@ -118,3 +118,15 @@ def wheel(session: nox.Session) -> None:
     session.chdir(folder)
     session.run("glimpse-lightning", "recipes", "list")
     session.run("glimpse-lightning", "fit", "--config", "vip_kl", "--print_config", silent=True)
+
+
+@nox.session
+def editable(session: nox.Session) -> None:
+    """Install as in the README, and see from another folder that mypy finds the package's types."""
+    session.install("-c", CONSTRAINTS, "-e", ".")
+    session.install("-c", CONSTRAINTS, "mypy")
+    session.chdir(session.create_tmp())
+    session.run("python", "-c", "import glimpse_lightning.callbacks, glimpse_lightning.recipes")
+    told = session.run("mypy", "-c", "import glimpse_lightning as gl; reveal_type(gl.PrunedVLM)", silent=True)
+    if "glimpse_lightning.model.PrunedVLM" not in str(told):
+        session.error(f"mypy does not see the package: {told}")

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from glimpse_lightning.callbacks.results_writer import write_jsonl
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from glimpse_lightning.appended_lines import AppendedLines
+from glimpse_lightning.callbacks.results_writer import write_jsonl
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.reader import AnsweredBefore
 from glimpse_lightning.errors import GlimpseError

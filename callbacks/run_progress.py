@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from glimpse_lightning.callbacks.results_writer import peak_memory_mb
-from glimpse_lightning.callbacks.training_speed import RunningSpeed, visual_tokens
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.progress import TaskID
 from typing_extensions import override
 
+from glimpse_lightning.callbacks.results_writer import peak_memory_mb
+from glimpse_lightning.callbacks.training_speed import RunningSpeed, visual_tokens
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.evaluation_module import EvaluationModule
 from glimpse_lightning.suite import SuiteData

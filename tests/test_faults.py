@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from glimpse_lightning.callbacks import RunCheckpoints, RunProgress
-from glimpse_lightning.callbacks.run_progress import visual_tokens
 from ranks import on_two_ranks
 from runs import SMALL, run, scalars, write_recipe
 from sharded_runs import fit
@@ -23,6 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import glimpse_lightning as gl
+from glimpse_lightning.callbacks import RunCheckpoints, RunProgress
+from glimpse_lightning.callbacks.run_progress import visual_tokens
 from glimpse_lightning.cli import explain
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.objectives import GRPO, KL, StepResult

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from glimpse_lightning.callbacks import RunCheckpoints
 from lightning.pytorch import Trainer
 from PIL import Image
 from runs import SMALL, run, scalars, write_recipe
@@ -20,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import glimpse_lightning as gl
+from glimpse_lightning.callbacks import RunCheckpoints
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.objectives import KL
 from glimpse_lightning.run_folder import saved_checkpoints

@@ -1,14 +1,27 @@
 from __future__ import annotations
 
 import configparser
+import os
+import shutil
 import subprocess
 import sys
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 from setuptools import find_packages
 
 ROOT = Path(__file__).parents[1]
+LINKS = ("callbacks", "recipes")
+USE = """
+import glimpse_lightning as gl
+from glimpse_lightning.callbacks import RunProgress
+
+reveal_type(gl.PrunedVLM)
+reveal_type(gl.callbacks.TokenOverlay)
+reveal_type(RunProgress)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +60,57 @@ def test_callbacks_from_the_repository_root_are_refused() -> None:
     out = subprocess.run([sys.executable, "-c", "import callbacks"], cwd=ROOT, capture_output=True, text=True)
     assert out.returncode != 0
     assert "import `glimpse_lightning.callbacks`" in out.stderr
+
+
+@pytest.fixture(params=["links", "no links"])
+def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """What a build reads of the repository; without links, as Windows checks it out by default."""
+    folder = tmp_path / "checkout"
+    for name in ("glimpse_lightning", *LINKS):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    if request.param == "no links":
+        for name in LINKS:
+            (folder / "glimpse_lightning" / name).unlink()
+            (folder / "glimpse_lightning" / name).write_text(f"../{name}")
+    return folder
+
+
+def build(checkout: Path, kind: str) -> zipfile.ZipFile:
+    """The ``wheel`` or ``editable`` wheel that pip makes of a checkout."""
+    code = f"from setuptools import build_meta; build_meta.build_{kind}('built')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = (checkout / "built").glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_a_wheel_holds_every_file_once(checkout: Path) -> None:
+    built = {name for name in build(checkout, "wheel").namelist() if ".dist-info/" not in name}
+    package = {path for path in (ROOT / "glimpse_lightning").rglob("*") if not set(LINKS) & set(path.parts)}
+    files = {path for path in package if path.is_file()} | {
+        path for name in LINKS for path in (ROOT / name).rglob("*.*")
+    }
+    names = {path.relative_to(ROOT).as_posix() for path in files if path.suffix != ".pyc"}
+    assert built == {name if name.startswith("glimpse") else f"glimpse_lightning/{name}" for name in names}
+
+
+@pytest.mark.parametrize("checkout", ["links"], indirect=True)
+def test_mypy_sees_the_editable_install_from_elsewhere(checkout: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    venv.create(tmp_path / "environment")
+    (site,) = (tmp_path / "environment").rglob("site-packages")
+    build(checkout, "editable").extractall(site)
+    (python,) = (path for path in site.parents[2].glob("*/python*") if path.stem == "python")
+    options = ["--ignore-missing-imports", "--no-incremental", "--python-executable", str(python)]
+    environment = {name: value for name, value in os.environ.items() if name != "MYPYPATH"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, "-c", USE],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    for name in ("model.PrunedVLM", "callbacks.token_overlay.TokenOverlay", "callbacks.run_progress.RunProgress"):
+        assert f"-> glimpse_lightning.{name}" in done.stdout, done.stdout + done.stderr

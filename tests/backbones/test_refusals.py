@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from glimpse_lightning.callbacks import RunCheckpoints
 from PIL import Image
 from ranks import on_two_ranks
 from runs import run, scalars, write_recipe
@@ -19,6 +18,7 @@ import glimpse_lightning as gl
 from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.refusals import collate_or_refuse, placeholders
+from glimpse_lightning.callbacks import RunCheckpoints
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.raw_batch import RawBatch

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from glimpse_lightning.callbacks.results_writer import why_nothing_is_right
 from PIL import Image
 from runs import run, write_recipe
 
+from glimpse_lightning.callbacks.results_writer import why_nothing_is_right
 from glimpse_lightning.metrics import ANLS
 from glimpse_lightning.module import PruningModule
 from glimpse_lightning.results import Record, Summary

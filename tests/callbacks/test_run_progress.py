@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from glimpse_lightning.callbacks import RunProgress
 from runs import SMALL, run, write_recipe
 
+from glimpse_lightning.callbacks import RunProgress
 from glimpse_lightning.module import PruningModule
 
 Shown = list[tuple[str, float, float | None]]

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from glimpse_lightning.callbacks.token_overlay import BOX_COLOUR, overlay, overlay_path, picture
 from PIL import Image
 
+from glimpse_lightning.callbacks.token_overlay import BOX_COLOUR, overlay, overlay_path, picture
 from glimpse_lightning.data.sample import Sample
 
 
