@@ -41,7 +41,7 @@ def slow(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("kind", PROCESSORS, ids=list(PROCESSORS))
+@nox.parametrize("kind", list(PROCESSORS), ids=list(PROCESSORS))
 def processors(session: nox.Session, kind: str) -> None:
     """The tests as other processors compute: without vector kernels, and with AVX2 alone."""
     install(session, "test")
