@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import nox
@@ -125,8 +126,17 @@ def editable(session: nox.Session) -> None:
     """Install as in the README, and see from another folder that mypy finds the package's types."""
     session.install("-c", CONSTRAINTS, "-e", ".")
     session.install("-c", CONSTRAINTS, "mypy")
-    session.chdir(session.create_tmp())
-    session.run("python", "-c", "import glimpse_lightning.callbacks, glimpse_lightning.recipes")
-    told = session.run("mypy", "-c", "import glimpse_lightning as gl; reveal_type(gl.PrunedVLM)", silent=True)
+    with tempfile.TemporaryDirectory() as elsewhere, session.chdir(elsewhere):
+        session.run("python", "-c", "import glimpse_lightning.callbacks, glimpse_lightning.recipes")
+        told = session.run("mypy", "-c", "import glimpse_lightning as gl; reveal_type(gl.PrunedVLM)", silent=True)
     if "glimpse_lightning.model.PrunedVLM" not in str(told):
         session.error(f"mypy does not see the package: {told}")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """Build the documentation as a site, and look at every page in a headless Chromium, where there is one."""
+    install(session, "docs", "test")
+    session.env["NO_MKDOCS_2_WARNING"] = "1"
+    session.run("mkdocs", "build", "--quiet")
+    session.run("pytest", "-m", "site", "tests/test_site.py", *session.posargs)
