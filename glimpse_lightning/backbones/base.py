@@ -51,6 +51,8 @@ class Backbone(Decoder):
         "input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "pixel_values", "image_sizes",
     )  # fmt: skip
     """Names of the tensors that make up a prompt. The processor may add names of its own (:attr:`prompt_inputs`)."""
+    image_only_processor: ClassVar[bool] = False
+    """Whether ``ImageOnlyProcessor`` stands in for the stock processor where torchvision is missing."""
 
     def __init__(self, model: PreTrainedModel, processor: Any | None = None, prune_video: bool = True) -> None:
         super().__init__(model)

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
 from glimpse_lightning.backbones.collate import first_copies
+from glimpse_lightning.backbones.support import families
 from glimpse_lightning.errors import GlimpseError
 
 EXTRAS = {"torchvision": "video", "num2words": "video", "accelerate": "quantization", "bitsandbytes": "quantization"}
@@ -93,7 +95,7 @@ class ImageOnlyProcessor(ProcessorMixin):
 
 
 def load_processor(name: str, **kwargs: Any) -> Any:
-    """Stock ``AutoProcessor``; where torchvision is missing and the model is a Qwen-VL, the image-only stand-in.
+    """Stock ``AutoProcessor``; where torchvision is missing and the model's family has it, the image-only stand-in.
 
     ``None`` for a folder that holds a model alone: it takes ready tensor batches.
 
@@ -103,7 +105,7 @@ def load_processor(name: str, **kwargs: Any) -> Any:
     if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in PROCESSOR_FILES):
         return None
     model_type = AutoConfig.from_pretrained(name, **kwargs).model_type
-    if is_torchvision_available() or model_type not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+    if is_torchvision_available() or not _has_stand_in(model_type):
         try:
             return AutoProcessor.from_pretrained(name, **kwargs)
         except (ImportError, ValueError) as error:
@@ -122,6 +124,13 @@ def load_processor(name: str, **kwargs: Any) -> Any:
     template = ProcessorMixin.get_processor_dict(name, **kwargs)[0].get("chat_template")
     tokenizer.chat_template = template or tokenizer.chat_template  # a processor's own goes before its tokenizer's
     return ImageOnlyProcessor(tokenizer, Qwen2VLImageProcessorPil.from_pretrained(name, **kwargs))
+
+
+def _has_stand_in(model_type: str) -> bool:
+    """Whether :class:`ImageOnlyProcessor` serves the family of a model type, which the family's adapter says."""
+    architecture = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(model_type)
+    family = families().get(architecture) if isinstance(architecture, str) else None
+    return family is not None and family.image_only_processor
 
 
 def installing(error: Exception) -> str:

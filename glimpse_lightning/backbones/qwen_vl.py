@@ -28,6 +28,8 @@ class QwenVLBackbone(PlaceholderBackbone):
         "second_per_grid_ts", "first_copies",
     )  # fmt: skip
 
+    image_only_processor = True
+
     @property
     def vision_blocks(self) -> nn.ModuleList:
         return self.model.model.visual.blocks

@@ -1,0 +1,148 @@
+"""One file and one import add a component: the package is copied, six are added, and all that lists them finds them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import FAMILIES
+
+import glimpse_lightning as gl
+from glimpse_lightning.backbones.support import families
+
+ROOT = Path(__file__).parents[1]
+ADDED = {
+    "scorers": """
+from glimpse_lightning.scorers.base import Scorer
+
+class Added(Scorer):
+    '''Tokens further right first.'''
+
+    def forward(self, tokens):
+        return tokens.position[:, 2].float()
+""",
+    "policies": """
+from glimpse_lightning.policies.keep_ratio import KeepRatio
+
+class Added(KeepRatio):
+    '''Half of the tokens.'''
+
+    def __init__(self, ratio: float = 0.5) -> None:
+        super().__init__(ratio)
+""",
+    "reducers": """
+from glimpse_lightning.reducers.base import Reducer
+
+class Added(Reducer):
+    '''Kept tokens as they are.'''
+
+    def reduce(self, hidden, keep, tokens):
+        return hidden[keep]
+""",
+    "metrics": """
+from glimpse_lightning.metrics.text import AnswerMetric
+
+class Added(AnswerMetric):
+    '''Share of answers that are no longer than their first reference.'''
+
+    def score(self, prediction, references):
+        return float(len(prediction) <= len(references[0]))
+""",
+    "objectives": """
+from glimpse_lightning.objectives.kl import KL
+
+class Added(KL):
+    '''KL by another name.'''
+""",
+    "backbones": """
+from glimpse_lightning.backbones.qwen2_5_vl import Qwen25VLBackbone
+
+class AddedBackbone(Qwen25VLBackbone):
+    '''Another family.'''
+
+    architectures = ("AddedForConditionalGeneration",)
+""",
+}
+RECIPE = """
+model:
+  after_layer: 1
+  scorer: AddedScorer
+  policy: AddedPolicy
+  reducer: AddedReducer
+  objective: AddedObjective
+  metric: AddedMetric
+data:
+  train: {class_path: GlyphVQA, init_args: {split: train}}
+"""
+USE = """
+from glimpse_lightning.backbones.support import family_of
+from glimpse_lightning.chosen_metric import find_metric
+from glimpse_lightning.cli import main
+
+roles = ("scorer", "policy", "reducer", "objective", "metric")
+asked = [["--config", "recipe.yaml", "--print_config"]]
+for arguments in [*asked, *([f"--model.{role}.help", f"Added{role.capitalize()}"] for role in roles)]:
+    try:
+        assert main(["fit", *arguments]) == 0
+    except SystemExit as end:
+        assert end.code in (None, 0)
+print(type(find_metric("AddedMetric")), family_of("AddedForConditionalGeneration"))
+"""
+
+
+def singular(shelf: str) -> str:
+    return "Policy" if shelf == "policies" else shelf.removesuffix("s").capitalize()
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a package that has one more file and one more import, with its name in ``__all__``, per shelf."""
+    folder = tmp_path_factory.mktemp("copy")
+    package = folder / "glimpse_lightning"
+    shutil.copytree(ROOT / "glimpse_lightning", package, ignore=shutil.ignore_patterns("__pycache__"))
+    for shelf, text in ADDED.items():
+        name = f"Added{singular(shelf)}"
+        (package / shelf / "added.py").write_text(text.replace("class Added(", f"class {name}("))
+        with (package / shelf / "__init__.py").open("a") as file:
+            file.write(f"from glimpse_lightning.{shelf}.added import {name}\n__all__ += ['{name}']\n")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+def run(folder: Path, *arguments: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_recipes_help_and_lists_find_what_was_added(copy: Path) -> None:
+    out = run(copy, "-c", USE)
+    for shelf in ADDED.keys() - {"backbones"}:
+        name = f"Added{singular(shelf)}"
+        assert re.search(rf"class_path: glimpse_lightning\.{shelf}\.(added\.)?{name}\n", out), shelf
+        assert f".help=glimpse_lightning.{shelf}.{name}\n" in out
+    assert "<class 'glimpse_lightning.metrics.added.AddedMetric'>" in out
+    assert "<class 'glimpse_lightning.backbones.added.AddedBackbone'>" in out
+
+
+def test_contract_tests_find_and_pass_what_was_added(copy: Path) -> None:
+    tests = [str(ROOT / "tests" / "test_contracts.py"), "-c", str(ROOT / "setup.cfg"), f"--rootdir={ROOT}"]
+    out = run(copy, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", "Added", *tests)
+    for test in (
+        "test_scorer_shapes[AddedScorer-several]",
+        "test_policy[several-AddedPolicy]",
+        "test_reducer[several-AddedReducer]",
+    ):
+        assert f"{test} PASSED" in out
+
+
+def test_every_family_has_a_tiny_model_that_goes_through_the_conformance_kit() -> None:
+    inside = {family for family in families().values() if family.__module__.startswith("glimpse_lightning.")}
+    assert {type(gl.wrap_backbone(build())) for build in FAMILIES.values()} == inside
