@@ -81,9 +81,10 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff."""
-    session.install("-c", CONSTRAINTS, "ruff")
+    """Ruff, and codespell."""
+    session.install("-c", CONSTRAINTS, "ruff", "codespell")
     session.run("ruff", "check", ".")
+    session.run("codespell")
 
 
 @nox.session

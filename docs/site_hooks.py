@@ -22,7 +22,7 @@ from mkdocs.structure.pages import Page
 import glimpse_lightning as gl
 
 ROOT = Path(__file__).parents[1]
-FRONT = ("README.md", "CHANGELOG.md")
+FRONT = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 """Pages of the site that lie outside docs/ and are named in its navigation."""
 LINK = re.compile(r"(\]\(\s*)([^)#\s:]+)((?:#[^)\s]*)?\))")
 ROLE = re.compile(r":(?:func|class|meth|attr|data|mod):<code>(~?)\.*([\w.]+)</code>")

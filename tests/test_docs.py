@@ -11,7 +11,13 @@ import pytest
 from glimpse_lightning.lightning_cli import RunCLI, run
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FRONT = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+PAGES = [*(ROOT / name for name in FRONT), *sorted((ROOT / "docs").rglob("*.md"))]
+COMING = {
+    f"glimpse_lightning/{room}/"
+    for room in ("runtime", "core", "model", "evaluation", "training", "bench", "cli", "integrations")
+}
+"""Rooms of the layout that docs/architecture.md describes, which files have not been moved to yet."""
 
 
 def _blocks(page: Path, language: str) -> list[str]:
@@ -23,6 +29,15 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
         if not target.startswith(("http://", "https://", "mailto:")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_paths_are_there(name: str) -> None:
+    folders = "glimpse_lightning|tests|callbacks|recipes|docs"
+    named = set(re.findall(rf"`((?:{folders})/[\w./]*|[\w]+\.(?:yml|cfg|md|txt))`", (ROOT / name).read_text()))
+    assert len(named) > 15
+    assert {path for path in named if not (ROOT / path).exists()} <= COMING
+    assert not {path for path in COMING if (ROOT / path).exists()}, "moved: take it out of COMING"
 
 
 COMMANDS = sorted(

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
-    *ROOT.glob("CONTRIBUTING.md"),
+    ROOT / "CONTRIBUTING.md",
     *(ROOT / "docs").rglob("*.md"),
     *ROOT.glob(".github/*/*.yml"),
 ]
@@ -30,3 +31,19 @@ def test_sessions_that_pages_name_are_there(sessions: set[str]) -> None:
     named = {name for page in PAGES for name in re.findall(r"nox\s+-s\s+([\w-]+)", page.read_text(encoding="utf-8"))}
     assert "processors" in named
     assert named <= sessions
+
+
+def test_sessions_of_continuous_integration_are_there(sessions: set[str]) -> None:
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    named = {
+        name for names in re.findall(r"run: nox -s ([\w -]+?)(?: --.*)?$", text, re.MULTILINE) for name in names.split()
+    }
+    assert {"lint", "types", "tests", "site"} <= named <= sessions
+
+
+def test_hooks_run_the_pinned_versions() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    versions = {repository["hooks"][0]["id"].partition("-")[0]: repository["rev"] for repository in hooks["repos"]}
+    assert versions.keys() == {"ruff", "codespell"}
+    assert {f"{name}=={version.removeprefix('v')}" for name, version in versions.items()} <= set(pins)
