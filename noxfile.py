@@ -130,7 +130,7 @@ def editable(session: nox.Session) -> None:
     with tempfile.TemporaryDirectory() as elsewhere, session.chdir(elsewhere):
         session.run("python", "-c", "import glimpse_lightning.callbacks, glimpse_lightning.recipes")
         told = session.run("mypy", "-c", "import glimpse_lightning as gl; reveal_type(gl.PrunedVLM)", silent=True)
-    if "glimpse_lightning.model.PrunedVLM" not in str(told):
+    if "glimpse_lightning.model.pruned_vlm.PrunedVLM" not in str(told):
         session.error(f"mypy does not see the package: {told}")
 
 

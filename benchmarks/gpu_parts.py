@@ -24,24 +24,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LogitsProcessorList
 
 from glimpse_lightning import scorers
-from glimpse_lightning.adapters import LoRA
 from glimpse_lightning.backbones.base import Backbone
-from glimpse_lightning.benchmark import figures, machine
-from glimpse_lightning.benchmark.clock import Clock, TokenClock
-from glimpse_lightning.benchmark.inputs import make_inputs
-from glimpse_lightning.benchmark.measure import HF, UNPRUNED, Variant
-from glimpse_lightning.benchmark.memory import CPU_WAY, CUDA_WAY, peak_bytes
-from glimpse_lightning.benchmark.phases import AFTER, BEFORE, SCORING
-from glimpse_lightning.benchmark.settings import Settings
-from glimpse_lightning.benchmark.sweep import case_of, decoder_bytes, sweep
-from glimpse_lightning.benchmark.training import Pass, objective_of, training_batch
-from glimpse_lightning.benchmark.training_theory import KL, MASK
-from glimpse_lightning.benchmark.variants import backbone_of, variants
-from glimpse_lightning.model import PrunedVLM
+from glimpse_lightning.backbones.lora import LoRA
+from glimpse_lightning.bench import figures
+from glimpse_lightning.bench.clock import Clock, TokenClock
+from glimpse_lightning.bench.inputs import make_inputs
+from glimpse_lightning.bench.measure import HF, UNPRUNED, Variant
+from glimpse_lightning.bench.memory import CPU_WAY, CUDA_WAY, peak_bytes
+from glimpse_lightning.bench.phases import AFTER, BEFORE, SCORING
+from glimpse_lightning.bench.settings import Settings
+from glimpse_lightning.bench.sweep import case_of, decoder_bytes, sweep
+from glimpse_lightning.bench.training import Pass, objective_of, training_batch
+from glimpse_lightning.bench.training_theory import KL, MASK
+from glimpse_lightning.bench.variants import backbone_of, variants
+from glimpse_lightning.core.token_counts import StageTokens
+from glimpse_lightning.engine.pruner import Pruner, PruneStage
+from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.objectives import GRPO
 from glimpse_lightning.policies import KeepRatio, Threshold
-from glimpse_lightning.pruner import Pruner, PruneStage
-from glimpse_lightning.token_counts import StageTokens
+from glimpse_lightning.runtime import machine
 
 Rows = list[dict[str, Any]]
 Run = Callable[[], dict[str, float]]

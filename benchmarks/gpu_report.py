@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glimpse_lightning.benchmark import report
+from glimpse_lightning.bench import report
 
 TITLES = {
     "article": "The article's efficiency table",

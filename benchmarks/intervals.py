@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glimpse_lightning.intervals import mean_estimate
+from glimpse_lightning.evaluation.intervals import mean_estimate
 
 Numbers = NDArray[Any]
 Interval = tuple[float, float]

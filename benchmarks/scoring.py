@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from glimpse_lightning import __version__
+from glimpse_lightning.core.visual_tokens import ModelFacts
 from glimpse_lightning.metrics import (
     ANLS,
     MME,
@@ -36,7 +37,6 @@ from glimpse_lightning.metrics import (
 )  # fmt: skip
 from glimpse_lightning.metrics.judge_score import VISUAL_COT_SETS
 from glimpse_lightning.metrics.mme import CATEGORIES
-from glimpse_lightning.visual_tokens import ModelFacts
 
 NUMBER, BATCH, LIMIT = 100_000, 50, 10.0
 RNG = random.Random(0)

@@ -10,15 +10,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from glimpse_lightning.appended_lines import AppendedLines
 from glimpse_lightning.callbacks.results_writer import write_jsonl
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.reader import AnsweredBefore
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.run_folder import ANSWERS
-from glimpse_lightning.terminal import show
-from glimpse_lightning.vlm_module import VLMModule
-from glimpse_lightning.whole_files import remove
+from glimpse_lightning.evaluation.vlm_module import VLMModule
+from glimpse_lightning.runtime.appended_lines import AppendedLines
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.run_folder import ANSWERS
+from glimpse_lightning.runtime.terminal import show
+from glimpse_lightning.runtime.whole_files import remove
 
 
 class AnswerWriter(Callback, AnsweredBefore):

@@ -22,16 +22,16 @@ from typing_extensions import override
 
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.load import TINY
-from glimpse_lightning.benchmark.machine import describe, device_name
 from glimpse_lightning.data.digest import digest
-from glimpse_lightning.evaluation_module import EvaluationModule
+from glimpse_lightning.evaluation.module import EvaluationModule
+from glimpse_lightning.evaluation.records import Summary, summarise
+from glimpse_lightning.evaluation.vlm_module import VLMModule
 from glimpse_lightning.metrics import ExactMatch
-from glimpse_lightning.results import Summary, summarise
-from glimpse_lightning.run_folder import ANSWERS, RESULTS
-from glimpse_lightning.seeds import global_seed
-from glimpse_lightning.terminal import plain, show
-from glimpse_lightning.vlm_module import VLMModule
-from glimpse_lightning.whole_files import write_text
+from glimpse_lightning.runtime.machine import describe, device_name
+from glimpse_lightning.runtime.run_folder import ANSWERS, RESULTS
+from glimpse_lightning.runtime.seeds import global_seed
+from glimpse_lightning.runtime.terminal import plain, show
+from glimpse_lightning.runtime.whole_files import write_text
 
 PACKAGES = ("glimpse-lightning", "torch", "transformers", "lightning")
 SHOWN = {

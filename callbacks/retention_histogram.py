@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from glimpse_lightning.results import by_family, retention
+from glimpse_lightning.evaluation.records import by_family, retention
 
 
 class RetentionHistogram(Callback):

@@ -16,9 +16,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from glimpse_lightning.ranks import any_rank
-from glimpse_lightning.run_folder import saved_checkpoints
-from glimpse_lightning.whole_files import remove, replacing, sync
+from glimpse_lightning.runtime.ranks import any_rank
+from glimpse_lightning.runtime.run_folder import saved_checkpoints
+from glimpse_lightning.runtime.whole_files import remove, replacing, sync
 
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 """Signals that ask a fit to stop; the exit status is then 128 and the signal's number, as of a process it has ended."""

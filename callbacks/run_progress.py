@@ -13,8 +13,8 @@ from typing_extensions import override
 from glimpse_lightning.callbacks.results_writer import peak_memory_mb
 from glimpse_lightning.callbacks.training_speed import RunningSpeed, visual_tokens
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.evaluation_module import EvaluationModule
-from glimpse_lightning.suite import SuiteData
+from glimpse_lightning.evaluation.module import EvaluationModule
+from glimpse_lightning.evaluation.suite import SuiteData
 
 NAMES = {"hard_retention": "kept"}
 PASSES = ("full and pruned", "baselines")

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Box, Sample
-from glimpse_lightning.whole_files import replacing
+from glimpse_lightning.runtime.whole_files import replacing
 
 DIMMED = 0.25
 BOX_COLOUR, KEPT_COLOUR = (255, 60, 60), (90, 220, 120)

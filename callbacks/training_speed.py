@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.vlm_module import VLMModule
+from glimpse_lightning.evaluation.vlm_module import VLMModule
 
 SMOOTHING = 0.9
 """Share of the past in the running mean of a batch's figures."""

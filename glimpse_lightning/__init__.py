@@ -11,7 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from glimpse_lightning.version import __version__
+from glimpse_lightning.runtime import renames
+from glimpse_lightning.runtime.version import __version__
 
 if TYPE_CHECKING:
     from glimpse_lightning import (
@@ -26,68 +27,68 @@ if TYPE_CHECKING:
         scorers,
         testing,
     )
-    from glimpse_lightning.adapters import LoRA
     from glimpse_lightning.backbones import load_backbone, wrap_backbone
     from glimpse_lightning.backbones.base import Backbone
-    from glimpse_lightning.checkpoints import load_pruner, save_pruner
+    from glimpse_lightning.backbones.lora import LoRA
+    from glimpse_lightning.core.visual_tokens import ModelFacts, VisionAttention, VisionKeys, VisualTokens
     from glimpse_lightning.data.batch import Batch
     from glimpse_lightning.data.datamodule import VQAData
     from glimpse_lightning.data.glyph_vqa import GlyphVQA
-    from glimpse_lightning.data.hub import HubVQA
     from glimpse_lightning.data.jsonl import JSONL
     from glimpse_lightning.data.sample import Sample
-    from glimpse_lightning.data.table import Table
+    from glimpse_lightning.data.tables.hub import HubVQA
+    from glimpse_lightning.data.tables.table import Table
     from glimpse_lightning.data.visual_cot import VisualCoTBenchmark, VisualCoTTrain
-    from glimpse_lightning.errors import GlimpseError
-    from glimpse_lightning.evaluation_module import EvaluationModule
-    from glimpse_lightning.model import PrunedVLM
-    from glimpse_lightning.module import PruningModule
+    from glimpse_lightning.engine.pruner import Pruner, PruneStage
+    from glimpse_lightning.evaluation.module import EvaluationModule
+    from glimpse_lightning.evaluation.suite import SuiteData, SuiteModule
+    from glimpse_lightning.evaluation.vlm_module import VLMModule
+    from glimpse_lightning.model.pruned_vlm import PrunedVLM
+    from glimpse_lightning.model.resolution import ResolutionCut
+    from glimpse_lightning.model.storage import load_pruner, save_pruner
     from glimpse_lightning.objectives.base import Objective
     from glimpse_lightning.policies.base import Policy
-    from glimpse_lightning.pruner import Pruner, PruneStage
     from glimpse_lightning.reducers.base import Reducer
-    from glimpse_lightning.resolution import ResolutionCut
+    from glimpse_lightning.runtime.errors import GlimpseError
     from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
-    from glimpse_lightning.suite import SuiteData, SuiteModule
-    from glimpse_lightning.visual_tokens import ModelFacts, VisionAttention, VisionKeys, VisualTokens
-    from glimpse_lightning.vlm_module import VLMModule
+    from glimpse_lightning.training.module import PruningModule
 
 # Where each public name lives. Imported when first asked for, so that `--help` does not wait for transformers.
 _HOMES = {
     "AttentionProbe": "scorers.base",
     "Backbone": "backbones.base",
     "Batch": "data.batch",
-    "EvaluationModule": "evaluation_module",
-    "GlimpseError": "errors",
+    "EvaluationModule": "evaluation.module",
+    "GlimpseError": "runtime.errors",
     "GlyphVQA": "data.glyph_vqa",
-    "HubVQA": "data.hub",
+    "HubVQA": "data.tables.hub",
     "JSONL": "data.jsonl",
-    "LoRA": "adapters",
-    "ModelFacts": "visual_tokens",
+    "LoRA": "backbones.lora",
+    "ModelFacts": "core.visual_tokens",
     "Objective": "objectives.base",
     "Policy": "policies.base",
-    "PruneStage": "pruner",
-    "PrunedVLM": "model",
-    "Pruner": "pruner",
-    "PruningModule": "module",
+    "PruneStage": "engine.pruner",
+    "PrunedVLM": "model.pruned_vlm",
+    "Pruner": "engine.pruner",
+    "PruningModule": "training.module",
     "Reducer": "reducers.base",
     "Requires": "scorers.base",
-    "ResolutionCut": "resolution",
+    "ResolutionCut": "model.resolution",
     "Sample": "data.sample",
     "Scorer": "scorers.base",
-    "SuiteData": "suite",
-    "SuiteModule": "suite",
-    "Table": "data.table",
-    "VLMModule": "vlm_module",
+    "SuiteData": "evaluation.suite",
+    "SuiteModule": "evaluation.suite",
+    "Table": "data.tables.table",
+    "VLMModule": "evaluation.vlm_module",
     "VQAData": "data.datamodule",
-    "VisionAttention": "visual_tokens",
-    "VisionKeys": "visual_tokens",
+    "VisionAttention": "core.visual_tokens",
+    "VisionKeys": "core.visual_tokens",
     "VisualCoTBenchmark": "data.visual_cot",
     "VisualCoTTrain": "data.visual_cot",
-    "VisualTokens": "visual_tokens",
+    "VisualTokens": "core.visual_tokens",
     "load_backbone": "backbones",
-    "load_pruner": "checkpoints",
-    "save_pruner": "checkpoints",
+    "load_pruner": "model.storage",
+    "save_pruner": "model.storage",
     "wrap_backbone": "backbones",
 }
 _MODULES = (
@@ -103,6 +104,8 @@ _MODULES = (
     "testing",
 )
 __all__ = sorted([*_HOMES, *_MODULES, "__version__"])
+
+renames.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,188 @@
-"""``python -m glimpse_lightning``."""
+"""The command line: ``glimpse-lightning``, or ``python -m glimpse_lightning``.
 
+Light: modules that need torch are imported only once a command that needs them is known.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
 import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
 
-from glimpse_lightning.cli import main
+from glimpse_lightning.cli.brief_help import brief
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.paths import expanded_flags
+from glimpse_lightning.runtime.terminal import forgiving
+
+HELP = """\
+usage: glimpse-lightning COMMAND [options]      (or: python -m glimpse_lightning COMMAND [options])
+
+Dynamic visual-token pruning for vision-language models.
+
+commands:
+  fit       train a pruner, then test it                fit --config vip_kl
+  validate  evaluate on the validation split            validate --config vip_kl
+  test      the full table, baselines included          test --config vip_kl
+  predict   answer questions, draw what was kept        predict --config vip_kl --image FILE --question TEXT
+  ablate    many runs of one recipe, compared         ablate --config ablations/methods
+  score     score saved predictions again               score runs/quick/test_0/predictions
+  bench     speed and memory beside theory            bench --config bench/cpu --output bench.json
+  export    a saved pruner in another format            export --format upstream --pruner DIR --output DIR
+  recipes   list, show or copy the packaged recipes     recipes list | show NAME | copy NAME DESTINATION
+
+A --config is a YAML file or the name of a packaged recipe. Flags beat the config, which beats a checkpoint:
+  fit --config vip_kl --model.after_layer 2 --model.optimizer.lr 3e-4 --seed_everything 1
+test and predict take the weights of the recipe's last finished fit, unless --ckpt_path FILE names others.
+
+more help:
+  COMMAND --help                      the options that people set; COMMAND --help all for every one
+  fit --model.scorer.help             the classes of one part (scorer, policy, objective, ...)
+  fit --model.scorer.help VIP         the options of one of them
+  fit --config vip_kl --print_config  the resolved configuration
+"""
+
+RECIPES_HELP = """\
+usage: glimpse-lightning recipes list               every recipe and its purpose
+       glimpse-lightning recipes show NAME          print one
+       glimpse-lightning recipes copy NAME DEST     copy one to a file or into a folder
+"""
+OUT_OF_MEMORY = (
+    "Out of memory ({}). Lower `data.batch_size` (and raise `trainer.accumulate_grad_batches` by as much), "
+    "`data.eval_batch_size`, or with GRPO `model.objective.group_size` and `max_new_tokens`; train adapters "
+    "(`model.objective.lora`) instead of the whole model; set `model.dtype: bfloat16`; use smaller images. The same "
+    "command goes on from the last checkpoint."
+)
+RANK_LOST = (
+    "Another rank of this run has ended, and this one with it. Why, that rank says above; where it says nothing, the "
+    "system has killed it, mostly for want of memory."
+)
+COMMANDS = ("fit", "validate", "test", "predict", "ablate", "score", "bench", "export", "recipes")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status. Errors a user can act on become one paragraph on stderr."""
+    args = expanded_flags(sys.argv[1:] if argv is None else argv)
+    with forgiving():
+        try:
+            return _dispatch(args)
+        except Exception as error:
+            message = explain(error)
+            if message is None or os.environ.get("GLIMPSE_DEBUG"):
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            return 1
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if args[0] == "--version":
+        from glimpse_lightning import __version__
+
+        print(__version__)
+        return 0
+    if page := brief(args):
+        print(page, end="")
+        return 0
+    command = args[0]
+    if command not in COMMANDS:
+        raise GlimpseError(f"Expected a command out of {', '.join(COMMANDS)}, but got {command!r}; try --help.")
+    if command == "recipes":
+        return _recipes(args[1:])
+    if command == "export":
+        from glimpse_lightning.cli import export
+
+        print(export.run(args[1:]))
+        return 0
+    if command == "ablate":
+        from glimpse_lightning.ablation import command as ablate
+
+        return ablate.run(args[1:])
+    if command == "score":
+        from glimpse_lightning.cli import score as scoring
+
+        scoring.run(args[1:])
+        return 0
+    if command == "bench":
+        from glimpse_lightning.bench import command as bench
+
+        return bench.run(args[1:])
+    from glimpse_lightning.cli.trainer_runs import run
+
+    run(args)
+    return 0
+
+
+def _recipes(args: list[str]) -> int:
+    from glimpse_lightning.cli import packaged_recipes
+
+    match args:
+        case ["list"]:
+            known = packaged_recipes.recipes()
+            width = max(map(len, known), default=0)
+            for name, path in known.items():
+                print(f"{name:<{width}}  {packaged_recipes.purpose(path)}")
+        case ["show", name]:
+            print(packaged_recipes.find_recipe(name).read_text(encoding="utf-8"), end="")
+        case ["copy", name, destination]:
+            print(packaged_recipes.copy_recipe(name, Path(destination)))
+        case [] | ["-h"] | ["--help"]:
+            print(RECIPES_HELP, end="")
+        case _:
+            raise GlimpseError(f"Expected `recipes list`, `show NAME` or `copy NAME DEST`, but got {' '.join(args)!r}.")
+    return 0
+
+
+def explain(error: BaseException) -> str | None:
+    """An error as one paragraph for the user; ``None`` where it is a defect and deserves its traceback."""
+    if isinstance(error, GlimpseError):
+        return _one_paragraph(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        from glimpse_lightning.runtime.whole_files import full_disk
+
+        return str(full_disk(error.filename))
+    if _out_of_memory(error):
+        return OUT_OF_MEMORY.format(_one_paragraph(error).split(". ")[0])
+    if _rank_lost(error):
+        return RANK_LOST
+    if type(error).__module__.startswith("omegaconf"):
+        key = getattr(error, "full_key", None)
+        where = f" at `{key}`" if key else ""
+        return f"An interpolation{where} cannot be resolved: {str(error).splitlines()[0]}. Check the `${{...}}` there."
+    if isinstance(error, ValueError) and _raised_here(error):
+        return _one_paragraph(error)
+    return None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """By name: torch has one class for accelerators, and says it in a text on the CPU."""
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+def _rank_lost(error: BaseException) -> bool:
+    """By their words: what gloo raises over a rank that is gone is a plain RuntimeError, NCCL's is a kind of it."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        ("gloo" in text and ("by peer" in text or "Broken pipe" in text)) or "remote process exited" in text
+    )
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether our own code raised ``error``: its messages say what to do."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = Path(__file__).parent.resolve()
+    return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(package)
+
+
+def _one_paragraph(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
 
 if __name__ == "__main__":
     sys.exit(main())

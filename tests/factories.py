@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.visual_tokens import ModelFacts, VisionAttention, VisionTap, VisualTokens
 from glimpse_lightning.scorers import AttentionProbe, Requires
-from glimpse_lightning.visual_tokens import ModelFacts, VisionAttention, VisionTap, VisualTokens
 
 FACTS = ModelFacts(
     num_layers=6,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from glimpse_lightning.dtypes import cost_on_cpu
+from glimpse_lightning.runtime.dtypes import cost_on_cpu
 
 attends_in_bfloat16 = pytest.mark.skipif(
     math.isinf(cost_on_cpu(torch.bfloat16)),

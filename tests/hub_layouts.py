@@ -13,7 +13,7 @@ import datasets
 import yaml
 from PIL import Image
 
-from glimpse_lightning.data.benchmarks import BENCHMARKS
+from glimpse_lightning.data.tables.benchmarks import BENCHMARKS
 
 PICTURE = Image.new("RGB", (56, 28), "white")
 VQAV2_ROW = {

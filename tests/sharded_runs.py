@@ -12,13 +12,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 import glimpse_lightning as gl
-from glimpse_lightning.adapters import LoRA
+from glimpse_lightning.backbones.lora import LoRA
 from glimpse_lightning.data.datamodule import VQAData
-from glimpse_lightning.gathering import local_share, whole
-from glimpse_lightning.module import OptimizerOptions, PruningModule
 from glimpse_lightning.objectives import GRPO, KL, Mask
 from glimpse_lightning.objectives.base import Objective
-from glimpse_lightning.strategies import FSDP2
+from glimpse_lightning.runtime.gathering import local_share, whole
+from glimpse_lightning.training.module import OptimizerOptions, PruningModule
+from glimpse_lightning.training.strategies import FSDP2
 
 REWARDS: dict[str, Any] = {"length": {"weight": 1.0, "free": 1, "longest": 6}, "exact_match": 1.0}
 OPTIONS: dict[str, Any] = {"rewards": REWARDS, "group_size": 4, "max_new_tokens": 4, "temperature": 1.7}

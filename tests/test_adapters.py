@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 
 import glimpse_lightning as gl
-from glimpse_lightning.adapters import LoRA, add_lora, load_lora, lora_modules, merge_lora, save_lora, without_lora
 from glimpse_lightning.backbones import Backbone
+from glimpse_lightning.backbones.lora import (
+    LoRA,
+    add_lora,
+    load_lora,
+    lora_modules,
+    merge_lora,
+    save_lora,
+    without_lora,
+)
 from glimpse_lightning.cli import main
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.runtime.errors import GlimpseError
 
 IDS = torch.arange(3, 12)[None]
 

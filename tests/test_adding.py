@@ -81,7 +81,7 @@ data:
 """
 USE = """
 from glimpse_lightning.backbones.support import family_of
-from glimpse_lightning.chosen_metric import find_metric
+from glimpse_lightning.evaluation.chosen_metric import find_metric
 from glimpse_lightning.cli import main
 
 roles = ("scorer", "policy", "reducer", "objective", "metric")

@@ -12,14 +12,13 @@ import yaml
 from runs import SMALL, run, write_recipe
 
 import glimpse_lightning
-from glimpse_lightning import brief_help, packaged_recipes
-from glimpse_lightning.checkpoints import save_pruner
-from glimpse_lightning.cli import main
-from glimpse_lightning.lightning_cli import SHORT_FLAGS
-from glimpse_lightning.module import PruningModule
+from glimpse_lightning.cli import brief_help, main, packaged_recipes
+from glimpse_lightning.cli.recipe_files import recipe_name, with_recipes
+from glimpse_lightning.cli.trainer_runs import SHORT_FLAGS
+from glimpse_lightning.model.storage import save_pruner
 from glimpse_lightning.policies import KeepRatio
-from glimpse_lightning.recipe_files import recipe_name, with_recipes
 from glimpse_lightning.scorers import Random
+from glimpse_lightning.training.module import PruningModule
 
 
 def _error(capsys: pytest.CaptureFixture[str]) -> str:
@@ -226,7 +225,7 @@ def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(args: object) -> int:
         raise KeyError("a defect")
 
-    monkeypatch.setattr("glimpse_lightning.cli._dispatch", broken)
+    monkeypatch.setattr("glimpse_lightning.__main__._dispatch", broken)
     with pytest.raises(KeyError):
         main(["fit"])
 

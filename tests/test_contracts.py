@@ -16,14 +16,14 @@ from torch import Tensor
 
 import glimpse_lightning as gl
 from glimpse_lightning import policies, reducers, scorers
-from glimpse_lightning.checkpoints import init_args, load_pruner, save_pruner
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.engine.pruner import Pruner, PruneStage
+from glimpse_lightning.model.storage import init_args, load_pruner, save_pruner
 from glimpse_lightning.policies import Policy
-from glimpse_lightning.pruner import Pruner, PruneStage
 from glimpse_lightning.reducers import Reducer
 from glimpse_lightning.scorers import Scorer
 from glimpse_lightning.testing import SIZES
-from glimpse_lightning.visual_tokens import VisualTokens
 
 # Arguments of classes that cannot do without; all others are built with their defaults.
 ARGUMENTS: dict[str, dict[str, Any]] = {

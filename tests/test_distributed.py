@@ -13,9 +13,9 @@ from sharded_runs import data, module, trainer
 from test_module import glyphs, random_module
 
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.model import PrunedVLM
+from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.objectives.base import Objective, StepResult
-from glimpse_lightning.strategies import FSDP2
+from glimpse_lightning.training.strategies import FSDP2
 
 
 def _evaluate(root: Path, **kwargs: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from glimpse_lightning.errors import nearest
+from glimpse_lightning.runtime.errors import nearest
 
 
 @pytest.mark.parametrize(

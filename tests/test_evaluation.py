@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import glimpse_lightning as gl
-from glimpse_lightning.evaluation import Evaluator
-from glimpse_lightning.evidence import evidence_mask
+from glimpse_lightning.data.evidence import evidence_mask
+from glimpse_lightning.evaluation.evaluator import Evaluator
+from glimpse_lightning.evaluation.records import Record, Summary, by_family, snake_case, summarise
+from glimpse_lightning.evaluation.shared_questions import FullAnswer
 from glimpse_lightning.metrics import ExactMatch
-from glimpse_lightning.results import Record, Summary, by_family, snake_case, summarise
-from glimpse_lightning.sharing import FullAnswer
 
 
 def record(name: str, **kwargs: object) -> Record:

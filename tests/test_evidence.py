@@ -12,9 +12,9 @@ from torch import Tensor
 import glimpse_lightning as gl
 from glimpse_lightning.backbones import regions
 from glimpse_lightning.backbones.base import pad_rows
+from glimpse_lightning.data.evidence import evidence_mask
 from glimpse_lightning.data.sample import Box
 from glimpse_lightning.engine.prompt import TokenLayout
-from glimpse_lightning.evidence import evidence_mask
 
 IMAGE = 5
 

@@ -24,9 +24,9 @@ import glimpse_lightning as gl
 from glimpse_lightning.callbacks import RunCheckpoints, RunProgress
 from glimpse_lightning.callbacks.run_progress import visual_tokens
 from glimpse_lightning.cli import explain
-from glimpse_lightning.module import PruningModule
 from glimpse_lightning.objectives import GRPO, KL, StepResult
-from glimpse_lightning.run_folder import RunFolder, damage, saved_checkpoints
+from glimpse_lightning.runtime.run_folder import RunFolder, damage, saved_checkpoints
+from glimpse_lightning.training.module import PruningModule
 
 QUICK = ("--model.test_after_fit", "false", "--trainer.limit_val_batches", "0")
 

@@ -20,9 +20,9 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 import glimpse_lightning as gl
 from glimpse_lightning.callbacks import RunCheckpoints
-from glimpse_lightning.module import PruningModule
 from glimpse_lightning.objectives import KL
-from glimpse_lightning.run_folder import saved_checkpoints
+from glimpse_lightning.runtime.run_folder import saved_checkpoints
+from glimpse_lightning.training.module import PruningModule
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +327,7 @@ def test_configured_values_go_before_those_of_a_checkpoint(
     fitted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("glimpse_lightning.module.rank_zero_info", said.append)
+    monkeypatch.setattr("glimpse_lightning.training.module.rank_zero_info", said.append)
     recipe, root = fitted
     saved = saved_checkpoints(root / "small" / "fit_0" / "checkpoints")[-1]
     flags = ["--ckpt_path", str(saved), "--trainer.max_steps", "10", "--model.test_after_fit", "false"]

@@ -11,6 +11,7 @@ from tiny_models import FAMILIES
 from torch import Tensor
 
 import glimpse_lightning as gl
+from glimpse_lightning.model import pruned_vlm
 from glimpse_lightning.testing import SIZES
 
 
@@ -107,13 +108,13 @@ def test_saving_means_the_pruner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(gl.GlimpseError, match=r"no pruner to save.*backbone\.model\.save_pretrained"):
         gl.PrunedVLM(model.backbone).save_pretrained(tmp_path / "q")
     sent: list[Any] = []
-    monkeypatch.setattr("glimpse_lightning.model.create_repo", lambda name, **options: sent.append((name, options)))
+    monkeypatch.setattr(pruned_vlm, "create_repo", lambda name, **options: sent.append((name, options)))
 
     def upload(repo_id: str, folder_path: str, **options: Any) -> str:
         sent.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir()), options))
         return f"https://huggingface.co/{repo_id}"
 
-    monkeypatch.setattr("glimpse_lightning.model.upload_folder", upload)
+    monkeypatch.setattr(pruned_vlm, "upload_folder", upload)
     assert model.push_to_hub("me/pruner", private=True, commit_message="x") == "https://huggingface.co/me/pruner"
     assert sent == [
         ("me/pruner", {"private": True, "exist_ok": True, "token": None}),

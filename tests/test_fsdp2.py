@@ -15,11 +15,11 @@ from sharded_runs import OBJECTIVES, STEPS, fit
 from torch.distributed.device_mesh import init_device_mesh
 
 import glimpse_lightning as gl
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.module import RECOMPUTES_SHARDED
+from glimpse_lightning.model.sharding import shard
 from glimpse_lightning.objectives import GRPO
-from glimpse_lightning.sharding import shard
-from glimpse_lightning.strategies import FSDP2
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.training.module import RECOMPUTES_SHARDED
+from glimpse_lightning.training.strategies import FSDP2
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -53,7 +53,7 @@ def test_mixed_precision_and_activation_checkpointing(tmp_path: Path) -> None:
 
 def _recompute_in_vain(root: Path) -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glimpse_lightning.module.RECOMPUTES_SHARDED", False)
+        patch.setattr("glimpse_lightning.training.module.RECOMPUTES_SHARDED", False)
         with pytest.raises(GlimpseError) as refused:
             fit(root, "kl", 2, recompute=True)
     return str(refused.value)

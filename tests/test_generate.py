@@ -20,7 +20,7 @@ from transformers import (
 from transformers.generation import BaseStreamer, LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 import glimpse_lightning as gl
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.runtime.errors import GlimpseError
 
 SIZES = [[(3, 4)], [(2, 3), (5, 2)], [], [(4, 4)]]
 

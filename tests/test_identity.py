@@ -10,9 +10,9 @@ import pytest
 from runs import SMALL, run, write_recipe
 
 import glimpse_lightning as gl
-from glimpse_lightning.identity import changed_since, differences, digest, inputs, write_inputs
-from glimpse_lightning.run_folder import CONFIG
-from glimpse_lightning.whole_files import write_text
+from glimpse_lightning.cli.identity import changed_since, differences, digest, inputs, write_inputs
+from glimpse_lightning.runtime.run_folder import CONFIG
+from glimpse_lightning.runtime.whole_files import write_text
 
 FIT = ("--model.test_after_fit", "false", "--trainer.limit_val_batches", "0")
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.intervals import _student, mean_estimate
+from glimpse_lightning.evaluation.intervals import _student, mean_estimate
+from glimpse_lightning.runtime.errors import GlimpseError
 
 STUDENT = {2: 4.303, 3: 3.182, 5: 2.571, 7: 2.365, 10: 2.228, 30: 2.042, 199: 1.972}
 """Student's 0.975 quantiles, from a table."""

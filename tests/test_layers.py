@@ -17,11 +17,11 @@ import glimpse_lightning as gl
 from glimpse_lightning import policies as p
 from glimpse_lightning import reducers as r
 from glimpse_lightning import scorers as s
-from glimpse_lightning.checkpoints import load_pruner, save_pruner
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.lightning_cli import RunCLI
-from glimpse_lightning.packaged_recipes import recipes
-from glimpse_lightning.pruner import Pruner
+from glimpse_lightning.cli.packaged_recipes import recipes
+from glimpse_lightning.cli.trainer_runs import RunCLI
+from glimpse_lightning.engine.pruner import Pruner
+from glimpse_lightning.model.storage import load_pruner, save_pruner
+from glimpse_lightning.runtime.errors import GlimpseError
 
 # Decoder's depth: blocks of the vision tower, and those of them with full attention. Glimpse-tiny, Qwen2.5-VL-7B,
 # LLaVA-1.5-7B, LLaVA-1.5-13B.

@@ -10,13 +10,13 @@ from lightning.pytorch import Trainer
 from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.module import OptimizerOptions, PruningModule
+from glimpse_lightning.engine.pruner import PruneStage
 from glimpse_lightning.objectives import KL
-from glimpse_lightning.optimization import adamw, learning_rate_factor
 from glimpse_lightning.policies import KeepRatio, Threshold
-from glimpse_lightning.pruner import PruneStage
+from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers import VIP, Random
+from glimpse_lightning.training.module import OptimizerOptions, PruningModule
+from glimpse_lightning.training.optimization import adamw, learning_rate_factor
 
 
 def vip(**kwargs: Any) -> PruningModule:

@@ -112,5 +112,6 @@ def test_mypy_sees_the_editable_install_from_elsewhere(checkout: Path, tmp_path:
         text=True,
         env=environment,
     )
-    for name in ("model.PrunedVLM", "callbacks.token_overlay.TokenOverlay", "callbacks.run_progress.RunProgress"):
+    callbacks = ("callbacks.token_overlay.TokenOverlay", "callbacks.run_progress.RunProgress")
+    for name in ("model.pruned_vlm.PrunedVLM", *callbacks):
         assert f"-> glimpse_lightning.{name}" in done.stdout, done.stdout + done.stderr

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from glimpse_lightning import lightning_cli
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.cli import trainer_runs as lightning_cli
+from glimpse_lightning.runtime.errors import GlimpseError
 
 PAGE = Path(__file__).parents[1] / "docs" / "plug_in_a_scorer.md"
 

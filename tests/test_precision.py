@@ -19,9 +19,10 @@ from runs import run, write_recipe
 from tiny_models import FAMILIES
 
 import glimpse_lightning as gl
-from glimpse_lightning import dtypes, precision
 from glimpse_lightning.backbones.load import auto_dtype, saved_dtype
-from glimpse_lightning.recipe_check import check
+from glimpse_lightning.cli import precision
+from glimpse_lightning.cli.recipe_check import check
+from glimpse_lightning.runtime import dtypes
 
 FAST, SLOW = 0.3, 20.0
 
@@ -121,7 +122,8 @@ def test_saved_types() -> None:
 @pytest.mark.parametrize("isa", ["AVX2", "DEFAULT"])
 def test_what_the_libraries_may_use_decides_not_what_the_processor_has(isa: str) -> None:
     """oneDNN without AVX-512 has no product in bfloat16, whatever the processor could do."""
-    ask = "import torch, glimpse_lightning.dtypes as d; print(*map(d.cost_on_cpu, (torch.bfloat16, torch.float)))"
+    ask = "import torch; from glimpse_lightning.runtime.dtypes import cost_on_cpu as cost; "
+    ask += "print(cost(torch.bfloat16), cost(torch.float))"
     environment = {"ONEDNN_MAX_CPU_ISA": isa, "OMP_NUM_THREADS": "1", "PATH": "", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=True)
     half, same = map(float, done.stdout.split())

@@ -15,7 +15,7 @@ from runs import run, write_recipe
 import glimpse_lightning as gl
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.module import PruningModule
+from glimpse_lightning.training.module import PruningModule
 
 RECIPE = """\
 model:

@@ -13,11 +13,11 @@ from factories import FACTS, visual_tokens
 from torch import Tensor
 
 import glimpse_lightning as gl
-from glimpse_lightning.benchmark.training import training_batch
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.bench.training import training_batch
+from glimpse_lightning.core.token_counts import StageTokens, count_tokens
 from glimpse_lightning.objectives import KL
 from glimpse_lightning.objectives.flops_budget import flops_share
-from glimpse_lightning.token_counts import StageTokens, count_tokens
+from glimpse_lightning.runtime.errors import GlimpseError
 
 
 def vip(**kwargs: Any) -> gl.scorers.VIP:

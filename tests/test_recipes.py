@@ -15,12 +15,12 @@ from PIL import Image
 from runs import run, write_recipe
 
 import glimpse_lightning as gl
-from glimpse_lightning import vlm_module
 from glimpse_lightning.backbones.presets import PRESETS
-from glimpse_lightning.lightning_cli import RunCLI
-from glimpse_lightning.packaged_recipes import purpose, recipes
-from glimpse_lightning.strategies import FSDP2
-from glimpse_lightning.vlm_module import VLMModule
+from glimpse_lightning.cli.packaged_recipes import purpose, recipes
+from glimpse_lightning.cli.trainer_runs import RunCLI
+from glimpse_lightning.evaluation import vlm_module
+from glimpse_lightning.evaluation.vlm_module import VLMModule
+from glimpse_lightning.training.strategies import FSDP2
 
 ALL = sorted(recipes().items())
 # What `ablate` and `bench` read is no recipe of a run: tests/ablation/, tests/benchmark/. An overlay is none by itself.

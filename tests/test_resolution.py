@@ -13,11 +13,11 @@ from PIL import Image
 import glimpse_lightning as gl
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
-from glimpse_lightning.module import PruningModule
+from glimpse_lightning.evaluation.records import Summary, summarise
+from glimpse_lightning.model.resolution import ResolutionCut, check_fewer
 from glimpse_lightning.policies import KeepRatio
-from glimpse_lightning.resolution import ResolutionCut, check_fewer
-from glimpse_lightning.results import Summary, summarise
 from glimpse_lightning.scorers import Random
+from glimpse_lightning.training.module import PruningModule
 
 TINY: Any = SimpleNamespace(max_pixels=448 * 448, pixel_multiple=28, name="tiny")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.run_folder import (
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.run_folder import (
     CONFIG,
     RESULTS,
     TRAINED,
@@ -21,7 +21,7 @@ from glimpse_lightning.run_folder import (
     finished_fits,
     saved_checkpoints,
 )
-from glimpse_lightning.whole_files import replacing, write_text
+from glimpse_lightning.runtime.whole_files import replacing, write_text
 
 
 def _claim(root: Path, config: str = "a: 1", command: str = "fit", resumable: bool = True) -> RunFolder:

@@ -12,8 +12,8 @@ from runs import SMALL, write_recipe
 
 import glimpse_lightning as gl
 from glimpse_lightning.cli import main
-from glimpse_lightning.data.columns import Columns, Wording, question_text
-from glimpse_lightning.recipe_files import check_vars, texts_aside
+from glimpse_lightning.cli.recipe_files import check_vars, texts_aside
+from glimpse_lightning.data.tables.columns import Columns, Wording, question_text
 
 
 def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -56,7 +56,7 @@ def test_a_persons_words_are_not_yaml(tmp_path: Path, monkeypatch: pytest.Monkey
         asked.append(kwargs["question"])
         return gl.Sample(**kwargs)
 
-    monkeypatch.setattr("glimpse_lightning.lightning_cli.Sample", sample)
+    monkeypatch.setattr("glimpse_lightning.cli.trainer_runs.Sample", sample)
     monkeypatch.setattr("lightning.pytorch.Trainer.predict", lambda *_, **__: None)
     for question in QUESTIONS:
         flags = ["--config", "attention_rank", "--trainer.default_root_dir", str(tmp_path)]
@@ -93,7 +93,7 @@ def test_the_spelling_before_transformers_5() -> None:
 
 
 def test_config_yaml_is_not_a_runs_name_alone(tmp_path: Path) -> None:
-    from glimpse_lightning.recipe_files import recipe_name
+    from glimpse_lightning.cli.recipe_files import recipe_name
 
     for place, name in {"p1/config.yaml": "p1", "runs/vip/fit_3/config.yaml": "vip", "x/vip.yaml": "vip"}.items():
         path = tmp_path / place

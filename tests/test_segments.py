@@ -7,7 +7,7 @@ from factories import visual_tokens
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from glimpse_lightning.segments import (
+from glimpse_lightning.core.segments import (
     Padding,
     cumsum_before,
     rank_in_group,
@@ -16,7 +16,7 @@ from glimpse_lightning.segments import (
     segment_mean,
     segment_sum,
 )
-from glimpse_lightning.token_places import index_in_sample
+from glimpse_lightning.core.token_places import index_in_sample
 
 GROUPS = 5
 rows = st.lists(st.tuples(st.integers(-3, 3), st.integers(0, GROUPS - 1)), max_size=30)

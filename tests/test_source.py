@@ -13,15 +13,15 @@ from runs import run, write_recipe
 from safetensors.torch import load_file, save_file
 
 import glimpse_lightning as gl
-from glimpse_lightning import export
 from glimpse_lightning.backbones.load import auto_dtype
 from glimpse_lightning.backbones.shares import empty_model, load_shares
-from glimpse_lightning.benchmark import settings as bench
-from glimpse_lightning.benchmark.variants import backbone_of, variants
-from glimpse_lightning.identity import differences
-from glimpse_lightning.module import PruningModule
-from glimpse_lightning.pruner_flag import pruner_alone
-from glimpse_lightning.source import Source
+from glimpse_lightning.bench import settings as bench
+from glimpse_lightning.bench.variants import backbone_of, variants
+from glimpse_lightning.cli import export
+from glimpse_lightning.cli.identity import differences
+from glimpse_lightning.cli.pruner_flag import pruner_alone
+from glimpse_lightning.runtime.source import Source
+from glimpse_lightning.training.module import PruningModule
 
 REPO, PRUNER = "me/model", "me/pruner"
 PIXELS = {"main": 200704, "v1": 100352}
@@ -76,7 +76,7 @@ def test_an_empty_token_is_passed_on(cache: Path, monkeypatch: pytest.MonkeyPatc
         seen.append(where)
         return cache / f"models--me--pruner/snapshots/{commit_of('v1')}"
 
-    monkeypatch.setattr("glimpse_lightning.checkpoints.snapshot_download", download)
+    monkeypatch.setattr("glimpse_lightning.model.storage.snapshot_download", download)
     gl.load_pruner(PRUNER, token=False, revision="v1", cache_dir=None)
     assert seen == [{"token": False, "revision": "v1"}]
 

@@ -18,16 +18,16 @@ from ranks import on_two_ranks
 from runs import run
 from torch import distributed
 
-from glimpse_lightning import suite
-from glimpse_lightning.checkpoints import save_pruner
 from glimpse_lightning.cli import main
-from glimpse_lightning.data.benchmarks import BENCHMARKS
-from glimpse_lightning.module import PruningModule
+from glimpse_lightning.data.tables.benchmarks import BENCHMARKS
+from glimpse_lightning.evaluation import suite
+from glimpse_lightning.evaluation.predictions import Prediction, PredictionFiles, read_predictions
+from glimpse_lightning.evaluation.suite_report import print_suite, suite_figures, task_figures
+from glimpse_lightning.evaluation.tasks import task_metric
+from glimpse_lightning.model.storage import save_pruner
 from glimpse_lightning.policies import KeepRatio
-from glimpse_lightning.predictions import Prediction, PredictionFiles, read_predictions
 from glimpse_lightning.scorers import Random
-from glimpse_lightning.suite_report import print_suite, suite_figures, task_figures
-from glimpse_lightning.tasks import task_metric
+from glimpse_lightning.training.module import PruningModule
 
 TASKS = ["docvqa_val", "mme", "mmbench_en_test", "visual_cot/cub", "glyph_vqa"]
 

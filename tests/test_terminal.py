@@ -14,9 +14,9 @@ from rich.table import Table
 from runs import run, write_recipe
 
 import glimpse_lightning as gl
-from glimpse_lightning.chosen_metric import FILE, read_choices
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.terminal import Forgiving, forgiving, plain, show
+from glimpse_lightning.evaluation.chosen_metric import FILE, read_choices
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.terminal import Forgiving, forgiving, plain, show
 
 NAMES = ["[/INST]", "[red]x[/red]", "[list]", "a:smile:b", "\\[b]"]
 

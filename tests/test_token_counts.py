@@ -7,7 +7,13 @@ from factories import FACTS
 from torch.utils.flop_counter import FlopCounterMode
 
 import glimpse_lightning as gl
-from glimpse_lightning.token_counts import StageTokens, cached_per_layer, count_tokens, flops_ratio, tokens_per_layer
+from glimpse_lightning.core.token_counts import (
+    StageTokens,
+    cached_per_layer,
+    count_tokens,
+    flops_ratio,
+    tokens_per_layer,
+)
 
 
 def test_a_layer_sees_what_earlier_stages_left() -> None:

@@ -11,8 +11,8 @@ from lightning.pytorch.trainer.setup import _determine_batch_limits
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from runs import SMALL, run, write_recipe
 
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.trainer_settings import readable_settings
+from glimpse_lightning.cli.trainer_settings import readable_settings
+from glimpse_lightning.runtime.errors import GlimpseError
 
 REFUSED = {
     "--trainer.max_steps 0": ["`trainer.max_steps: 0`", "`test`"],

@@ -14,20 +14,20 @@ from PIL import Image
 from runs import run, write_recipe
 
 import glimpse_lightning as gl
-from glimpse_lightning.annotations import Annotations
-from glimpse_lightning.answers import WrittenAnswers
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.data.columns import Columns
 from glimpse_lightning.data.jsonl import JSONL
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.data.table import Table
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.evaluation import Evaluator
+from glimpse_lightning.data.tables.columns import Columns
+from glimpse_lightning.data.tables.table import Table
+from glimpse_lightning.evaluation.answers import WrittenAnswers
+from glimpse_lightning.evaluation.evaluator import Evaluator
+from glimpse_lightning.evaluation.records import summarise
 from glimpse_lightning.metrics import ExactMatch
-from glimpse_lightning.model import PrunedVLM
+from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.objectives import GRPO, KL, DifferentiableTopK, Mask, Supervised
-from glimpse_lightning.results import summarise
 from glimpse_lightning.rewards.combined import CombinedReward, RewardFacts
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.training.annotations import Annotations
 
 
 @pytest.fixture(scope="module")

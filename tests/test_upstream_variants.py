@@ -14,8 +14,8 @@ from plain_reference import PlainOutput, new_modules, plain_forward, vision_wind
 from torch import Tensor
 
 import glimpse_lightning as gl
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.upstream_export import upstream_files
+from glimpse_lightning.model.upstream_export import upstream_files
+from glimpse_lightning.runtime.errors import GlimpseError
 
 CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 SIZES = [[(5, 6)], [(3, 4), (6, 2)], [(2, 3), (5, 5), (4, 3)]]  # ragged; 1, 2 and 3 images of (height, width)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
-from glimpse_lightning.whole_files import replacing
+from glimpse_lightning.runtime.whole_files import replacing
 
 
 def test_threads_that_write_one_file_do_not_share_a_draft(tmp_path: Path) -> None:

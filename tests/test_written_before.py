@@ -12,7 +12,7 @@ import yaml
 from runs import run
 
 import glimpse_lightning as gl
-from glimpse_lightning.recipe_check import check
+from glimpse_lightning.cli.recipe_check import check
 
 OLD = Path(__file__).parent / "golden/written_before"
 CHECKPOINT = "checkpoints/step=000002.ckpt"

@@ -13,9 +13,9 @@ import yaml
 
 from glimpse_lightning.ablation.overrides import Tree, changed, get
 from glimpse_lightning.ablation.settings import MODES, Settings
-from glimpse_lightning.errors import GlimpseError, nearest
-from glimpse_lightning.packaged_recipes import find_recipe, recipes
-from glimpse_lightning.paths import read_text
+from glimpse_lightning.cli.packaged_recipes import find_recipe, recipes
+from glimpse_lightning.runtime.errors import GlimpseError, nearest
+from glimpse_lightning.runtime.paths import read_text
 
 PRUNING = (
     "after_layer", "scorer", "policy", "reducer", "early_kv", "positions", "stages", "pruner", "pruner_source",

@@ -18,9 +18,9 @@ from glimpse_lightning.ablation.rows import Row, read_rows
 from glimpse_lightning.ablation.runs import CellFolders, CellRunner, checked, process_key
 from glimpse_lightning.ablation.schedule import jobs, slots, visible_devices
 from glimpse_lightning.ablation.settings import UNNAMED, Settings, read
-from glimpse_lightning.errors import GlimpseError, nearest
-from glimpse_lightning.packaged_recipes import find_recipe
-from glimpse_lightning.whole_files import write_text
+from glimpse_lightning.cli.packaged_recipes import find_recipe
+from glimpse_lightning.runtime.errors import GlimpseError, nearest
+from glimpse_lightning.runtime.whole_files import write_text
 
 LAUNCHERS = ("local", "ray", "slurm")
 FLAGS = ("base", "mode", "pruner", "limit", "devices_per_cell", "output")

@@ -14,8 +14,8 @@ from typing import Any
 from glimpse_lightning.ablation.cells import Cell
 from glimpse_lightning.ablation.runs import CellFolders, CellRunner
 from glimpse_lightning.ablation.schedule import Job, Slot, run_jobs
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.lightning_cli import RUN_FOLDER
+from glimpse_lightning.cli.trainer_runs import RUN_FOLDER
+from glimpse_lightning.runtime.errors import GlimpseError
 
 POLL_S = 0.5
 LAST_LINES = 20

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from glimpse_lightning.ablation.rows import Row
 from glimpse_lightning.ablation.statistics import pareto_front
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.whole_files import replacing
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.whole_files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

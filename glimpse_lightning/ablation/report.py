@@ -12,8 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from glimpse_lightning.ablation.overrides import get
 from glimpse_lightning.ablation.rows import ALL, Row
-from glimpse_lightning.intervals import Estimate
-from glimpse_lightning.whole_files import remove, write_text
+from glimpse_lightning.evaluation.intervals import Estimate
+from glimpse_lightning.runtime.whole_files import remove, write_text
 
 COUNTS = {
     "entering_retention": "tokens entering",

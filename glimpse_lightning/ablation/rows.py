@@ -11,8 +11,8 @@ from typing import Any
 from glimpse_lightning.ablation.cells import Cell
 from glimpse_lightning.ablation.runs import CellFolders
 from glimpse_lightning.ablation.statistics import paired_difference
-from glimpse_lightning.intervals import Estimate, mean_estimate
-from glimpse_lightning.run_folder import RESULTS
+from glimpse_lightning.evaluation.intervals import Estimate, mean_estimate
+from glimpse_lightning.runtime.run_folder import RESULTS
 
 ALL = "all"
 """The family that every question belongs to."""

@@ -11,18 +11,18 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from glimpse_lightning import lightning_cli
 from glimpse_lightning.ablation.cells import PRUNING, Cell
 from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.load import LOADING
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.identity import changed_since
-from glimpse_lightning.module import PruningModule
-from glimpse_lightning.recipe_check import Checked, check
-from glimpse_lightning.run_folder import RECIPE, RunFolder
-from glimpse_lightning.sharing import SharedQuestions
-from glimpse_lightning.whole_files import remove, write_text
+from glimpse_lightning.cli import trainer_runs as lightning_cli
+from glimpse_lightning.cli.identity import changed_since
+from glimpse_lightning.cli.recipe_check import Checked, check
+from glimpse_lightning.evaluation.shared_questions import SharedQuestions
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.run_folder import RECIPE, RunFolder
+from glimpse_lightning.runtime.whole_files import remove, write_text
+from glimpse_lightning.training.module import PruningModule
 
 ERROR, LOG = "error.txt", "output.log"
 NO_MATTER = ("vars", "seed_everything", "trainer.callbacks", "trainer.logger", "trainer.default_root_dir")

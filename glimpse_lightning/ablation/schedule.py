@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 import torch
 
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.runtime.errors import GlimpseError
 
 Slot = tuple[str, ...]
 """Devices that one process gets; none: it runs on the CPU."""

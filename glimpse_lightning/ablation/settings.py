@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from glimpse_lightning.errors import GlimpseError, nearest
-from glimpse_lightning.paths import expanded, read_text
+from glimpse_lightning.runtime.errors import GlimpseError, nearest
+from glimpse_lightning.runtime.paths import expanded, read_text
 
 MODES = ("fit", "test")
 UNNAMED = "pruner"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from glimpse_lightning.intervals import Estimate, mean_estimate
+from glimpse_lightning.evaluation.intervals import Estimate, mean_estimate
 
 
 def paired_difference(

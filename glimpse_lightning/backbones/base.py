@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 from glimpse_lightning.backbones.collate import collate_samples, first_copies
 from glimpse_lightning.backbones.processor_settings import described
 from glimpse_lightning.backbones.refusals import collate_or_refuse, placeholders
+from glimpse_lightning.core.visual_tokens import VisionTap
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.engine.compaction import pad_left
 from glimpse_lightning.engine.decoder import Decoder
 from glimpse_lightning.engine.generate_options import greedy_settings
 from glimpse_lightning.engine.prompt import Prompt
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.visual_tokens import VisionTap
+from glimpse_lightning.runtime.errors import GlimpseError
 
 if TYPE_CHECKING:
     from glimpse_lightning.backbones.visuals import Visuals

@@ -24,7 +24,7 @@ from jinja2 import TemplateError
 from lightning.pytorch.utilities import rank_zero_warn
 
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.runtime.errors import GlimpseError
 
 MARK = "7031852946"
 """Stands for an answer, to see where a template puts it: characters that no template writes by itself."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from glimpse_lightning.backbones import regions
 from glimpse_lightning.backbones.square_grid import SquareGridBackbone
-from glimpse_lightning.visual_tokens import Views
+from glimpse_lightning.core.visual_tokens import Views
 
 
 class InternVLBackbone(SquareGridBackbone):

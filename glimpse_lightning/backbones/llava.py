@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from glimpse_lightning.backbones import regions
 from glimpse_lightning.backbones.square_grid import SquareGridBackbone
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.visual_tokens import Views
+from glimpse_lightning.core.visual_tokens import Views
+from glimpse_lightning.runtime.errors import GlimpseError
 
 
 class LlavaBackbone(SquareGridBackbone):

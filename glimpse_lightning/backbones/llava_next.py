@@ -16,7 +16,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 
 from glimpse_lightning.backbones import regions
 from glimpse_lightning.backbones.llava import LlavaBackbone
-from glimpse_lightning.visual_tokens import Views
+from glimpse_lightning.core.visual_tokens import Views
 
 
 class LlavaNextBackbone(LlavaBackbone):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glimpse_lightning.backbones.llava_next import LlavaNextBackbone
 from glimpse_lightning.backbones.visuals import Visuals
-from glimpse_lightning.visual_tokens import VisionTap
+from glimpse_lightning.core.visual_tokens import VisionTap
 
 
 class LlavaOnevisionBackbone(LlavaNextBackbone):

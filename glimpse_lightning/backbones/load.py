@@ -16,9 +16,9 @@ from glimpse_lightning.backbones.processing import installing, load_processor
 from glimpse_lightning.backbones.processor_settings import with_settings
 from glimpse_lightning.backbones.shares import empty_model
 from glimpse_lightning.backbones.support import check_checkpoint, checked, family_of
-from glimpse_lightning.dtypes import AUTO, default_device, dtype_named, fast_dtype, warn_if_slow
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.source import located
+from glimpse_lightning.runtime.dtypes import AUTO, default_device, dtype_named, fast_dtype, warn_if_slow
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.source import located
 
 TINY = "glimpse-tiny"
 QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")

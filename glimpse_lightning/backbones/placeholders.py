@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from glimpse_lightning.backbones.base import Backbone, pad_rows, text_position_ids
 from glimpse_lightning.backbones.vision_taps import capture_blocks
 from glimpse_lightning.backbones.visuals import Visuals
+from glimpse_lightning.core.visual_tokens import ModelFacts, Views, VisionAttention, VisionTap
 from glimpse_lightning.engine.prompt import Prompt
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.visual_tokens import ModelFacts, Views, VisionAttention, VisionTap
+from glimpse_lightning.runtime.errors import GlimpseError
 
 
 class PlaceholderBackbone(Backbone):

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from glimpse_lightning.backbones.midsize_presets import MIDSIZE
-from glimpse_lightning.dtypes import default_device
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.runtime.dtypes import default_device
+from glimpse_lightning.runtime.errors import GlimpseError
 
 PREFIX = "random:"
 

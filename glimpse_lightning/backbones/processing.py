@@ -19,7 +19,7 @@ from transformers.utils import is_torchvision_available
 
 from glimpse_lightning.backbones.collate import first_copies
 from glimpse_lightning.backbones.support import families
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.runtime.errors import GlimpseError
 
 EXTRAS = {"torchvision": "video", "num2words": "video", "accelerate": "quantization", "bitsandbytes": "quantization"}
 """Our extras that install packages which transformers asks for."""

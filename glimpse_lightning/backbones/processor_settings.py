@@ -12,7 +12,7 @@ from transformers.image_utils import PILImageResampling
 from transformers.utils import is_torchvision_available
 
 from glimpse_lightning.data.sample import BLANK
-from glimpse_lightning.errors import GlimpseError, nearest
+from glimpse_lightning.runtime.errors import GlimpseError, nearest
 
 PIXELS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 """Bounds on the pixels of an image, and the keys of ``size`` in which Qwen-VL's image processor keeps them."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.backbones.qwen_vl import QwenVLBackbone
-from glimpse_lightning.visual_tokens import VisionTap
+from glimpse_lightning.core.visual_tokens import VisionTap
 
 
 class Qwen25VLBackbone(QwenVLBackbone):

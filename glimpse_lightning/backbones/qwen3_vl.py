@@ -7,8 +7,8 @@ from typing import Any
 
 from glimpse_lightning.backbones.qwen_vl import QwenVLBackbone
 from glimpse_lightning.backbones.visuals import Visuals
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.visual_tokens import VisionTap
+from glimpse_lightning.core.visual_tokens import VisionTap
+from glimpse_lightning.runtime.errors import GlimpseError
 
 
 class Qwen3VLBackbone(QwenVLBackbone):

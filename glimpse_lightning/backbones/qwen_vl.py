@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from glimpse_lightning.backbones.base import text_position_ids
 from glimpse_lightning.backbones.placeholders import PlaceholderBackbone
 from glimpse_lightning.backbones.visuals import Visuals
-from glimpse_lightning.visual_tokens import VisionTap
+from glimpse_lightning.core.visual_tokens import VisionTap
 
 
 class QwenVLBackbone(PlaceholderBackbone):

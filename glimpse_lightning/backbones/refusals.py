@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import BLANK, Sample
-from glimpse_lightning.errors import RefusedSamplesError
+from glimpse_lightning.runtime.errors import RefusedSamplesError
 
 _VISUAL = r"\w*(image|video|vision|audio|boi|eoi)\w*_token"
 """What configurations and processors call the tokens that stand for what is no text."""

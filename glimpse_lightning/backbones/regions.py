@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from glimpse_lightning.visual_tokens import Views
+from glimpse_lightning.core.visual_tokens import Views
 
 Region = tuple[float, float, float, float]
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.source import located
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.source import located
 
 if TYPE_CHECKING:
     from glimpse_lightning.backbones.base import Backbone

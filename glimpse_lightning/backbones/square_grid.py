@@ -11,9 +11,9 @@ from torch import Tensor
 
 from glimpse_lightning.backbones.placeholders import PlaceholderBackbone
 from glimpse_lightning.backbones.visuals import Visuals
+from glimpse_lightning.core.visual_tokens import Views, VisionTap
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.visual_tokens import Views, VisionTap
 
 
 class SquareGridBackbone(PlaceholderBackbone):

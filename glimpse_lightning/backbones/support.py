@@ -10,7 +10,7 @@ from typing import Any
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from glimpse_lightning.backbones.base import Backbone
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.runtime.errors import GlimpseError
 
 UNFIT = {
     "MllamaForConditionalGeneration": "it reads images through cross-attention, so its prompt has no visual tokens",

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.visual_tokens import VisionAttention, VisionKeys
+from glimpse_lightning.core.visual_tokens import VisionAttention, VisionKeys
+from glimpse_lightning.runtime.errors import GlimpseError
 
 LOGITS = 2**24
 """Attention logits that may be in memory at once (64 MiB), where one row of them fits."""

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from glimpse_lightning.backbones.vision_attention import AttentionReader, attention_of
+from glimpse_lightning.core.visual_tokens import VisionTap
 from glimpse_lightning.engine import taps
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.visual_tokens import VisionTap
+from glimpse_lightning.runtime.errors import GlimpseError
 
 
 @contextmanager

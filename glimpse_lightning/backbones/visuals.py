@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from glimpse_lightning.visual_tokens import Views, VisionTap
+from glimpse_lightning.core.visual_tokens import Views, VisionTap
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from glimpse_lightning.data.sample import Box
-from glimpse_lightning.errors import BadSampleError
+from glimpse_lightning.runtime.errors import BadSampleError
 
 BoxFormat = Literal["normalised", "pixels"]
 

@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 from glimpse_lightning.data.order import EvalOrder, TrainOrder
 from glimpse_lightning.data.raw_batch import RawBatch
 from glimpse_lightning.data.reader import AnsweredBefore, BatchReader
-from glimpse_lightning.data.rows import OnError
 from glimpse_lightning.data.sample import BLANK, Sample
 from glimpse_lightning.data.some import Some, unanswered
+from glimpse_lightning.data.tables.rows import OnError
 from glimpse_lightning.data.workers import end_with_parent, kill_at_exit
-from glimpse_lightning.errors import BadSampleError, GlimpseError
-from glimpse_lightning.seeds import global_seed
+from glimpse_lightning.runtime.errors import BadSampleError, GlimpseError
+from glimpse_lightning.runtime.seeds import global_seed
 
 QUESTION = "{question}"
 """Where the question stands in ``VQAData``'s ``prompt``."""

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
-from glimpse_lightning.errors import BadSampleError
+from glimpse_lightning.runtime.errors import BadSampleError
 
 MAX_PIXELS = 89_478_485
 """Images with more pixels are refused before they are decoded (Pillow's own limit, a quarter of a gigabyte of RGB)."""

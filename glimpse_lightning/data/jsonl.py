@@ -17,9 +17,9 @@ from glimpse_lightning.data.boxes import BoxFormat, inside, read_box, relative
 from glimpse_lightning.data.digest import of_file
 from glimpse_lightning.data.images import MAX_PIXELS, load_image, path_inside
 from glimpse_lightning.data.sample import Box, Sample
-from glimpse_lightning.errors import BadSampleError, GlimpseError
-from glimpse_lightning.keys import stable_key
-from glimpse_lightning.paths import read_text
+from glimpse_lightning.runtime.errors import BadSampleError, GlimpseError
+from glimpse_lightning.runtime.keys import stable_key
+from glimpse_lightning.runtime.paths import read_text
 
 KEYS = ("question", "answer", "answers", "image", "images", "boxes", "family", "id")
 

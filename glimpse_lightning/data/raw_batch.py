@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from glimpse_lightning.data.rows import OnError
 from glimpse_lightning.data.sample import BLANK, Sample
+from glimpse_lightning.data.tables.rows import OnError
 
 
 @dataclass

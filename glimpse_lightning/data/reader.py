@@ -15,8 +15,8 @@ from typing_extensions import override
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.raw_batch import RawBatch
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.errors import GlimpseError, RefusedSamplesError
-from glimpse_lightning.ranks import gathered
+from glimpse_lightning.runtime.errors import GlimpseError, RefusedSamplesError
+from glimpse_lightning.runtime.ranks import gathered
 
 
 class BatchReader(LightningModule):

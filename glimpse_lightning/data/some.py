@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 from torch.utils.data import Dataset
 
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.errors import BadSampleError
+from glimpse_lightning.runtime.errors import BadSampleError
 
 
 class Some(Dataset[Sample]):

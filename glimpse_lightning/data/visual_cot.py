@@ -14,15 +14,15 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
-from glimpse_lightning.data.benchmarks import SHORT
 from glimpse_lightning.data.digest import of_file
 from glimpse_lightning.data.images import MAX_PIXELS, load_image, path_inside
-from glimpse_lightning.data.rows import OnError, unique_names
 from glimpse_lightning.data.sample import Box, Sample
-from glimpse_lightning.data.table import read_rows
-from glimpse_lightning.errors import BadSampleError, GlimpseError
-from glimpse_lightning.keys import stable_key
-from glimpse_lightning.paths import read_text
+from glimpse_lightning.data.tables.benchmarks import SHORT
+from glimpse_lightning.data.tables.rows import OnError, unique_names
+from glimpse_lightning.data.tables.table import read_rows
+from glimpse_lightning.runtime.errors import BadSampleError, GlimpseError
+from glimpse_lightning.runtime.keys import stable_key
+from glimpse_lightning.runtime.paths import read_text
 
 BoxType = Literal["xyxy", "xywh", "xyxy_norm1000"]
 MAPPERS = ("cot_train", "cot_train_fullmask")

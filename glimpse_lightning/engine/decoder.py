@@ -18,13 +18,13 @@ from transformers.masking_utils import (
     sliding_window_overlay,
 )
 
+from glimpse_lightning.core.visual_tokens import ModelFacts
 from glimpse_lightning.engine import taps
-from glimpse_lightning.engine.recompute import recomputed
+from glimpse_lightning.engine.activation_checkpointing import recomputed
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.windows import within_window
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.gathering import gather_for_backward
-from glimpse_lightning.visual_tokens import ModelFacts
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.gathering import gather_for_backward
 
 
 class Decoder(ABC):

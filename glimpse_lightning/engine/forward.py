@@ -16,7 +16,7 @@ from torch import Tensor
 from glimpse_lightning.engine.decoder import Decoder
 from glimpse_lightning.engine.prefill import PrefillOutput
 from glimpse_lightning.engine.replay import answer_logits
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.runtime.errors import GlimpseError
 
 IGNORED = -100
 """Label of positions that no loss counts, as in Hugging Face."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.runtime.errors import GlimpseError
 
 _STATES = "layers of the prompt run apart from decoding, and on fewer tokens after each stage"
 _ASSISTED = "the drafting model would need the prompt, and images, of its own"

@@ -28,6 +28,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.segments import repeated_segments, segment_count
+from glimpse_lightning.core.token_places import frame_retention
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.engine.decoder import Decoder
 from glimpse_lightning.engine.prompt import TokenLayout
 from glimpse_lightning.engine.prompt_cache import PromptCache, fork_cache
@@ -36,12 +39,9 @@ from glimpse_lightning.engine.stage_loop import new_stage_runs, run_layer_with_s
 from glimpse_lightning.engine.stage_run import StageRun
 from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.reducers.drop import Drop
-from glimpse_lightning.segments import repeated_segments, segment_count
-from glimpse_lightning.token_places import frame_retention
-from glimpse_lightning.visual_tokens import VisualTokens
 
 if TYPE_CHECKING:
-    from glimpse_lightning.pruner import Pruner
+    from glimpse_lightning.engine.pruner import Pruner
 
 
 @dataclass

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.segments import repeated_segments, segment_count
+from glimpse_lightning.core.visual_tokens import Views, VisionTap
 from glimpse_lightning.engine.compaction import Compaction
-from glimpse_lightning.segments import repeated_segments, segment_count
-from glimpse_lightning.visual_tokens import Views, VisionTap
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
-from glimpse_lightning.visual_tokens import VisualTokens
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
-    from glimpse_lightning.pruner import PruneStage
+    from glimpse_lightning.engine.pruner import PruneStage
 
 Select = Callable[["PruneStage", Tensor, VisualTokens], Tensor]
 """Which tokens a stage keeps, in place of its policy: from scores ``[V]`` to a boolean mask ``[V]``."""

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.engine.glimpse_run import GlimpseRun
 from glimpse_lightning.engine.request import PrefillRequest
 from glimpse_lightning.engine.streams import SideStream
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.engine.windows import column_numbers
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers.base import UNSEEN, AttentionProbe, Requires
-from glimpse_lightning.visual_tokens import VisualTokens
 
 if TYPE_CHECKING:
-    from glimpse_lightning.pruner import PruneStage
+    from glimpse_lightning.engine.pruner import PruneStage
 
 
 class StageRun:

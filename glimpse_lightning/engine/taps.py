@@ -27,7 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glimpse_lightning.engine.in_use import while_in_use
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.runtime.errors import GlimpseError
 
 TAPPED_EAGER = "glimpse_eager"
 Observer = Callable[[Tensor, Tensor, Any, Mapping[str, Any]], None]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.segments import segment_count
 from glimpse_lightning.metrics.running_mean import RunningMean
-from glimpse_lightning.segments import segment_count
 
 
 def evidence_overlap(keep: Tensor, evidence: Tensor, sample: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:

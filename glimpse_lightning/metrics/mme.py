@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from glimpse_lightning.keys import stable_key
 from glimpse_lightning.metrics.rows import RowMetric
 from glimpse_lightning.metrics.text import AnswerMetric, group_names
+from glimpse_lightning.runtime.keys import stable_key
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",

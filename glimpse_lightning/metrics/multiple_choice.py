@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from glimpse_lightning.keys import stable_key
 from glimpse_lightning.metrics.rows import RowMetric
 from glimpse_lightning.metrics.text import AnswerMetric, group_names
+from glimpse_lightning.runtime.keys import stable_key
 
 Rule = Literal["letter", "first", "search", "infer"]
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.segments import segment_count
+from glimpse_lightning.core.token_counts import StageTokens, count_tokens
+from glimpse_lightning.core.visual_tokens import ModelFacts
 from glimpse_lightning.metrics.running_mean import RunningMean
-from glimpse_lightning.segments import segment_count
-from glimpse_lightning.token_counts import StageTokens, count_tokens
-from glimpse_lightning.visual_tokens import ModelFacts
 
 WAYS = ("entering", "layer_mean", "decoding", "flops")
 
@@ -25,10 +25,10 @@ def token_counts(
 ) -> Tensor:
     """``[S, 4]`` visual tokens of each sample that are left, as shares of those there were, in four ways; float64.
 
-    The counts are those of :func:`glimpse_lightning.token_counts.count_tokens`: tokens that the first decoder layer
-    sees; tokens that a layer sees in prefill, mean over layers; tokens in the key-value cache when decoding starts,
-    mean over layers; FLOPs of the decoder's prefill, text included. (Upstream's ``cal_flops.py`` leaves the text out of
-    the pruned layers, and so claims more.) Samples without visual tokens get NaN in the first three.
+    The counts are those of :func:`glimpse_lightning.core.token_counts.count_tokens`: tokens that the first decoder
+    layer sees; tokens that a layer sees in prefill, mean over layers; tokens in the key-value cache when decoding
+    starts, mean over layers; FLOPs of the decoder's prefill, text included. (Upstream's ``cal_flops.py`` leaves the
+    text out of the pruned layers, and so claims more.) Samples without visual tokens get NaN in the first three.
 
     Args:
         keep: of each prune stage, boolean ``[V]`` over all tokens of the batch.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
-    from glimpse_lightning.model import PrunedVLM
+    from glimpse_lightning.model.pruned_vlm import PrunedVLM
 
 
 @dataclass

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from glimpse_lightning.core.segments import floor_share, rank_in_group, segment_max, segment_mean, segment_sum
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.metrics.token_kl import token_kl
 from glimpse_lightning.objectives.base import Objective, StepResult
 from glimpse_lightning.objectives.hardening import mean_retention
 from glimpse_lightning.objectives.losses import answer_loss, mean_of_pruned, weighted_mean
-from glimpse_lightning.segments import floor_share, rank_in_group, segment_max, segment_mean, segment_sum
-from glimpse_lightning.visual_tokens import VisualTokens
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
-    from glimpse_lightning.model import PrunedVLM
+    from glimpse_lightning.model.pruned_vlm import PrunedVLM
 
 _MIN_GATE = math.exp(-30.0)  # nothing beside any kept key, and exact enough in bfloat16
 _MARGIN = 20.0

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.segments import segment_sum
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.objectives.losses import mean_of_pruned
-from glimpse_lightning.segments import segment_sum
-from glimpse_lightning.visual_tokens import VisualTokens
 
 
 def flops_share(

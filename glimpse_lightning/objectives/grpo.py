@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from glimpse_lightning.adapters import LoRA
+from glimpse_lightning.backbones.lora import LoRA
+from glimpse_lightning.core.segments import segment_mean
 from glimpse_lightning.objectives.base import StepResult
 from glimpse_lightning.objectives.keep_choice import repeat
 from glimpse_lightning.objectives.losses import k3
@@ -23,13 +24,12 @@ from glimpse_lightning.objectives.policy_gradient import (
 )
 from glimpse_lightning.objectives.rollouts import Rollout, mean_known, reward_facts, sample_answers, token_log_probs
 from glimpse_lightning.objectives.trained_parts import AnswerObjective, Part
-from glimpse_lightning.ranks import mean_over_ranks
 from glimpse_lightning.rewards import CombinedReward
-from glimpse_lightning.segments import segment_mean
+from glimpse_lightning.runtime.ranks import mean_over_ranks
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
-    from glimpse_lightning.model import PrunedVLM
+    from glimpse_lightning.model.pruned_vlm import PrunedVLM
 
 Logs = dict[str, Tensor]
 PRICED = "pruning_rate"

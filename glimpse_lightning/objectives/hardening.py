@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from glimpse_lightning.core.segments import segment_sum
+from glimpse_lightning.core.visual_tokens import VisualTokens
+from glimpse_lightning.engine.pruner import Pruner
 from glimpse_lightning.objectives.base import Objective
 from glimpse_lightning.objectives.losses import mean_of_pruned
 from glimpse_lightning.policies.threshold import Threshold
-from glimpse_lightning.pruner import Pruner
-from glimpse_lightning.ranks import mean_over_ranks
-from glimpse_lightning.segments import segment_sum
-from glimpse_lightning.visual_tokens import VisualTokens
+from glimpse_lightning.runtime.ranks import mean_over_ranks
 
 GAP = 0.003
 """Largest difference between soft and hard budget that a training may end with, as a share of the budget's whole."""

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.metrics.token_kl import token_kl
 from glimpse_lightning.objectives.base import StepResult
 from glimpse_lightning.objectives.flops_budget import flops_share
 from glimpse_lightning.objectives.hardening import Hardening, mean_retention, product, sharpening
 from glimpse_lightning.objectives.losses import weighted_mean
-from glimpse_lightning.ranks import mean_over_ranks
-from glimpse_lightning.visual_tokens import VisualTokens
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.ranks import mean_over_ranks
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
-    from glimpse_lightning.model import PrunedVLM
+    from glimpse_lightning.model.pruned_vlm import PrunedVLM
 
 
 _MIN_LOG_GATE = -9.0  # exp(-9) is nothing beside any kept key
@@ -51,7 +51,7 @@ class KL(Hardening):
     ``flops``.
 
     Needs scorers that return logits (keep = sigmoid > 0.5), and no annotation: where a sample has no answer, the tokens
-    are those of the answer that the full model writes (:class:`~glimpse_lightning.answers.WrittenAnswers`).
+    are those of the answer that the full model writes (:class:`~glimpse_lightning.evaluation.answers.WrittenAnswers`).
 
     Args:
         retention: mean share of visual tokens to keep, in (0, 1].

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from glimpse_lightning.ranks import mean_over_ranks
-from glimpse_lightning.segments import segment_mean, segment_sum
+from glimpse_lightning.core.segments import segment_mean, segment_sum
+from glimpse_lightning.runtime.ranks import mean_over_ranks
 
 EPS = 1e-6
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from glimpse_lightning.evidence import evidence_mask
+from glimpse_lightning.data.evidence import evidence_mask
 from glimpse_lightning.objectives.base import StepResult
 from glimpse_lightning.objectives.hardening import Hardening, mean_retention, product, sharpening
 from glimpse_lightning.objectives.losses import answer_loss, mask_loss
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
-    from glimpse_lightning.engine.training import StageOutput
-    from glimpse_lightning.model import PrunedVLM
+    from glimpse_lightning.engine.distillation import StageOutput
+    from glimpse_lightning.model.pruned_vlm import PrunedVLM
 
 
 class Mask(Hardening):

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from glimpse_lightning.ranks import mean_over_ranks
+from glimpse_lightning.runtime.ranks import mean_over_ranks
 
 Variant = Literal["grpo", "dr_grpo", "rloo"]
 Mean = Literal["sequence", "token", "constant"]

@@ -22,7 +22,7 @@ from glimpse_lightning.rewards import RewardFacts
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
-    from glimpse_lightning.model import PrunedVLM
+    from glimpse_lightning.model.pruned_vlm import PrunedVLM
 
 
 @dataclass

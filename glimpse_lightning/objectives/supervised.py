@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from glimpse_lightning.adapters import LoRA
+from glimpse_lightning.backbones.lora import LoRA
 from glimpse_lightning.objectives.base import StepResult
 from glimpse_lightning.objectives.losses import answer_loss
 from glimpse_lightning.objectives.rollouts import mean_known, retention_by_prompt
@@ -12,7 +12,7 @@ from glimpse_lightning.objectives.trained_parts import AnswerObjective
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
-    from glimpse_lightning.model import PrunedVLM
+    from glimpse_lightning.model.pruned_vlm import PrunedVLM
 
 
 class Supervised(AnswerObjective):

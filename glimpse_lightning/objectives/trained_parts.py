@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from glimpse_lightning.adapters import LoRA, add_lora, lora_modules, save_lora, without_lora
+from glimpse_lightning.backbones.lora import LoRA, add_lora, lora_modules, save_lora, without_lora
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.gathering import full_state, release
 from glimpse_lightning.objectives.base import Objective
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.gathering import full_state, release
 
 if TYPE_CHECKING:
     from glimpse_lightning.backbones.base import Backbone
     from glimpse_lightning.data.batch import Batch
-    from glimpse_lightning.model import PrunedVLM
+    from glimpse_lightning.model.pruned_vlm import PrunedVLM
 
 Part = Literal["language_model", "pruner"]
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.core.segments import floor_share
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.checks import check_choice, check_count, check_fraction
-from glimpse_lightning.segments import floor_share
-from glimpse_lightning.visual_tokens import VisualTokens
+from glimpse_lightning.runtime.errors import GlimpseError
 
 Per = Literal["sample", "item"]
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.segments import rank_in_group
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget, Per
-from glimpse_lightning.segments import rank_in_group
-from glimpse_lightning.visual_tokens import VisualTokens
 
 
 def _of_budget(name: str) -> Any:

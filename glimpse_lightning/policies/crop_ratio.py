@@ -7,13 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.segments import floor_share, rank_first, rank_in_group, segment_mean, segment_sum
+from glimpse_lightning.core.token_places import crop_label
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_choice, check_count
 from glimpse_lightning.policies.scale import weights
-from glimpse_lightning.segments import floor_share, rank_first, rank_in_group, segment_mean, segment_sum
-from glimpse_lightning.token_places import crop_label
-from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class CropRatio(Budgeted):

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from glimpse_lightning.core.segments import rank_in_group
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_count
 from glimpse_lightning.policies.greedy import Rows
 from glimpse_lightning.scorers.base import Requires
-from glimpse_lightning.segments import rank_in_group
-from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class DART(Budgeted):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.greedy import Rows, greedy
 from glimpse_lightning.policies.scale import min_max
-from glimpse_lightning.visual_tokens import VisualTokens
 
 EPSILON = 1e-6
 

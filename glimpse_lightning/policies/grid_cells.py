@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.segments import rank_in_group
+from glimpse_lightning.core.token_places import cell_label
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.checks import check_count
-from glimpse_lightning.segments import rank_in_group
-from glimpse_lightning.token_places import cell_label
-from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class GridCells(Policy):

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glimpse_lightning.layers import Layer, checked
+from glimpse_lightning.core.layers import Layer, checked
+from glimpse_lightning.core.segments import rank_first, rank_in_group
+from glimpse_lightning.core.token_places import index_in_item
+from glimpse_lightning.core.visual_tokens import VisionAttention, VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_fraction
 from glimpse_lightning.scorers.base import Requires
-from glimpse_lightning.segments import rank_first, rank_in_group
-from glimpse_lightning.token_places import index_in_item
-from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 
 class HiPrune(Budgeted):

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.layers import Layer, checked
+from glimpse_lightning.core.layers import Layer, checked
+from glimpse_lightning.core.segments import floor_share, rank_in_group
+from glimpse_lightning.core.visual_tokens import ModelFacts, VisualTokens
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.checks import check_choice, check_count, check_fraction
+from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers.base import Requires
 from glimpse_lightning.scorers.vision_text_rank import INFORMATION, information
-from glimpse_lightning.segments import floor_share, rank_in_group
-from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
 
 
 class LogisticRatio(Policy):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.greedy import Rows, greedy
-from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class MaxMin(Budgeted):

@@ -7,12 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_choice, check_fraction
 from glimpse_lightning.policies.greedy import Rows, greedy
 from glimpse_lightning.policies.scale import min_max, weights
-from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class MMR(Budgeted):

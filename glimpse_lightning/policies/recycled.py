@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.segments import floor_share, rank_in_group, segment_count
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_count, check_fraction
 from glimpse_lightning.policies.greedy import Rows
-from glimpse_lightning.segments import floor_share, rank_in_group, segment_count
-from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class Recycled(Budgeted):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glimpse_lightning.segments import segment_max
+from glimpse_lightning.core.segments import segment_max
 
 
 def weights(scores: Tensor, scale: str, group: Tensor, num_groups: int) -> Tensor:

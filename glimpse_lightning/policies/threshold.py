@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.core.segments import rank_in_group, segment_count
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.checks import check_choice, check_count, check_fraction
-from glimpse_lightning.segments import rank_in_group, segment_count
-from glimpse_lightning.visual_tokens import VisualTokens
+from glimpse_lightning.runtime.errors import GlimpseError
 
 Anchor = Literal["tl", "tr", "bl", "br"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budget import Per
 from glimpse_lightning.policies.budgeted import Budgeted
-from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class TopK(Budgeted):

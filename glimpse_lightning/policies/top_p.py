@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.segments import cumsum_before, rank_in_group, segment_max, segment_sum
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.checks import check_choice, check_count, check_fraction
-from glimpse_lightning.segments import cumsum_before, rank_in_group, segment_max, segment_sum
-from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class TopP(Policy):

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from glimpse_lightning.layers import Layered
+from glimpse_lightning.core.layers import Layered
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.scorers.base import Requires
-from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class Reducer(Layered, ABC):

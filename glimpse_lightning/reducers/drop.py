@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.reducers.base import Reducer
-from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class Drop(Reducer):

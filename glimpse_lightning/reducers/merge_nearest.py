@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from glimpse_lightning.layers import Layer, checked
+from glimpse_lightning.core.layers import Layer, checked
+from glimpse_lightning.core.segments import rank_in_group, segment_count
+from glimpse_lightning.core.visual_tokens import VisionKeys, VisualTokens
 from glimpse_lightning.policies.checks import check_choice, check_fraction
 from glimpse_lightning.policies.recycled import recycled_count
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.reducers.merging import nearest_target
 from glimpse_lightning.scorers.base import Requires
-from glimpse_lightning.segments import rank_in_group, segment_count
-from glimpse_lightning.visual_tokens import VisionKeys, VisualTokens
 
 
 class MergeNearest(Reducer):

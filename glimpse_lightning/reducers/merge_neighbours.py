@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from glimpse_lightning.layers import Layer, checked
+from glimpse_lightning.core.layers import Layer, checked
+from glimpse_lightning.core.segments import Padding, segment_count, segment_max, segment_sum
+from glimpse_lightning.core.visual_tokens import VisionKeys, VisualTokens
 from glimpse_lightning.policies.checks import check_count
 from glimpse_lightning.policies.scale import weights
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.reducers.merging import compress
 from glimpse_lightning.scorers.base import Requires
-from glimpse_lightning.segments import Padding, segment_count, segment_max, segment_sum
-from glimpse_lightning.visual_tokens import VisionKeys, VisualTokens
 
 
 class MergeNeighbours(Reducer):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from glimpse_lightning.segments import Padding
+from glimpse_lightning.core.segments import Padding
 
 PAIRS = 2**24
 """Similarities that may be in memory at once (64 MiB in fp32), where one row of them fits."""

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 from warnings import warn
 
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.whole_files import write_text
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.whole_files import write_text
 
 PROMPT = """\
 You compare an answer to a question about an image with the reference answer. You do not see the image.

@@ -6,10 +6,10 @@ import math
 
 from torch import Tensor
 
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.layers import Layer, checked
+from glimpse_lightning.core.layers import Layer, checked
+from glimpse_lightning.core.visual_tokens import ModelFacts, VisualTokens
+from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
-from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
 
 
 class AttentionRank(Scorer):

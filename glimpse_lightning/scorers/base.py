@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from glimpse_lightning.layers import Layered
+from glimpse_lightning.core.layers import Layered
+from glimpse_lightning.core.visual_tokens import ModelFacts, VisionTap, VisualTokens
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
-from glimpse_lightning.visual_tokens import ModelFacts, VisionTap, VisualTokens
 
 UNSEEN = math.log(torch.finfo(torch.float32).tiny)
 """Log of the attention weight of a token that a row does not see; a number, so that it can be computed with."""

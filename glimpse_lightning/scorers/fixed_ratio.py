@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.segments import rank_in_group, segment_count
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.scorers.base import Scorer
-from glimpse_lightning.segments import rank_in_group, segment_count
-from glimpse_lightning.visual_tokens import VisualTokens
 
 BITS = 24  # integers up to 2**24 are exact in fp32; no sample has that many tokens
 

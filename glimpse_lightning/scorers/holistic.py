@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from glimpse_lightning.layers import Layer, checked
+from glimpse_lightning.core.layers import Layer, checked
+from glimpse_lightning.core.segments import Padding, segment_mean
+from glimpse_lightning.core.token_places import crop_label
+from glimpse_lightning.core.visual_tokens import VisionAttention, VisualTokens
 from glimpse_lightning.scorers.base import Requires, Scorer
-from glimpse_lightning.segments import Padding, segment_mean
-from glimpse_lightning.token_places import crop_label
-from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 
 class Holistic(Scorer):

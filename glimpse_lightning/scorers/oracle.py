@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from glimpse_lightning.evidence import evidence_mask
+from glimpse_lightning.core.visual_tokens import VisualTokens
+from glimpse_lightning.data.evidence import evidence_mask
 from glimpse_lightning.scorers.base import Scorer
 from glimpse_lightning.scorers.fixed_ratio import FixedRatio
-from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class Oracle(Scorer):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.core.visual_tokens import ModelFacts, VisualTokens
+from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers.base import Requires, Scorer
-from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
 
 
 class QuestionRelevance(Scorer):

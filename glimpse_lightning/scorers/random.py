@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from glimpse_lightning.core.token_places import index_in_sample
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.scorers.base import Scorer
-from glimpse_lightning.token_places import index_in_sample
-from glimpse_lightning.visual_tokens import VisualTokens
 
 
 class Random(Scorer):

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.layers import Layer, checked
+from glimpse_lightning.core.layers import Layer, checked
+from glimpse_lightning.core.segments import Padding
+from glimpse_lightning.core.token_places import index_in_item
+from glimpse_lightning.core.visual_tokens import LOG_GATES, ModelFacts, VisualTokens
+from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers.base import UNSEEN, AttentionProbe, Requires, Scorer
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 from glimpse_lightning.scorers.vip_network import Standardise, VIPNetwork, rotary_2d
-from glimpse_lightning.segments import Padding
-from glimpse_lightning.token_places import index_in_item
-from glimpse_lightning.visual_tokens import LOG_GATES, ModelFacts, VisualTokens
 
 CERTAIN = 1e4
 """Logit whose sigmoid is exactly 1."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from glimpse_lightning.ranks import mean_over_ranks
-from glimpse_lightning.segments import Padding
+from glimpse_lightning.core.segments import Padding
+from glimpse_lightning.runtime.ranks import mean_over_ranks
 
 EPS = 1e-6
 Turn = tuple[Tensor, Tensor]

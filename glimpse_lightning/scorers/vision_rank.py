@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from glimpse_lightning.layers import Layer, checked
+from glimpse_lightning.core.layers import Layer, checked
+from glimpse_lightning.core.visual_tokens import VisionAttention, VisualTokens
 from glimpse_lightning.scorers.base import Requires, Scorer
-from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 
 class VisionRank(Scorer):

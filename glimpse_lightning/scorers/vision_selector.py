@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.core.visual_tokens import ModelFacts, VisualTokens
+from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers.base import Scorer
-from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
 
 START = 1e-4
 """Standard deviation of a new scorer's weights and biases, as in the method's code."""

@@ -6,11 +6,11 @@ import math
 
 from torch import Tensor
 
-from glimpse_lightning.layers import Layer, checked
+from glimpse_lightning.core.layers import Layer, checked
+from glimpse_lightning.core.segments import segment_mean, segment_sum
+from glimpse_lightning.core.visual_tokens import VisionAttention, VisualTokens
 from glimpse_lightning.scorers.base import AttentionProbe, Requires
 from glimpse_lightning.scorers.text_rank import TextRank
-from glimpse_lightning.segments import segment_mean, segment_sum
-from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 INFORMATION = Requires(probes={"information": AttentionProbe(layers=(0,), query="text", scale="information")})
 """What :func:`information` reads."""

@@ -27,8 +27,8 @@ from glimpse_lightning.ablation.runs import CellFolders, CellRunner, checked
 from glimpse_lightning.ablation.settings import read
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.cli import main
-from glimpse_lightning.module import PruningModule
-from glimpse_lightning.packaged_recipes import recipes
+from glimpse_lightning.cli.packaged_recipes import recipes
+from glimpse_lightning.training.module import PruningModule
 
 BASE = {
     "model": {"max_new_tokens": 3},

@@ -12,7 +12,7 @@ import glimpse_lightning as gl
 from glimpse_lightning import policies, reducers, scorers
 from glimpse_lightning.ablation.cells import Cell, cells
 from glimpse_lightning.ablation.settings import read
-from glimpse_lightning.packaged_recipes import recipes
+from glimpse_lightning.cli.packaged_recipes import recipes
 
 AXIS = [0.33, 0.22, 0.11, 0.05]
 WITHOUT_BUDGET = {"full", "prumerge", "prumerge_plus", "pooling", "vtw", "vip_threshold"}

@@ -13,7 +13,7 @@ from glimpse_lightning.ablation.overrides import changed, get
 from glimpse_lightning.ablation.report import markdown
 from glimpse_lightning.ablation.rows import Row
 from glimpse_lightning.ablation.settings import Settings, read
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.runtime.errors import GlimpseError
 
 BASE = {
     "vars": {"retention": 0.2},

@@ -12,8 +12,8 @@ from glimpse_lightning.ablation import launch
 from glimpse_lightning.ablation.cells import Cell
 from glimpse_lightning.ablation.runs import CellFolders
 from glimpse_lightning.ablation.schedule import Job, Slot, jobs, run_jobs, slots, visible_devices
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.run_folder import RECIPE
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.run_folder import RECIPE
 
 
 @pytest.mark.parametrize(

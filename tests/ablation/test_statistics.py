@@ -14,7 +14,7 @@ from glimpse_lightning.ablation.report import markdown
 from glimpse_lightning.ablation.rows import read_rows
 from glimpse_lightning.ablation.runs import CellFolders
 from glimpse_lightning.ablation.statistics import paired_difference, pareto_front
-from glimpse_lightning.intervals import bootstrap
+from glimpse_lightning.evaluation.intervals import bootstrap
 
 
 def test_bootstrap_of_two_answers_by_hand() -> None:

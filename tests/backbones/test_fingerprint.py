@@ -10,8 +10,8 @@ import torch
 from tiny_models import FAMILIES
 
 import glimpse_lightning as gl
-from glimpse_lightning.adapters import LoRA
 from glimpse_lightning.backbones.fingerprint import fingerprint, same_weights
+from glimpse_lightning.backbones.lora import LoRA
 from glimpse_lightning.objectives import GRPO
 
 

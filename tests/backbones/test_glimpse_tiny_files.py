@@ -12,12 +12,12 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VLF
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import glimpse_lightning
-from glimpse_lightning.data.glyph_draw import draw
-from glimpse_lightning.data.glyph_layout import FAMILIES, ask, make_layout
-from glimpse_lightning.data.glyph_packing import pack, patches
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
-from glimpse_lightning.data.glyph_words import build_tokenizer, vocabulary
-from glimpse_lightning.objectives.pretrain import visual_features
+from glimpse_lightning.data.glyph_vqa.draw import draw
+from glimpse_lightning.data.glyph_vqa.layout import FAMILIES, ask, make_layout
+from glimpse_lightning.data.glyph_vqa.packing import pack, patches
+from glimpse_lightning.data.glyph_vqa.words import build_tokenizer, vocabulary
+from glimpse_lightning.training.glimpse_tiny import visual_features
 
 FOLDER = Path(glimpse_lightning.__file__).parent / "backbones" / "glimpse_tiny"
 

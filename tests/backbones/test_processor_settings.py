@@ -19,8 +19,8 @@ from transformers import CLIPImageProcessorPil, GenerationConfig, SiglipImagePro
 import glimpse_lightning as gl
 from glimpse_lightning.ablation.runs import process_key, questions_key
 from glimpse_lightning.backbones.processor_settings import described, known_settings, with_settings
-from glimpse_lightning.identity import differences
-from glimpse_lightning.module import PruningModule
+from glimpse_lightning.cli.identity import differences
+from glimpse_lightning.training.module import PruningModule
 
 
 def tokens(backbone: Any, width: int, height: int) -> int:

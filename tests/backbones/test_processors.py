@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import glimpse_lightning as gl
-from glimpse_lightning.evidence import evidence_mask
+from glimpse_lightning.data.evidence import evidence_mask
 from glimpse_lightning.testing import recompute_logits
 
 SQUARE = {"height": 16, "width": 16}

@@ -23,8 +23,8 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.raw_batch import RawBatch
 from glimpse_lightning.data.sample import BLANK, Sample
-from glimpse_lightning.errors import RefusedSamplesError
 from glimpse_lightning.objectives import KL
+from glimpse_lightning.runtime.errors import RefusedSamplesError
 
 
 @pytest.fixture(scope="module")

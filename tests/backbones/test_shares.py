@@ -18,8 +18,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import glimpse_lightning as gl
 from glimpse_lightning.backbones.shares import empty_model, load_shares
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.sharding import shard
+from glimpse_lightning.model.sharding import shard
+from glimpse_lightning.runtime.errors import GlimpseError
 
 SIZES = [[(4, 4)]]
 

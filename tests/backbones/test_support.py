@@ -13,9 +13,9 @@ import torch
 from tiny_models import FAMILIES
 
 import glimpse_lightning as gl
-from glimpse_lightning.adapters import LoRA
 from glimpse_lightning.backbones import load, support
-from glimpse_lightning.module import PruningModule
+from glimpse_lightning.backbones.lora import LoRA
+from glimpse_lightning.training.module import PruningModule
 
 Folder = Callable[..., str]
 

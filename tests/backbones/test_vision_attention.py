@@ -12,10 +12,10 @@ from torch import Tensor
 import glimpse_lightning as gl
 from glimpse_lightning.backbones import vision_attention
 from glimpse_lightning.backbones.vision_attention import attention_of, class_row, received
+from glimpse_lightning.core.visual_tokens import VisionAttention, VisionKeys
 from glimpse_lightning.engine import taps
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.testing import SIZES
-from glimpse_lightning.visual_tokens import VisionAttention, VisionKeys
 
 CLASS_TOKEN = {"llava", "llava_next", "internvl"}
 QWEN = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"}

@@ -15,18 +15,18 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 import glimpse_lightning as gl
-from glimpse_lightning.benchmark.clock import Clock
-from glimpse_lightning.benchmark.figures import attainable, figure
-from glimpse_lightning.benchmark.inputs import make_inputs
-from glimpse_lightning.benchmark.measure import Variant, decoder_seconds, sizes
-from glimpse_lightning.benchmark.memory import peak_bytes
-from glimpse_lightning.benchmark.report import SCALES
-from glimpse_lightning.benchmark.settings import read
-from glimpse_lightning.benchmark.sweep import case_of
-from glimpse_lightning.benchmark.theory import Case
+from glimpse_lightning.bench.clock import Clock
+from glimpse_lightning.bench.figures import attainable, figure
+from glimpse_lightning.bench.inputs import make_inputs
+from glimpse_lightning.bench.measure import Variant, decoder_seconds, sizes
+from glimpse_lightning.bench.memory import peak_bytes
+from glimpse_lightning.bench.report import SCALES
+from glimpse_lightning.bench.settings import read
+from glimpse_lightning.bench.sweep import case_of
+from glimpse_lightning.bench.theory import Case
 from glimpse_lightning.cli import main
-from glimpse_lightning.packaged_recipes import recipes
-from glimpse_lightning.token_counts import StageTokens
+from glimpse_lightning.cli.packaged_recipes import recipes
+from glimpse_lightning.core.token_counts import StageTokens
 
 SMALL = {
     "model": "glimpse-tiny", "device": "cpu", "scorer": "AttentionRank", "visual_tokens": [16, 400], "text_tokens": 12,

@@ -9,12 +9,12 @@ import tiny_models
 import torch
 
 import glimpse_lightning as gl
-from glimpse_lightning.benchmark.straightforward import StraightforwardVLM
-from glimpse_lightning.benchmark.training import training_batch
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.model import PrunedVLM
+from glimpse_lightning.bench.straightforward import StraightforwardVLM
+from glimpse_lightning.bench.training import training_batch
+from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.objectives import KL, Mask
 from glimpse_lightning.objectives.base import Objective
+from glimpse_lightning.runtime.errors import GlimpseError
 
 
 def pruner(layer: int = 1, **kwargs: Any) -> gl.Pruner:

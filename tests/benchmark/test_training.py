@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from glimpse_lightning.benchmark.training_theory import STEPS, StepCase
+from glimpse_lightning.bench.training_theory import STEPS, StepCase
 from glimpse_lightning.cli import main
-from glimpse_lightning.visual_tokens import ModelFacts
+from glimpse_lightning.core.visual_tokens import ModelFacts
 
 SMALL = {
     "model": "glimpse-tiny", "device": "cpu", "scorer": "VIP", "visual_tokens": [144], "text_tokens": 12,

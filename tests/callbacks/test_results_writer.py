@@ -10,9 +10,9 @@ from PIL import Image
 from runs import run, write_recipe
 
 from glimpse_lightning.callbacks.results_writer import why_nothing_is_right
+from glimpse_lightning.evaluation.records import Record, Summary
 from glimpse_lightning.metrics import ANLS
-from glimpse_lightning.module import PruningModule
-from glimpse_lightning.results import Record, Summary
+from glimpse_lightning.training.module import PruningModule
 
 RECIPE = """\
 # The full model alone.

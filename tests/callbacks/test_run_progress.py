@@ -9,7 +9,7 @@ import pytest
 from runs import SMALL, run, write_recipe
 
 from glimpse_lightning.callbacks import RunProgress
-from glimpse_lightning.module import PruningModule
+from glimpse_lightning.training.module import PruningModule
 
 Shown = list[tuple[str, float, float | None]]
 

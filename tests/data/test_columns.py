@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from glimpse_lightning.data.columns import Columns, Wording, answer_texts, is_missing, question_text
-from glimpse_lightning.data.rows import unique_names
-from glimpse_lightning.errors import BadSampleError
+from glimpse_lightning.data.tables.columns import Columns, Wording, answer_texts, is_missing, question_text
+from glimpse_lightning.data.tables.rows import unique_names
+from glimpse_lightning.runtime.errors import BadSampleError
 
 
 def test_wording() -> None:

@@ -16,7 +16,7 @@ from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.order import EvalOrder, TrainOrder
 from glimpse_lightning.data.raw_batch import RawBatch
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.errors import BadSampleError, GlimpseError
+from glimpse_lightning.runtime.errors import BadSampleError, GlimpseError
 
 
 class Numbers(Dataset):

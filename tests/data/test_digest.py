@@ -14,7 +14,7 @@ import glimpse_lightning as gl
 from glimpse_lightning.data.digest import GENERATED, digest
 from glimpse_lightning.data.jsonl import JSONL
 from glimpse_lightning.data.some import Some
-from glimpse_lightning.data.table import Table
+from glimpse_lightning.data.tables.table import Table
 from glimpse_lightning.data.visual_cot import VisualCoTBenchmark
 
 

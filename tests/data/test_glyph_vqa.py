@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from glimpse_lightning.data.glyph_layout import FAMILIES, ask, make_layout
-from glimpse_lightning.data.glyph_packing import IGNORE, PLACES, SHOWN_WORDS, VISUAL_WORD_IDS, pack, words_by_token
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
+from glimpse_lightning.data.glyph_vqa.layout import FAMILIES, ask, make_layout
+from glimpse_lightning.data.glyph_vqa.packing import IGNORE, PLACES, SHOWN_WORDS, VISUAL_WORD_IDS, pack, words_by_token
 
 
 def _digest(sample) -> str:

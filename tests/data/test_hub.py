@@ -8,12 +8,12 @@ import pytest
 from hub_layouts import MMBENCH_ROW, PICTURE, ROWS, write_copy
 
 from glimpse_lightning import metrics
-from glimpse_lightning.data.benchmarks import BENCHMARKS, LETTER, SHORT
-from glimpse_lightning.data.hub import HubVQA
-from glimpse_lightning.errors import BadSampleError, GlimpseError
-from glimpse_lightning.module import PruningModule
+from glimpse_lightning.data.tables.benchmarks import BENCHMARKS, LETTER, SHORT
+from glimpse_lightning.data.tables.hub import HubVQA
 from glimpse_lightning.policies import KeepRatio
+from glimpse_lightning.runtime.errors import BadSampleError, GlimpseError
 from glimpse_lightning.scorers import Random
+from glimpse_lightning.training.module import PruningModule
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from glimpse_lightning.data.images import decode_image, load_image, path_inside
-from glimpse_lightning.errors import BadSampleError
+from glimpse_lightning.runtime.errors import BadSampleError
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F"])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from glimpse_lightning.data.jsonl import JSONL
 from glimpse_lightning.data.visual_cot import draw
-from glimpse_lightning.errors import BadSampleError, GlimpseError
+from glimpse_lightning.runtime.errors import BadSampleError, GlimpseError
 
 GOOD = {"question": "what is it", "answer": "a cat", "image": "cat.png"}
 

@@ -11,13 +11,13 @@ import datasets
 import pytest
 from PIL import Image
 
-from glimpse_lightning.data.columns import Columns, Wording
+from glimpse_lightning.cli.recipe_files import read_yaml
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.jsonl import JSONL
-from glimpse_lightning.data.table import Table
-from glimpse_lightning.errors import BadSampleError, GlimpseError
-from glimpse_lightning.predictions import read_predictions
-from glimpse_lightning.recipe_files import read_yaml
+from glimpse_lightning.data.tables.columns import Columns, Wording
+from glimpse_lightning.data.tables.table import Table
+from glimpse_lightning.evaluation.predictions import read_predictions
+from glimpse_lightning.runtime.errors import BadSampleError, GlimpseError
 
 COLUMNS = Columns(question="ask", answers="say", image="file", id="nr", family="kind", boxes="where")
 ROWS = [

@@ -16,7 +16,7 @@ from glimpse_lightning.data.visual_cot import (
     draw,
     token_grid,
 )
-from glimpse_lightning.errors import BadSampleError, GlimpseError
+from glimpse_lightning.runtime.errors import BadSampleError, GlimpseError
 
 ROW = {
     "question": "What bird?", "answer": "a gull", "image": "1.jpg", "width": 56, "height": 84,

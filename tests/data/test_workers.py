@@ -17,7 +17,7 @@ from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.jsonl import JSONL
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.data.table import Table
+from glimpse_lightning.data.tables.table import Table
 
 # Its worker inherits standard output, so that whoever reads that waits until the worker has ended, too.
 KILLED = """\

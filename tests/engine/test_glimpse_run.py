@@ -12,7 +12,7 @@ from tiny_models import FAMILIES
 
 import glimpse_lightning as gl
 from glimpse_lightning.backbones.base import Backbone
-from glimpse_lightning.benchmark.training import training_batch
+from glimpse_lightning.bench.training import training_batch
 from glimpse_lightning.engine.prefill import PrefillOutput, run_prefill
 from glimpse_lightning.engine.request import PrefillRequest
 from glimpse_lightning.engine.shared_prefix import SharedPrefix

@@ -16,8 +16,6 @@ from glimpse_lightning.engine import prefill
 
 PACKAGE = Path(gl.__file__).parent
 RECIPE = Path(__file__).parents[2] / "recipes" / "vip_kl.yaml"
-LOOSE = {"visual_tokens": "core", "segments": "core", "pruner": "core", "token_places": "core", "gathering": "runtime"}
-"""The room of a file at the package's top; any other one is a room of its own."""
 ROOMS = 7
 """Rooms that a prefill passes."""
 RETURNS = 21
@@ -56,8 +54,7 @@ def first_calls() -> list[tuple[str, str]]:
 
 
 def room(file: str) -> str:
-    top = file.split("/")[0].removesuffix(".py")
-    return LOOSE.get(top, top)
+    return file.split("/")[0].removesuffix(".py")
 
 
 def test_rooms_of_a_prefill() -> None:

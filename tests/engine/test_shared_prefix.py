@@ -11,11 +11,11 @@ from torch import Tensor
 
 import glimpse_lightning as gl
 from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.core.visual_tokens import Views
 from glimpse_lightning.engine.prompt import Prompt, TokenLayout
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import Trunk
-from glimpse_lightning.visual_tokens import Views
 
 SIZES = [[(3, 4)], [(4, 4), (4, 2)]]
 ROWS = [0, 1, 0, 1, 1]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import glimpse_lightning as gl
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.evaluation import answer_log_probs
+from glimpse_lightning.evaluation.evaluator import answer_log_probs
 from glimpse_lightning.testing import SIZES
 
 HALVES = [torch.bfloat16, torch.float16]

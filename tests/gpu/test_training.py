@@ -12,7 +12,7 @@ from devices import CUDA, ON_CUDA, PRETENDED, glimpse_tiny, trained_on
 from runs import run, write_recipe
 from sharded_runs import OBJECTIVES, STEPS, fit
 
-from glimpse_lightning.strategies import FSDP2
+from glimpse_lightning.training.strategies import FSDP2
 
 FSDP = Path(__file__).parents[2] / "recipes" / "trainer" / "fsdp.yaml"
 

@@ -19,9 +19,9 @@ from lmms_eval.models import get_model
 from PIL import Image
 
 from glimpse_lightning import GlyphVQA, PruningModule, save_pruner
-from glimpse_lightning.errors import GlimpseError
-from glimpse_lightning.lmms_eval_bridge.model import Glimpse, as_image, cut, generation_options
+from glimpse_lightning.integrations.lmms_eval.model import Glimpse, as_image, cut, generation_options
 from glimpse_lightning.policies import KeepRatio
+from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers import Random
 
 SIZE = 10

@@ -10,7 +10,7 @@ from hub_cache import commit_of, store, tiny
 from lmms_eval.api.instance import Instance
 
 import glimpse_lightning as gl
-from glimpse_lightning.lmms_eval_bridge.model import Glimpse
+from glimpse_lightning.integrations.lmms_eval.model import Glimpse
 
 SAMPLES = [gl.GlyphVQA("test", 3, image_size=448)[index] for index in range(3)]
 

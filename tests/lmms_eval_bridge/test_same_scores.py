@@ -15,11 +15,11 @@ from lmms_eval.api.metrics import anls, exact_match_hf_evaluate
 from lmms_eval.tasks._task_utils.vqa_eval_metric import EvalAIAnswerProcessor
 from lmms_eval.utils import load_yaml_config
 
-from glimpse_lightning.data.benchmarks import BENCHMARKS, UNSAID
-from glimpse_lightning.data.columns import answer_texts, question_text
+from glimpse_lightning.data.tables.benchmarks import BENCHMARKS, UNSAID
+from glimpse_lightning.data.tables.columns import answer_texts, question_text
+from glimpse_lightning.evaluation.tasks import task_metric
 from glimpse_lightning.metrics import MME, POPE, AnswerMetric, MultipleChoice
 from glimpse_lightning.metrics.vqa_text import _CONTRACTIONS
-from glimpse_lightning.tasks import task_metric
 
 TASKS = Path(lmms_eval.tasks.__file__).parent
 WORDS = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from glimpse_lightning.core.visual_tokens import ModelFacts
 from glimpse_lightning.metrics import EvidenceOverlap, OracleGap, Retention, TokenCounts, TokenKL
-from glimpse_lightning.visual_tokens import ModelFacts
 
 
 def test_retention() -> None:

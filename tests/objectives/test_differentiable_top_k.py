@@ -12,11 +12,11 @@ from factories import FACTS, visual_tokens
 from torch import Tensor
 
 import glimpse_lightning as gl
-from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.objectives import KL, DifferentiableTopK
 from glimpse_lightning.objectives.differentiable_top_k import soft_top_k
 from glimpse_lightning.objectives.losses import answer_loss
 from glimpse_lightning.policies import KeepRatio, TopK
+from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers import VisionSelector
 
 

@@ -14,12 +14,12 @@ from halves import attends_in_bfloat16
 from torch import Tensor
 
 import glimpse_lightning as gl
-from glimpse_lightning.adapters import LoRA
-from glimpse_lightning.answers import prefill
+from glimpse_lightning.backbones.lora import LoRA
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.evaluation import answer_log_probs
-from glimpse_lightning.evidence import evidence_mask
-from glimpse_lightning.model import PrunedVLM
+from glimpse_lightning.data.evidence import evidence_mask
+from glimpse_lightning.evaluation.answers import prefill
+from glimpse_lightning.evaluation.evaluator import answer_log_probs
+from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.objectives import GRPO, Supervised
 from glimpse_lightning.objectives.keep_choice import KeepChoice, bernoulli_log_probs, choose, repeat
 from glimpse_lightning.objectives.policy_gradient import group_deviation

@@ -12,7 +12,7 @@ from factories import visual_tokens
 from golden_numbers import GOLDEN, tensors
 from torch import Tensor
 
-from glimpse_lightning.evidence import evidence_mask
+from glimpse_lightning.data.evidence import evidence_mask
 from glimpse_lightning.objectives.losses import answer_loss, bce_loss, dice_loss, k3_kl, mask_loss
 
 CLOSE: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-4}

@@ -17,11 +17,11 @@ import glimpse_lightning.policies as p
 import glimpse_lightning.reducers as r
 import glimpse_lightning.scorers as s
 from glimpse_lightning.backbones.vision_attention import class_row
+from glimpse_lightning.core.visual_tokens import VisionAttention, VisionKeys, VisualTokens
 from glimpse_lightning.objectives.differentiable_top_k import soft_top_k
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.recycled import recycled_count
 from glimpse_lightning.policies.scale import min_max
-from glimpse_lightning.visual_tokens import VisionAttention, VisionKeys, VisualTokens
 
 SIZES = (64, 80, 144, 160, 256, 240, 400, 576)
 """Numbers of image tokens in the files."""

@@ -12,9 +12,9 @@ from tiny_models import FAMILIES
 
 import glimpse_lightning as gl
 from glimpse_lightning import policies as p
-from glimpse_lightning.benchmark.theory import Case
+from glimpse_lightning.bench.theory import Case
+from glimpse_lightning.core.token_counts import StageTokens
 from glimpse_lightning.policies.budget import tokens_for_flops
-from glimpse_lightning.token_counts import StageTokens
 
 SIZES = [[(6, 8)], [(5, 5), (4, 6)], [], [(9, 9)]]
 

@@ -12,10 +12,10 @@ from factories import visual_tokens
 from torch import Tensor
 from torch.nn import functional as F
 
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies import DPP, MMR, Coverage, MaxMin
 from glimpse_lightning.policies import greedy as greedy_module
 from glimpse_lightning.policies.scale import min_max
-from glimpse_lightning.visual_tokens import VisualTokens
 
 BATCH = [[(1, 3, 4)], [], [(1, 2, 2), (2, 3, 3)], [(1, 6, 1)], [(1, 1, 1)]]
 

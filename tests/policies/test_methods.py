@@ -13,7 +13,7 @@ from factories import FACTS, visual_tokens
 from torch import Tensor
 from torch.nn import functional as F
 
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.core.visual_tokens import VisionAttention, VisualTokens
 from glimpse_lightning.policies import (
     DART,
     BipartiteMatching,
@@ -29,7 +29,7 @@ from glimpse_lightning.policies import (
     VisPruner,
 )
 from glimpse_lightning.policies import greedy as greedy_module
-from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
+from glimpse_lightning.runtime.errors import GlimpseError
 
 BATCH = [[(1, 5, 6)], [], [(1, 2, 2), (2, 4, 3)], [(1, 9, 1)], [(1, 1, 1)]]
 

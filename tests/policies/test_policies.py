@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies import KeepRatio, Policy, Threshold, TopK, TopP
-from glimpse_lightning.visual_tokens import VisualTokens
+from glimpse_lightning.runtime.errors import GlimpseError
 
 grids = st.tuples(st.integers(1, 2), st.integers(1, 4), st.integers(1, 4))
 batches = st.lists(st.lists(grids, max_size=3), min_size=1, max_size=4)

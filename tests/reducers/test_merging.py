@@ -11,9 +11,9 @@ from factories import visual_tokens
 from torch import Tensor
 from torch.nn import functional as F
 
+from glimpse_lightning.core.visual_tokens import VisionKeys, VisualTokens
 from glimpse_lightning.policies import DominantContextual, GridCells, Outliers, Policy, Recycled, TopK
 from glimpse_lightning.reducers import Drop, MergeNearest, MergeNeighbours, PoolCells, Reducer, merging
-from glimpse_lightning.visual_tokens import VisionKeys, VisualTokens
 
 BATCH = [[(1, 5, 6)], [], [(1, 2, 2), (2, 4, 3)], [(1, 9, 1)], [(1, 1, 1)]]
 

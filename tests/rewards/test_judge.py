@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.rewards import CombinedReward, Judge, JudgeError, RewardFacts
+from glimpse_lightning.runtime.errors import GlimpseError
 
 
 class Stub(ThreadingHTTPServer):

@@ -10,8 +10,8 @@ import pytest
 from golden_numbers import GOLDEN
 
 from glimpse_lightning import rewards
-from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.rewards import CombinedReward, RewardFacts
+from glimpse_lightning.runtime.errors import GlimpseError
 
 
 def test_scores_of_the_reference() -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from factories import FACTS, visual_tokens
 
-from glimpse_lightning.errors import GlimpseError
 from glimpse_lightning.policies import TopK
+from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers import AttentionRank, FixedRatio, Random
 
 

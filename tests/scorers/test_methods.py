@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import glimpse_lightning as gl
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.core.visual_tokens import VisionAttention, VisualTokens
 from glimpse_lightning.policies import DART, HiPrune, KeepRatio, LocalGlobal, LogisticRatio, TopK
+from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers import (
     AttentionProbe,
     AttentionRank,
@@ -28,7 +29,6 @@ from glimpse_lightning.scorers import (
     VisionTextRank,
 )
 from glimpse_lightning.testing import SIZES
-from glimpse_lightning.visual_tokens import VisionAttention, VisualTokens
 
 BATCH = [[(1, 5, 6)], [], [(1, 2, 2), (2, 4, 3)], [(1, 9, 1)], [(1, 1, 1)]]
 

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 import glimpse_lightning as gl
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.core.visual_tokens import VisionAttention
+from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers import QuestionRelevance, Requires, VisionRank
-from glimpse_lightning.visual_tokens import VisionAttention
 
 BATCH = [[(1, 3, 4)], [], [(1, 2, 2), (1, 2, 3)]]
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from factories import FACTS, visual_tokens
 
-from glimpse_lightning.benchmark.memory import peak_bytes
-from glimpse_lightning.errors import GlimpseError
+from glimpse_lightning.bench.memory import peak_bytes
+from glimpse_lightning.core.segments import Padding
+from glimpse_lightning.core.visual_tokens import VisualTokens
+from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers import VIP
 from glimpse_lightning.scorers.vip_network import ConditionedAttention
-from glimpse_lightning.segments import Padding
-from glimpse_lightning.visual_tokens import VisualTokens
 
 
 def vip(after_layer: int = 3, **kwargs: Any) -> VIP:

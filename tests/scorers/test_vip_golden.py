@@ -10,9 +10,9 @@ from factories import FACTS, visual_tokens, with_inputs
 from golden_numbers import CASES, GOLDEN, cases, tensors
 from torch import Tensor
 
+from glimpse_lightning.core.visual_tokens import ModelFacts, VisualTokens
 from glimpse_lightning.policies import Threshold
 from glimpse_lightning.scorers import VIP
-from glimpse_lightning.visual_tokens import ModelFacts, VisualTokens
 
 CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 

@@ -1,0 +1,136 @@
+"""The command line of ``bench``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+
+from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.backbones.presets import PREFIX
+from glimpse_lightning.bench import dataset, report, training
+from glimpse_lightning.bench.memory import CPU_WAY, CUDA_WAY
+from glimpse_lightning.bench.plots import write_plot
+from glimpse_lightning.bench.settings import Settings, read
+from glimpse_lightning.bench.sweep import sweep
+from glimpse_lightning.bench.variants import backbone_of, check_layers, variants
+from glimpse_lightning.cli.packaged_recipes import find_recipe
+from glimpse_lightning.runtime import machine
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.whole_files import write_text
+
+FLAGS = {
+    "model": str, "dtype": str, "attn_implementation": str, "device": str, "scorer": str, "pruner": str,
+    "batch_sizes": list, "visual_tokens": list, "after_layers": list, "retention": list, "text_tokens": int,
+    "new_tokens": int, "training": list, "answer_tokens": int, "warmup": int, "repetitions": int,
+    "max_prompt_tokens": int, "samples": int, "threads": int, "clock": str,
+    "cache_implementation": str, "processor": dict, "source": dict, "pruner_source": dict,
+}  # fmt: skip
+
+YAML: dict[Any, str] = {list: " (YAML list: '[1, 4]')", dict: " (YAML mapping: '{name: value}')"}
+"""How flags of a kind are written."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise GlimpseError(f"{message[0].upper()}{message[1:]}. See `bench --help`.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="glimpse-lightning bench",
+        description="Measure plain Hugging Face against pruned models, in one process, round by round.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="the benchmark's YAML, or the name of a packaged one")
+    parser.add_argument("--output", default="bench.json", help="JSON to write; Markdown and a plot go beside it")
+    parser.add_argument("--data", help="glyph_vqa or a JSONL file: measure whole generations on its questions instead")
+    parser.add_argument(
+        "--trace", action="store_true", default=None, help="show which operators a prefill spends time in"
+    )
+    for name, kind in FLAGS.items():
+        text = f"beats the config's{YAML.get(kind, '')}"
+        parser.add_argument(f"--{name}", type=yaml.safe_load if kind in YAML else kind, help=text)
+    return parser
+
+
+def run(args: Sequence[str]) -> int:
+    """Run a benchmark and write its record; returns the exit status.
+
+    Raises:
+        GlimpseError: where the benchmark cannot be understood or its model not be loaded; nothing is written then.
+    """
+    options = _parser().parse_args(list(args))
+    path = Path(options.config) if Path(options.config).is_file() else find_recipe(options.config)
+    settings = read(path).with_flags({name: getattr(options, name) for name in (*FLAGS, "trace")})
+    output = Path(options.output)
+    if output.suffix != ".json":
+        raise GlimpseError(f"Expected `--output` to end in .json, but got {options.output!r}.")
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if options.data is not None and settings.training:
+        raise GlimpseError("Expected either `--data` or `training`: training steps are measured on random prompts.")
+    if options.data is not None:
+        dataset.load(options.data, 1)  # before the model is loaded
+    backbone = backbone_of(settings)
+    record = _record(settings, backbone, ["bench", *args])
+    for group in _groups(settings, backbone, options.data):
+        record["groups"].append(group)
+        _write(record, output)  # what is measured is kept, whatever becomes of the rest
+    if not settings.training:
+        try:
+            write_plot(record, output.with_suffix(".png"))
+        except GlimpseError as error:
+            _say(f"note: {error}")
+    print(report.markdown(record).split("## All figures")[0])
+    print(f"Written: {output}, {output.with_suffix('.md')}.")
+    return 0
+
+
+def _groups(settings: Settings, backbone: Backbone, data: str | None) -> Iterator[dict[str, Any]]:
+    """What the settings ask for, group by group."""
+    if settings.training:
+        check_layers(settings, backbone)
+        return training.sweep(settings, backbone, _say)
+    chosen = variants(settings, backbone)
+    if data is not None:
+        return iter([dataset.run(settings, chosen, data, _say)])
+    return sweep(settings, chosen, _say)
+
+
+def _record(settings: Settings, backbone: Backbone, args: Sequence[str]) -> dict[str, Any]:
+    model = backbone.model
+    return {
+        "format": 1,
+        "command": f"python -m glimpse_lightning {shlex.join(args)}",
+        "machine": machine.describe(model.device),
+        "model": {
+            "name": settings.model,
+            "weights": "random" if settings.model.startswith(PREFIX) else "trained",
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "attention": settings.attn_implementation,
+            **backbone.described(),
+        },
+        "clock": "CUDA events" if model.device.type == "cuda" else f"{settings.clock} time of the CPU",
+        "memory": CUDA_WAY if model.device.type == "cuda" else CPU_WAY,
+        "settings": asdict(settings),
+        "groups": [],
+    }
+
+
+def _write(record: dict[str, Any], output: Path) -> None:
+    write_text(output, json.dumps(record, indent=1) + "\n")
+    write_text(output.with_suffix(".md"), report.markdown(record))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,150 @@
+"""What a benchmark's YAML says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from glimpse_lightning.bench.training_theory import STEPS
+from glimpse_lightning.model.pruned_vlm import CACHES
+from glimpse_lightning.runtime.errors import GlimpseError, nearest
+from glimpse_lightning.runtime.paths import expanded, read_text
+from glimpse_lightning.runtime.source import FIELDS
+
+CLOCKS = ("wall", "process")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A benchmark: a model, and the grid of cases it is measured on.
+
+    Attributes:
+        model: any name that ``load_backbone`` takes; ``random:<preset>`` needs no download.
+        dtype: data type of the weights, plain and pruned model alike; ``None`` and ``auto`` as in ``load_backbone``.
+        attn_implementation: attention kernel of both.
+        processor: settings of the image processor by name, as in ``load_backbone``.
+        source: ``revision``, ``cache_dir`` and ``local_files_only`` of the model.
+        device: ``cpu``, ``cuda``, or ``auto``: CUDA where there is a device.
+        scorer: class in ``glimpse_lightning.scorers``, with fresh weights (their values cost nothing).
+        scorer_args: its arguments.
+        pruner: folder or hub id of a saved pruner, used as it is in place of ``scorer``, ``after_layers`` and
+            ``retention``.
+        pruner_source: as ``source``, of the saved pruner.
+        batch_sizes: prompts at once.
+        visual_tokens: of each prompt; families with a fixed grid take the nearest number of whole images.
+        text_tokens: all other tokens of each prompt.
+        after_layers: K, the last layer that sees all tokens, counted from 0; -1 = before layer 0.
+        retention: shares of visual tokens kept.
+        new_tokens: generated per pass, at least 2.
+        training: kinds of training step (``mask``, ``mask_with_answers``, ``kl``) to measure in place of inference;
+            ``scorer`` must then have a glimpse token, and ``retention`` is not used.
+        answer_tokens: of each prompt's answer, in training steps.
+        cache_implementation: of ``generate``, for all variants alike: ``dynamic`` or ``static``; ``None``: as it comes.
+            With ``static``, Hugging Face compiles decoding on CUDA.
+        trace: whether to show, for every variant of a group, which operators its prefill spends its time in.
+        warmup, repetitions: passes of every variant, untimed and timed.
+        max_prompt_tokens: cases whose batch holds more prompt tokens are left out; ``None``: no limit.
+        samples: questions that ``--data`` goes through.
+        threads: of torch on the CPU; ``None``: as they are.
+        clock: of the CPU: ``wall``, or ``process`` for a machine that others use too: seconds that this process
+            computed. With ``threads: 1`` that is the wall time of a quiet machine.
+    """
+
+    model: str
+    dtype: str | None = None
+    attn_implementation: str = "sdpa"
+    processor: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    scorer: str = "VIP"
+    scorer_args: Mapping[str, Any] = field(default_factory=dict)
+    pruner: str | None = None
+    pruner_source: Mapping[str, Any] = field(default_factory=dict)
+    batch_sizes: list[int] = field(default_factory=lambda: [1])
+    visual_tokens: list[int] = field(default_factory=lambda: [576])
+    text_tokens: int = 64
+    after_layers: list[int] = field(default_factory=lambda: [1])
+    retention: list[float] = field(default_factory=lambda: [0.11])
+    new_tokens: int = 8
+    training: list[str] = field(default_factory=list)
+    answer_tokens: int = 16
+    cache_implementation: str | None = None
+    trace: bool = False
+    warmup: int = 3
+    repetitions: int = 20
+    max_prompt_tokens: int | None = None
+    samples: int = 100
+    threads: int | None = None
+    clock: str = "wall"
+
+    def with_flags(self, flags: Mapping[str, Any]) -> Settings:
+        """These settings under command-line flags, those that are ``None`` not given.
+
+        Raises:
+            GlimpseError: where a value cannot be.
+        """
+        return _checked(replace(self, **{name: value for name, value in flags.items() if value is not None}), "flags")
+
+
+def read(path: Path) -> Settings:
+    """Read a benchmark.
+
+    Raises:
+        GlimpseError: where it is no YAML mapping, has an unknown key, or a key's value cannot be.
+    """
+    try:
+        data = expanded(yaml.safe_load(read_text(path)))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GlimpseError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(data, dict) or "model" not in data:
+        raise GlimpseError(f"{path}: expected a YAML mapping with at least `model`, the backbone to measure.")
+    known = [entry.name for entry in fields(Settings)]
+    for key in data:
+        if key not in known:
+            raise GlimpseError(f"{path}: there is no key {key!r}.{nearest(str(key), known)} Keys: {', '.join(known)}.")
+    return _checked(Settings(**data), str(path))
+
+
+def _checked(settings: Settings, where: str) -> Settings:
+    def expect(key: str, what: str, good: bool) -> None:
+        if not good:
+            raise GlimpseError(f"{where}: expected `{key}` to be {what}, but got {getattr(settings, key)!r}.")
+
+    for key in ("model", "attn_implementation", "device", "scorer"):
+        expect(key, "a name", isinstance(getattr(settings, key), str))
+    expect("dtype", "a name, or null", settings.dtype is None or isinstance(settings.dtype, str))
+    for key in ("batch_sizes", "visual_tokens"):
+        expect(key, "a list of numbers of at least 1", _all(getattr(settings, key), int, 1))
+    expect("after_layers", "a list of layers, each -1 or more", _all(settings.after_layers, int, -1))
+    expect("retention", "a list of shares in [0, 1]", _all(settings.retention, (int, float), 0, 1))
+    known = isinstance(settings.training, list) and set(settings.training) <= set(STEPS)
+    expect("training", f"a list of {', '.join(STEPS)}", known)
+    expect("pruner", "left out with `training`, which trains fresh ones", not settings.training or not settings.pruner)
+    for key in ("scorer_args", "processor"):
+        expect(key, "a mapping of names to values", isinstance(getattr(settings, key), Mapping))
+    for key in ("source", "pruner_source"):
+        value = getattr(settings, key)
+        expect(key, f"a mapping with {', '.join(FIELDS)}", isinstance(value, Mapping) and set(value) <= set(FIELDS))
+    expect("cache_implementation", ", ".join(map(str, CACHES)), settings.cache_implementation in CACHES)
+    expect("trace", "true or false", isinstance(settings.trace, bool))
+    expect("clock", " or ".join(CLOCKS), settings.clock in CLOCKS)
+    one_thread = settings.clock == "wall" or settings.threads == 1
+    expect("threads", "1 with `clock: process`, which adds up the threads' seconds", one_thread)
+    lowest = {"text_tokens": 1, "new_tokens": 2, "answer_tokens": 1, "warmup": 0, "repetitions": 1, "samples": 1}
+    for key, least in lowest.items():
+        expect(key, f"at least {least}", _all([getattr(settings, key)], int, least))
+    for key in ("max_prompt_tokens", "threads"):
+        value = getattr(settings, key)
+        expect(key, "at least 1, or null", value is None or _all([value], int, 1))
+    return settings
+
+
+def _all(values: Any, kind: Any, low: float, high: float = float("inf")) -> bool:
+    """Whether ``values`` is a list, not empty, of numbers of a kind between two bounds."""
+    if not isinstance(values, list) or not values:
+        return False
+    return all(isinstance(v, kind) and not isinstance(v, bool) and low <= v <= high for v in values)

@@ -1,0 +1,85 @@
+"""``export``: a saved pruner in another format; or adapters, merged into their model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from glimpse_lightning.backbones import load_backbone
+from glimpse_lightning.backbones.load import saved_dtype
+from glimpse_lightning.backbones.lora import base_model, load_lora, merge_lora
+from glimpse_lightning.model.storage import load_pruner, save_pruner, whole_or_nothing
+from glimpse_lightning.model.upstream import read_json
+from glimpse_lightning.model.upstream_export import write_upstream
+from glimpse_lightning.runtime.dtypes import AUTO
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.whole_files import replacing
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise GlimpseError(f"{message[0].upper()}{message[1:]}. See `export --help`.")
+
+
+def run(args: Sequence[str]) -> Path:
+    """Export as the command line says; returns the folder that was written.
+
+    Raises:
+        GlimpseError: where pruner or adapters cannot be read, or not be expressed in the format.
+    """
+    parser = _Parser(prog="glimpse-lightning export", description=__doc__, allow_abbrev=False)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pruner", help="folder or hub id of a saved pruner, ours or the reference's")
+    what.add_argument(
+        "--merge-lora",
+        metavar="ADAPTER",
+        help="folder of LoRA adapters (a run's `adapter/`), which are merged into their model: a plain Hugging Face "
+        "folder, that any `--model.backbone` can name",
+    )
+    parser.add_argument("--output", required=True, help="folder to write; a pruner that is there is replaced")
+    parser.add_argument(
+        "--format",
+        choices=("upstream", "glimpse"),
+        default="glimpse",
+        help="upstream: GlimpsePrune's config.json + new_modules_gp.pt; glimpse: ours (default)",
+    )
+    parser.add_argument(
+        "--base",
+        help="upstream: folder of the base model, whose config.json (as published) goes along; GlimpsePrune's loader "
+        "replaces its model's configuration by that file; default: what the pruner was read with. --merge-lora: folder "
+        "or hub id of the model; default: the one that the adapters name",
+    )
+    parser.add_argument(
+        "--dtype", default=AUTO, help="--merge-lora: data type of the merged weights; default: as the model is stored"
+    )
+    parser.add_argument("--revision", help="version of --pruner, or with --merge-lora of the model, on the Hub")
+    options = parser.parse_args(list(args))
+    if options.merge_lora is not None:
+        return _merge(Path(options.merge_lora), options.base, Path(options.output), options.dtype, options.revision)
+    if options.base is not None and options.format != "upstream":
+        raise GlimpseError("Expected `--base` with `--format upstream` or `--merge-lora` only; leave it out.")
+    pruner, folder = load_pruner(options.pruner, revision=options.revision), Path(options.output)
+    if options.format == "glimpse":
+        return save_pruner(pruner, folder)
+    base = None if options.base is None else read_json(Path(options.base) / "config.json")
+    with whole_or_nothing(folder) as temporary:
+        write_upstream(pruner, temporary, base)
+    return folder
+
+
+def _merge(adapter: Path, base: str | None, folder: Path, dtype: str, revision: str | None) -> Path:
+    """Write the model that ``adapter`` belongs to, with its updates in the weights."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise GlimpseError(
+            f"Expected `--output` to be a new or empty folder for a model, but {folder} holds something."
+        )
+    base = base or base_model(adapter)
+    kind = saved_dtype(base, revision=revision) if dtype == AUTO else dtype
+    backbone = load_backbone(base, dtype=kind, revision=revision)
+    load_lora(backbone, adapter)
+    merge_lora(backbone)
+    with replacing(folder) as draft:
+        backbone.save(draft)
+    return folder

@@ -1,0 +1,1 @@
+"""The terms of the field: visual tokens and their segments, token counts, layers."""

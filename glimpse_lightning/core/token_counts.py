@@ -1,0 +1,101 @@
+"""How many visual tokens a question costs, counted in the four ways that papers mean by "tokens kept"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from glimpse_lightning.core.visual_tokens import ModelFacts
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Visual tokens of one question.
+
+    Attributes:
+        entering: tokens that enter the language model's layer 0 (what methods that prune before it report).
+        layer_mean: tokens that a layer runs on in prefill, averaged over the layers (what FastV's and PyramidDrop's
+            "average tokens" mean).
+        kv: tokens whose keys and values decoding sees, averaged over the layers: what the last stage left, unless a
+            stage keeps those of early layers.
+        flops: FLOPs of the decoder's layers in prefill, as a share of those without pruning; see :func:`flops_ratio`.
+    """
+
+    entering: int
+    layer_mean: float
+    kv: float
+    flops: float
+
+
+class StageTokens(NamedTuple):
+    """What a prune stage leaves of a question.
+
+    Attributes:
+        after_layer: last layer that runs on all tokens.
+        left: visual tokens behind it.
+        early_kv: of the stage: whether the cache of the layers so far holds what it held (``keep``) or what is left.
+    """
+
+    after_layer: int
+    left: int
+    early_kv: str = "prune"
+
+
+def count_tokens(total: int, text: int, stages: Sequence[StageTokens], facts: ModelFacts) -> TokenCounts:
+    """Count a question's visual tokens.
+
+    Args:
+        total: visual tokens there are.
+        text: all other tokens of the prompt.
+        stages: the prune stages, in order.
+        facts: of the model.
+    """
+    layers = tokens_per_layer(total, stages, facts.num_layers)
+    kv = sum(cached_per_layer(total, stages, facts.num_layers)) / facts.num_layers
+    return TokenCounts(layers[0], sum(layers) / len(layers), kv, flops_ratio(layers, total, text, facts))
+
+
+def tokens_per_layer(total: int, stages: Sequence[StageTokens], num_layers: int) -> list[int]:
+    """Visual tokens that each layer runs on: layer ``l`` sees what stages with ``after_layer < l`` have left."""
+    left = total
+    waiting, layers = list(stages), []
+    for layer in range(num_layers):
+        while waiting and waiting[0].after_layer < layer:
+            left = waiting.pop(0).left
+        layers.append(left)
+    return layers
+
+
+def cached_per_layer(total: int, stages: Sequence[StageTokens], num_layers: int) -> list[int]:
+    """Visual tokens whose keys and values each layer's cache holds when decoding starts."""
+    left = [total, *(stage.left for stage in stages)]
+    return [left[index] for index in stages_passed([(s.after_layer, s.early_kv) for s in stages], num_layers)]
+
+
+def stages_passed(stages: Sequence[tuple[int, str]], num_layers: int) -> list[int]:
+    """How many stages each layer's cache has been through when decoding starts: it holds what these have left.
+
+    A layer's cache begins with what the stages before it left. A stage that keeps early KV does not touch it; any
+    other one leaves in all layers so far what it keeps itself.
+
+    Args:
+        stages: ``(after_layer, early_kv)`` of each, in order.
+    """
+    passed = [sum(after < layer for after, _ in stages) for layer in range(num_layers)]
+    for index, (after, early_kv) in enumerate(stages):
+        if early_kv == "prune":
+            passed = [max(done, index + 1) if layer <= after else done for layer, done in enumerate(passed)]
+    return passed
+
+
+def flops_ratio(layers: Sequence[int], total: int, text: int, facts: ModelFacts) -> float:
+    """``sum_l C(v_l + t) / (L C(v + t))``: the decoder's prefill, pruned against full.
+
+    ``C`` is :meth:`ModelFacts.layer_flops`; ``v_l`` visual tokens in layer ``l``, ``v`` all, ``t`` text tokens, ``L``
+    layers. Source: GlimpsePrune (arXiv 2508.01548) and its ``cal_flops.py``, with the text tokens that it leaves out.
+    Not counted on either side: vision tower, embedding, language-model head, norms, decoding. The pruner's own cost is
+    not counted either.
+    """
+    full = len(layers) * facts.layer_flops(total + text)
+    return sum(facts.layer_flops(visual + text) for visual in layers) / full if full else 1.0

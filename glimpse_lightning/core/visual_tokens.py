@@ -1,0 +1,263 @@
+"""VisualTokens: the packed view of a batch's visual tokens that scorers, policies and reducers see.
+
+Shape suffixes used in the package: ``V`` visual tokens of the whole batch, ``I`` visual items (images, video clips),
+``S`` samples, ``D`` decoder width, ``H`` decoder heads, ``T`` text tokens.
+
+Nothing here has a batch or a padding axis: tokens of all samples lie behind each other, sample by sample and item by
+item. A component that sees only this cannot depend on batch mates or on padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.core.segments import repeated_segments
+from glimpse_lightning.runtime.errors import GlimpseError
+
+LOG_GATES = "log_gates"
+"""Where ``VisualTokens.state`` holds, in training, the log of the soft keep gates ``[V]`` of the stages before."""
+
+Number = TypeVar("Number", float, Tensor)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a pruner may know of the model it is attached to; all of it is known before any input is seen.
+
+    Attributes:
+        num_layers, num_heads, num_kv_heads, head_dim, hidden_size, intermediate_size: of the language decoder.
+        rms_norm_eps: epsilon of the decoder's norms.
+        vision_layers: number of blocks of the vision tower.
+        vision_hidden_size: width of the states that the vision tower's blocks return.
+        model_type: Hugging Face's ``config.model_type``.
+        whole_image_blocks: blocks of the vision tower whose attention spans a whole image; empty: all of them. In the
+            others it spans a window.
+    """
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    intermediate_size: int
+    rms_norm_eps: float
+    vision_layers: int
+    vision_hidden_size: int
+    model_type: str = ""
+    whole_image_blocks: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "whole_image_blocks", tuple(self.whole_image_blocks))  # a list in a saved pruner
+
+    def layer_flops(self, tokens: Number) -> Number:
+        """FLOPs (two per multiply-add) of one decoder layer over ``tokens`` tokens.
+
+        ``C(n) = 4 n h (H d) + 4 n h (H_kv d) + 4 n^2 (H d) + 6 n h I``: query and output projections, keys and values,
+        attention (not halved for causality), gated MLP. Source: upstream's ``cal_flops.py``, which writes ``h`` for
+        ``H d``; some models (Qwen3) have ``H d != h``.
+        """
+        n, h = tokens, self.hidden_size
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return 4 * n * h * queries + 4 * n * h * keys + 4 * n * n * queries + 6 * n * h * self.intermediate_size
+
+
+@dataclass(frozen=True)
+class VisionAttention:
+    """Attention that each token gets in a block of the vision tower: ``tokens.vision[self]`` is ``[V, 1]``, fp32.
+
+    A token of several merged patches has their mean.
+
+    Attributes:
+        layer: block, counted from 0, or from -1 = the last.
+        heads: ``"mean"``: weights averaged over heads; ``"joint"``: all heads as one (``softmax(q.k / sqrt(width))``).
+        queries: ``"all"``: the sum of the weights that all tokens of its segment (image, or window) give it, the class
+            token where there is one among them, so that the average is 1. ``"class"``: the weight that the class token
+            gives it; on a tower without one as ``"all"``.
+
+    Raises:
+        GlimpseError: for other ``heads`` or ``queries``.
+    """
+
+    layer: int
+    heads: Literal["mean", "joint"] = "mean"
+    queries: Literal["all", "class"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.heads not in ("mean", "joint") or self.queries not in ("all", "class"):
+            raise GlimpseError(
+                "Expected vision attention with `heads` 'mean' or 'joint' and `queries` 'all' or 'class', but got "
+                f"{self.heads!r} and {self.queries!r}."
+            )
+
+
+@dataclass(frozen=True)
+class VisionKeys:
+    """Keys of a block of the vision tower, after any rotation: ``tokens.vision[self]`` ``[V, Dk]``.
+
+    A token of several merged patches has their mean.
+
+    Attributes:
+        layer: block, counted from 0, or from -1 = the last.
+        heads: ``"mean"``: averaged over heads, ``Dk`` the width of one (VisionZip, ToMe); ``"joint"``: all heads as
+            one, side by side (PruMerge).
+
+    Raises:
+        GlimpseError: for other ``heads``.
+    """
+
+    layer: int
+    heads: Literal["mean", "joint"] = "mean"
+
+    def __post_init__(self) -> None:
+        if self.heads not in ("mean", "joint"):
+            raise GlimpseError(f"Expected vision keys with `heads` 'mean' or 'joint', but got {self.heads!r}.")
+
+
+VisionTap = int | VisionAttention | VisionKeys
+"""What can be asked of a vision tower; a number is the output of that block, counted from 0."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which part of which image each item shows: an item's grid lies evenly over its region.
+
+    Attributes:
+        image: ``[I]`` number of the image (or video) that an item belongs to, ascending; tiles of one share it.
+        region: ``[I, 4]`` float64 (x1, y1, x2, y2) relative to the image's width and height; beyond [0, 1] where the
+            item shows padding; NaN where it is not known.
+    """
+
+    image: Tensor
+    region: Tensor
+
+    @classmethod
+    def whole(cls, images: int, device: torch.device | None = None) -> Views:
+        """Each of ``images`` is one item that shows all of it."""
+        region = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64, device=device).repeat(images, 1)
+        return cls(torch.arange(images, device=device), region)
+
+    def to(self, device: torch.device) -> Views:
+        """The same on another device."""
+        return Views(self.image.to(device), self.region.to(device))
+
+    def repeated(self, items: Tensor, copies: int) -> Views:
+        """Those of samples that have ``items [B]`` items each, every sample ``copies`` times in a row."""
+        index = repeated_segments(items, copies)
+        image, lengths = self.image[index], items.repeat_interleave(copies)
+        new = torch.ones_like(image, dtype=torch.bool)
+        new[1:] = image[1:] != image[:-1]
+        new[(lengths.cumsum(0) - lengths)[lengths > 0]] = True  # a copy's images are images of their own
+        return Views(new.cumsum(0) - 1, self.region[index])
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """Visual tokens of a batch as one prune stage sees them (those that earlier stages dropped are absent).
+
+    Attributes:
+        embeds: ``[V, D]`` as they enter the decoder.
+        hidden: ``[V, D]`` at the stage (equal to ``embeds`` before layer 0).
+        item: ``[V]`` index into ``grid``.
+        sample: ``[V]`` index of the sample, in ``[0, S)``.
+        grid: ``[I, 3]`` (t, h, w) of each item after merging, before any pruning.
+        item_sample: ``[I]`` the sample that an item belongs to.
+        position: ``[V, 3]`` (t, row, column) of each token in its item's grid.
+        probes: attention captured for the scorer, by the name it asked under: ``[V, layers * heads]``, layer-major.
+        vision: states, keys or attention of vision blocks that were asked for, by tap: ``[V, Dv]``.
+        text: ``[T, D]`` question-token states at the stage, packed; ``None`` unless asked for.
+        text_sample: ``[T]`` the sample of each text token.
+        questions: raw question of each sample; empty strings where unknown.
+        boxes: per sample, evidence boxes of each of its images, or ``None``; empty where unknown. For oracles only.
+        key: ``[S]`` a stable integer per sample, the seed of anything random.
+        facts: of the model.
+        state: what earlier stages left for later ones.
+        keys: ``[V, Hk * head_dim]`` decoder keys of the last layer before the stage, where asked for.
+        text_keys: ``[T, Hk * head_dim]`` the same of the text tokens.
+        scores: ``[V]`` the stage's scores; for reducers.
+        targets: ``[V]`` kept tokens that dropped ones may be merged into (``Policy.merge_targets``); for reducers.
+        views: what each item shows; ``None`` = a whole image each.
+        text_length: ``[S]`` tokens of each prompt that are not visual.
+        layer_tokens: ``[S, K + 1]`` tokens of each prompt, text included, that each layer up to the stage ran on.
+    """
+
+    embeds: Tensor
+    hidden: Tensor
+    item: Tensor
+    sample: Tensor
+    grid: Tensor
+    item_sample: Tensor
+    position: Tensor
+    key: Tensor
+    facts: ModelFacts
+    probes: Mapping[str, Tensor] = field(default_factory=dict)
+    vision: Mapping[VisionTap, Tensor] = field(default_factory=dict)
+    text: Tensor | None = None
+    text_sample: Tensor | None = None
+    questions: tuple[str, ...] = ()
+    boxes: tuple[Any, ...] = ()
+    state: dict[str, Any] = field(default_factory=dict)
+    keys: Tensor | None = None
+    text_keys: Tensor | None = None
+    scores: Tensor | None = None
+    targets: Tensor | None = None
+    views: Views | None = None
+    text_length: Tensor | None = None
+    layer_tokens: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.item.shape[0]
+
+    @property
+    def num_samples(self) -> int:
+        return self.key.shape[0]
+
+    @property
+    def num_items(self) -> int:
+        return self.grid.shape[0]
+
+    def attention(self, tap: VisionAttention) -> Tensor:
+        """Attention ``[V]``, fp32, that ``tap`` asks for.
+
+        Tokens made by hand, as of a tower without a class token, need to hold it with ``queries="all"`` only.
+
+        Raises:
+            KeyError: where nobody asked for it.
+        """
+        found = tap if tap in self.vision else replace(tap, queries="all")
+        return self.vision[found][:, 0].float()
+
+    def groups(self, per: Literal["sample", "item"] = "sample") -> tuple[Tensor, Tensor]:
+        """The budget groups.
+
+        Returns:
+            ``(group [V], total [groups])``: the group of each token, and how many tokens each group had before any
+            stage dropped one (what a ratio is a ratio of).
+        """
+        size = self.grid.prod(-1)
+        if per == "item":
+            return self.item, size
+        if per != "sample":
+            raise ValueError(f"Expected `per` to be 'sample' or 'item', but got {per!r}.")
+        total = torch.zeros(self.num_samples, dtype=size.dtype, device=size.device)
+        return self.sample, total.index_add(0, self.item_sample, size)
+
+    def subset(self, keep: Tensor) -> VisualTokens:
+        """The tokens where the boolean mask ``keep [V]`` is true; items and samples stay numbered as they were."""
+        return replace(
+            self,
+            embeds=self.embeds[keep],
+            hidden=self.hidden[keep],
+            item=self.item[keep],
+            sample=self.sample[keep],
+            position=self.position[keep],
+            probes={name: value[keep] for name, value in self.probes.items()},
+            vision={layer: value[keep] for layer, value in self.vision.items()},
+            keys=None if self.keys is None else self.keys[keep],
+            scores=None if self.scores is None else self.scores[keep],
+            targets=None if self.targets is None else self.targets[keep],
+        )

@@ -1,0 +1,90 @@
+"""Which visual tokens evidence boxes touch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from glimpse_lightning.core.visual_tokens import Views
+from glimpse_lightning.data.sample import Box
+from glimpse_lightning.runtime.errors import GlimpseError
+
+ROUNDING = 1e-9
+"""Of a cell: how far beyond its border an image may seem to end."""
+
+
+class TokenPlaces(Protocol):
+    """Where visual tokens belong; ``VisualTokens`` and ``PrefillOutput.tokens`` both say it."""
+
+    @property
+    def item(self) -> Tensor: ...
+    @property
+    def item_sample(self) -> Tensor: ...
+    @property
+    def grid(self) -> Tensor: ...
+    @property
+    def position(self) -> Tensor: ...
+    @property
+    def views(self) -> Views | None: ...
+
+
+def evidence_mask(tokens: TokenPlaces, boxes: Sequence[Sequence[Sequence[Box]] | None]) -> Tensor:
+    """``[V]`` true where a token's cell is touched by an evidence box of its image.
+
+    As in the reference: a box touches the cells from ``int(x1 * W)`` to ``min(int(x2 * W), W - 1)`` of a grid of ``W``
+    columns, rows alike; in every frame of a video. Where an image is cut into tiles, shown a second time as a whole,
+    cropped or padded, the same holds of each item for the part of the image that it shows; padding is never touched.
+
+    Args:
+        tokens: of the batch.
+        boxes: for each sample, a list of boxes for each of its images; ``None`` = no annotation, no token touched.
+
+    Raises:
+        GlimpseError: where a sample has more images than lists of boxes, or where it is not known which part of an
+            annotated image an item shows.
+    """
+    touched = torch.zeros_like(tokens.item, dtype=torch.bool)
+    views = tokens.views or Views.whole(len(tokens.grid), tokens.grid.device)
+    owners, images, regions = tokens.item_sample.tolist(), views.image.tolist(), views.region.tolist()
+    seen: dict[int, list[int]] = {}
+    for sample, image in zip(owners, images, strict=True):
+        mine = seen.setdefault(sample, [])
+        if image not in mine:
+            mine.append(image)
+    for sample, mine in seen.items():
+        groups = boxes[sample]
+        if groups is not None and len(mine) > len(groups):
+            raise GlimpseError(
+                f"Expected evidence boxes for each of the {len(mine)} images of a sample, but got them for "
+                f"{len(groups)}. Where images are cut into tiles, it may not be known which belong together: make the "
+                "batch with `backbone.collate`, or leave `boxes` out."
+            )
+    for item, (sample, image) in enumerate(zip(owners, images, strict=True)):
+        groups, place = boxes[sample], seen[sample].index(image)
+        if groups is None or not groups[place]:
+            continue
+        here = tokens.item == item
+        _, row, column = tokens.position[here].unbind(-1)
+        first, last = _touched_cells(groups[place], regions[item], tokens.grid[item])
+        cell = torch.stack([column, row], -1)
+        touched[here] = ((cell >= first) & (cell <= last)).all(-1).any(0)
+    return touched
+
+
+def _touched_cells(boxes: Sequence[Box], region: Sequence[float], grid: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last (column, row) ``[boxes, 1, 2]`` that each box touches in a ``grid [3]`` over ``region``."""
+    left, top, right, bottom = region
+    if math.isnan(right):
+        raise GlimpseError(
+            "Evidence boxes cannot be placed on the tiles of an image whose size is not known. Make the batch with "
+            "`backbone.collate`, or pass `image_sizes` ([images, 2]: height, width) along with the processor's outputs."
+        )
+    corners = torch.tensor(boxes, dtype=torch.float64, device=grid.device).view(-1, 1, 2, 2)
+    ends = torch.cat([corners, torch.ones_like(corners[:, :, :1])], 2)  # and the image's own lower right corner
+    size = corners.new_tensor([right - left, bottom - top])
+    first, last, end = ((ends - corners.new_tensor([left, top])) / size * grid[1:].flip(0)).unbind(2)
+    return first.floor(), torch.minimum(last.floor(), (end - ROUNDING).ceil() - 1)

@@ -1,0 +1,1 @@
+"""Tables of rows: from the Hub, from files, by their columns."""

@@ -1,0 +1,154 @@
+"""Rows of Hugging Face ``datasets``, with images left undecoded: Pillow decodes them within our own bounds.
+
+``datasets`` is imported where it is first used: it takes a second, which runs on other data need not wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glimpse_lightning.data.tables.rows import ListRows, Rows
+from glimpse_lightning.runtime.errors import GlimpseError
+
+if TYPE_CHECKING:
+    import datasets
+
+
+class ArrowRows:
+    """Rows of a dataset that lies on disk.
+
+    Args:
+        table: the dataset.
+    """
+
+    def __init__(self, table: datasets.Dataset) -> None:
+        self.table = table.with_format("arrow")
+        self.names = table.column_names
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self.table[index].to_pylist()[0]
+
+    def column(self, name: str) -> Sequence[Any]:
+        return self.table.select_columns(name)[:][name].to_pylist()
+
+
+class JoinedRows:
+    """Rows whose images lie in another table (GQA).
+
+    Args:
+        rows: the questions.
+        images: the images.
+        key: column of ``rows`` that names an image.
+        image_key: column of ``images`` with the name.
+        image: column of ``images`` with the image, also its name in the joined rows.
+    """
+
+    def __init__(self, rows: Rows, images: Rows, key: str, image_key: str = "id", image: str = "image") -> None:
+        self.rows, self.images, self.key, self.image = rows, images, key, image
+        self.names = [*rows.names, image]
+        self.place = {name: index for index, name in enumerate(images.column(image_key))}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        row = self.rows[index]
+        return {**row, self.image: self.images[self.place[row[self.key]]][self.image]}
+
+    def column(self, name: str) -> Sequence[Any]:
+        return self.rows.column(name)
+
+
+def hub_rows(
+    hub_id: str,
+    config: str | None,
+    split: str,
+    revision: str | None = None,
+    streaming: bool = False,
+    size: int | None = None,
+) -> Rows:
+    """Rows of a dataset on the Hub, in the local cache, or in a local copy of its repository.
+
+    Args:
+        hub_id: ``owner/name``, or a folder.
+        config: its configuration.
+        split: its split.
+        revision: branch, tag or commit.
+        streaming: fetch the first ``size`` rows only, without storing the dataset.
+        size: how many rows; default: all.
+
+    Raises:
+        GlimpseError: where it cannot be had; the message says how to.
+    """
+    import datasets
+
+    if streaming and size is None:
+        raise GlimpseError("Expected `size` together with `streaming: true`: streamed rows are held in memory.")
+    try:
+        table = datasets.load_dataset(hub_id, config, split=split, revision=revision, streaming=streaming)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        name = f"{hub_id}{f' ({config})' if config else ''}, split {split}"
+        raise GlimpseError(
+            f"The dataset {name} cannot be loaded: {' '.join(str(error).split())} Without network: fetch it once on a "
+            f"connected machine (`hf download {hub_id} --repo-type dataset --local-dir FOLDER`) and name that FOLDER "
+            "as `folder`, or copy the cache (HF_HOME)."
+        ) from error
+    if streaming:
+        rows = [row for part in islice(table.with_format("arrow"), size) for row in part.to_pylist()]
+        return ListRows(rows[:size])
+    return arrow_rows(table, size)
+
+
+def arrow_rows(table: datasets.Dataset, size: int | None = None) -> ArrowRows:
+    """The first ``size`` rows of a table, or all."""
+    return ArrowRows(table if size is None else table.select(range(min(size, len(table)))))
+
+
+def parquet_rows(path: Path, size: int | None = None) -> ArrowRows:
+    """Rows of a Parquet file.
+
+    Raises:
+        GlimpseError: where it cannot be read.
+    """
+    import datasets
+
+    try:
+        return arrow_rows(datasets.Dataset.from_parquet(str(path)), size)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise GlimpseError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from error
+
+
+def folder_rows(path: Path, split: str | None = None, size: int | None = None) -> ArrowRows:
+    """Rows of a folder that ``save_to_disk`` wrote, or that ``load_dataset`` knows how to read.
+
+    Raises:
+        GlimpseError: where it cannot be read, or has several splits and ``split`` is none of them.
+    """
+    import datasets
+
+    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    try:
+        table = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise GlimpseError(f"{path}: cannot be read as a dataset: {' '.join(str(error).split())}") from error
+    if isinstance(table, datasets.Dataset):
+        return arrow_rows(table, size)
+    names = list(table)
+    if split is None and len(names) == 1:
+        split = names[0]
+    if split not in names:
+        raise GlimpseError(f"{path}: expected `split` to be one of {', '.join(names)}, but got {split!r}.")
+    return arrow_rows(table[split], size)
+
+
+def cache_folder() -> Path:
+    """Where ``datasets`` keeps what it fetched."""
+    import datasets
+
+    return Path(datasets.config.HF_CACHE_HOME)

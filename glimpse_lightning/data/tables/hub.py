@@ -1,0 +1,70 @@
+"""Public benchmarks from the Hugging Face Hub, its local cache, or a folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from glimpse_lightning.data.images import MAX_PIXELS
+from glimpse_lightning.data.tables.arrow import JoinedRows, cache_folder, hub_rows
+from glimpse_lightning.data.tables.benchmarks import find_benchmark
+from glimpse_lightning.data.tables.rows import OnError, RowDataset, Rows
+from glimpse_lightning.runtime.errors import GlimpseError
+
+
+class HubVQA(RowDataset):
+    """A benchmark by name: ``docvqa_val``, ``textvqa_val``, ``gqa``, ...; all are declared in ``data/benchmarks.py``.
+
+    Args:
+        name: of the benchmark.
+        folder: a local copy of the dataset's repository, instead of the Hub or the cache.
+        split: default: the one that is scored.
+        revision: branch, tag or commit of the dataset.
+        suffix: behind each question; default: the benchmark's own.
+        ocr: show the words that were read in the image below each question, where the benchmark has them (TextVQA).
+        size: use the first so many rows only.
+        streaming: fetch these rows only, without storing the dataset; needs `size`.
+        on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
+        require_answers: whether a row without an answer is an error.
+        max_pixels: images with more pixels are refused.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: str | None = None,
+        split: str | None = None,
+        revision: str | None = None,
+        suffix: str | None = None,
+        ocr: bool = False,
+        size: int | None = None,
+        streaming: bool = False,
+        on_error: OnError = "raise",
+        require_answers: bool = True,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.name = name
+        self.benchmark = benchmark = find_benchmark(name)
+        if folder is not None and not Path(folder).is_dir():  # or the Hub would be asked for a stranger's repository
+            raise GlimpseError(
+                f"{folder}: no such folder; expected a copy of {benchmark.hub_id}: `hf download {benchmark.hub_id} "
+                f"--repo-type dataset --local-dir {folder}`."
+            )
+        if ocr and benchmark.ocr is None:
+            raise GlimpseError(f"Expected `ocr` with a benchmark whose images were read, but {name} has no words.")
+        place, revision = folder or benchmark.hub_id, revision or benchmark.revision
+        rows: Rows = hub_rows(place, benchmark.config, split or benchmark.split, revision, streaming, size)
+        if benchmark.join is not None:
+            images = hub_rows(place, benchmark.join.config, benchmark.join.split, revision)
+            rows = JoinedRows(rows, images, benchmark.join.key, benchmark.join.image_key)
+        super().__init__(
+            rows,
+            source=f"{place} ({name})",
+            columns=replace(benchmark.columns, ocr=benchmark.ocr) if ocr else benchmark.columns,
+            wording=benchmark.wording if suffix is None else replace(benchmark.wording, suffix=suffix),
+            root=Path(folder) if folder else cache_folder(),
+            on_error=on_error,
+            require_answers=require_answers,
+            max_pixels=max_pixels,
+            id_modulo=benchmark.id_modulo,
+        )

@@ -1,0 +1,182 @@
+"""Your own questions, from a table in any of the usual formats, by a mapping of its columns."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from glimpse_lightning.data.boxes import BoxFormat
+from glimpse_lightning.data.images import MAX_PIXELS, looks_like_an_image
+from glimpse_lightning.data.tables.arrow import folder_rows, parquet_rows
+from glimpse_lightning.data.tables.columns import Columns, Wording
+from glimpse_lightning.data.tables.rows import ListRows, OnError, RowDataset, Rows, base64_image
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.paths import read_text
+
+LARGEST_CELL = 2**30
+"""Letters of a cell, at most; Python's own limit of 131,072 is less than an image."""
+
+
+class Table(RowDataset):
+    """Questions in a JSONL, JSON, CSV, TSV or Parquet file, in a folder that `datasets` saved, or in one of images.
+
+    Args:
+        path: the file or folder. A folder without `datasets`' own files is read as `datasets` reads folders: images
+            beside a `metadata.csv` or `metadata.jsonl`, or Parquet files.
+        columns: which column holds what.
+        wording: how the prompt is worded.
+        root: folder that image paths are relative to and may not leave; default: that of the file.
+        split: of a folder with several; default: the only one.
+        size: use the first so many rows only.
+        on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
+        require_answers: whether a row without an answer is an error.
+        require_images: whether a row without an image is an error; else it is a question about nothing but text.
+        box_format: `normalised` (0 to 1, relative to width and height) or `pixels`, of the upright image.
+        max_pixels: images with more pixels are refused.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        columns: Columns = Columns(),
+        wording: Wording = Wording(),
+        root: str | None = None,
+        split: str | None = None,
+        size: int | None = None,
+        on_error: OnError = "raise",
+        require_answers: bool = True,
+        box_format: BoxFormat = "normalised",
+        max_pixels: int = MAX_PIXELS,
+        require_images: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self.skipped: list[str] = []
+        if not self.path.exists():
+            raise GlimpseError(f"{path}: no such file or folder; expected a table of questions.")
+        super().__init__(
+            read_rows(self.path, split, size, self.skipped if on_error == "skip" else None),
+            source=path,
+            columns=columns,
+            wording=wording,
+            root=Path(root) if root else self.path if self.path.is_dir() else self.path.parent,
+            on_error=on_error,
+            require_answers=require_answers,
+            require_images=require_images,
+            box_format=box_format,
+            max_pixels=max_pixels,
+        )
+        if on_error == "skip" and isinstance(self.rows, ListRows):
+            self._drop_broken_images(self.rows)
+        if self.skipped:
+            rank_zero_warn(f"{path}: skipped {len(self.skipped)} bad lines; the first: {self.skipped[0]}")
+
+    def _drop_broken_images(self, rows: ListRows) -> None:
+        """Leave out rows with a cell in base64 that is no image, which its first bytes tell."""
+        good = []
+        for index, row in enumerate(rows.rows):
+            texts = [value for value in self._image_values(row) if isinstance(value, str)]
+            cells = [data for data in map(base64_image, texts) if data is not None]
+            if all(map(looks_like_an_image, cells)):
+                good.append(index)
+            else:
+                self.skipped.append(f"{self.path}, row {index}: its image: not a readable image; mend the cell.")
+        self.rows, self.numbers = ListRows([rows.rows[index] for index in good]), good
+        self.ids = [self.ids[index] for index in good]
+        if not good:
+            raise GlimpseError(f"{self.path}: expected a usable row, but all are bad; the first: {self.skipped[0]}")
+
+
+def read_rows(path: Path, split: str | None = None, size: int | None = None, skipped: list[str] | None = None) -> Rows:
+    """The rows of a file or folder.
+
+    Args:
+        path: the file or folder.
+        split: of a folder with several.
+        size: the first so many rows.
+        skipped: where to note what is wrong with broken lines of JSONL, which are then left out; default: they raise.
+
+    Raises:
+        GlimpseError: where the format is unknown or the contents are damaged.
+    """
+    if path.is_dir():
+        return folder_rows(path, split, size)
+    if path.suffix == ".parquet":
+        return parquet_rows(path, size)
+    try:
+        if path.suffix in (".jsonl", ".json"):
+            return ListRows((_json_lines(path, skipped) if path.suffix == ".jsonl" else _json_rows(path))[:size])
+        if path.suffix in (".csv", ".tsv"):
+            return ListRows(_delimited(path, skipped)[:size])
+    except GlimpseError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        raise GlimpseError(f"{path}: cannot be read: {' '.join(str(error).split())}.") from error
+    raise GlimpseError(
+        f"{path}: expected .jsonl, .json, .csv, .tsv, .parquet or a folder, but its name ends in {path.suffix!r}."
+    )
+
+
+def _delimited(path: Path, skipped: list[str] | None) -> list[dict[str, Any]]:
+    """Rows of a CSV, whose cells may be quoted, or of a TSV, where a quote is a character, as most writers mean it; but
+    a TSV's cell that is quoted for the quotes in it (``"[""a""]"``) is taken for what it says.
+    """
+    csv.field_size_limit(LARGEST_CELL)  # of images in base64
+    tabs = path.suffix == ".tsv"
+    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, **options)
+        while True:
+            problem = ""
+            try:
+                row = next(reader)
+                problem = "more cells than columns" if None in row else ""
+            except StopIteration:
+                return rows
+            except csv.Error as error:
+                problem, row = str(error), {}
+            if not problem:
+                rows.append({name: _unquoted(cell) for name, cell in row.items()} if tabs else row)
+                continue
+            message = f"{path}, line {reader.line_num + (not row)}: {problem}; mend the line."
+            if skipped is None:
+                raise GlimpseError(message)
+            skipped.append(message)
+
+
+def _unquoted(cell: str | None) -> str | None:
+    if cell is None or len(cell) < 2 or not (cell.startswith('"') and cell.endswith('"')):
+        return cell
+    inside = cell[1:-1]
+    quoted = '""' in inside and '"' not in inside.replace('""', "")
+    return inside.replace('""', '"') if quoted else cell
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    rows = json.loads(read_text(path))
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise GlimpseError(f"{path}: expected JSON objects in one list.")
+    return rows
+
+
+def _json_lines(path: Path, skipped: list[str] | None) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):  # U+2028 is legal in JSON
+        if not line.strip():
+            continue
+        try:
+            row, problem = json.loads(line), "no JSON object"
+        except json.JSONDecodeError as error:
+            row, problem = None, f"broken JSON ({error.msg})"
+        if isinstance(row, dict):
+            rows.append(row)
+            continue
+        message = f"{path}, line {number}: {problem}; mend the line."
+        if skipped is None:
+            raise GlimpseError(message)
+        skipped.append(message)
+    return rows

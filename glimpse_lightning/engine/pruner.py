@@ -1,0 +1,155 @@
+"""PruneStage and Pruner: where which tokens are dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+from glimpse_lightning.core.layers import Layer, Layered, checked
+from glimpse_lightning.core.visual_tokens import ModelFacts
+from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.policies.checks import check_choice
+from glimpse_lightning.reducers.base import Reducer
+from glimpse_lightning.reducers.drop import Drop
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.scorers.base import Requires, Scorer
+
+EarlyKV = Literal["prune", "keep"]
+Positions = Literal["keep", "renumber"]
+
+
+class PruneStage(Layered, nn.Module):
+    """*Where* (before layer 0, or after a decoder layer) + scorer + policy + reducer.
+
+    Args:
+        after_layer: 0-based index of the last layer that runs on all tokens; -1 = before layer 0. At or beyond the
+            model's last layer only the KV cache that decoding reads is pruned. A number between 0 and 1 is the share of
+            the layers that run on all tokens (``Layered.number_layers``): 0.25 is layer 7 of 32, or 1 of 8.
+        scorer: scores each visual token.
+        policy: turns scores into a keep mask.
+        reducer: treatment of the dropped tokens; by default they are removed (``Drop``).
+        early_kv: treatment of the KV cache of layers up to ``after_layer``. ``prune``: dropped tokens are removed.
+            ``keep``: this stage leaves it unchanged, so cache lengths differ by layer (FastV, PyramidDrop, SparseVLM).
+        positions: where kept tokens stand in later layers: ``keep``: at their original positions, decoding goes on at
+            the original next one; ``renumber``: the gaps are closed (:meth:`~.prompt_cache.Columns.renumbered`), and
+            in those layers decoding goes on at the new next one (PyramidDrop's and VScan's LLaVA).
+    """
+
+    layer_arguments = {"after_layer": "decoder"}
+
+    def __init__(
+        self,
+        after_layer: Layer,
+        scorer: Scorer,
+        policy: Policy,
+        reducer: Reducer | None = None,
+        early_kv: EarlyKV = "prune",
+        positions: Positions = "keep",
+    ) -> None:
+        super().__init__()
+        check_choice("early_kv", early_kv, ("prune", "keep"))
+        check_choice("positions", positions, ("keep", "renumber"))
+        self.after_layer: int = checked("after_layer", after_layer)
+        if self.after_layer < -1:
+            raise ValueError(f"Expected `after_layer` to be -1 (before layer 0) or more, but got {after_layer}.")
+        self.scorer = scorer
+        self.policy = policy
+        self.reducer = Drop() if reducer is None else reducer
+        self.early_kv: EarlyKV = early_kv
+        self.positions: Positions = positions
+
+    @property
+    def requires(self) -> Requires:
+        """Everything that the stage's parts need computed; valid once the scorer is built."""
+        return self.scorer.requires | self.policy.requires | self.reducer.requires
+
+
+class Pruner(nn.Module):
+    """One or more prune stages.
+
+    Args:
+        stages: in the order in which they run; ``after_layer`` must not decrease.
+
+    Attributes:
+        facts: of the model that it was built for; ``None`` before.
+        origin: the reference's ``config.json`` where the pruner was read from one, so that it can be written back.
+        origin_dtype: the data type that its weights had there, such as ``"bfloat16"``.
+        trained_on: name and fingerprint of the model it was trained on, where it was saved with them.
+        source: the folder or repository that it was read from; ``""`` for others.
+    """
+
+    def __init__(self, stages: Sequence[PruneStage]) -> None:
+        super().__init__()
+        if not any(isinstance(stage.after_layer, float) for stage in stages):  # shares: once there is a model
+            _check_order(stages)
+        self.stages: list[PruneStage] = nn.ModuleList(stages)  # type: ignore[assignment]
+        self.facts: ModelFacts | None = None
+        self.origin: dict[str, Any] | None = None
+        self.origin_dtype: str | None = None
+        self.trained_on: dict[str, Any] | None = None
+        self.source = ""
+
+    def build(self, facts: ModelFacts) -> None:
+        """Create what depends on the model, and number the layers given as shares of its depth. Building twice for
+        equal facts does nothing.
+
+        Raises:
+            GlimpseError: where this pruner was built for a model of another shape, or does not fit this one.
+        """
+        if self.facts is not None:
+            check_facts(self.facts, facts)
+            return
+        for stage in self.stages:
+            for part in (stage, stage.scorer, stage.policy, stage.reducer):
+                part.number_layers(facts)
+        _check_order(self.stages)
+        glimpse = False
+        for stage in self.stages:
+            if stage.early_kv == "keep" and stage.after_layer >= facts.num_layers - 1:
+                raise GlimpseError(
+                    f"A stage after layer {stage.after_layer} (counted from 0) of {facts.num_layers} prunes the KV "
+                    "cache only, so with `early_kv: keep` nothing; choose an earlier layer, or `early_kv: prune`."
+                )
+            stage.scorer.build(facts, stage.after_layer)
+            if stage.scorer.shares_glimpse and not glimpse:
+                raise GlimpseError(
+                    "Expected a stage with glimpse tokens of its own before one whose scorer `shares_glimpse`. "
+                    "Leave that out, or put such a stage before it."
+                )
+            glimpse |= stage.scorer.glimpse is not None
+        self.facts = facts
+
+    def riding_glimpse(self) -> tuple[int, int]:
+        """``(number, last layer)`` of the glimpse tokens that run in a prefill's own calls of the layers."""
+        number, last = 0, -1
+        for stage in self.stages:
+            if any(probe.query == "glimpse" for probe in stage.requires.probes.values()):
+                if stage.scorer.glimpse is not None:
+                    if number:  # those of a later stage run as a side stream
+                        break
+                    number = stage.scorer.glimpse.length
+                last = stage.after_layer
+        return number, last
+
+
+def _check_order(stages: Sequence[PruneStage]) -> None:
+    layers = [stage.after_layer for stage in stages]
+    if not layers or layers != sorted(layers):
+        raise GlimpseError(f"Expected at least one stage, ordered by `after_layer`, but got layers {layers}.")
+
+
+def check_facts(built: ModelFacts, actual: ModelFacts) -> None:
+    """Raise unless a pruner built for ``built`` fits a model of ``actual``."""
+    differences = [
+        f"{name}: {getattr(built, name)} != {getattr(actual, name)}"
+        for name in ("num_layers", "num_heads", "hidden_size", "vision_layers", "vision_hidden_size")
+        # 0 = unknown: the reference's LLaVA checkpoints do not tell the depth of the vision tower.
+        if getattr(built, name) and getattr(built, name) != getattr(actual, name)
+    ]
+    if differences:
+        raise GlimpseError(
+            f"This pruner was built for a backbone of another shape (pruner != backbone: {'; '.join(differences)}). "
+            "Load the backbone it was trained on, or train a pruner for this one."
+        )

@@ -1,0 +1,21 @@
+"""Questions to the full model, the pruned one and baselines, and the figures of their answers."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Evaluator": "evaluation.evaluator",
+    "answer_log_probs": "evaluation.evaluator",
+    "baseline_models": "evaluation.baselines",
+    "training_free_scorers": "evaluation.baselines",
+    "token_counts": "evaluation.evaluator",
+    "kept_and_total": "evaluation.evaluator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"glimpse_lightning.{_HOMES[name]}"), name)

@@ -1,0 +1,212 @@
+"""EvaluationModule: the pruned model next to the full one and to baselines, under Lightning's validate and test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.evaluation.baselines import as_many, baseline_models, training_free_scorers
+from glimpse_lightning.evaluation.evaluator import Evaluator, kept_by_item, left_by_stage
+from glimpse_lightning.evaluation.records import Record, Summary
+from glimpse_lightning.evaluation.shared_questions import SharedQuestions
+from glimpse_lightning.evaluation.vlm_module import VLMModule
+from glimpse_lightning.metrics import AnswerMetric, ExactMatch
+from glimpse_lightning.model.pruned_vlm import PrunedVLM
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.gathering import release
+from glimpse_lightning.runtime.ranks import gathered
+from glimpse_lightning.scorers.base import Scorer
+
+REMEMBERED = 1e9
+"""Bytes of main memory for a test's questions, between the pruner's pass and the baselines'."""
+
+
+class EvaluationModule(VLMModule):
+    """Evaluates a pruner against the full model and against baselines.
+
+    Args:
+        metric: score of an answer; default: ExactMatch.
+        baselines: scorers that `test` compares with, after the same layers, each question with as many tokens as the
+            pruner keeps of it; default: every one that needs no training.
+        args, kwargs: arguments of :class:`VLMModule`.
+
+    Attributes:
+        summary: figures of the last evaluation.
+    """
+
+    def __init__(
+        self, *args: Any, metric: AnswerMetric | None = None, baselines: list[Scorer] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.metric = metric
+        self.baselines = baselines
+        self.summary: Summary | None = None
+        self._common: SharedQuestions | None = None
+        self.remembered = SharedQuestions(limit=REMEMBERED)
+        self._records: list[Record] = []
+        self._baseline_records: dict[str, list[Record]] = {}
+        self._rivals: dict[str, PrunedVLM] = {}
+        self._left: list[list[tuple[str, list[int]]]] = []  # by batch: questions, and tokens left after each stage
+
+    def share(self, backbone: Backbone, questions: SharedQuestions) -> None:
+        """Run over a loaded backbone, and share the work on each question with other modules over it.
+
+        Args:
+            backbone: the one that they have in common.
+            questions: work that the first of them does, and the others reuse.
+        """
+        self.over(backbone)
+        self._common, self.skipped = questions, list(questions.skipped)
+
+    @override
+    def configure_model(self) -> None:
+        if self.vlm is None:
+            super().configure_model()
+            full = PrunedVLM(self.model.backbone)
+            self.evaluator = Evaluator(full, self.metric or ExactMatch(), self.max_new_tokens, self._common)
+
+    # -- the passes of a test -----------------------------------------------------------------------------------
+
+    @property
+    def compared(self) -> list[Scorer] | None:
+        """Scorers that a test compares with; ``None``: every one that needs no training."""
+        return self.baselines
+
+    @property
+    def test_passes(self) -> int:
+        """Number of passes over the test split: baselines keep as many tokens as the pruned model has kept before."""
+        return 1 if self.compared == [] or (self.vlm is not None and self.vlm.pruner is None) else 2
+
+    @override
+    def test_loaders(self, loader: Any) -> Sequence[Any]:
+        """One loader for the pruner, and one for the baselines, which come after all of its questions."""
+        if self._common is not None and self._common.complete:
+            ready: Any = self._common.batches
+            return [DataLoader(ready, batch_size=None, collate_fn=_unchanged)]
+        return [loader, _Again(loader, self.remembered)] if self.test_passes > 1 else [loader]
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, batch: Batch) -> dict[str, Any]:
+        records, out = self.evaluator.evaluate(self.model, batch, resolution=self.resolution)
+        self._records += records
+        if self._rivals:
+            counts = left_by_stage(out, len(batch.samples))
+            self._left.append([(sample.id, left) for sample, left in zip(batch.samples, counts, strict=True)])
+        return {"records": records, "kept": kept_by_item(out)}
+
+    def _start_evaluation(self) -> None:
+        self._records, self._baseline_records, self._rivals, self._left = [], {}, {}, []
+        release(self)
+        if any(p.requires_grad for name, p in self.model.named_parameters() if name.startswith("model.")):
+            self.evaluator.cache.clear()  # the full model itself is being trained
+
+    def _finish_evaluation(self, stage: str) -> None:
+        release(self)  # optimizers and checkpoints know the shards only
+        records = gathered(self._records)
+        self.share_skipped()
+        if self.skipped and not records:
+            raise GlimpseError(f"Expected at least one usable sample, but all are bad; one of them: {self.skipped[0]}")
+        self.summary = Summary(records, {name: gathered(records) for name, records in self._baseline_records.items()})
+        figures = {f"{stage}/{name}": value for name, value in self.summary.metrics.items()}
+        for family, metrics in self.summary.families.items():
+            figures |= {f"{stage}_{name}/{family}": metrics[name] for name in ("accuracy", "retention", "agreement")}
+        scalars = {name: float(value) for name, value in figures.items() if isinstance(value, (int, float))}
+        self.log_dict(scalars, rank_zero_only=False, sync_dist=False)
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation()
+
+    @override
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        return self._evaluate(batch)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._finish_evaluation("val")
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation()
+        if self.test_passes > 1:
+            self._rivals = baseline_models(self.model, self._rival_scorers())
+        if self._common is not None:
+            self._common.start()
+        elif self._rivals and not self.model.sharded:  # sharded ranks must embed as often as each other
+            taps = (tap for rival in self._rivals.values() for tap in rival.vision_layers)
+            self.remembered.taps = tuple(dict.fromkeys(taps))
+            self.remembered.start()
+            self.evaluator.shared = self.remembered
+
+    @override
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any] | None:
+        """First pass: full and pruned model; second pass: the baselines, with as many tokens as the first has kept."""
+        if dataloader_idx == 0:
+            return self._evaluate(batch)
+        self.evaluator.shared = self._common
+        prompt = self.evaluator.embed(self._rivals.values(), batch) if self._rivals else None
+        left = self._left_of(batch, batch_idx) if self._rivals else []
+        for name, rival in self._rivals.items():
+            select = as_many(rival, left)
+            records, _ = self.evaluator.evaluate(rival, batch, with_kl=False, prompt=prompt, select=select)
+            self._baseline_records.setdefault(name, []).extend(records)
+        return None
+
+    def _left_of(self, batch: Batch, batch_idx: int) -> list[list[int]]:
+        """The tokens that the pruner has left after each stage in the first pass, for each question of a batch."""
+        if [name for name, _ in self._left[batch_idx]] != [sample.id for sample in batch.samples]:
+            raise GlimpseError(
+                "Expected the test split to come in the same order twice, once for the pruner and once for the "
+                "baselines; leave what shuffles it out, or set `model.baselines: []`."
+            )
+        return [left for _, left in self._left[batch_idx]]
+
+    def _rival_scorers(self) -> dict[str, Scorer]:
+        assert self.model.pruner is not None
+        if self.compared is None:
+            return training_free_scorers(self.model.pruner)
+        named: dict[str, Scorer] = {}
+        for scorer in self.compared:
+            name = type(scorer).__name__
+            number = sum(type(other) is type(scorer) for other in named.values())
+            named[f"{name}{number + 1}" if number else name] = scorer
+        return named
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        if self._common is not None:
+            self._common.skipped = list(self.skipped)
+            self._common.finish()
+        self.evaluator.shared = self._common
+        self.remembered.start()
+        self._finish_evaluation("test")
+
+
+class _Again:
+    """A second pass over the batches of a loader: those remembered in the first pass, where that is all of them.
+
+    Args:
+        loader: read again otherwise.
+        remembered: batches of the first pass, which is still to come.
+    """
+
+    def __init__(self, loader: DataLoader[Any], remembered: SharedQuestions) -> None:
+        self.loader = loader
+        self.remembered = remembered
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = self.remembered.batches
+        yield from batches if len(batches) == len(self.loader) else self.loader
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,335 @@
+"""VLMModule: a vision-language model and its pruner under Lightning, held and asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, distributed
+from torch.distributed import DeviceMesh
+from typing_extensions import override
+
+from glimpse_lightning.backbones import load_backbone
+from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.backbones.load import source_of
+from glimpse_lightning.backbones.presets import PREFIX
+from glimpse_lightning.backbones.shares import load_shares
+from glimpse_lightning.core.layers import Layer
+from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.data.reader import BatchReader
+from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.engine.pruner import EarlyKV, Positions, Pruner, PruneStage
+from glimpse_lightning.evaluation.answers import answers
+from glimpse_lightning.evaluation.evaluator import kept_by_item
+from glimpse_lightning.model.pruned_vlm import PrunedVLM
+from glimpse_lightning.model.resolution import ResolutionCut
+from glimpse_lightning.model.sharding import shard
+from glimpse_lightning.model.storage import load_pruner
+from glimpse_lightning.objectives.rollouts import one_more
+from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.reducers.base import Reducer
+from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.source import Source
+from glimpse_lightning.scorers.base import Scorer
+
+GATHERED: dict[Any, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""Data type in which sharded weights are gathered, by the trainer's precision; they are kept in their own."""
+
+
+class VLMModule(BatchReader):
+    """A backbone with what prunes its visual tokens; answers the questions of a data module.
+
+    Give one stage as ``after_layer``, ``scorer``, ``policy`` and ``reducer``; or several as ``stages``; or a saved
+    pruner as ``pruner``; or nothing, for the full model alone.
+
+    Args:
+        backbone: ``glimpse-tiny``, a hub id or a folder; in Python also a loaded backbone.
+        dtype: data type of the backbone's weights; default: as they were saved, and float32 for glimpse-tiny and where
+            an objective trains them; `auto`: as they were saved, but float32 in place of half precision where the
+            device is slow at it.
+        attn_implementation: attention kernel of the backbone; or one for each part of it, as ``{text_config: eager,
+            vision_config: sdpa}``.
+        processor: settings of the backbone's image processor by name: `{min_pixels: 200704, max_pixels: 1605632}` for
+            Qwen-VL, `{do_pad: true}` for LLaVA-1.5; default: as saved with it.
+        source: version (`revision`) of the backbone on the Hub, and where downloads are kept.
+        after_layer: 0-based index of the last decoder layer that runs on all tokens; -1 = prune before layer 0;
+            between 0 and 1 = the share of the layers that do.
+        scorer: component that scores each visual token.
+        policy: component that turns scores into a keep mask.
+        reducer: treatment of dropped tokens; default: they are removed.
+        early_kv: whether layers up to ``after_layer`` `keep` the keys and values of dropped tokens; default: `prune`.
+        positions: `keep` the kept tokens' positions (default), or `renumber` them.
+        stages: several prune stages, in order.
+        resolution: shrink images instead (`{ratio: 0.11}` or `{max_pixels: 50176}`), in place of anything that prunes;
+            the full model still sees whole images, and tokens are counted against theirs.
+        pruner: folder or hub id of a saved pruner, with its own layers, scorers and policies; with ``policy``, under
+            that one.
+        pruner_source: version of the saved pruner on the Hub, and where downloads are kept.
+        max_new_tokens: length of the longest answer.
+        allow_empty: permit policies that may keep nothing and layers beyond the model (methods like VTW).
+        any_backbone: accept a saved pruner that was trained on a backbone of other weights.
+
+    Attributes:
+        resumable: whether a command that was stopped goes on in the same folder.
+        trainable: glob patterns over the names of ``PrunedVLM.named_parameters()``: parameters to train.
+    """
+
+    resumable = False
+
+    def __init__(
+        self,
+        backbone: str = "glimpse-tiny",
+        dtype: str | None = None,
+        attn_implementation: str | dict[str, str] = "sdpa",
+        processor: dict[str, Any] | None = None,
+        source: Source = Source(),
+        after_layer: Layer | None = None,
+        scorer: Scorer | None = None,
+        policy: Policy | None = None,
+        reducer: Reducer | None = None,
+        early_kv: EarlyKV | None = None,
+        positions: Positions | None = None,
+        stages: list[PruneStage] | None = None,
+        pruner: str | None = None,
+        pruner_source: Source = Source(),
+        resolution: ResolutionCut | None = None,
+        max_new_tokens: int = 32,
+        allow_empty: bool = False,
+        any_backbone: bool = False,
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False  # checkpoints hold trained parameters only; `load_state_dict` checks them itself
+        if isinstance(backbone, Backbone) and (processor or source.options()):
+            raise GlimpseError(
+                "Expected `processor` and `source` with the name of a backbone, but got a loaded one: they are "
+                "arguments of `load_backbone`."
+            )
+        if pruner is None and pruner_source.revision is not None:
+            raise GlimpseError("Expected `model.pruner` to say what `model.pruner_source` is of, but got none.")
+        self.backbone: str | Backbone = backbone
+        self._loading: dict[str, Any] = {
+            "dtype": dtype, "attn_implementation": attn_implementation, "processor": processor, **source.options()
+        }  # fmt: skip
+        self.pruner_source = pruner_source
+        self.allow_empty = allow_empty
+        self.any_backbone = any_backbone
+        # In a tuple, or it would be registered a second time beside `vlm.pruner`.
+        self._policy = policy if pruner else None
+        single = {"after_layer": after_layer, "scorer": scorer, "policy": None if pruner else policy}
+        options = {"reducer": reducer, "early_kv": early_kv, "positions": positions}
+        self._source = (_pruner_source(single, options, stages, pruner),)
+        self.resolution = resolution
+        if resolution is not None and self._source[0] is not None:
+            raise GlimpseError("`model.resolution` takes the place of what prunes; drop it, or the pruner.")
+        if max_new_tokens < 1:
+            raise GlimpseError(f"Expected `model.max_new_tokens` to be at least 1, but got {max_new_tokens}.")
+        self.max_new_tokens = max_new_tokens
+        self.vlm: PrunedVLM | None = None
+
+    # -- the model ----------------------------------------------------------------------------------------------
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def backbone_options(self) -> dict[str, Any]:
+        """Arguments of ``load_backbone``."""
+        return dict(self._loading)
+
+    def over(self, backbone: str | Backbone, **options: Any) -> None:
+        """Choose another backbone than the recipe's, before the model is built.
+
+        Args:
+            backbone: its name, or a loaded one.
+            options: arguments of ``load_backbone`` in place of the recipe's; settings in `processor` are added to its.
+        """
+        processor = {**(self._loading["processor"] or {}), **(options.pop("processor", None) or {})}
+        self.backbone, self._loading = backbone, {**self._loading, **options, "processor": processor or None}
+
+    @override
+    def configure_model(self) -> None:
+        """Load the backbone and build the pruner for it; does nothing the second time."""
+        if self.vlm is not None:
+            return
+        backbone, later = self.backbone, None
+        if isinstance(backbone, str):
+            if self.device_mesh is not None and not backbone.startswith(PREFIX):
+                later = source_of(backbone)  # each rank loads its share once it knows which that is
+            placement: dict[str, Any] = {"device_map": "meta"} if later else {}
+            backbone = load_backbone(backbone, **self.backbone_options, **placement)
+        (source,) = self._source
+        pruner = self._load_pruner(source) if isinstance(source, str) else source
+        if isinstance(source, Pruner) and not self.allow_empty:
+            _check_recipe(source, len(backbone.layers))
+        vlm = PrunedVLM(backbone, pruner)
+        if pruner is not None:
+            layers = ", ".join(str(stage.after_layer) for stage in pruner.stages)
+            rank_zero_info(f"Visual tokens are pruned after layer {layers} of {len(backbone.layers)}, counted from 0.")
+        self.prepare(vlm)
+        for name, parameter in vlm.named_parameters():
+            parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in self.trainable))
+        if self.device_mesh is not None:
+            self._shard(vlm, self.device_mesh, later)
+        self.vlm = vlm
+
+    def prepare(self, model: PrunedVLM) -> None:
+        """Change a model that has been built, before its parameters are frozen or sharded."""
+
+    def _shard(self, vlm: PrunedVLM, mesh: DeviceMesh, source: str | None) -> None:
+        if mesh.size(1) > 1:
+            raise GlimpseError(
+                f"Expected `tensor_parallel_size: 1`, but got {mesh.size(1)}: the engine is sharded over samples only. "
+                "Use the overlay recipes/trainer/fsdp2.yaml, which sets it."
+            )
+        for parameter in vlm.parameters():  # what was drawn at random must be the same everywhere
+            if parameter.requires_grad and not parameter.is_meta:
+                parameter.data = parameter.data.to(self.trainer.strategy.root_device)
+                distributed.broadcast(parameter.data, 0)
+        fill = None if source is None else partial(load_shares, vlm.backbone, source, **self.backbone_options)
+        shard(vlm, mesh["data_parallel"], GATHERED.get(self.trainer.precision), fill)
+
+    def _load_pruner(self, source: str) -> Pruner:
+        pruner = load_pruner(source, self.any_backbone, **self.pruner_source.options())
+        if self._policy is not None:
+            if len(pruner.stages) > 1:
+                raise GlimpseError(
+                    f"Expected a pruner of one stage where `model.policy` replaces its policy, but {source} has "
+                    f"{len(pruner.stages)}; leave `model.policy` out."
+                )
+            pruner.stages[0].policy = self._policy
+        return pruner
+
+    @property
+    def learns(self) -> bool:
+        """Whether weights have to be trained first, because nothing saved brings them: those of a new pruner."""
+        (pruner,) = self._source
+        return isinstance(pruner, Pruner) and self.has_weights(pruner)
+
+    def has_weights(self, pruner: Pruner) -> bool:
+        """Whether ``pruner``, built for the backbone, has any parameter."""
+        if pruner.facts is None:  # the model itself is loaded once the strategy is known, which may shard it
+            backbone = self.backbone
+            if isinstance(backbone, str):
+                backbone = load_backbone(backbone, **self.backbone_options, device_map="meta")
+            pruner.build(backbone.facts)
+        return next(pruner.parameters(), None) is not None
+
+    def check_fit(self) -> None:
+        """Raise where `fit` would train nothing, which is known before the model is loaded.
+
+        Raises:
+            GlimpseError: here always, as there is no objective.
+        """
+        raise GlimpseError("Expected `model.objective` for `fit`, but got none; evaluate this recipe with `test`.")
+
+    @property
+    def prunes(self) -> bool:
+        """Whether anything reduces the number of visual tokens: a pruner, or smaller images."""
+        return self.resolution is not None or self.model.pruner is not None
+
+    @property
+    def model(self) -> PrunedVLM:
+        """Backbone and pruner; there once :meth:`configure_model` has run."""
+        assert self.vlm is not None, "configure_model has not run"
+        return self.vlm
+
+    @override
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The parameters that are trained, and the pruner's buffers; nothing of the frozen backbone."""
+        state = super().state_dict(*args, **kwargs)
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: value for name, value in state.items() if name in trained or name.startswith("vlm.pruner.")}
+
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what :meth:`state_dict` gave, if :meth:`check_state` has no objection."""
+        self.check_state(state_dict)
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def check_state(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Raise GlimpseError where names or shapes are those of another pruner or backbone."""
+        own = self.state_dict()
+        wrong = sorted(set(own) ^ set(state_dict)) or [
+            name for name, value in state_dict.items() if own[name].shape != value.shape
+        ]
+        if wrong:
+            raise GlimpseError(
+                f"This checkpoint holds other trained parameters than this recipe's pruner on this backbone has: "
+                f"{len(wrong)} differ, the first is {wrong[0]!r}. Use the recipe and the backbone it was trained with."
+            )
+
+    # -- questions ----------------------------------------------------------------------------------------------
+
+    @override
+    def collate(self, samples: list[Sample]) -> Batch:
+        batch = self.model.backbone.collate(samples)
+        if self.model.sharded and batch.answer_ids.shape[1] == 1:
+            # No token of such an answer runs through the layers, and other ranks would wait for this one.
+            batch.answer_ids, batch.answer_mask = one_more(batch.answer_ids), one_more(batch.answer_mask)
+        return batch
+
+    def cut(self, batch: Batch) -> Batch:
+        """The batch as the model under test gets it: with smaller images where its resolution is cut."""
+        return batch if self.resolution is None else self.resolution.applied(batch, self.model.backbone)
+
+    @override
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Answers of the pruned model, which samples count, and which of their tokens were kept."""
+        texts, out = answers(self.model, self.cut(batch), self.max_new_tokens)
+        counts = [row for row, weight in enumerate(batch.weight.tolist()) if weight]
+        return {"answers": texts, "counts": counts, "kept": kept_by_item(out)}
+
+    @override
+    def on_predict_epoch_end(self) -> None:
+        self.share_skipped()
+
+    def answer(self, samples: list[Sample]) -> list[str]:
+        """Answers of the pruned model, outside any trainer."""
+        self.configure_model()
+        return answers(self.model, self.cut(self.collate(samples)), self.max_new_tokens)[0]
+
+
+def _pruner_source(
+    single: Mapping[str, Any], options: Mapping[str, Any], stages: list[PruneStage] | None, pruner: str | None
+) -> Pruner | str | None:
+    """What prunes, said in one of three ways: one stage by its parts, several stages, a saved pruner's folder.
+
+    Args:
+        single: what one stage needs, by name; ``None`` where it is not given.
+        options: what it may have besides.
+    """
+    given = {name: value for name, value in {**single, **options}.items() if value is not None}
+    ways = [", ".join(given)] * bool(given) + ["stages"] * bool(stages) + ["pruner"] * bool(pruner)
+    if len(ways) > 1:
+        raise GlimpseError(f"Expected one way to say what prunes, but got {' and '.join(ways)}; drop all but one.")
+    if stages or pruner:
+        return Pruner(stages) if stages else pruner
+    if not given:
+        return None
+    if missing := [name for name, value in single.items() if value is None]:
+        raise GlimpseError(
+            f"Expected `model.after_layer`, `model.scorer` and `model.policy` together, but {', '.join(missing)} "
+            f"is missing (given: {', '.join(given)})."
+        )
+    return Pruner([PruneStage(**given)])
+
+
+def _check_recipe(pruner: Pruner, num_layers: int) -> None:
+    """Raise where a recipe prunes beyond the model, or may leave a sample without any visual token."""
+    for stage in pruner.stages:
+        assert isinstance(stage, PruneStage)
+        if stage.after_layer >= num_layers:
+            raise GlimpseError(
+                f"Expected `after_layer` below {num_layers}, the number of the backbone's decoder layers, but got "
+                f"{stage.after_layer}; choose an earlier layer, or set `model.allow_empty: true` if you mean it."
+            )
+        if getattr(stage.policy, "may_keep_nothing", False):
+            raise GlimpseError(
+                f"{type(stage.policy).__name__} may keep no token at all; set its `min_tokens` to 1 or more, or "
+                "`model.allow_empty: true` if you mean it."
+            )

@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, files, ranks, seeds; nothing here knows of tokens."""

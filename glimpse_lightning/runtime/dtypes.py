@@ -1,0 +1,92 @@
+"""Data types: by their names in torch, and which of them this machine is fast at."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from functools import cache
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from glimpse_lightning.runtime.errors import GlimpseError
+
+AUTO: Final = "auto"
+"""Asks for the half-precision type where the device is fast at it, and for float32 elsewhere."""
+
+SLOW = 3.0
+"""A CPU is slow at a type whose matrix product takes more than this times float32's. Measured: 0.3 with AMX and up to 2
+with AVX-512-BF16; 4 with AVX-512 alone, which converts; 7 to 40 with AVX2, whose fallback has no BLAS.
+"""
+
+_SIZE, _ROUNDS = 256, 5
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The data type of torch that is called ``name``.
+
+    Raises:
+        GlimpseError: where there is none.
+    """
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise GlimpseError(f"Expected a data type of torch, such as float32 or bfloat16, but got {name!r}.")
+    return found
+
+
+@cache
+def cost_on_cpu(dtype: torch.dtype) -> float:
+    """Time of a matrix product in ``dtype`` on this CPU, as a multiple of float32's.
+
+    Both are timed in turn and the shortest of five counts, so that a busy machine changes little. The answer is what
+    the libraries do here and now: flags of the processor say nothing of kernels that an environment variable
+    (``ONEDNN_MAX_CPU_ISA``, ``ATEN_CPU_CAPABILITY``) has turned off.
+
+    Infinite where torch's attention fails in ``dtype``: with AMX, where the second variable alone turns AVX-512 off.
+    """
+    states = torch.zeros(1, 1, 64, 32, dtype=dtype)
+    try:
+        F.scaled_dot_product_attention(states, states, states)
+    except RuntimeError:
+        return math.inf
+    # A generator of its own: the global one has been seeded for the run.
+    values = torch.randn(_SIZE, _SIZE, generator=torch.Generator().manual_seed(0))
+    pairs = [(_seconds(values.to(dtype)), _seconds(values)) for _ in range(_ROUNDS)]
+    return min(half for half, _ in pairs) / min(whole for _, whole in pairs)
+
+
+def _seconds(values: Tensor) -> float:
+    start = time.perf_counter()
+    F.linear(values, values)
+    return time.perf_counter() - start
+
+
+def is_fast(dtype: torch.dtype, device: str) -> bool:
+    """Whether half-precision ``dtype`` pays on a kind of ``device`` (``cpu``, ``cuda``, ...); other types always do."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return True
+    if device == "cuda":
+        return dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and cost_on_cpu(dtype) <= SLOW
+
+
+def fast_dtype(device: str, wanted: torch.dtype = torch.bfloat16) -> torch.dtype:
+    """What ``auto`` stands for on a kind of ``device``: ``wanted`` where it pays, else float32."""
+    return wanted if is_fast(wanted, device) else torch.float32
+
+
+def warn_if_slow(dtype: torch.dtype, device: str, setting: str) -> None:
+    """Say once that an explicit ``setting`` of half precision is slow on ``device``."""
+    if not is_fast(dtype, device):
+        cost = f" (a matrix product takes {cost_on_cpu(dtype):.0f} times float32's)" if device == "cpu" else ""
+        name = str(dtype).removeprefix("torch.")
+        text = f"`{setting}` asks for {name}, which is slow on this {device}{cost}; `auto` avoids it."
+        warnings.warn(text, stacklevel=2)
+
+
+def default_device() -> str:
+    """The kind of device to use where none is named: ``cuda`` or ``cpu``; MPS lacks float64, in which budgets count."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,136 @@
+"""Places of version 0.1, for code that imports from them and files that name classes by them.
+
+Old places are found until version 0.4, with a ``DeprecationWarning``.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "glimpse_lightning."
+MOVED = {
+    "adapters": "backbones.lora",
+    "annotations": "training.annotations",
+    "answers": "evaluation.answers",
+    "appended_lines": "runtime.appended_lines",
+    "benchmark": "bench",
+    "benchmark.machine": "runtime.machine",
+    "brief_help": "cli.brief_help",
+    "checkpoint_config": "cli.checkpoint_config",
+    "checkpoints": "model.storage",
+    "chosen_metric": "evaluation.chosen_metric",
+    "data.arrow": "data.tables.arrow",
+    "data.benchmarks": "data.tables.benchmarks",
+    "data.columns": "data.tables.columns",
+    "data.glyph_draw": "data.glyph_vqa.draw",
+    "data.glyph_layout": "data.glyph_vqa.layout",
+    "data.glyph_packing": "data.glyph_vqa.packing",
+    "data.glyph_words": "data.glyph_vqa.words",
+    "data.hub": "data.tables.hub",
+    "data.rows": "data.tables.rows",
+    "data.table": "data.tables.table",
+    "dtypes": "runtime.dtypes",
+    "engine.checkpointing": "engine.keep_caches",
+    "engine.recompute": "engine.activation_checkpointing",
+    "engine.training": "engine.distillation",
+    "errors": "runtime.errors",
+    "evaluation_module": "evaluation.module",
+    "evidence": "data.evidence",
+    "export": "cli.export",
+    "gathering": "runtime.gathering",
+    "identity": "cli.identity",
+    "intervals": "evaluation.intervals",
+    "keys": "runtime.keys",
+    "layers": "core.layers",
+    "lightning_cli": "cli.trainer_runs",
+    "lmms_eval_bridge": "integrations.lmms_eval",
+    "module": "training.module",
+    "objectives.pretrain": "training.glimpse_tiny",
+    "optimization": "training.optimization",
+    "packaged_recipes": "cli.packaged_recipes",
+    "parser_errors": "cli.parser_errors",
+    "part_help": "cli.part_help",
+    "paths": "runtime.paths",
+    "precision": "cli.precision",
+    "predictions": "evaluation.predictions",
+    "pruner": "engine.pruner",
+    "pruner_flag": "cli.pruner_flag",
+    "quiet": "runtime.quiet",
+    "ranks": "runtime.ranks",
+    "recipe_check": "cli.recipe_check",
+    "recipe_files": "cli.recipe_files",
+    "resolution": "model.resolution",
+    "results": "evaluation.records",
+    "run_folder": "runtime.run_folder",
+    "scoring": "cli.score",
+    "seeds": "runtime.seeds",
+    "segments": "core.segments",
+    "sharding": "model.sharding",
+    "sharing": "evaluation.shared_questions",
+    "source": "runtime.source",
+    "strategies": "training.strategies",
+    "suite": "evaluation.suite",
+    "suite_report": "evaluation.suite_report",
+    "tasks": "evaluation.tasks",
+    "terminal": "runtime.terminal",
+    "token_counts": "core.token_counts",
+    "token_places": "core.token_places",
+    "trainer_settings": "cli.trainer_settings",
+    "upstream": "model.upstream",
+    "upstream_export": "model.upstream_export",
+    "version": "runtime.version",
+    "vlm_module": "evaluation.vlm_module",
+    "whole_files": "runtime.whole_files",
+}
+"""Modules and packages by their old names, below the package."""
+
+
+def current(value: Any) -> Any:
+    """A nested configuration with the new place of every class that it names by an old one."""
+    if isinstance(value, dict):
+        return {key: current(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [current(item) for item in value]
+    return _renamed(value) or value if isinstance(value, str) and value.startswith(PACKAGE) else value
+
+
+def _renamed(name: str) -> str | None:
+    """A dotted name of the package at its new place; ``None`` where it has not moved."""
+    parts = name.removeprefix(PACKAGE).split(".")
+    for count in range(len(parts), 0, -1):
+        if new := MOVED.get(".".join(parts[:count])):
+            return PACKAGE + ".".join([new, *parts[count:]])
+    return None
+
+
+class OldPlaces(MetaPathFinder, Loader):
+    """Finds modules that have moved, where the path is asked for at their old place."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """A module that stands for the one at the new place."""
+        moved = fullname.startswith(PACKAGE) and _renamed(fullname)
+        return ModuleSpec(fullname, self, is_package=True) if moved else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Have every name looked up at the new place."""
+        new = _renamed(module.__name__)
+        assert new is not None
+        home = import_module(new)
+        warnings.warn(f"{module.__name__} is now {new}.", DeprecationWarning, stacklevel=2)
+        module.__dict__["__getattr__"] = partial(getattr, home)
+
+
+def install() -> None:
+    """Find modules at their old places, after all other ways of finding them."""
+    if not any(isinstance(finder, OldPlaces) for finder in sys.meta_path):
+        sys.meta_path.append(OldPlaces())

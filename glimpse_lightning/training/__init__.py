@@ -1,0 +1,1 @@
+"""Fitting a pruner under Lightning."""
