@@ -16,38 +16,30 @@ import glimpse_lightning as gl
 from glimpse_lightning.backbones.support import families
 
 ROOT = Path(__file__).parents[1]
+
+
+def page(name: str) -> str:
+    """The code of a page in docs/."""
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[0]
+
+
 ADDED = {
     "scorers": """
 from glimpse_lightning.scorers.base import Scorer
 
-class Added(Scorer):
+class AddedScorer(Scorer):
     '''Tokens further right first.'''
 
     def forward(self, tokens):
         return tokens.position[:, 2].float()
 """,
-    "policies": """
-from glimpse_lightning.policies.keep_ratio import KeepRatio
-
-class Added(KeepRatio):
-    '''Half of the tokens.'''
-
-    def __init__(self, ratio: float = 0.5) -> None:
-        super().__init__(ratio)
-""",
-    "reducers": """
-from glimpse_lightning.reducers.base import Reducer
-
-class Added(Reducer):
-    '''Kept tokens as they are.'''
-
-    def reduce(self, hidden, keep, tokens):
-        return hidden[keep]
-""",
+    "policies": page("plug_in_a_policy"),
+    "reducers": page("plug_in_a_reducer"),
     "metrics": """
 from glimpse_lightning.metrics.text import AnswerMetric
 
-class Added(AnswerMetric):
+class AddedMetric(AnswerMetric):
     '''Share of answers that are no longer than their first reference.'''
 
     def score(self, prediction, references):
@@ -56,7 +48,7 @@ class Added(AnswerMetric):
     "objectives": """
 from glimpse_lightning.objectives.kl import KL
 
-class Added(KL):
+class AddedObjective(KL):
     '''KL by another name.'''
 """,
     "backbones": """
@@ -68,35 +60,40 @@ class AddedBackbone(Qwen25VLBackbone):
     architectures = ("AddedForConditionalGeneration",)
 """,
 }
+NAMES = {shelf: re.findall(r"^class (\w+)", text, re.MULTILINE)[0] for shelf, text in ADDED.items()}
+ROLES = {
+    "scorer": "scorers",
+    "policy": "policies",
+    "reducer": "reducers",
+    "objective": "objectives",
+    "metric": "metrics",
+}
 RECIPE = """
 model:
   after_layer: 1
   scorer: AddedScorer
-  policy: AddedPolicy
-  reducer: AddedReducer
+  policy: EvenRows
+  reducer: MeanOfTheRest
   objective: AddedObjective
   metric: AddedMetric
 data:
   train: {class_path: GlyphVQA, init_args: {split: train}}
 """
 USE = """
+import sys
+
 from glimpse_lightning.backbones.support import family_of
 from glimpse_lightning.evaluation.chosen_metric import find_metric
 from glimpse_lightning.cli import main
 
-roles = ("scorer", "policy", "reducer", "objective", "metric")
-asked = [["--config", "recipe.yaml", "--print_config"]]
-for arguments in [*asked, *([f"--model.{role}.help", f"Added{role.capitalize()}"] for role in roles)]:
+helps = [[f"--model.{name.partition('=')[0]}.help", name.partition("=")[2]] for name in sys.argv[1:]]
+for arguments in [["--config", "recipe.yaml", "--print_config"], *helps]:
     try:
         assert main(["fit", *arguments]) == 0
     except SystemExit as end:
         assert end.code in (None, 0)
 print(type(find_metric("AddedMetric")), family_of("AddedForConditionalGeneration"))
 """
-
-
-def singular(shelf: str) -> str:
-    return "Policy" if shelf == "policies" else shelf.removesuffix("s").capitalize()
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +103,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package = folder / "glimpse_lightning"
     shutil.copytree(ROOT / "glimpse_lightning", package, ignore=shutil.ignore_patterns("__pycache__"))
     for shelf, text in ADDED.items():
-        name = f"Added{singular(shelf)}"
-        (package / shelf / "added.py").write_text(text.replace("class Added(", f"class {name}("))
+        (package / shelf / "added.py").write_text(text)
         with (package / shelf / "__init__.py").open("a") as file:
-            file.write(f"from glimpse_lightning.{shelf}.added import {name}\n__all__ += ['{name}']\n")
+            file.write(f"from glimpse_lightning.{shelf}.added import {NAMES[shelf]}\n__all__ += ['{NAMES[shelf]}']\n")
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 
@@ -123,9 +119,9 @@ def run(folder: Path, *arguments: str) -> str:
 
 
 def test_recipes_help_and_lists_find_what_was_added(copy: Path) -> None:
-    out = run(copy, "-c", USE)
-    for shelf in ADDED.keys() - {"backbones"}:
-        name = f"Added{singular(shelf)}"
+    out = run(copy, "-c", USE, *(f"{role}={NAMES[shelf]}" for role, shelf in ROLES.items()))
+    for shelf in ROLES.values():
+        name = NAMES[shelf]
         assert re.search(rf"class_path: glimpse_lightning\.{shelf}\.(added\.)?{name}\n", out), shelf
         assert f".help=glimpse_lightning.{shelf}.{name}\n" in out
     assert "<class 'glimpse_lightning.metrics.added.AddedMetric'>" in out
@@ -134,11 +130,13 @@ def test_recipes_help_and_lists_find_what_was_added(copy: Path) -> None:
 
 def test_contract_tests_find_and_pass_what_was_added(copy: Path) -> None:
     tests = [str(ROOT / "tests" / "test_contracts.py"), "-c", str(ROOT / "setup.cfg"), f"--rootdir={ROOT}"]
-    out = run(copy, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", "Added", *tests)
+    out = run(
+        copy, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", "AddedScorer or EvenRows or MeanOfTheRest", *tests
+    )
     for test in (
         "test_scorer_shapes[AddedScorer-several]",
-        "test_policy[several-AddedPolicy]",
-        "test_reducer[several-AddedReducer]",
+        "test_policy[several-EvenRows]",
+        "test_reducer[several-MeanOfTheRest]",
     ):
         assert f"{test} PASSED" in out
 

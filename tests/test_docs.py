@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from glimpse_lightning.cli.trainer_runs import RunCLI, run
 
@@ -61,6 +63,34 @@ def test_the_python_in_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> No
     for block in _blocks(ROOT / "README.md", "python"):
         exec(compile(block, "README.md", "exec"), space)
     assert capsys.readouterr().out
+
+
+def _run(page: str, blocks: list[str]) -> dict[str, Any]:
+    space: dict[str, Any] = {"__name__": Path(page).stem}
+    for block in blocks:
+        exec(compile(block, page, "exec"), space)
+    return space
+
+
+def test_training_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "train_in_python.md"
+    space = _run(page.name, _blocks(page, "python"))
+    assert space["trainer"].global_step == 4
+    assert 0 < space["figures"]["test/retention"] <= 1
+    assert space["model"].pruner.stages[0].after_layer == 3
+    lines = [line for line in _blocks(page, "python")[0].splitlines() if line.strip() and "import" not in line]
+    assert len(lines) <= 12
+
+
+def test_streaming(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "backbones.md").read_text()
+    space = _run(
+        "backbones.md", re.findall(r"<!-- streaming -->\n```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    )
+    plain = space["model"].generate(**space["inputs"], max_new_tokens=16)
+    assert torch.equal(space["ids"], plain)
+    assert capsys.readouterr().out.strip() == space["backbone"].decode(plain)[0] != ""
 
 
 def test_the_readmes_scorer_fits_in_15_lines() -> None:
