@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from typing_extensions import override
 
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Box, Sample
+from glimpse_lightning.evaluation.records import Record
 from glimpse_lightning.runtime.whole_files import replacing
 
 DIMMED = 0.25
@@ -100,10 +103,49 @@ def _items_by_sample(kept: Sequence[Mapping[str, Any]], sample: int) -> list[Map
     return [item for item in kept if item["sample"] == sample]
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A question that may be drawn: its sample, its record, and the kept tokens of its images."""
+
+    sample: Sample
+    record: Record
+    items: Sequence[Mapping[str, Any]]
+
+
+class Choice:
+    """The questions of a test to draw: those whose pruned answer differs from the full one, over all families.
+
+    Questions come one by one, and not more than twice ``most`` of them are held.
+
+    Args:
+        most: number of questions to choose.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._kept: dict[bool, list[Candidate]] = {True: [], False: []}  # by whether the answers differ
+
+    def add(self, new: Candidate) -> None:
+        """Consider a question; where enough of its kind are held, it may replace one of a larger family."""
+        kept = self._kept[new.record.prediction != new.record.full_prediction]
+        kept.append(new)
+        if len(kept) > self.most:
+            sizes = Counter(candidate.record.family for candidate in kept)
+            largest = max(sizes.values())
+            last = max(index for index, other in enumerate(kept) if sizes[other.record.family] == largest)
+            del kept[last]
+
+    def chosen(self) -> list[Candidate]:
+        """At most ``most`` questions, those with different answers first."""
+        return [*self._kept[True], *self._kept[False]][: self.most]
+
+
 class TokenOverlay(Callback):
     """Draws kept tokens with question, answers and evidence boxes.
 
-    After validation and test the first samples go to TensorBoard, after test and prediction to ``overlays/``.
+    Validation draws its first samples, for TensorBoard: the same ones each time. Test draws samples whose pruned answer
+    differs from the full one, over all families, and fills up with others; they go to TensorBoard and to ``overlays/``.
+    Prediction draws its first samples, to ``overlays/``.
 
     Args:
         samples: number of samples to draw; `predict` has a flag of its own, ``--overlays``.
@@ -113,6 +155,7 @@ class TokenOverlay(Callback):
         self.samples = samples
         self.predicted = samples
         self._drawn = 0
+        self._choice = Choice(samples)
 
     def draw(self, predicted: int) -> None:
         """Draw another number of the questions that `predict` answers; -1 for all."""
@@ -124,7 +167,7 @@ class TokenOverlay(Callback):
 
     @override
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._drawn = 0
+        self._choice = Choice(self.samples)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -135,15 +178,25 @@ class TokenOverlay(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        if not trainer.sanity_checking:
-            self._draw(trainer, outputs, batch, "val")
+        for candidate in _candidates(trainer, outputs, batch) if not trainer.sanity_checking else ():
+            if self._drawn < self.samples:
+                self._log(trainer, candidate, f"val_kept/{self._drawn}")
+                self._drawn += 1
 
     @override
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self._draw(trainer, outputs, batch, "test")
+        for candidate in _candidates(trainer, outputs, batch):
+            self._choice.add(candidate)
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for number, candidate in enumerate(self._choice.chosen()):
+            drawn = self._log(trainer, candidate, f"test_kept/{number}")
+            save_picture(drawn, overlay_path(Path(trainer.default_root_dir), candidate.sample))
+        self._choice = Choice(self.samples)
 
     @override
     def on_predict_batch_end(
@@ -160,27 +213,28 @@ class TokenOverlay(Callback):
             save_picture(drawn, overlay_path(Path(trainer.default_root_dir), batch.samples[row]))
             self._drawn += 1
 
-    def _draw(self, trainer: Trainer, outputs: Any, batch: Any, stage: str) -> None:
-        usable = isinstance(batch, Batch) and isinstance(outputs, Mapping) and "kept" in outputs
-        if not usable or not trainer.is_global_zero or self._drawn >= self.samples:
-            return
-        records = {record.id: record for record in outputs["records"]}
-        for row, sample in enumerate(batch.samples):
-            if sample.id not in records or self._drawn >= self.samples:
-                continue
-            record = records[sample.id]
-            answers = {"pruned": record.prediction, "full": record.full_prediction}
-            if sample.answers:
-                answers["true"] = sample.answers[0]
-            drawn = picture(sample, _items_by_sample(outputs["kept"], row), answers)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(
-                        f"{stage}_kept/{self._drawn}", np.asarray(drawn), trainer.global_step, dataformats="HWC"
-                    )
-            if stage == "test":
-                save_picture(drawn, overlay_path(Path(trainer.default_root_dir), sample))
-            self._drawn += 1
+    def _log(self, trainer: Trainer, candidate: Candidate, tag: str) -> Image.Image:
+        """Draw a question, and show it in TensorBoard."""
+        sample, record = candidate.sample, candidate.record
+        answers = {"pruned": record.prediction, "full": record.full_prediction}
+        if sample.answers:
+            answers["true"] = sample.answers[0]
+        drawn = picture(sample, candidate.items, answers)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(tag, np.asarray(drawn), trainer.global_step, dataformats="HWC")
+        return drawn
+
+
+def _candidates(trainer: Trainer, outputs: Any, batch: Any) -> Iterator[Candidate]:
+    """The questions of an evaluated batch that count, on the first rank."""
+    usable = isinstance(batch, Batch) and isinstance(outputs, Mapping) and "records" in outputs
+    if not usable or not trainer.is_global_zero:
+        return
+    records = {record.id: record for record in outputs["records"]}
+    for row, sample in enumerate(batch.samples):
+        if sample.id in records:
+            yield Candidate(sample, records[sample.id], _items_by_sample(outputs["kept"], row))
 
 
 def overlay_path(run: Path, sample: Sample) -> Path:

@@ -44,7 +44,8 @@ class _Parser(argparse.ArgumentParser):
         raise GlimpseError(f"{message[0].upper()}{message[1:]}. See `bench --help`.")
 
 
-def _parser() -> argparse.ArgumentParser:
+def arguments() -> argparse.ArgumentParser:
+    """The parser of `bench`'s command line."""
     parser = _Parser(
         prog="glimpse-lightning bench",
         description="Measure plain Hugging Face against pruned models, in one process, round by round.",
@@ -58,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, kind in FLAGS.items():
         text = f"beats the config's{YAML.get(kind, '')}"
-        parser.add_argument(f"--{name}", type=yaml.safe_load if kind in YAML else kind, help=text)
+        names = ("--model", "--backbone") if name == "model" else (f"--{name}",)
+        parser.add_argument(*names, dest=name, type=yaml.safe_load if kind in YAML else kind, help=text)
     return parser
 
 
@@ -68,7 +70,7 @@ def run(args: Sequence[str]) -> int:
     Raises:
         GlimpseError: where the benchmark cannot be understood or its model not be loaded; nothing is written then.
     """
-    options = _parser().parse_args(list(args))
+    options = arguments().parse_args(list(args))
     path = Path(options.config) if Path(options.config).is_file() else find_recipe(options.config)
     settings = read(path).with_flags({name: getattr(options, name) for name in (*FLAGS, "trace")})
     output = Path(options.output)

@@ -100,6 +100,8 @@ def read(path: Path) -> Settings:
         data = expanded(yaml.safe_load(read_text(path)))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise GlimpseError(f"{path}: not valid YAML: {error}") from None
+    if isinstance(data, dict) and "backbone" in data and "model" not in data:
+        data["model"] = data.pop("backbone")  # its name in all other recipes
     if not isinstance(data, dict) or "model" not in data:
         raise GlimpseError(f"{path}: expected a YAML mapping with at least `model`, the backbone to measure.")
     known = [entry.name for entry in fields(Settings)]

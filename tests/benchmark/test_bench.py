@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 import glimpse_lightning as gl
 from glimpse_lightning.bench.clock import Clock
+from glimpse_lightning.bench.command import arguments
 from glimpse_lightning.bench.figures import attainable, figure
 from glimpse_lightning.bench.inputs import make_inputs
 from glimpse_lightning.bench.measure import Variant, decoder_seconds, sizes
@@ -27,6 +28,7 @@ from glimpse_lightning.bench.theory import Case
 from glimpse_lightning.cli import main
 from glimpse_lightning.cli.packaged_recipes import recipes
 from glimpse_lightning.core.token_counts import StageTokens
+from glimpse_lightning.runtime.errors import GlimpseError
 
 SMALL = {
     "model": "glimpse-tiny", "device": "cpu", "scorer": "AttentionRank", "visual_tokens": [16, 400], "text_tokens": 12,
@@ -253,3 +255,14 @@ def test_figures_pair_rounds() -> None:
     found = figure([2 * one for one in noise], theory=4.0, hf=noise)
     assert found["vs_hf"] == {"value": 2.0, "low": 2.0, "high": 2.0}
     assert found["to_theory"] == 1.0
+
+
+def test_the_model_goes_by_the_name_that_other_recipes_give_it(tmp_path: Path) -> None:
+    recipe = tmp_path / "bench.yaml"
+    recipe.write_text("backbone: random:mid-qwen2.5-vl\n")
+    assert read(recipe).model == "random:mid-qwen2.5-vl"
+    recipe.write_text("backbone: a\nmodel: b\n")
+    with pytest.raises(GlimpseError, match="there is no key 'backbone'"):
+        read(recipe)
+    for flag in ("--model", "--backbone"):
+        assert arguments().parse_args(["--config", "x", flag, "glimpse-tiny"]).model == "glimpse-tiny"

@@ -72,3 +72,11 @@ def test_names_that_occur_twice_are_numbered() -> None:
     found = unique_names(["a", "a", "a#0", "a#1", "b", "b", "b#1"])
     assert len(set(found)) == 7
     assert (found[2], found[3], found[6]) == ("a#0", "a#1", "b#1")
+
+
+def test_the_other_usual_names_are_taken_where_nothing_was_said() -> None:
+    assert Columns().in_table(["question", "answer", "images"]) == Columns(answers="answer", image="images")
+    assert Columns().in_table(["question", "answer", "answers", "image"]) == Columns()
+    assert Columns(answers=None).in_table(["question", "answer", "image"]) == Columns(answers=None)
+    assert Columns(answers="label").in_table(["question", "answer", "image"]) == Columns(answers="label")
+    assert Columns().in_table(["question", "image"]) == Columns()

@@ -6,11 +6,14 @@ import json
 import math
 import re
 import string
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from glimpse_lightning.runtime.errors import BadSampleError, GlimpseError
+
+OTHER_NAMES: dict[str, Any] = {"answers": "answer", "image": "images"}
+"""Names that a column may also have, where nothing was said about it."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,10 @@ class Columns:
     Args:
         question: the question.
         answers: a text, a number, a list of either, or a list of mappings with the key `answer`; with `options`: the
-            right one, as its letter or as its index from 0. None: there are no answers.
+            right one, as its letter or as its index from 0. None: there are no answers. Default: `answers`, or `answer`
+            in a table without a column of that name.
         image: one image or a list of them, as a path, as bytes, or as `datasets` stores it; several columns: one image
-            of each.
+            of each. Default: `image`, or `images` in a table without a column of that name.
         id: name of the question; default: the row's number. Names that occur several times get `#0`, `#1`, ... .
         family: question family, by which figures are grouped.
         boxes: evidence, a list of [x1, y1, x2, y2] (with several images: one such list per image).
@@ -42,6 +46,16 @@ class Columns:
     more_options: list[str] = field(default_factory=list)
     hint: str | None = None
     ocr: str | None = None
+
+    def in_table(self, names: Sequence[str]) -> Columns:
+        """The columns of a table with these ``names``: `answer` or `images` where it lacks the usual name."""
+        usual = {part.name: part.default for part in fields(self)}
+        other = {
+            part: name
+            for part, name in OTHER_NAMES.items()
+            if getattr(self, part) == usual[part] and usual[part] not in names and name in names
+        }
+        return replace(self, **other) if other else self
 
     def names(self) -> list[str]:
         """Every column that has to be there."""

@@ -93,6 +93,7 @@ class RowDataset(Dataset[Sample]):
     ) -> None:
         if not len(rows):
             raise GlimpseError(f"{source}: expected at least one row, but it is empty.")
+        columns = columns.in_table(rows.names)
         for name in columns.names():
             if name not in rows.names:
                 hint = nearest(name, rows.names)
