@@ -283,7 +283,7 @@ def test_static_cache_without_padding_or_known_tokens(backbone):
     length = {"max_new_tokens": 3, "min_new_tokens": 3}
     want = model.generate(**inputs, **length)
     assert torch.equal(model.generate(**inputs, **length, cache_implementation="static"), want)
-    with pytest.raises(gl.errors.GlimpseError, match="`keys` or `input_ids`"):
+    with pytest.raises(GlimpseError, match="`keys` or `input_ids`"):
         model.prefill(prompt=backbone.embed(inputs))
     embedded = model.prefill(prompt=backbone.embed(inputs), keys=torch.zeros(1, dtype=torch.long))
     assert torch.equal(model.generate(prefill=embedded, **length, cache_implementation="static"), want)
