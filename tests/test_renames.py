@@ -81,9 +81,10 @@ def test_class_paths_of_old_configurations_are_brought_up_to_date() -> None:
 
 def test_old_modules_are_attributes_of_the_package() -> None:
     vars(gl).pop("errors", None)
+    sys.modules.pop("glimpse_lightning.errors", None)
     with pytest.warns(DeprecationWarning, match="is now glimpse_lightning.runtime.errors"):
-        sys.modules.pop("glimpse_lightning.errors", None)
-        assert gl.errors.GlimpseError is gl.GlimpseError
+        old = gl.errors
+    assert old.GlimpseError is gl.GlimpseError
 
 
 def test_one_finder_is_enough() -> None:
