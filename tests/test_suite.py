@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -319,8 +320,12 @@ def test_questions_about_one_image_count_together(tmp_path: Path, capsys: pytest
     PredictionFiles(tmp_path).add(lines)
     assert read_predictions(tmp_path / "mine.0.jsonl") == lines
     for figures, said in ((known, False), (older, True)):
-        print_suite({"mine": figures})
-        assert ("Predictions of mine name no image" in " ".join(capsys.readouterr().out.split())) == said
+        print_suite({"[b]mine": figures}, remark="[i]asked[/i]")
+        out = " ".join(capsys.readouterr().out.split())
+        assert ("Predictions of [b]mine name no image" in out) == said
+        assert re.search(r"% \[-?\d+, -?\d+\]", out)
+        assert "[i]asked[/i]" in out
+        assert "\\" not in out
 
 
 def test_score_reads_what_test_wrote_and_a_judges_replies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

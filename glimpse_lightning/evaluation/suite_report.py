@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from glimpse_lightning.evaluation.intervals import mean_estimate
@@ -68,7 +67,7 @@ def print_suite(tasks: Mapping[str, dict[str, Any]], console: Console | None = N
     """
     unknown = [name for name, figures in tasks.items() if figures["images"] is None]
     alone = f" Predictions of {', '.join(unknown)} name no image: they count one by one." if unknown else ""
-    caption = f"{INTERVALS}{escape(alone)} {escape(remark)}".strip()
+    caption = f"{INTERVALS}{alone} {remark}".strip()
     table = Table(title="suite", caption=caption, padding=(0, 0, 0, 1))
     table.add_column("task", no_wrap=True)
     for name in ("n", "pruned", "full", "difference", "relative", "agreement", "retention"):
@@ -125,4 +124,4 @@ def _percent(value: float | None) -> str:
 def _with_interval(figures: Mapping[str, Any], key: str) -> str:
     interval = figures.get(f"{key}_interval")
     brackets = f" [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]" if interval else ""
-    return _percent(figures[key]) + brackets.replace("[", "\\[")
+    return _percent(figures[key]) + brackets
