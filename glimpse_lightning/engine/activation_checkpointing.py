@@ -1,7 +1,7 @@
 """Activation checkpointing of decoder layers that write to, or read from, a cache.
 
-Hugging Face's own drops the cache. Here a layer's activations are computed again in the backward pass over the keys and
-values that the layer found the first time, and what it wrote then is not written twice.
+Hugging Face's own checkpointing drops the cache. Here a layer's activations are computed again in the backward pass
+over the keys and values that the layer found the first time. The states that it wrote then are not written twice.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def recomputed(
     """``call(hidden, cache)``, whose activations are dropped and computed again in the backward pass.
 
     Args:
-        call: runs decoder layer ``layer``.
-        hidden: ``[B, n, D]``.
+        call: function that runs decoder layer ``layer``.
+        hidden: ``[B, n, D]`` states before the layer.
         cache: keys and values that the layer attends to and adds to.
     """
     found, first = _found(cache, layer), True

@@ -28,7 +28,7 @@ from glimpse_lightning.runtime.gathering import gather_for_backward
 
 
 class Decoder(ABC):
-    """Everything that the engine asks of a model.
+    """The interface of a model to the engine.
 
     Nothing of the model is replaced; its attention function is wrapped (:mod:`~glimpse_lightning.engine.taps`).
 
@@ -50,7 +50,7 @@ class Decoder(ABC):
         taps.install(self.text_config)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """In another process (``ddp_spawn``) transformers knows nothing of the taps yet."""
+        """Install the taps again in another process (``ddp_spawn``), where transformers has none yet."""
         self.__dict__.update(state)
         taps.install(self.text_config)
 
@@ -65,7 +65,7 @@ class Decoder(ABC):
     @property
     @abstractmethod
     def decoder(self) -> Any:
-        """The text decoder: has ``layers``, ``norm``, ``rotary_emb`` and ``config``."""
+        """The text decoder, with ``layers``, ``norm``, ``rotary_emb`` and ``config``."""
 
     @property
     @abstractmethod
@@ -85,14 +85,14 @@ class Decoder(ABC):
         return self.model.get_output_embeddings()
 
     def layer_type(self, layer: int) -> str:
-        """Kind of attention mask that a layer wants."""
+        """Kind of attention mask that a layer takes."""
         types = getattr(self.text_config, "layer_types", None)
         if types:
             return types[layer]
         return "sliding_attention" if getattr(self.text_config, "sliding_window", None) else "full_attention"
 
     def window(self, layer: int) -> int | None:
-        """How many columns a row of ``layer`` sees, its own included; ``None`` = all in front of it."""
+        """Number of columns that a row of ``layer`` sees, its own included; ``None`` = all before it."""
         sliding = self.layer_type(layer) == "sliding_attention"
         return self.text_config.sliding_window if sliding else None
 
@@ -105,7 +105,7 @@ class Decoder(ABC):
         image: Tensor | None = None,
         counted: Tensor | None = None,
     ) -> Any:
-        """Mask for ``layer`` as its kernel wants it, from the 2-D ``mask [B, past + queries]``.
+        """Mask for ``layer`` as its kernel takes it, from the 2-D ``mask [B, past + queries]``.
 
         Args:
             image: ``[B, queries]`` the visual item of each column, -1 elsewhere, where tokens of one item see each
@@ -113,7 +113,7 @@ class Decoder(ABC):
             counted: ``[B, past + queries]`` the columns that a sliding window counts; ``None`` = all of them.
 
         Raises:
-            GlimpseError: where some columns shall not count, and the kernel makes its windows itself.
+            GlimpseError: where some columns must not count, and the kernel makes its windows itself.
         """
         window = self.window(layer)
         make = {

@@ -1,8 +1,8 @@
 """The cached step after a prompt of which the decoder layers hold different columns.
 
-Hugging Face's own step makes one mask and one rotary embedding for all layers. Where early layers keep what later ones
-dropped, or where a stage renumbered positions, each stretch of layers needs its own; the layers themselves are run as
-in prefill. ``generate`` stays the decoding loop.
+Hugging Face's own step makes one mask and one rotary embedding for all layers. Where early layers keep tokens that
+later ones dropped, or where a stage renumbered positions, each stretch of layers needs its own; the layers themselves
+are run as in prefill. ``generate`` stays the decoding loop.
 """
 
 from __future__ import annotations

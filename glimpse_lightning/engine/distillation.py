@@ -45,7 +45,7 @@ class StageOutput:
     """A stage's differentiable scores.
 
     Attributes:
-        scores: ``[V]``.
+        scores: ``[V]`` logits or numbers of the scorer, higher = keep.
         tokens: the scorer's input.
         answer_logits: ``[B, A, vocab]`` predictions of the answer tokens by the stream [glimpse, answer]; ``None``
             unless asked for.
@@ -62,7 +62,7 @@ class DistillOutput:
 
     Attributes:
         teacher_logits, student_logits: ``[B, A, vocab]``.
-        stages: one per stage.
+        stages: the stages' scores, one output per stage.
         log_gates: one ``[V]`` per stage.
     """
 
@@ -105,12 +105,12 @@ def distill(decoder: Decoder, pruner: Pruner | None, prompt: Prompt, batch: Batc
     Four passes, three of them without gradient or short: (1) trunk, the prompt through 0..K; (2) glimpse stream and
     scorer; (3) teacher, prompt K+1..L and answers 0..L, ungated; (4) student, the same with ``log g`` added to the
     attention logits of gated keys. After the last stage, tokens that any of them has closed altogether leave the
-    student as dropped ones leave a prefill: a step gets cheaper as fewer are kept. Before it they stay, for later
-    stages to score what earlier ones have closed, but count for nothing: not in attention, not in what a sliding window
-    reaches, not in the scores of those that are open, which are what a prefill has.
+    student as dropped ones leave a prefill: a step gets cheaper as fewer are kept. Before it they stay, so that later
+    stages score tokens that earlier ones have closed. They have no weight in attention, no place in a sliding window
+    and no effect on the scores of open tokens, which equal those of a prefill.
 
     Raises:
-        GlimpseError: where a stage renumbers positions: these follow from what is kept, and soft gates keep everything.
+        GlimpseError: where a stage renumbers positions: these follow from the kept tokens, and soft gates keep all.
     """
     stages = [] if pruner is None else pruner.stages
     if any(stage.positions == "renumber" for stage in stages):
@@ -159,7 +159,7 @@ def distill(decoder: Decoder, pruner: Pruner | None, prompt: Prompt, batch: Batc
 def _scores(run: StageRun, tokens: VisualTokens, bias_V: Tensor) -> Tensor:
     """Scores ``[V]`` of a stage after others, whose gates' logs are ``bias_V``.
 
-    Where a scorer does not heed gates itself, open tokens are scored apart, by what is open.
+    Where a scorer does not read gates itself, open tokens are scored apart, as if only they were there.
     """
     scores = run.scorer(tokens)
     if run.scorer.heeds_gates:

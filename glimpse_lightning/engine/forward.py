@@ -83,7 +83,7 @@ def check_placeholders(placeholders: Sequence[int], ids: Tensor, parts: Parts) -
 
 
 def logits_of(decoder: Decoder, out: PrefillOutput, parts: Parts, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Predictions at all columns ``[B, N, vocab]``, NaN at padding and at what was dropped; and those of the
+    """Predictions at all columns ``[B, N, vocab]``, NaN at padding and at dropped tokens; and those of the
     continuation ``[B, T + 1, vocab]``, the last one for the token after it.
 
     Gradients go through the latter and through the last column of the prompt.

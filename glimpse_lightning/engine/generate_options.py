@@ -1,4 +1,4 @@
-"""Options of Hugging Face's ``generate``: which do not go together with a pruned prompt, which a checkpoint sets."""
+"""Options of Hugging Face's ``generate``: those that a pruned prompt excludes, and those that a checkpoint sets."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ IMPOSSIBLE = {
     "inputs_embeds": "visual tokens are found by their ids",
     "position_ids": "positions are counted before tokens are dropped",
 }
-"""By option, why it is impossible."""
+"""The reason why an option is impossible, by option."""
 
 NEUTRAL = {"guidance_scale": 1, "num_beam_groups": 1, "penalty_alpha": 0}
-"""Values that ask for nothing; for all options, so do ``None`` and ``False``."""
+"""Values that switch an option off; ``None`` and ``False`` do so for all options."""
 
 NOT_GREEDY = frozenset(
     "do_sample temperature top_k top_p top_h min_p typical_p epsilon_cutoff eta_cutoff max_length max_new_tokens "
@@ -49,10 +49,11 @@ NOT_GREEDY = frozenset(
 
 
 def check_options(options: Mapping[str, Any], *configs: GenerationConfig | None) -> None:
-    """Raise for an impossible option among the arguments ``options`` or, where those are silent, in the ``configs``.
+    """Raise for an impossible option among the arguments ``options`` or, where those do not set it, in ``configs``.
 
     Raises:
-        GlimpseError: that names what was asked for, the reason, and the Hugging Face model as the remedy.
+        GlimpseError: where there is one; the message names the option, the reason, and the Hugging Face model as the
+            remedy.
     """
     for name, why in IMPOSSIBLE.items():
         given = (options.get(name), *(getattr(config, name, None) for config in configs))

@@ -56,7 +56,7 @@ class GlimpseRun:
         self._row = None if tap.logits is None else tap.logits[:, :, -1]
 
     def advance(self, layer: int, trunk: Trunk, key_bias: Tensor | None) -> Tensor | None:
-        """Run ``layer``, unless that has been done; ``[B, H, keys]`` attention logits where wanted."""
+        """Run ``layer`` once; returns ``[B, H, keys]`` attention logits where ``wanted``, else ``None``."""
         if layer == self._reached or self.stream is None:
             return self._row
         vectors, length = self._entering(layer), self.tokens.length

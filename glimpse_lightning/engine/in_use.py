@@ -1,4 +1,4 @@
-"""Changes to what several threads share: made by the first that needs one, undone by the last."""
+"""Changes to objects that threads share: made by the first thread that needs one, undone by the last."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _changes: dict[Hashable, tuple[int, Callable[[], None]]] = {}
 
 @contextmanager
 def while_in_use(key: Hashable, change: Callable[[], Callable[[], None]]) -> Iterator[None]:
-    """While any thread is inside with this ``key``, a change holds.
+    """Hold a change while any thread is inside with this ``key``.
 
     Args:
-        key: names the change.
-        change: makes it, and returns what undoes it.
+        key: name of the change.
+        change: function that makes the change, and returns the function that undoes it.
     """
     with _lock:
         users, undo = _changes.get(key) or (0, change())

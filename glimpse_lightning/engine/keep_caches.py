@@ -1,4 +1,4 @@
-"""Gradient checkpointing and key-value caches exclude each other in transformers; here the cache comes first."""
+"""Gradient checkpointing switched off while caches are read: in transformers each excludes the other."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ R = TypeVar("R")
 def caches_kept(decoder: Decoder) -> Iterator[None]:
     """While the context is open, decoder layers do not checkpoint.
 
-    A layer that checkpoints (gradient checkpointing on, training mode) silently drops the cache that it is handed, and
-    everything here reads caches: glimpse streams, answers, decoding.
+    A layer that checkpoints (gradient checkpointing on, training mode) silently drops the cache that it is given.
+    Glimpse streams, answers and decoding read that cache.
     """
 
     def rest() -> Callable[[], None]:

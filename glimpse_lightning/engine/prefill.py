@@ -50,18 +50,19 @@ class PrefillOutput:
 
     Attributes:
         scores: one per stage, ``[V]``, higher = keep; ``-inf`` for tokens an earlier stage dropped.
-        keep: one per stage, ``[V]`` boolean over all visual tokens of the batch, sample by sample, item by item. True
-            of a token at the very end of a prompt, whatever the policy says: decoding goes on from there.
+        keep: one per stage, ``[V]`` boolean over all visual tokens of the batch, sample by sample, item by item. A
+            token at the very end of a prompt is always kept, even where the policy drops it: decoding goes on from
+            there.
         prompt_keep: ``[B, N]`` true where a prompt position survived all stages, in the caller's layout; false at
             padding.
         logits: ``[B, vocab]`` at the last prompt position.
         position_ids: ``[..., B, M]`` positions of the kept columns in the last layer: the original ones, unless a
             stage renumbered them.
         attention_mask: ``[B, M]`` long, 0 at padding (on the left).
-        cache: keys and values: ``M`` columns in every layer, or more in early ones where a stage kept these.
+        cache: keys and values: ``M`` columns in every layer, or more in early ones whose cache a stage left unchanged.
         tokens: the sample, item and position of each visual token.
         hidden: ``[B, M, D]`` after the last layer, before the final norm; ``None`` unless asked for.
-        column: ``[B, M]`` each column's place in the left-padded prompt; likewise.
+        column: ``[B, M]`` each column's place in the left-padded prompt; ``None`` unless asked for.
         prompt_ids, prompt_mask: ``[B, N]`` the unpruned prompt, padded on the left, for logits processors such as
             repetition penalties; ``None`` where only an embedded prompt is known.
     """
@@ -147,7 +148,7 @@ def _prune(
 
 
 def _scores(run: StageRun, tokens: VisualTokens, alike: int) -> Tensor:
-    """Scores ``[V']`` of samples of which every ``alike`` in a row are the same."""
+    """Scores ``[V']`` of samples that come in runs of ``alike`` equal ones."""
     if alike == 1:
         return run.scorer(tokens)
     first = tokens.subset(tokens.sample % alike == 0)

@@ -59,9 +59,9 @@ class Columns:
         """These columns of ``before`` at positions without the gaps of the dropped ones.
 
         A position that some column held (on any axis) and none holds any more disappears, and all later ones move
-        down by one. With one axis, what was numbered consecutively is so again. With (t, h, w) axes (mRoPE), all three
-        share this number line: text keeps equal numbers on them, tokens of one row or column of an image still share
-        it, order is kept, and the next position is one after the largest, as in the model's own numbering.
+        down by one. With one axis, consecutive positions are consecutive again. With (t, h, w) axes (mRoPE), all three
+        share one number line: text keeps equal numbers on them, tokens of one row or column of an image still share
+        its number, order is kept, and the next position is one after the largest, as in the model's own numbering.
         """
         length = int(before.position_ids.max()) + 1
         lost = before.held(length) & ~self.held(length)
@@ -93,11 +93,11 @@ class PromptCache(DynamicCache):
 
     In prefill a layer may also hold those of rows that run along after the prompt (:attr:`Trunk.tail`).
 
-    Beams never leave their sample, whose rows hold the same columns, so these are not reordered with the states.
+    Beam search reorders the states and leaves the columns: beams stay with their sample, whose rows hold equal columns.
 
     Attributes:
-        columns: of each filled layer, the columns of the prompt that it holds; one object for layers that are alike.
-        ran_on: ``[B]`` of each filled layer, columns of each sample that it ran on.
+        columns: the columns of the prompt that each filled layer holds; one object for layers that hold the same.
+        ran_on: ``[B]`` columns of each sample that a filled layer ran on, one tensor per filled layer.
     """
 
     def __init__(self) -> None:
@@ -111,11 +111,14 @@ class PromptCache(DynamicCache):
         return all(columns is self.columns[-1] for columns in self.columns)
 
     def compact(self, keep: Tensor, before: Columns, plan: Compaction, after: Columns, first: int = 0) -> None:
-        """Leave what ``keep [V]`` keeps in the filled layers from ``first`` on, and no tail in any. Keys are already
-        rotated.
+        """Remove dropped visual tokens from the filled layers from ``first`` on, and the tail from all layers.
+
+        Keys are already rotated, so those that stay are moved as they are.
 
         Args:
+            keep: ``[V]`` boolean, the visual tokens that stay.
             before, plan, after: columns whose compaction has already been computed, its plan, and its result.
+            first: first layer that loses dropped tokens; by default all layers do.
         """
         known = {id(before): (plan, after)}
         for index, columns in enumerate(self.columns):
@@ -141,7 +144,7 @@ class PrefixView(DynamicCache):
         self.length = length
 
     def states(self, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Keys and values that are shown."""
+        """Keys and values that the layer is shown."""
         layer = self.source.layers[layer_idx]
         return layer.keys[:, :, : self.length], layer.values[:, :, : self.length]
 

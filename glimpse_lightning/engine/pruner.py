@@ -1,4 +1,4 @@
-"""PruneStage and Pruner: where which tokens are dropped."""
+"""PruneStage and Pruner: where in the model visual tokens are scored and dropped."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ class PruneStage(Layered, nn.Module):
         after_layer: 0-based index of the last layer that runs on all tokens; -1 = before layer 0. At or beyond the
             model's last layer only the KV cache that decoding reads is pruned. A number between 0 and 1 is the share of
             the layers that run on all tokens (``Layered.number_layers``): 0.25 is layer 7 of 32, or 1 of 8.
-        scorer: scores each visual token.
-        policy: turns scores into a keep mask.
+        scorer: source of one score for each visual token.
+        policy: rule that turns scores into a keep mask.
         reducer: treatment of the dropped tokens; by default they are removed (``Drop``).
         early_kv: treatment of the KV cache of layers up to ``after_layer``. ``prune``: dropped tokens are removed.
             ``keep``: this stage leaves it unchanged, so cache lengths differ by layer (FastV, PyramidDrop, SparseVLM).
-        positions: where kept tokens stand in later layers: ``keep``: at their original positions, decoding goes on at
-            the original next one; ``renumber``: the gaps are closed (:meth:`~.prompt_cache.Columns.renumbered`), and
-            in those layers decoding goes on at the new next one (PyramidDrop's and VScan's LLaVA).
+        positions: position ids of the kept tokens in later layers. ``keep``: they stay the original ones, and decoding
+            goes on at the original next position. ``renumber``: the gaps are closed
+            (:meth:`~.prompt_cache.Columns.renumbered`), and in those layers decoding goes on at the new next position
+            (PyramidDrop's and VScan's LLaVA).
     """
 
     layer_arguments = {"after_layer": "decoder"}
@@ -62,7 +63,7 @@ class PruneStage(Layered, nn.Module):
 
     @property
     def requires(self) -> Requires:
-        """Everything that the stage's parts need computed; valid once the scorer is built."""
+        """The inputs that the stage's parts require; valid once the scorer is built."""
         return self.scorer.requires | self.policy.requires | self.reducer.requires
 
 
@@ -70,14 +71,14 @@ class Pruner(nn.Module):
     """One or more prune stages.
 
     Args:
-        stages: in the order in which they run; ``after_layer`` must not decrease.
+        stages: the stages in the order in which they run; ``after_layer`` must not decrease.
 
     Attributes:
-        facts: of the model that it was built for; ``None`` before.
+        facts: sizes of the model that the pruner was built for; ``None`` before it is built.
         origin: the reference's ``config.json`` where the pruner was read from one, so that it can be written back.
         origin_dtype: the data type that its weights had there, such as ``"bfloat16"``.
         trained_on: name and fingerprint of the model it was trained on, where it was saved with them.
-        source: the folder or repository that it was read from; ``""`` for others.
+        source: the folder or repository that it was read from; ``""`` where it was not read.
     """
 
     def __init__(self, stages: Sequence[PruneStage]) -> None:
@@ -92,8 +93,8 @@ class Pruner(nn.Module):
         self.source = ""
 
     def build(self, facts: ModelFacts) -> None:
-        """Create what depends on the model, and number the layers given as shares of its depth. Building twice for
-        equal facts does nothing.
+        """Create the weights whose sizes depend on the model, and number the layers given as shares of its depth.
+        Building twice for equal facts does nothing.
 
         Raises:
             GlimpseError: where this pruner was built for a model of another shape, or does not fit this one.

@@ -30,7 +30,7 @@ class ReplayOutput:
 
     Attributes:
         logits: ``[R, T, vocab]``; entry ``t`` predicts token ``t`` of the answer.
-        prefill: of the prompts, with gradients where something in it is trained.
+        prefill: prefill of the prompts, with gradients where something in it is trained.
     """
 
     logits: Tensor
@@ -48,15 +48,15 @@ def replay(
     """Predictions of the answers' tokens, as ``generate`` makes them on the compacted cache.
 
     The prompt is pruned after the stages' layers, and the answers read the pruned keys and values of all layers.
-    Gradients reach whatever is trainable: the decoder's weights (also through the prompt), and scores.
+    Gradients reach all trainable weights: the decoder's (also through the prompt), and the scorer's through scores.
 
     Args:
-        request: the prompts; with ``scored`` false, they are scored all the same where a reducer reads scores.
+        request: the prompts. With ``scored`` false they are scored only where a reducer reads scores.
         ids: ``[R, T]`` tokens of the answers; those of a prompt's first copy come first.
         mask: ``[R, T]`` false at padding (on the right).
-        from_embeddings: tokens from the second on are predicted as GlimpsePrune's stage 2 does it (arXiv 2508.01548):
-            after a prompt that was pruned before layer 0, so that no layer ever saw the dropped tokens. That is not
-            the forward that sampled them.
+        from_embeddings: whether tokens from the second on are predicted as in GlimpsePrune's stage 2 (arXiv
+            2508.01548), after a prompt that was pruned before layer 0. No layer then sees a dropped token, so it is
+            not the forward that sampled the answers. False by default.
     """
     stages = [] if pruner is None else pruner.stages
     scored = request.scored or any(not isinstance(stage.reducer, Drop) for stage in stages)

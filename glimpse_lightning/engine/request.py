@@ -28,11 +28,12 @@ class PrefillRequest:
         prompt: the embedded prompts, padded on the left.
         key: ``[B]`` stable integer per sample, the seed of random scorers.
         questions: ``B`` raw questions, or none where they are unknown.
-        boxes: evidence boxes of each sample's images, or ``None`` for a sample; empty where unknown.
+        boxes: evidence boxes of each sample's images, ``None`` for a sample without any; empty where unknown.
         state: entries of ``VisualTokens.state`` as the first stage finds it; empty by default.
         select: the decision that replaces the stages' policies; ``None``: the policies decide.
         shared_prefix: the common prefixes that run only once, up to the first stage; ``None``: each sample runs whole.
-        scored: whether stages score; false where neither ``select`` nor a reducer reads scores, which are then zeros.
+        scored: whether stages score, as by default. Without, scores are zeros: only for requests where neither
+            ``select`` nor a reducer reads them.
         copies: runs of each prompt, in a row, for a ``select`` that draws. The first stage scores one of them for all.
         with_hidden: whether the output holds the last layer's states.
     """

@@ -1,9 +1,9 @@
-"""Questions about one image have their prompt up to the question in common: layers run over it once.
+"""Shared prefixes: prompts about one image are equal up to the question, and layers run over that part once.
 
-Prompts are causal, so the states of a prefix do not depend on what follows it: each layer needs them once per image and
-not once per question. Only the columns after it run for every sample, reading the prefix's keys and values.
+Prompts are causal, so the states of a prefix do not depend on the tokens after it: each layer computes them once per
+image and not once per question. Only the columns after it run for every sample, reading the prefix's keys and values.
 
-Suffixes: ``B`` samples, ``N`` columns of the prompt, ``P`` of them in front of the last ``S``, ``G`` distinct prefixes,
+Suffixes: ``B`` samples, ``N`` columns of the prompt, ``P`` of them before the last ``S``, ``G`` distinct prefixes,
 ``D`` width.
 """
 
@@ -58,15 +58,15 @@ class SharedPrefix:
     def of(cls, decoder: Decoder, prompt: Prompt, copies: int = 1) -> SharedPrefix | None:
         """How to take the batch apart; ``None`` where it shares too little to be worth it.
 
-        Samples share a prefix where all that enters the decoder is equal, in value and in position: nothing is taken on
-        trust but that, where a model adds features after layers, equal image tokens have equal ones. Waits for the
-        device.
+        Samples share a prefix where all inputs of the decoder are equal, in value and in position. One thing is assumed
+        and not compared: where a model adds features after layers, equal image tokens have equal features. Waits for
+        the device.
 
         Args:
-            copies: how often each sample will stand in the batch, as by ``prompt.repeated(copies)``.
+            copies: number of times that each sample will stand in the batch, as by ``prompt.repeated(copies)``.
         """
         batch, width = len(prompt.mask) * copies, prompt.mask.shape[1]
-        if batch == 1 or decoder.bidirectional_images:  # there a token of an image sees what follows it
+        if batch == 1 or decoder.bidirectional_images:  # there a token of an image sees later ones
             return None
         pad = (~prompt.mask).sum(1)
         group, common = _groups(prompt, pad)
@@ -88,7 +88,7 @@ class SharedPrefix:
         return self.places.shape[1]
 
     def allows(self, tap: AttentionTap | None) -> bool:
-        """Whether a layer with this tap can be run apart: one that reads no row but the last ones, and gates no key."""
+        """Whether a layer with this tap can be run apart: the tap reads only the last rows and gates no key."""
         return tap is None or (tap.rows is None and tap.key_bias is None)
 
     def run_layer(
@@ -104,7 +104,7 @@ class SharedPrefix:
         """States ``[B, N, D]`` after decoder layer ``layer``; keys and values of all samples go to ``cache``.
 
         Args:
-            hidden: ``[B, N, D]`` before the layer. Their number may differ from the prompt's where a tail runs along.
+            hidden: ``[B, N, D]`` states before the layer. ``N`` exceeds the prompt's width where a tail runs along.
             mask: ``[B, N]`` false at padding.
             position_ids: ``[..., B, N]``.
         """
@@ -136,7 +136,7 @@ class SharedPrefix:
         return torch.cat([prefixes[self.group[:, None], self.places], suffix], 1)
 
     def _spread(self, states: Tensor) -> Tensor:
-        """Keys or values ``[G, H, longest prefix, d]`` of the prefixes -> ``[B, H, P, d]`` in front of each sample."""
+        """Keys or values ``[G, H, longest prefix, d]`` of the prefixes -> ``[B, H, P, d]`` before each sample."""
         return states.transpose(1, 2)[self.group[:, None], self.places].transpose(1, 2)
 
 

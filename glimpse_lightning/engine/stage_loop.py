@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 
 def new_stage_runs(pruner: Pruner | None, trunk: Trunk, scored: bool = True, trained: bool = True) -> list[StageRun]:
-    """One run per stage, also where there is no visual token to prune: in training, ranks must not differ in what they
-    reduce.
+    """One run per stage, also where there is no visual token to prune: in training, all ranks must reduce the same
+    tensors.
 
     Args:
-        trained: whether a gradient is wanted. Without one, the first glimpse tokens ride in the trunk.
+        scored: whether the stages' scorers run; they do by default.
+        trained: whether a gradient is wanted, as by default. Without one, the first glimpse tokens ride in the trunk.
     """
     if pruner is None:
         return []
@@ -42,7 +43,7 @@ def stages_in_turn(waiting: list[StageRun], num_layers: int, run_layer: Callable
 
     Args:
         waiting: stages that have not pruned yet; each leaves the list as it is yielded.
-        run_layer: runs the layer of a number, for the streams that read it.
+        run_layer: function that runs the layer of a given number, for the streams that read it.
     """
     for layer in range(-1, num_layers):
         if layer >= 0:
@@ -54,7 +55,7 @@ def stages_in_turn(waiting: list[StageRun], num_layers: int, run_layer: Callable
 def run_layer_with_stages(
     layer: int, trunk: Trunk, runs: Sequence[StageRun], key_bias: Tensor | None = None, frozen: bool = False
 ) -> None:
-    """One decoder layer of the main stream, and of the glimpse streams of the stages still ahead.
+    """One decoder layer of the main stream, and of the glimpse streams of the stages that have not pruned yet.
 
     Args:
         key_bias: ``[B, M]`` log of soft gates on the prompt's columns.

@@ -32,7 +32,7 @@ class StageRun:
         stage: the stage itself.
         trunk: the main stream before layer 0.
         glimpse: glimpse tokens of the stages before, for a scorer that shares them.
-        scored: whether the scorer runs. False where the choice is known already: then nothing that it requires is
+        scored: whether the scorer runs. False where the choice is known already: the scorer's inputs are then not
             computed.
         rides: whether glimpse tokens of the stage's own run as the trunk's tail.
     """
@@ -82,7 +82,7 @@ class StageRun:
     def _raters(self, trunk: Trunk) -> Tensor:
         """``[B, N]`` the text tokens whose attention the scorer reads; chosen before layer 0."""
         layout = trunk.layout
-        after_image = trunk.prompt.visual.cumsum(1) > 0  # text in front of the first image cannot see any
+        after_image = trunk.prompt.visual.cumsum(1) > 0  # text before the first image cannot see any
         text = trunk.mask & ~trunk.prompt.visual & after_image
         tokens = VisualTokens(
             embeds=trunk.visual(trunk.hidden), hidden=trunk.visual(trunk.hidden), item=layout.item,
@@ -228,9 +228,9 @@ class StageRun:
 def log_weights(logits: Tensor, visible: Tensor, key_bias_Bn: Tensor | None) -> Tensor:
     """Log of the attention weights of rows ``[B, H, ..., n]`` that see the ``visible`` keys; ``-inf`` of others.
 
-    With soft gates, of which ``key_bias_Bn`` are the logs on the first keys, each key's weight is the one that it would
-    have if its own gate were open: the others count as far as theirs are. Of an open key that is the weight in a
-    prefill; of a closed one, what a stage has to know that would have kept it.
+    With soft gates, of which ``key_bias_Bn`` are the logs on the first keys, each key's weight is computed as if its
+    own gate were open, while the other keys count in proportion to their gates. An open key thus has its weight in a
+    prefill. A closed key has the weight that a stage would read if the key had been kept.
     """
     logits = logits.masked_fill(~visible, -torch.inf)
     if key_bias_Bn is None:

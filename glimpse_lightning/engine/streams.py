@@ -1,7 +1,7 @@
 """Side streams: rows that read a prompt's keys and values layer by layer, and that the prompt never sees.
 
-A glimpse token is one in training (in inference it rides, see :class:`Trunk`); the answer tokens of a training step are
-another. A side stream costs one short row per layer and leaves the main stream exactly Hugging Face's.
+In training the glimpse tokens are one (in inference they ride, see :class:`Trunk`), and the answer tokens of a training
+step are another. A side stream costs a call of a few rows per layer and leaves the main stream exactly Hugging Face's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SideStream:
         rows: ``[B, R, D]`` states that enter layer 0.
         rows_mask: ``[B, R]`` false at padding.
         prompt_mask: ``[B, N]`` false at padding.
-        position_ids: ``[..., B, R]``.
+        position_ids: ``[..., B, R]`` positions of the rows.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class SideStream:
         self._set_mask(prompt_mask)
 
     def set_prompt(self, prompt: Columns, counted: Tensor | None = None) -> None:
-        """From now on the layers hold these columns of the prompt, and the rows are numbered after them.
+        """Set the columns of the prompt that the layers hold from now on; the rows are numbered after them.
 
         Args:
             counted: ``[B, M]`` those that sliding windows count; ``None`` = all.

@@ -1,12 +1,12 @@
-"""Attention taps: look at, or gate, single attention rows inside any attention kernel.
+"""Attention taps: capture, or gate, single attention rows inside any attention kernel.
 
-Transformers looks attention functions up by name in ``ALL_ATTENTION_FUNCTIONS`` and hands them q and k after RoPE and
+Transformers looks attention functions up by name in ``ALL_ATTENTION_FUNCTIONS`` and passes them q and k after RoPE and
 after the cache update. :func:`install` wraps the function a decoder uses; a layer called with ``glimpse_tap=tap``
 passes the tap down to the wrapper, every other call goes straight through. The kernel itself (SDPA,
 FlashAttention, ...) always runs unchanged: no attention map, no eager fallback.
 
-Eager attention is not in the registry (each modelling file has its own); it is registered under a name of ours that
-calls the module's own function.
+Eager attention is not in the registry (each modelling file has its own). It is registered here, under a name of this
+package, as a function that calls the module's own one.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ Observer = Callable[[Tensor, Tensor, Any, Mapping[str, Any]], None]
 
 
 class _Observers(local):
-    """Those of this thread's calls, by id of the attention module: a forward of another thread is none of theirs."""
+    """Observers by id of the attention module, for this thread only: forwards of other threads are not observed."""
 
     def __init__(self) -> None:
         self.of: dict[int, list[Observer]] = {}
 
 
 _observers = _Observers()
-_HEAD_DIM_MULTIPLE = 8  # FlashAttention kernels want head dimensions that are multiples of 8
+_HEAD_DIM_MULTIPLE = 8  # FlashAttention kernels need head dimensions that are multiples of 8
 
 
 @dataclass
@@ -53,10 +53,10 @@ class AttentionTap:
         span: the ``R`` consecutive query rows whose logits are captured; ``None`` captures nothing.
         key_bias: ``[B, n]`` added to the attention logits of the first ``n`` keys for every query and head (soft
             gates: the log of each key's gate); ``None`` adds nothing.
-        bias_rows: ``[queries]`` 1 at the query rows that ``key_bias`` is for, 0 elsewhere; ``None``: for all.
+        bias_rows: ``[queries]`` 1 at the query rows that ``key_bias`` is added to, 0 elsewhere; ``None``: at all.
         logits: after the call, those of ``span``: ``[B, H, R, keys]``, ``q.k`` times the layer's scaling, unmasked.
-        rows: ``[B, R]`` indices of further query rows to capture, other ones in each sample; ``None`` for none.
-        rows_logits: after the call, those: ``[B, H, R, keys]``.
+        rows: ``[B, R]`` indices of further query rows to capture, which may differ by sample; ``None`` for none.
+        rows_logits: after the call, those of ``rows``: ``[B, H, R, keys]``.
     """
 
     span: slice | None = None
@@ -114,7 +114,7 @@ def observe(module: nn.Module, observer: Observer) -> Iterator[None]:
 
 
 def _tapped(config: Any) -> Callable[[], None]:
-    """Have ``config``'s attention accept taps; returns what makes it what it was."""
+    """Have ``config``'s attention accept taps; returns the function that restores it."""
     name = config._attn_implementation
     tapped_before = hasattr(ALL_ATTENTION_FUNCTIONS.get(name or "eager", None), "untapped")
     install(config)

@@ -25,17 +25,17 @@ from glimpse_lightning.engine.taps import AttentionTap
 class Trunk:
     """The main stream: hidden states of the columns still there, and their mask, positions and origin.
 
-    A tail may run along: rows after the prompt that the prompt, being causal, never sees. Calls of layers that are
-    made anyway then serve them too, where a side stream would make its own and read all weights again. Nothing but the
-    layers knows of the tail: ``hidden`` and the columns are the prompt's alone. Caches hold the tail's keys
-    and values after the prompt's until the next compaction.
+    A tail may run along: rows after the prompt that the prompt, being causal, never sees. They run in the same calls of
+    the layers, whereas a side stream makes calls of its own and reads all weights again. Only the layers see the tail:
+    ``hidden`` and the columns are the prompt's alone. Caches hold the tail's keys and values after the prompt's until
+    the next compaction.
 
     Attributes:
-        states: ``[B, M + G, D]`` of the columns still there, and of the tail.
+        states: ``[B, M + G, D]`` states of the columns still there, and of the tail.
         columns: the columns still there; the same object until some leave.
         alive: ``[V']`` packed indices of the visual tokens still there, ascending.
         shared_prefix: the samples' common prefixes, which run only once; ``None`` where each sample runs whole.
-        tail: ``G``.
+        tail: ``G``, the number of rows in the tail.
         counted: ``[B, M]`` the columns that sliding windows count; ``None`` = all of them.
     """
 
@@ -72,12 +72,12 @@ class Trunk:
         return self.states[:, : -self.tail] if self.tail else self.states
 
     def append_tail(self, rows: int) -> None:
-        """From now on ``rows`` of zeros run along after the prompt."""
+        """Let ``rows`` rows of zeros run along after the prompt from now on."""
         self.states, self.tail = F.pad(self.states, (0, 0, 0, rows)), rows
         self.masks, self.positions = {}, None
 
     def drop_tail(self) -> None:
-        """The tail ends here. Its keys and values stay in the caches until the next compaction."""
+        """End the tail. Its keys and values stay in the caches until the next compaction."""
         self.states, self.tail = self.hidden, 0
         self.masks, self.positions = {}, None
 
@@ -105,7 +105,7 @@ class Trunk:
         self.states = self.decoder.run_layer(layer, self.states, self.masks[kind], self.positions, self.cache, tap)
 
     def _image(self) -> Tensor | None:
-        """``[B, M + G]`` the item of each visual token, -1 elsewhere; only where the model's masks want it."""
+        """``[B, M + G]`` the item of each visual token, -1 elsewhere; only where the model's masks need it."""
         if not self.decoder.bidirectional_images:
             return None
         image = torch.cat([self.layout.item, self.layout.item.new_full((1,), -1)])[self.slot]
@@ -145,17 +145,20 @@ class Trunk:
         return self.columns.column
 
     def count(self, open_V: Tensor) -> None:
-        """From now on sliding windows reach as far as if the visual tokens outside ``open_V`` were gone."""
+        """Let sliding windows reach, from now on, as far as if the visual tokens outside ``open_V`` were gone."""
         if any(self.decoder.window(layer) is not None for layer in range(len(self.decoder.layers))):
             self.counted, self.masks = self.columns.kept(open_V), {}
 
     def compact(self, keep: Tensor, reduced: Tensor | None, first: int = 0, renumber: bool = False) -> None:
-        """Drop the visual tokens that ``keep [V]`` (over all of them) does not keep.
+        """Drop visual tokens from the states, and from the caches.
 
         Args:
+            keep: ``[V]`` boolean over all visual tokens, true at those that stay.
             reduced: ``[kept, D]`` new states of the kept ones; ``None``: they keep theirs.
-            first: layer from which on keys and values are dropped, too; those before keep what they have.
-            renumber: whether the remaining columns get positions without gaps; see :meth:`Columns.renumbered`.
+            first: first layer whose cache loses the dropped tokens; earlier caches stay unchanged. By default all
+                caches lose them.
+            renumber: whether the remaining columns get positions without gaps, see :meth:`Columns.renumbered`; by
+                default they keep their positions.
         """
         before = self.columns
         plan = Compaction.plan(before.kept(keep))
@@ -195,14 +198,14 @@ class Trunk:
     def places(self) -> tuple[Tensor, ...]:
         """``([V'], [V'])`` row and column of the visual tokens still there, in packed order.
 
-        Looking for them waits for the device, so it is done once between two compactions and not in every layer.
+        Finding them waits for the device, so it is done once between two compactions and not in every layer.
         """
         if self._places is None:
             self._places = (self.slot >= 0).nonzero(as_tuple=True)
         return self._places
 
     def of_alive(self, values: Tensor) -> Tensor:
-        """Rows of ``values [V, ...]`` of the visual tokens still there: ``[V', ...]``; no copy where that is all."""
+        """Rows of ``values [V, ...]`` of the visual tokens still there: ``[V', ...]``; no copy where all are."""
         return values if len(self.alive) == len(values) else values[self.alive]
 
     def visual(self, values: Tensor) -> Tensor:

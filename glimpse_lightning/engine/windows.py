@@ -1,4 +1,4 @@
-"""Which columns a layer's sliding window counts, where some of them are as good as gone.
+"""Sliding windows that do not count some of the columns, such as softly dropped ones.
 
 Suffixes: ``B`` samples, ``n`` columns.
 """
