@@ -1,4 +1,4 @@
-"""A backbone with its pruner, whole: generation, loading and saving, sharding."""
+"""A backbone together with its pruner: generation, loading and saving, sharding."""
 
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
 

@@ -39,17 +39,18 @@ from glimpse_lightning.runtime.errors import GlimpseError, nearest
 from glimpse_lightning.runtime.ranks import running
 
 CACHES = (None, "dynamic", "static")
-"""What ``generate(cache_implementation=...)`` may be."""
+"""Values of ``cache_implementation`` that ``generate`` takes."""
 
 
 class PrunedVLM(nn.Module, GenerationMixin):
     """A vision-language model whose visual tokens are pruned on the way.
 
-    The Hugging Face model stays as it is and is shared: several ``PrunedVLM`` over one backbone cost nothing. Where it
-    has gradient checkpointing on, that rests during a call of ours, because it would drop the caches.
+    The Hugging Face model stays unchanged and is shared, so several ``PrunedVLM`` over one backbone hold its weights
+    once. Its gradient checkpointing, where that is on, is suspended during the methods of this class, because it would
+    drop the caches.
 
     Args:
-        backbone: from ``gl.load_backbone`` or ``gl.wrap_backbone``.
+        backbone: the model, from ``gl.load_backbone`` or ``gl.wrap_backbone``.
         pruner: ``None`` gives the plain model, with Hugging Face's own outputs.
     """
 
@@ -76,13 +77,13 @@ class PrunedVLM(nn.Module, GenerationMixin):
 
     @property
     def accepts_loss_kwargs(self) -> bool:
-        """Whether ``forward`` heeds ``num_items_in_batch``, as Hugging Face's Trainer asks; without a pruner the
-        Hugging Face model says so of itself.
+        """Whether ``forward`` reads ``num_items_in_batch``, which Hugging Face's Trainer asks; without a pruner,
+        whether the Hugging Face model does.
         """
         return self.pruner is not None or bool(getattr(self.model, "accepts_loss_kwargs", True))
 
     def __getattr__(self, name: str) -> Any:
-        """What ``generate`` asks of a Hugging Face model beyond the mixin is answered by the model itself."""
+        """Attributes that ``generate`` reads beyond the mixin's are those of the Hugging Face model."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -99,16 +100,16 @@ class PrunedVLM(nn.Module, GenerationMixin):
         return self.model.dtype
 
     def run_first(self) -> None:
-        """Does nothing; sharding makes it an entrance, through which FSDP2 gets to know the model."""
+        """Do nothing. Sharding registers this method as a forward, so that FSDP2 meets the whole model first."""
 
     @property
     def sharded(self) -> bool:
-        """Whether ranks have to run the same layers as often as each other."""
+        """Whether all ranks have to run the same layers equally often."""
         return running() and isinstance(self.backbone.layers[0], FSDPModule)
 
     @property
     def vision_layers(self) -> tuple[VisionTap, ...]:
-        """What some stage asks of the vision tower."""
+        """States of the vision tower that some stage requires."""
         stages: list[PruneStage] = [] if self.pruner is None else self.pruner.stages
         return tuple(dict.fromkeys(layer for stage in stages for layer in stage.requires.vision_layers))
 
@@ -118,7 +119,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         return bool(self.backbone.model.get_input_embeddings().weight.requires_grad)
 
     def embed(self, batch: Batch) -> Prompt:
-        """The batch's prompts as they were embedded already, or embedded now.
+        """The batch's prompts, embedded now unless they were embedded before.
 
         The vision tower is frozen, so it keeps no graph; the embedding of text may be trained.
         """
@@ -151,17 +152,19 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 that models compared on one batch share the vision tower's work.
             keys: ``[B]`` stable integer per sample, the seed of random scorers; by default drawn from its token ids.
             questions: raw questions, for scorers that read them.
-            boxes: per sample, evidence boxes of each image or ``None``; for oracles only.
+            boxes: evidence boxes of each image, or ``None``, by sample; for oracles only.
             state: entries of ``VisualTokens.state`` as the first stage finds it, for scorers that read some, such as
                 ``{"reference_masks": [...]}`` for ``VIP(masks="reference")``. Empty by default.
-            select: decides what is kept in place of the stages' policies: called with stage, scores ``[V]`` and tokens.
-            shared: how prompts (or copies) that begin alike run their common prefix once, from ``SharedPrefix.of``.
-            copies: run each prompt so many times, in a row, for a ``select`` that draws.
-            **inputs: what the processor made: ``input_ids [B, N]``, ``attention_mask``, ``pixel_values``, ... Padding
+            select: function that chooses the kept tokens in place of the stages' policies, called with stage, scores
+                ``[V]`` and tokens; by default the policies choose.
+            shared: the common prefixes of prompts (or copies) that begin alike, which then run once, from
+                ``SharedPrefix.of``; by default each prompt runs whole.
+            copies: number of runs of each prompt, in a row, for a ``select`` that draws.
+            **inputs: the processor's outputs: ``input_ids [B, N]``, ``attention_mask``, ``pixel_values``, ... Padding
                 on either side.
 
         Raises:
-            GlimpseError: for a keyword that is none of these.
+            GlimpseError: for an unknown keyword, and for ``state`` together with ``copies``.
         """
         self._check_inputs(inputs, PrunedVLM.prefill)
         inputs = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
@@ -183,7 +186,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         return out
 
     def _check_inputs(self, inputs: Mapping[str, Any], method: Callable[..., Any]) -> None:
-        """Raise where something is no input of a processor: ``method`` would pass it over in silence."""
+        """Raise where a keyword is no input of the processor, since ``method`` would silently ignore it."""
         known = self.backbone.prompt_inputs
         for name in inputs:
             if name not in known:
@@ -227,13 +230,13 @@ class PrunedVLM(nn.Module, GenerationMixin):
 
         Args:
             prefill: a prefill to continue from; it stays reusable.
-            keys, questions, state: as in :meth:`prefill`, which is called unless there is one.
+            keys, questions, state: the arguments of :meth:`prefill`, which is called unless ``prefill`` is given.
             **kwargs: the processor's outputs (unless ``prefill`` is given) and any argument of ``generate``; with
                 ``cache_implementation="static"`` decoding runs on fixed shapes, which ``torch.compile`` likes.
 
         Returns:
-            ``LongTensor [B * num_return_sequences, new]``, or ``generate``'s dict output whose ``sequences`` are so.
-            Unlike Hugging Face's, the prompt is always stripped.
+            ``LongTensor [B * num_return_sequences, new]``, or ``generate``'s dict output whose ``sequences`` have that
+            shape. Unlike in Hugging Face's output, the prompt is always stripped.
 
         Raises:
             GlimpseError: for an argument that neither processor nor ``generate`` knows, for ``use_cache=False``, and
@@ -251,8 +254,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
             )
         check_options(kwargs, kwargs.get("generation_config"), self.generation_config)
         if kwargs.get("generation_config") is None:
-            kwargs["use_cache"] = True  # said here, it overrules configurations saved while training
-        else:  # which wants no further options beside it
+            kwargs["use_cache"] = True  # as an argument it overrules configurations saved while training
+        else:  # `generate` takes no further options next to a configuration
             kwargs["generation_config"] = config = copy.deepcopy(kwargs["generation_config"])
             config.use_cache = True
         inputs = {name: kwargs.pop(name) for name in list(kwargs) if name in self.backbone.prompt_inputs}
@@ -268,7 +271,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         if ids is None:  # logits processors that look at the prompt then see padding only
             ids = torch.full((len(prefill.logits), 1), self._pad_id, device=self.device)
             mask = torch.ones_like(ids)
-        if self.sharded:  # which Hugging Face does not see
+        if self.sharded:  # Hugging Face does not recognise this class as sharded
             kwargs.setdefault("synced_gpus", True)
         out = super().generate(input_ids=ids, attention_mask=mask, prefill=prefill, **kwargs)
         if isinstance(out, Tensor):
@@ -292,20 +295,20 @@ class PrunedVLM(nn.Module, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits, and a loss, as of a Hugging Face model, where the prompt's visual tokens are pruned.
 
-        What stands behind the prompt is predicted on the pruned keys and values, as decoding does it. What is kept
+        Tokens after the prompt are predicted on the pruned keys and values, as in decoding. Which tokens are kept
         depends on the prompt alone: on the tokens before ``prompt_length``, or before the first label, so that another
         continuation never changes it. Without either, all of the input is the prompt. Without a pruner this is the
         Hugging Face model's own forward.
 
         Args:
-            input_ids: ``[B, N]`` prompts and what follows them; padding on either side.
-            attention_mask: ``[B, N]``.
-            position_ids, past_key_values, prefill: of ``generate``'s steps, which come through here too.
+            input_ids: ``[B, N]`` prompts and their continuations; padding on either side.
+            attention_mask: ``[B, N]`` 0 at padding.
+            position_ids, past_key_values, prefill: arguments that ``generate`` passes at each of its steps.
             labels: ``[B, N]`` tokens to predict; -100, as in Hugging Face, where no loss is wanted, as in the prompt.
             prompt_length: tokens of each prompt, padding not counted; one number, or ``[B]``.
-            keys, questions: as in :meth:`prefill`.
-            num_items_in_batch: what the loss is divided by, in place of the number of labels; as Trainer gives it.
-            **inputs: what else the processor made.
+            keys, questions: the arguments of :meth:`prefill`.
+            num_items_in_batch: divisor of the loss, which Trainer passes; by default the number of labels.
+            **inputs: the processor's other outputs.
 
         Returns:
             ``loss`` where there are labels, and ``logits [B, N, vocab]``: NaN at padding and at tokens that were
@@ -345,7 +348,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 use_cache=True,
                 return_dict=True,
             )
-        for name in ("use_cache", "return_dict"):  # as callers of Hugging Face models say them
+        for name in ("use_cache", "return_dict"):  # callers of Hugging Face models pass them
             inputs.pop(name, None)
         whole = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         whole = {name: value for name, value in whole.items() if value is not None}
@@ -401,12 +404,12 @@ class PrunedVLM(nn.Module, GenerationMixin):
         save_pruner(self.pruner, folder, self.backbone)
 
     def push_to_hub(self, repo_id: str, private: bool | None = None, **options: Any) -> str:
-        """Upload the pruner to a repository on the Hub, which is made where there is none; returns its address.
+        """Upload the pruner to a repository on the Hub, which is created where there is none; returns its address.
 
         Args:
             repo_id: ``user/name``.
-            private: whether a new repository is private.
-            **options: of ``huggingface_hub.upload_folder``.
+            private: whether a new repository is private; by default your account's setting decides.
+            **options: arguments of ``huggingface_hub.upload_folder``.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
@@ -422,7 +425,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
     ) -> None:
-        """A static cache has room for what pruning left of the prompt, not for all of it."""
+        """Give a static cache room for the pruned prompt, not for all of it."""
         kind = generation_config.cache_implementation
         if kind not in CACHES:
             raise GlimpseError(
@@ -435,11 +438,11 @@ class PrunedVLM(nn.Module, GenerationMixin):
 
     @staticmethod
     def _prompt_width(prefill: PrefillOutput) -> int:
-        """Columns of what ``generate`` takes for the prompt."""
+        """Number of columns that ``generate`` counts as the prompt."""
         return 1 if prefill.prompt_ids is None else prefill.prompt_ids.shape[1]
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
-        prefill: PrefillOutput = kwargs.pop("prefill")  # stays as it is: what decoding grows is a fork
+        prefill: PrefillOutput = kwargs.pop("prefill")  # stays unchanged: decoding appends to a fork
         ids, model_kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
         model_kwargs["prefill"] = prefill.fork(expand_size)
         return ids, model_kwargs

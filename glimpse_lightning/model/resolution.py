@@ -1,4 +1,4 @@
-"""The resolution cut: images shrunk before the processor, so that fewer visual tokens come into being at all."""
+"""The resolution cut: images shrunk before the processor, so that they have fewer visual tokens from the start."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from glimpse_lightning.runtime.errors import GlimpseError
 
 @dataclass(frozen=True)
 class ResolutionCut:
-    """Shows the model smaller images, in place of a pruner; exactly one of the two is given.
+    """Smaller images, in place of a pruner. Exactly one of the two arguments is given.
 
-    Sides are rounded down to multiples of what a visual token covers (``Backbone.pixel_multiple``), as Qwen-VL's
-    processor does for its ``max_pixels``, so that the budget is never exceeded; at least one such multiple is left.
+    Sides are rounded down to multiples of a visual token's side (``Backbone.pixel_multiple``), as Qwen-VL's processor
+    does for its ``max_pixels``, so that the budget is never exceeded. At least one such multiple is left.
 
     Args:
         ratio: share of the pixels that the processor would take of an image.
@@ -63,7 +63,7 @@ class ResolutionCut:
 def check_fewer(kept: int, total: int, backbone: Backbone) -> None:
     """Raise where ``kept`` tokens of shrunk images are no fewer than the ``total`` of whole ones.
 
-    A processor that is known to keep sizes may still bring very small images to its least size.
+    A processor that is known to keep sizes may still enlarge very small images to its least size.
     """
     if kept >= total and backbone.max_pixels is None:
         raise GlimpseError(

@@ -1,8 +1,8 @@
 """FSDP2: every rank holds a share of each parameter, and gathers a unit whole only while it runs.
 
 Units are the decoder's layers, the blocks of the vision tower, the embedding, the final norm and the head, and the
-scorers: whatever the engine calls by itself has to be a unit, or its parameters would not be gathered. What is left of
-the vision tower (patch embedding, merger) is small and frozen; every rank keeps it whole.
+scorers: every module that the engine calls by itself has to be a unit, or its parameters would not be gathered. The
+rest of the vision tower (patch embedding, merger) is small and frozen, and every rank keeps it whole.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ def shard(
     """Shard a model in place over the one-dimensional ``mesh``; its trainable parameters have been chosen before.
 
     Args:
-        gather_dtype: in which decoder layers and vision blocks are gathered (gradients are still reduced in float32);
-            ``None``: as they are.
-        fill: gives parameters on the meta device their values, once it is known which share is this rank's.
+        gather_dtype: data type in which decoder layers and vision blocks are gathered (gradients are still reduced in
+            float32); ``None``: the parameters' own.
+        fill: function that gives parameters on the meta device their values, called once this rank's share is known;
+            by default parameters have values already.
 
     Raises:
-        GlimpseError: where something is trained that no unit holds.
+        GlimpseError: where a trained parameter belongs to no unit.
     """
     low = MixedPrecisionPolicy(param_dtype=gather_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = low if gather_dtype is not None else MixedPrecisionPolicy()
@@ -70,13 +71,11 @@ def shard(
         fill()
     for name in ENTRANCES:
         register_fsdp_forward_method(model, name)
-    model.run_first()  # FSDP2 takes for the root what runs first; evaluation calls parts of the model
+    model.run_first()  # FSDP2 takes the first module that runs for the root; evaluation calls parts of the model
 
 
 def blocks(backbone: Backbone) -> list[nn.Module]:
-    """Decoder layers and vision blocks: what the model's own ``_no_split_modules`` names, wherever it stands in a
-    list of modules.
-    """
+    """Decoder layers and vision blocks: modules in a list whose class the model's own ``_no_split_modules`` names."""
     lists = [module for module in backbone.model.modules() if isinstance(module, nn.ModuleList)]
     known = (backbone.layers, getattr(backbone, "vision_blocks", None))
     names = backbone.no_split_modules

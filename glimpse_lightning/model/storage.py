@@ -1,4 +1,4 @@
-"""Pruners on disk: safetensors and a config.json of ours; the reference's released pruners are read as well."""
+"""Pruners on disk: safetensors and a config.json; the reference's released pruners are read as well."""
 
 from __future__ import annotations
 
@@ -50,11 +50,12 @@ def save_pruner(
     """Write a built pruner to ``folder``: all of it, or nothing. A pruner that is already there is replaced.
 
     Args:
-        pruner: to save.
-        folder: new, empty, or holding a saved pruner.
+        pruner: the pruner to save.
+        folder: a folder that is new, empty, or holds a saved pruner.
         backbone: the model it was trained on, whose weights' fingerprint is saved along, so that another one is
             refused; or only its name, for the reader.
-        weights: its state, where it is sharded itself (:func:`glimpse_lightning.runtime.gathering.full_state`).
+        weights: the pruner's gathered state where it is sharded
+            (:func:`glimpse_lightning.runtime.gathering.full_state`); by default its own state is saved.
 
     Raises:
         GlimpseError: where the disk is full or the folder cannot be written, where it holds something else, or where
@@ -88,7 +89,7 @@ def save_pruner(
 
 
 def load_pruner(path_or_hub_id: str | Path, any_backbone: bool = False, **where: Any) -> Pruner:
-    """A pruner from a folder or a Hugging Face repository: ours, or the reference's ``new_modules_gp.pt``.
+    """A pruner from a folder or a Hugging Face repository: saved here, or the reference's ``new_modules_gp.pt``.
 
     The pruner comes built for the model that it was trained on, in fp32 and in evaluation mode; attaching it to a model
     of another shape fails with an error that names both.
@@ -96,7 +97,7 @@ def load_pruner(path_or_hub_id: str | Path, any_backbone: bool = False, **where:
     Of the reference's pruners every variant runs that its configuration can express. Where ``use_ref_masks`` is set,
     the predictor does not run and the caller gives the masks, one tensor (boolean or probability, any shape) per image
     in the order of the prompts: ``PrunedVLM(backbone, pruner).prefill(..., state={"reference_masks": [mask]})``, the
-    same with ``generate``. ``use_zero_masks`` needs nothing: every token scores as dropped, and only floor and anchors
+    same with ``generate``. ``use_zero_masks`` takes no masks: every token scores as dropped, and only floor and anchors
     keep any. The switch can be set on any such pruner: ``pruner.stages[0].scorer.masks = "reference"``; with given
     masks the reference's cap and floor count image by image, hence ``pruner.stages[0].policy.per = "item"``. Video
     tokens, which the reference never prunes, are pruned unless the backbone was loaded with ``prune_video=False``.
@@ -105,12 +106,13 @@ def load_pruner(path_or_hub_id: str | Path, any_backbone: bool = False, **where:
 
     Args:
         path_or_hub_id: the folder, or the repository's id.
-        any_backbone: also go with a model of other weights than those it was trained on.
+        any_backbone: whether the pruner may be attached to a model of other weights than those it was trained on;
+            refused by default.
         **where: version and place of a repository's files, as in ``load_backbone``: ``revision``, ``cache_dir``,
             ``token``, ``local_files_only``.
 
     Raises:
-        GlimpseError: where there is no pruner, or not a whole one, or a folder is asked for a revision.
+        GlimpseError: where there is no pruner, or an incomplete one, or a revision is given with a folder.
     """
     if unknown := sorted(where.keys() - {*NAMES}):
         raise GlimpseError(f"`load_pruner` has no argument {unknown[0]!r}.{nearest(unknown[0], NAMES)}")
@@ -162,7 +164,7 @@ def load_pruner(path_or_hub_id: str | Path, any_backbone: bool = False, **where:
 
 
 def _identity(backbone: Backbone) -> tuple[str, dict[str, Any] | None]:
-    """A model's name, and what tells it from others; nothing for random weights, which nobody can load again."""
+    """A model's name and fingerprint; no fingerprint for random weights, which cannot be loaded again."""
     if backbone.name.startswith(PREFIX):
         return backbone.name, None
     return backbone.name, {"backbone": backbone.name, "weights": fingerprint(backbone)}
@@ -232,7 +234,7 @@ def _stage(saved: dict[str, Any]) -> PruneStage:
         scorer=_restore(saved["scorer"], Scorer),
         policy=_restore(saved["policy"], Policy),
         reducer=_restore(saved["reducer"], Reducer),
-        early_kv=saved.get("early_kv", "prune"),  # not in pruners saved before there was a choice
+        early_kv=saved.get("early_kv", "prune"),  # missing in pruners saved before the option existed
         positions=saved.get("positions", "keep"),
     )
 

@@ -23,7 +23,7 @@ from glimpse_lightning.scorers.vip import VIP
 WEIGHTS = "new_modules_gp.pt"
 VISION_PROJECTION = "network.cond_in_projs.0.weight"
 
-# What a field means that a checkpoint leaves out: defaults of the reference's classes, not of its releases.
+# Values of fields that a checkpoint leaves out: defaults of the reference's classes, not of its releases.
 DEFAULTS: dict[str, Any] = {
     "selected_layers": (),
     "use_attention_logits": False,
@@ -50,7 +50,7 @@ DEFAULTS: dict[str, Any] = {
     "max_remain_ratio": None,
 }
 
-# The same where it depends on the model type: what LLaVA's class has otherwise, and the decoder's shape.
+# Further defaults, by model type: those in which LLaVA's class differs, and the decoder's shape.
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2_5_vl_gp": {
         "num_hidden_layers": 80,
@@ -73,7 +73,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 
-# Of the base models: they say nothing of pruning. First those of any model in older versions of transformers.
+# Fields of the base models, unrelated to pruning. First those of any model in older versions of transformers.
 BASE_FIELDS = (
     "add_cross_attention bad_words_ids begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size "
     "decoder_start_token_id diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size "
@@ -113,7 +113,7 @@ def read_pruner(folder: Path) -> Pruner:
     """The pruner in a folder of the reference, built and in fp32, with the runtime settings that were saved with it.
 
     Raises:
-        GlimpseError: where the folder is incomplete, or configured as no release is.
+        GlimpseError: where the folder is incomplete, or has a setting that no release has.
     """
     config = read_json(folder / "config.json")
     field = _fields(config, folder)
@@ -140,7 +140,7 @@ def read_pruner(folder: Path) -> Pruner:
 
 
 def _pruner(field: dict[str, Any], glimpse: bool, facts: ModelFacts, window: int | None) -> Pruner:
-    """What the complete fields of a configuration say, built; weights are still to come."""
+    """The built pruner that the complete fields of a configuration describe; its weights are loaded later."""
     llava = facts.model_type == "llava"
     masks: Literal["predicted", "reference", "zero"] = "predicted"
     if field["use_ref_masks"] or field["use_zero_masks"]:
@@ -167,7 +167,7 @@ def _pruner(field: dict[str, Any], glimpse: bool, facts: ModelFacts, window: int
         max_ratio=field["max_remain_ratio"],
         min_tokens=field["min_remain_num"] or 0,
         anchors=list(field["anchor_positions"] or ()),
-        # Predictions are a list per sample there, given masks a list per image, and the rule runs entry by entry.
+        # The reference's rule runs entry by entry over predictions (one per sample) or given masks (one per image).
         per="sample" if masks == "predicted" else "item",
     )
     pruner = Pruner([PruneStage(min(field["reduce_layer"], facts.num_layers - 1), scorer, policy)])
@@ -188,7 +188,7 @@ def window_side(config: dict[str, Any]) -> int:
 
 
 def _fields(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """All fields, class defaults included; refuses what no release uses, warns of fields whose meaning is unknown."""
+    """All fields, class defaults included; refuses values that no release has, warns of fields of unknown meaning."""
     path = folder / "config.json"
     expected = {
         "model_type": tuple(SHAPES),
@@ -227,14 +227,14 @@ def _warn_of_unknown(config: dict[str, Any], path: Path) -> None:
     base = (Qwen2_5_VLConfig().text_config if model_type == "qwen2_5_vl_gp" else LlamaConfig()).to_dict()
     known = {*DEFAULTS, *SHAPES[model_type], *BASE_FIELDS.split(), *base}
     if config.get("fixed_remain_ratio") is None:
-        known.add("fixed_remain_ratio")  # of later versions of the reference: a policy of its own, if set
+        known.add("fixed_remain_ratio")  # a field of later versions of the reference: a policy of its own, if set
     unknown = sorted(name for name in config if name not in known and not name.startswith(("_", "mm_")))
     if unknown:
         warnings.warn(f"Fields of {path} that are not understood: {unknown}: ignored.", stacklevel=5)
 
 
 def _read_weights(path: Path, glimpse: bool) -> dict[str, Tensor]:
-    """Weights under the names that :class:`VIP` has for them."""
+    """Weights under the names of :class:`VIP`'s parameters."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         weights = {f"network.{name}": value for name, value in saved["attn_fuser"].items()}
@@ -263,7 +263,7 @@ def _facts(config: dict[str, Any], weights: dict[str, Tensor]) -> ModelFacts:
         hidden_size=shape["hidden_size"],
         intermediate_size=shape["intermediate_size"],
         rms_norm_eps=shape["rms_norm_eps"],
-        # LLaVA names its vision tower without describing it: the width is the weights', the depth stays unknown (0).
+        # LLaVA's config names its vision tower without sizes: the width is the weights', the depth unknown (0).
         vision_layers=0 if llava else config.get("vision_config", {}).get("depth", 32),
         vision_hidden_size=weights[VISION_PROJECTION].shape[1],
         model_type="llava" if llava else "qwen2_5_vl",

@@ -25,16 +25,17 @@ MODEL_TYPES = {"qwen2_5_vl": "qwen2_5_vl_gp", "llava": "llava_llama_gp"}
 def upstream_files(pruner: Pruner, base: Config | None = None) -> tuple[Config, dict[str, Any]]:
     """Contents of ``config.json`` and ``new_modules_gp.pt``.
 
-    Fields that a pruner was read with, and that still say the same, stay as they were. Weights are written in the data
-    type that they were read in (bfloat16 for others, as released ones are) where that loses nothing; else as they are.
+    Fields that a pruner was read with, and whose meaning has not changed, are written unchanged. Weights are written in
+    the data type in which they were read (bfloat16, as in the releases, where they were not read) if that loses
+    nothing, and else in their own.
 
     Args:
-        pruner: built.
-        base: fields of the base model's ``config.json``, which the reference's loader needs beside the pruner's; by
-            default those that the pruner was read with.
+        pruner: the built pruner.
+        base: fields of the base model's ``config.json``, which the reference's loader needs in addition to the
+            pruner's; by default those that the pruner was read with.
 
     Raises:
-        GlimpseError: where the reference has no words for the pruner.
+        GlimpseError: where the reference's format cannot describe the pruner.
     """
     stage, scorer, policy = _expressible(pruner)
     assert pruner.facts is not None
@@ -56,8 +57,8 @@ def upstream_files(pruner: Pruner, base: Config | None = None) -> tuple[Config, 
     _check_shape(config, fields)
     for name, value in fields.items():
         if name in ("anchor_positions", "min_remain_num") and not value and old[name] is None:
-            continue  # two ways to say none
-        silent = name not in config and pruner.origin is None  # class defaults are no release's: say everything
+            continue  # both values mean none
+        silent = name not in config and pruner.origin is None  # class defaults differ from the releases': write all
         if silent or _plain(old.get(name)) != _plain(value):
             config[name] = value
     return config, _weights(scorer, dtype_named(pruner.origin_dtype or "bfloat16"))
@@ -78,7 +79,7 @@ def _refuse(expected: str, got: object) -> GlimpseError:
 
 
 def _expressible(pruner: Pruner) -> tuple[PruneStage, VIP, Threshold]:
-    """The only stage, its scorer and policy; or an error that says what the reference cannot express."""
+    """The only stage, its scorer and policy; raises for a property that the reference's format lacks."""
     if pruner.facts is None:
         raise GlimpseError("Expected a pruner that was built for a model, but got one that has no weights yet.")
     if len(pruner.stages) != 1:
@@ -116,7 +117,7 @@ def _expressible(pruner: Pruner) -> tuple[PruneStage, VIP, Threshold]:
 
 
 def _fields(stage: PruneStage, scorer: VIP, policy: Threshold, facts: ModelFacts) -> Config:
-    """What the reference would call everything that a pruner is."""
+    """The pruner's settings under the reference's names."""
     layers = [] if scorer.glimpse_layers is None else scorer.glimpse_layers
     if scorer.glimpse is not None:
         layers = scorer.glimpse.layers
@@ -171,10 +172,11 @@ def _check_shape(config: Config, fields: Config) -> None:
 
 
 def _vision_config(config: Config, scorer: VIP, facts: ModelFacts, silent: bool) -> Config:
-    """``vision_config`` of a Qwen2.5-VL, completed by what the pruner depends on.
+    """``vision_config`` of a Qwen2.5-VL, with the fields on which the pruner depends filled in.
 
     Args:
-        silent: whether nobody has said yet what the vision tower is like; else what is missing has its default.
+        silent: whether no configuration has described the vision tower yet, so that all fields are written; otherwise
+            missing fields have their defaults.
     """
     vision = dict(config.get("vision_config", {}))
     if silent:

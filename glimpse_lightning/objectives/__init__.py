@@ -1,4 +1,4 @@
-"""Objectives: what training minimises. One file and one import line each."""
+"""Objectives: losses that training minimises. One file and one import line each."""
 
 from glimpse_lightning.objectives.base import Objective, StepResult
 from glimpse_lightning.objectives.differentiable_top_k import DifferentiableTopK

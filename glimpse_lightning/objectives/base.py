@@ -1,4 +1,4 @@
-"""What a training objective is."""
+"""The interface of training objectives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class StepResult:
-    """What one training step yields.
+    """Result of one training step.
 
     Attributes:
         loss: scalar to minimise.
@@ -34,15 +34,15 @@ class Objective(ABC):
         trainable: glob patterns (``fnmatch``) over the names of ``PrunedVLM.named_parameters()``; parameters that
             match one are trained, all others frozen. Pruner parameters start with ``pruner.``, the Hugging Face
             model's with ``model.``.
-        progress: share of the training done, in [0, 1]; set by the module before every step, read by whatever anneals.
-        repeats: how often in a row training visits a batch, a step each time.
+        progress: share of the training done, in [0, 1]; set by the module before every step, read by schedules.
+        repeats: number of steps in a row on each batch.
         shown: names of logs that the progress bar shows.
         needs: annotations of samples (``boxes``, ``answers``) that it learns from; samples without them add nothing.
         writes_answers: whether samples without answers get those that the full model writes.
         trains_weights: whether it trains weights of the model itself (not adapters), which half precision would round
             to no change.
-        refines: whether it starts from weights that are there already (a saved pruner, the language model), so that
-            `test` without a fit would not be about its result.
+        refines: whether it starts from weights that exist already (a saved pruner, the language model), so that `test`
+            without a fit would not evaluate its result.
     """
 
     trainable: tuple[str, ...] = ("pruner.*",)
@@ -61,8 +61,8 @@ class Objective(ABC):
         """Called once, when the model has been built and nothing has been loaded into it yet; sets ``trainable``."""
 
     def remember(self, model: PrunedVLM) -> None:
-        """Called once after ``prepare``, when parameters are where they stay (under FSDP2: sharded), before anything
-        is loaded into them.
+        """Called once after ``prepare``, when parameters are in their final place (under FSDP2: sharded), before
+        anything is loaded into them.
         """
 
     def start(self, model: PrunedVLM) -> None:
@@ -71,19 +71,21 @@ class Objective(ABC):
             model.pruner.train()
 
     def save(self, model: PrunedVLM, folder: Path, write: bool = True) -> None:
-        """Write what was trained beside the pruner to the run's ``folder``; called on all ranks, ``write`` on one."""
+        """Write trained weights other than the pruner's to the run's ``folder``; called on all ranks, ``write`` true
+        on one.
+        """
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: tensors and plain values."""
+        """State that a resumed run needs: tensors and plain values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any], same_ranks: bool = True) -> None:
-        """Go on from what :meth:`state_dict` gave on this rank; or, where it was other ranks that saved (``same_ranks``
-        is false), from what it gave on the first one.
+        """Restore the state that :meth:`state_dict` gave on this rank; where another number of ranks saved it
+        (``same_ranks`` is false), the first rank's.
         """
 
     def remarks(self) -> list[str]:
-        """What a user has to know of a training that has ended, a paragraph each; called on all ranks."""
+        """Remarks for the user on a training that has ended, a paragraph each; called on all ranks."""
         return []
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""DifferentiableTopK: the answer behind a soft top-k mask that hardens."""
+"""DifferentiableTopK: the answer loss under a soft top-k mask that hardens."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
     from glimpse_lightning.model.pruned_vlm import PrunedVLM
 
-_MIN_GATE = math.exp(-30.0)  # nothing beside any kept key, and exact enough in bfloat16
+_MIN_GATE = math.exp(-30.0)  # negligible next to any kept key, and exact enough in bfloat16
 _MARGIN = 20.0
-"""Beyond the extreme scores: there a sigmoid is 2e-9 from 0 or 1."""
+"""Margin beyond the extreme scores, at which a sigmoid is 2e-9 from 0 or 1."""
 _HALVINGS = 40
-"""Of an interval some 50 wide: down to what fp32 can tell apart."""
+"""Number of halvings of an interval about 50 wide, down to the resolution of fp32."""
 
 
 class DifferentiableTopK(Objective):
@@ -32,17 +32,17 @@ class DifferentiableTopK(Objective):
 
     The soft mask ``m_i = sigmoid(s_i + t)`` has the budget as its sum, ``sum_i m_i = B``, in every sample; see
     :func:`soft_top_k`. The hard mask, which gets no gradient, has the ``B`` best tokens. The answer loss is the cross
-    entropy of the reference answer. ``weight`` rises from 0, as a cosine over the first ``anneal`` of the training: the
-    scores first learn what the answer needs, then to be near 0 or 1, which is what top-k makes of them.
+    entropy of the reference answer. ``weight`` rises from 0, as a cosine over the first ``anneal`` of the training. The
+    scores first learn which tokens the answer needs, and then move to 0 or 1, the values of the hard mask.
 
-    Any scorer that returns logits can be trained so; no evidence boxes are needed, but answers are.
+    Any scorer that returns logits can be trained so. Evidence boxes are not needed, but answers are.
 
     Departure: ``log m`` is added to the attention logits of a token's key, which hides the token from everything
-    behind it as pruning does; VisionSelector scales the token's embedding by ``m``.
+    after it as pruning does; VisionSelector scales the token's embedding by ``m``.
 
     Args:
         retention: share of each sample's visual tokens to keep, in (0, 1].
-        weight: of the binary cross entropy once it has risen.
+        weight: final weight of the binary cross entropy.
         anneal: share of the training over which it rises.
     """
 
@@ -95,9 +95,9 @@ def soft_top_k(scores: Tensor, group: Tensor, budget: Tensor) -> Tensor:
     Where the budget is not below the group's size every value is nearly 1.
 
     Args:
-        scores: ``[V]`` fp32.
-        group: ``[V]``.
-        budget: ``[groups]``.
+        scores: ``[V]`` fp32 logits.
+        group: ``[V]`` group of each token.
+        budget: ``[groups]`` sum that each group's values get.
     """
     groups = len(budget)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def soft_top_k(scores: Tensor, group: Tensor, budget: Tensor) -> Tensor:
         value = (scores + shift[group]).sigmoid()
         slope = segment_sum(value * (1 - value), group, groups).clamp(min=1e-6)
     spent = segment_sum((scores + shift[group]).sigmoid(), group, groups)
-    shift = shift - (spent - spent.detach()) / slope  # no other value: bisection has found it; but its gradient
+    shift = shift - (spent - spent.detach()) / slope  # leaves the value that bisection found, and adds its gradient
     return (scores + shift[group]).sigmoid()
 
 

@@ -1,4 +1,4 @@
-"""What a prefill is expected to cost, as a differentiable function of how open the stages' tokens are."""
+"""Expected FLOPs of a prefill, as a differentiable function of the stages' keep probabilities."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def flops_share(
     """FLOPs of the decoder's layers in prefill as a share of the unpruned ones, averaged over samples with images.
 
     ``sum_l C(v_l + t) / (L C(v + t))`` as in ``token_counts.flops_ratio``, with ``v_l`` the expected number of visual
-    tokens in layer ``l``: of the ``v`` that there are, the sum of the product of the gates of all stages before it.
-    ``C`` has a term in the square of the length, whose expectation is taken to be the square of the expectation; the
-    variance of a sum of many independent gates is small beside it.
+    tokens in layer ``l``: the sum, over all ``v`` tokens, of the product of the gates of the stages before that layer.
+    ``C`` has a term in the square of the length, whose expectation is approximated by the square of the expected
+    length, since the variance of a sum of many independent gates is small in comparison.
 
     Args:
         keep: for each stage, ``[V]`` in [0, 1]: the probability that a token that gets there stays.
-        after_layers: of each stage.
+        after_layers: each stage's ``after_layer``.
         tokens: all visual tokens of the batch.
         text: ``[S]`` other tokens of each prompt.
-        weight: ``[S]`` of the samples; default: equal ones.
+        weight: ``[S]`` weights of the samples; by default all are equal.
     """
     facts = tokens.facts
     group, total = tokens.groups()

@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 Logs = dict[str, Tensor]
 PRICED = "pruning_rate"
 STIFFNESS = 6.0  # a tenth more tokens than the budget: nearly twice the price
-LARGEST_EXCESS = 0.5  # so that the price stays finite where a pruner starts from keeping all
+LARGEST_EXCESS = 0.5  # bounds the price where a pruner keeps all tokens at first
 
 
 class GRPO(AnswerObjective):
     """Group-relative policy optimisation (DeepSeekMath, arXiv 2402.03300) on pruned prompts.
 
-    For each prompt ``group_size`` answers are sampled from its pruned cache; an answer's advantage is how much more
-    reward than its group it got. The tokens' log-probabilities are those of the rollout's own forward: pruned after the
-    same layers, the same tokens kept, all layers' pruned keys and values read. With ``pruner`` in ``train``, each keep
-    decision is a Bernoulli action of probability ``sigmoid(score)`` (so scorers must return logits), rewarded with the
-    mean advantage of the answers behind it; then the answers of a group come from several prefills that keep different
-    tokens, and validation still keeps what the policy says. ``pruning_rate`` counts for these decisions only: no answer
-    could change it.
+    For each prompt ``group_size`` answers are sampled from its pruned cache. An answer's advantage is its reward
+    compared with its group's, by the formula of ``variant``. The tokens' log-probabilities are those of the rollout's
+    own forward: pruned after the same layers, with the same tokens kept, and all layers' pruned keys and values read.
+    With ``pruner`` in ``train``, each keep decision is a Bernoulli action of probability ``sigmoid(score)`` (so scorers
+    must return logits), rewarded with the mean advantage of the answers that follow it. The answers of a group then
+    come from several prefills that keep different tokens, while validation keeps the policy's choice. ``pruning_rate``
+    counts for these decisions only, as no answer can change it.
 
     GlimpsePrune's stage 2 (arXiv 2508.01548) is ``rollout_masks: oracle``, ``old: replay``, ``clip: null``, ``forward:
     embeddings``, ``group_size: 4``, ``kl_weight: 0.04``, ``mean: sequence``; its top-k of 50 in sampling is not copied.
@@ -56,29 +56,30 @@ class GRPO(AnswerObjective):
         train: ``language_model``, ``pruner`` or both.
         lora: adapters that are trained in place of the language model's own weights.
         group_size: answers to each prompt.
-        prefills: pruned prefills of each prompt that they come from; ``None``: 1, or with the pruner trained 4 (or as
-            many as there are answers, where these are fewer).
-        temperature: of sampling, and of the distribution that is trained.
-        max_new_tokens: longest answer.
+        prefills: pruned prefills of each prompt from which its answers are sampled; ``None``: 1, or with the pruner
+            trained 4 (or ``group_size``, where that is less).
+        temperature: temperature of sampling, and of the distribution that is trained.
+        max_new_tokens: longest answer, in tokens.
         iterations: steps on the same answers.
-        clip: how far below and above 1 a ratio may count; ``None``: as far as it goes.
-        variant: of the advantage: ``grpo``, ``dr_grpo`` or ``rloo``.
-        mean: of the tokens' losses: ``sequence``, ``token`` or ``constant``; ``None``: what the variant's paper does.
-        kl_weight: on the k3 estimate of KL(policy || frozen reference).
-        pruner_weight: on the loss of the keep decisions, a mean over a prompt's decisions.
-        retention: mean share of visual tokens that the rollouts shall keep. The weight of ``pruning_rate`` among the
-            ``rewards`` is then only what the tokens' price starts from. With ``e = kept / retention - 1`` of a batch
-            of rollouts (0.5 at most), that batch pays ``price * exp(6 e)``, at once, and the price of the next ones is
-            multiplied by ``exp(price_rate * e)``, so that it settles where the pruner meets the budget. Prompts may
-            still differ: it is their mean that counts.
-        price_rate: how fast the price moves.
-        rollout_masks: what rollouts keep: what the ``policy`` says, what evidence boxes touch (``oracle``), or the
-            latter for a random share ``oracle_share`` of prompts (``mixed``).
-        oracle_share: share of prompts in ``mixed``.
-        old: the ratio is to the log-probabilities of the ``rollout``, or to those of the first ``replay``, which makes
-            it exactly 1 at first whatever the precision (and dropout).
-        forward: whether the answers' tokens are predicted as in the ``rollout``, or over pruned input ``embeddings``,
-            as GlimpsePrune's stage 2 does.
+        clip: distances below and above 1 at which the ratio is clipped; ``None``: it is not clipped.
+        variant: formula of the advantage: ``grpo``, ``dr_grpo`` or ``rloo``.
+        mean: mean over the tokens' losses: ``sequence``, ``token`` or ``constant``; ``None``: that of the variant's
+            paper.
+        kl_weight: weight of the k3 estimate of KL(policy || frozen reference).
+        pruner_weight: weight of the loss of the keep decisions, a mean over a prompt's decisions.
+        retention: mean share of visual tokens that the rollouts have to keep. The weight of ``pruning_rate`` among the
+            ``rewards`` is then only the initial price of the tokens. With ``e = kept / retention - 1`` of a batch of
+            rollouts (0.5 at most), that batch pays ``price * exp(6 e)``, at once, and the price of the next ones is
+            multiplied by ``exp(price_rate * e)``, so that it settles where the pruner meets the budget. Shares may
+            differ between prompts: only their mean counts. ``None``: the price stays the weight of ``pruning_rate``.
+        price_rate: rate at which the price moves.
+        rollout_masks: tokens that rollouts keep: the choice of the ``policy``, those that evidence boxes touch
+            (``oracle``), or the latter for a random share ``oracle_share`` of prompts (``mixed``).
+        oracle_share: share of prompts in ``mixed`` that keep the tokens of their evidence boxes.
+        old: denominator of the ratio: the log-probabilities of the ``rollout``, or those of the first ``replay``. With
+            the latter the ratio is exactly 1 at first in every precision, also under dropout.
+        forward: forward that predicts the answers' tokens: that of the ``rollout``, or one over pruned input
+            ``embeddings``, as in GlimpsePrune's stage 2.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class GRPO(AnswerObjective):
         logs: Logs = {}
         if rollout is None:
             rollout, logs = self.roll_out(model, batch)
-            # Weights that autocast has cast for the rollout have no graph, and it would use them again.
+            # Autocast has cast weights for the rollout without a graph, and would use these again.
             torch.clear_autocast_cache()
         rollout = rollout.to(batch.key.device)
         loss, found = self.rollout_loss(model, batch, rollout)
@@ -224,12 +225,12 @@ class GRPO(AnswerObjective):
         return rollout, logs
 
     def _set_price(self, kept: Tensor) -> None:
-        """Tokens are dearer where more of them are kept than the budget allows, and cheaper where fewer are.
+        """Raise the price of tokens where more are kept than the budget allows, and lower it where fewer are.
 
-        The part that answers at once keeps the slow one from overshooting, which the pruner follows with a delay.
+        The factor of the current batch keeps the price from overshooting, which the pruner follows with a delay.
 
         Args:
-            kept: shares of the prompts whose tokens the pruner has chosen; without any, on all ranks, prices stay.
+            kept: shares kept by the prompts whose tokens the pruner has chosen. Where no rank has any, the price stays.
         """
         assert self.retention is not None
         total, count = mean_over_ranks(torch.stack([kept.sum(), kept.new_tensor(float(len(kept)))])).tolist()
@@ -278,7 +279,7 @@ class GRPO(AnswerObjective):
     # -- loss ---------------------------------------------------------------------------------------------------
 
     def rollout_loss(self, model: PrunedVLM, batch: Batch, rollout: Rollout) -> tuple[Tensor, Logs]:
-        """Loss of the answers, and what is to be logged."""
+        """Loss of the answers, and the figures to log."""
         assert rollout.advantages is not None
         log_probs, entropy, actions = self._log_probs(model, batch, rollout, scored=self.trains_pruner)
         if self.old == "replay" and not rollout.replayed:
@@ -305,7 +306,7 @@ class GRPO(AnswerObjective):
         return loss, {name: value.detach() for name, value in logs.items()}
 
     def _decision_loss(self, batch: Batch, rollout: Rollout, actions: list[Tensor]) -> Tensor:
-        """Of the keep decisions: mean over a prefill's decisions of each stage, then over prefills."""
+        """Loss of the keep decisions: mean over a prefill's decisions of each stage, then over prefills; their sum."""
         assert rollout.worth is not None
         worth, prefills = rollout.worth, len(rollout.worth)
         weight = batch.weight.repeat_interleave(self.prefills)
@@ -321,7 +322,7 @@ class GRPO(AnswerObjective):
         return reduce_tokens(values, rollout.mask, weight, self.mean, self.max_new_tokens)
 
     def _logged(self, values: Tensor, rollout: Rollout, weight: Tensor) -> Tensor:
-        """A true mean, whatever the loss divides by: a ratio of 1 everywhere is logged as 1."""
+        """The mean over tokens even where the loss divides by a constant: a ratio of 1 everywhere is logged as 1."""
         mean: Mean = "token" if self.mean == "constant" else self.mean
         return reduce_tokens(values, rollout.mask, weight, mean, self.max_new_tokens)
 

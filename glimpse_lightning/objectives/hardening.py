@@ -1,4 +1,4 @@
-"""How soft keep decisions become a threshold's hard ones by the end of a training, and whether they did."""
+"""Hardening: soft keep decisions become a threshold's hard ones by the end of a training, which is checked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GAP = 0.003
 """Largest difference between soft and hard budget that a training may end with, as a share of the budget's whole."""
 
 OFF = 0.005
-"""Likewise between the hard budget and its target; of large budgets, a twentieth."""
+"""Largest difference between the hard budget and its target, likewise; of large budgets, a twentieth."""
 
 
 SHARPENING = 0.6
@@ -39,7 +39,7 @@ def sharpening(progress: float, start: float, sharpness: float) -> float:
 
 
 def product(gates: Sequence[Tensor]) -> Tensor:
-    """``[V]`` how open all stages' gates together leave each token."""
+    """``[V]`` product of all stages' gates on each token."""
     return reduce(torch.mul, gates)  # the backward pass of `prod` waits for the device
 
 
@@ -53,14 +53,14 @@ class Ending:
     """The budget in the last steps of a training, counted in soft and in hard decisions.
 
     Args:
-        steps: how many steps count.
+        steps: number of last steps that count.
     """
 
     def __init__(self, steps: int = 50) -> None:
         self._last: deque[Tensor] = deque(maxlen=steps)
 
     def add(self, pruner: Pruner | None, soft: Tensor, hard: Tensor, target: float | None) -> None:
-        """Remember one step, if its hard decisions are what all of the pruner's policies keep.
+        """Remember one step, if its hard decisions are those of all of the pruner's policies.
 
         Args:
             soft, hard: scalars, shares of what the budget counts.
@@ -72,16 +72,16 @@ class Ending:
             self._last.append(torch.stack([soft, hard, (soft - hard).abs(), goal]))
 
     def state(self) -> list[Tensor]:
-        """What :meth:`load` takes, so that a training that goes on knows of its last steps."""
+        """The state for :meth:`load`, so that a resumed training still has its last steps."""
         return [step.cpu() for step in self._last]
 
     def load(self, state: Sequence[Tensor]) -> None:
-        """Go on from a :meth:`state`."""
+        """Restore a :meth:`state`."""
         self._last.clear()
         self._last.extend(state)
 
     def remarks(self) -> list[str]:
-        """What a user has to know of these steps; nothing where all is well. To be called on all ranks."""
+        """Remarks for the user on these steps; none where all is well. To be called on all ranks."""
         if not self._last:
             return []
         last = [step.to(self._last[-1].device) for step in self._last]  # those of a checkpoint are in main memory
@@ -107,7 +107,7 @@ def _at_a_half(policy: object) -> bool:
 
 
 class Hardening(Objective):
-    """An objective whose soft decisions shall become hard ones; it tells how they end, also after a stop."""
+    """An objective whose soft decisions become hard ones; its remarks say how far they did, also after a stop."""
 
     def __init__(self) -> None:
         self._ending = Ending()

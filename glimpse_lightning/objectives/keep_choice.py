@@ -22,13 +22,13 @@ CERTAIN = 1e4
 
 @dataclass
 class KeepChoice:
-    """What the stages decided in one rollout; one entry per stage in each list.
+    """The stages' decisions in one rollout; one entry per stage in each list.
 
     Attributes:
-        kept: ``[V]`` boolean, what was kept.
-        drawn: ``[V]`` boolean, the actions; empty where nothing was drawn. A policy's floor may keep a few tokens more.
-        log_probs: ``[V]`` of these actions.
-        sample: ``[V]`` the prompt of each action.
+        kept: ``[V]`` boolean, true at kept tokens.
+        drawn: ``[V]`` boolean, the actions; empty where none was drawn. A policy's floor may keep a few tokens more.
+        log_probs: ``[V]`` log-probabilities of these actions.
+        sample: ``[V]`` the prompt of each action; -1 where evidence boxes decided.
     """
 
     kept: list[Tensor] = field(default_factory=list)
@@ -43,12 +43,13 @@ def bernoulli_log_probs(scores: Tensor, drawn: Tensor) -> Tensor:
 
 
 def choose(choice: KeepChoice, draw: bool, oracle: Tensor) -> Select:
-    """A selection that writes down in ``choice`` what it does.
+    """A selection that records its decisions in ``choice``.
 
     Args:
-        draw: tokens are kept with probability ``sigmoid(score)`` instead of by the policy.
-        oracle: ``[B]`` prompts that keep what their evidence boxes touch (under the policy's floor and cap) instead;
-            without boxes, a prompt keeps what the policy says. Their decisions are nobody's actions.
+        choice: record to which each stage's decisions are appended.
+        draw: whether tokens are kept with probability ``sigmoid(score)`` instead of by the policy.
+        oracle: ``[B]`` true for prompts that keep the tokens their evidence boxes touch (under the policy's floor and
+            cap) instead. A prompt without boxes keeps the policy's choice. Decisions by boxes are no actions.
     """
 
     def select(stage: PruneStage, scores: Tensor, tokens: VisualTokens) -> Tensor:
@@ -57,7 +58,7 @@ def choose(choice: KeepChoice, draw: bool, oracle: Tensor) -> Select:
         kept = stage.policy.select(scores, tokens)
         if draw:
             drawn = torch.rand_like(scores, dtype=torch.float32) < scores.float().sigmoid()
-            # The policy's own rules for what was drawn: a floor keeps a prompt from losing everything.
+            # The policy's own rules apply to drawn tokens too: its floor keeps a prompt from losing all.
             floor = stage.policy.select(torch.where(drawn, CERTAIN, -CERTAIN) + scores.float(), tokens)
             kept = drawn | floor
             choice.drawn.append(drawn)
@@ -74,8 +75,8 @@ def choose(choice: KeepChoice, draw: bool, oracle: Tensor) -> Select:
 
 
 def repeat(choice: KeepChoice, log_probs: list[Tensor] | None = None) -> Select:
-    """A selection that keeps what ``choice`` kept, and appends its actions' log-probabilities under today's scores,
-    where they are wanted.
+    """A selection that keeps the same tokens as ``choice``, and appends its actions' log-probabilities under the
+    current scores to ``log_probs``, if that is given.
     """
     stages = iter(range(len(choice.kept)))
 

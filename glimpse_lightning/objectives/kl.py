@@ -1,4 +1,4 @@
-"""KL: the softly pruned model must answer as the full one does, within a token budget."""
+"""KL: the softly pruned model learns to answer as the full one does, within a token budget."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.model.pruned_vlm import PrunedVLM
 
 
-_MIN_LOG_GATE = -9.0  # exp(-9) is nothing beside any kept key
+_MIN_LOG_GATE = -9.0  # exp(-9) is negligible next to any kept key
 
 
 class KL(Hardening):
@@ -31,36 +31,37 @@ class KL(Hardening):
     Gates are binary-concrete relaxations of the keep decisions (Maddison et al., arXiv 1611.00712): ``g = sigmoid((s +
     noise) / temperature)`` with logistic noise, so that a token of score ``s`` is open with probability
     ``sigmoid(s)``. The noise matters: without it, one small gate for all tokens would cancel in the softmax and cost
-    nothing. ``log g`` is added to the attention logits of the token's key. The temperature has to be low: a key is out
-    of a decoder's sight only where ``log g`` is several nats below 0, and at temperatures near 1 gates let everything
-    through, however few of them are open.
+    nothing. ``log g`` is added to the attention logits of the token's key. The temperature has to be low: a key hardly
+    counts only where ``log g`` is several nats below 0, and at temperatures near 1 nearly closed gates still let their
+    tokens through.
 
-    What training lets through and what a threshold keeps would differ for tokens of scores near 0, whose gates are half
-    open. So once the budget has reached its target, the logits of gates and budget are multiplied by a factor that
-    rises from 1 to ``sharpness``: noise and temperature fall with it, and gates become the hard decisions that a
-    threshold of 0.5 makes. In the last steps the factor rests, and the budget of hard decisions meets its target.
+    Tokens of scores near 0 have half-open gates in training, where a threshold would keep or drop them. So once the
+    budget has reached its target, the logits of gates and budget are multiplied by a factor that rises from 1 to
+    ``sharpness``. Noise and temperature fall by the same factor, and gates become the hard decisions of a threshold of
+    0.5. In the last steps the factor is constant, and the budget of hard decisions meets its target.
 
     The budget term is ``budget_weight * (r - target)^2 / target`` with ``r`` the mean of ``sigmoid(s)`` over a sample's
-    tokens, averaged over the batch (of all ranks): samples together have to meet the budget, so that one that needs
+    tokens, averaged over the batch (of all ranks). The samples together have to meet the budget, so a sample that needs
     more tokens may take them from one that needs fewer. Over the first ``anneal`` of the training the target falls from
     ``initial`` to ``retention``, by the same factor in every step.
 
-    Several stages are trained together: their gates multiply, and ``r`` counts what all of them leave. With ``flops``
-    the budget is one of compute in place of tokens, so that how much each stage drops is learned: ``r`` is then the
+    Several stages are trained together: their gates multiply, and ``r`` counts the tokens that all of them keep. With
+    ``flops`` the budget is one of compute in place of tokens, and each stage's share is learned: ``r`` is then the
     expected share of the decoder's prefill FLOPs (:func:`~.flops_budget.flops_share`), and its target falls to
     ``flops``.
 
-    Needs scorers that return logits (keep = sigmoid > 0.5), and no annotation: where a sample has no answer, the tokens
-    are those of the answer that the full model writes (:class:`~glimpse_lightning.evaluation.answers.WrittenAnswers`).
+    Scorers have to return logits (keep = sigmoid > 0.5). Annotations are not needed: where a sample has no answer, the
+    tokens are those of the full model's answer (:class:`~glimpse_lightning.evaluation.answers.WrittenAnswers`).
 
     Args:
         retention: mean share of visual tokens to keep, in (0, 1].
-        initial: share at first, of whatever the budget counts, in (0, 1]; never below the last one.
-        anneal: share of the training over which one becomes the other.
-        temperature: of the gates.
-        sharpness: last factor on the logits, at least 1; with 1 gates stay as soft as they are.
-        budget_weight: of the budget term; the price of all tokens, in nats, at one and a half times the target.
-        flops: share of the decoder's prefill FLOPs to spend, in (0, 1], in place of ``retention``.
+        initial: first target, a share of tokens (of FLOPs with ``flops``) in (0, 1]; never below the last one.
+        anneal: share of the training over which the target falls.
+        temperature: temperature of the gates.
+        sharpness: last factor on the logits, at least 1; with 1 gates stay soft.
+        budget_weight: weight of the budget term; the price of all tokens, in nats, at one and a half times the target.
+        flops: share of the decoder's prefill FLOPs to spend, in (0, 1], in place of ``retention``; by default tokens
+            are counted.
     """
 
     writes_answers = True
@@ -137,10 +138,10 @@ class KL(Hardening):
         choices: list[Tensor],
         weight: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The expected share of FLOPs, and what to log of it.
+        """The expected share of FLOPs, and its figures to log.
 
         Raises:
-            GlimpseError: in the first step, where no choice of tokens could be so cheap.
+            GlimpseError: in the first step, where even keeping no tokens would exceed the budget.
         """
         assert model.pruner is not None and self.flops is not None
         layers, text = [stage.after_layer for stage in model.pruner.stages], tokens.text_length
@@ -160,7 +161,7 @@ class KL(Hardening):
 
 
 def log_gates(scores: Tensor, temperature: float) -> Tensor:
-    """Log of binary-concrete gates ``[V]`` of logits ``scores [V]``; ``-inf`` where they are as good as closed."""
+    """Log of binary-concrete gates ``[V]`` of logits ``scores [V]``; ``-inf`` where that is below -9."""
     uniform = torch.rand_like(scores, dtype=torch.float32).clamp(1e-6, 1 - 1e-6)
     noise = uniform.log() - (-uniform).log1p()
     log_gates = F.logsigmoid((scores.float() + noise) / temperature)
@@ -168,5 +169,5 @@ def log_gates(scores: Tensor, temperature: float) -> Tensor:
 
 
 def of_all_ranks(mean: Tensor) -> Tensor:
-    """The value of the mean of all ranks, with this one's gradient, which is averaged with the others' later."""
+    """The mean over all ranks, with the gradient of this rank's value: gradients are averaged over ranks later."""
     return mean + (mean_over_ranks(mean) - mean).detach()

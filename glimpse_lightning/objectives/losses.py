@@ -18,10 +18,10 @@ def dice_loss(logits: Tensor, target: Tensor, sample: Tensor, num_samples: int) 
     As in GlimpsePrune's reference. A sample without tokens has loss 0.
 
     Args:
-        logits: ``[V]``.
+        logits: ``[V]`` scores before the sigmoid.
         target: ``[V]`` 0 or 1.
         sample: ``[V]`` sample of each token.
-        num_samples: ``S``.
+        num_samples: ``S``, the number of samples.
 
     Returns:
         ``[S]``.
@@ -32,7 +32,7 @@ def dice_loss(logits: Tensor, target: Tensor, sample: Tensor, num_samples: int) 
 
 
 def bce_loss(logits: Tensor, target: Tensor, sample: Tensor, num_samples: int) -> Tensor:
-    """Mean binary cross entropy of each sample ``[S]``; arguments as of :func:`dice_loss`."""
+    """Mean binary cross entropy of each sample ``[S]``; takes the arguments of :func:`dice_loss`."""
     loss = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
     return segment_mean(loss, sample, num_samples)
 
@@ -40,8 +40,8 @@ def bce_loss(logits: Tensor, target: Tensor, sample: Tensor, num_samples: int) -
 def weighted_mean(per_sample: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean of ``[S]`` with weights ``[S]`` (``None`` = equal ones); 0 where all weights are 0.
 
-    The ranks of a distributed run divide by their mean weight, so that the mean of what they find (and of its
-    gradients) is that of all samples together.
+    The ranks of a distributed run divide by their mean weight, so that the mean of their results (and gradients) is
+    that of all samples together.
     """
     if weight is None:
         return per_sample.mean()
@@ -70,7 +70,7 @@ def mask_loss(
 ) -> Tensor:
     """``dice_weight * dice + bce_weight * bce``, averaged over samples with ``weight [S]``; a scalar.
 
-    The reference's released configurations weigh 1.0 and 0.1.
+    The weights in the reference's released configurations are 1.0 and 0.1.
     """
     dice = dice_loss(logits, target, sample, num_samples)
     bce = bce_loss(logits, target, sample, num_samples)
@@ -82,7 +82,7 @@ def answer_loss(logits: Tensor, ids: Tensor, mask: Tensor, weight: Tensor | None
 
     Args:
         logits: ``[B, A, vocab]``; entry ``a`` predicts token ``a``.
-        ids: ``[B, A]``.
+        ids: ``[B, A]`` tokens of the answers.
         mask: ``[B, A]`` 1 at answer tokens.
     """
     loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)
@@ -92,8 +92,8 @@ def answer_loss(logits: Tensor, ids: Tensor, mask: Tensor, weight: Tensor | None
 def k3_kl(log_probs: Tensor, reference: Tensor, sample: Tensor, num_samples: int) -> Tensor:
     """Schulman's k3 estimate of ``KL(policy || reference)``: mean of ``exp(r - p) - (r - p) - 1``; a scalar.
 
-    ``log_probs`` and ``reference`` ``[T]`` are those of the sampled tokens, packed; ``sample [T]`` says whose. Mean
-    over a sample's tokens, then over samples (http://joschu.net/blog/kl-approx.html).
+    ``log_probs`` and ``reference`` ``[T]`` are those of the sampled tokens, packed; ``sample [T]`` is each token's
+    sample. Mean over a sample's tokens, then over samples (http://joschu.net/blog/kl-approx.html).
     """
     return segment_mean(k3(log_probs, reference), sample, num_samples).mean()
 

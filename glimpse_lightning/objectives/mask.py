@@ -1,4 +1,4 @@
-"""Mask: the visual tokens inside the evidence boxes must score high, all others low."""
+"""Mask: visual tokens inside the evidence boxes are trained to score high, all others low."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ class Mask(Hardening):
 
     GlimpsePrune's stage 1 (arXiv 2508.01548): every stage's scores, which must be logits, are trained to tell tokens
     that an evidence box touches from those that none touches, on the unpruned prompt. With deep supervision the loss is
-    the sum over the output heads. The answer loss is the cross entropy of the reference answer behind the glimpse, with
+    the sum over the output heads. The answer loss is the cross entropy of the reference answer after the glimpse, with
     nothing pruned. Samples without boxes count in the answer loss only.
 
-    Dice and BCE are content with scores near 0, which a threshold of 0.5 decides one way or the other. With a
-    ``sharpness`` above 1 (the reference has no such option) the logits in both are multiplied by a factor that rises
-    from 1, at half of the training, to ``sharpness``. The loss then ends as that of the tokens that are kept.
+    Dice and BCE can be low at scores near 0, where small differences decide which side of the threshold of 0.5 a token
+    is on. With a ``sharpness`` above 1 (the reference has no such option) the logits in both are multiplied by a factor
+    that rises from 1, at half of the training, to ``sharpness``. At the end the loss then approximates that of the
+    thresholded decisions.
 
     Args:
-        dice_weight: of the Dice loss.
-        bce_weight: of the binary cross entropy.
-        answer_weight: factor on the answer loss, which scorers with glimpse tokens have; 0 spares its computation.
-        sharpness: last factor on the logits, at least 1.
+        dice_weight: weight of the Dice loss.
+        bce_weight: weight of the binary cross entropy.
+        answer_weight: factor on the answer loss, which scorers with glimpse tokens have; with 0 it is not computed.
+        sharpness: last factor on the logits, at least 1; with 1 logits are not multiplied.
     """
 
     needs = ("boxes",)
@@ -65,7 +66,7 @@ class Mask(Hardening):
         loss = torch.stack(masks).sum()
         target = evidence_mask(outputs[0].tokens, batch.boxes)
         tokens, factor = outputs[-1].tokens, self.factor
-        # Every stage scores the unpruned prompt here; what is kept is what all of them keep.
+        # Every stage scores the unpruned prompt here; a token is kept if all stages keep it.
         scores = [output.scores.detach().float() for output in outputs]
         soft = mean_retention(product([(factor * each).sigmoid() for each in scores]), tokens, batch.weight)
         hard = mean_retention(product([(each > 0).float() for each in scores]), tokens, batch.weight)

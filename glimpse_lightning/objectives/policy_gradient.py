@@ -18,16 +18,16 @@ STD_EPS = 1e-4
 
 
 def group_advantages(rewards_BG: Tensor, valid_BG: Tensor, variant: Variant) -> Tensor:
-    """How much better than its group each answer is: ``[B, G]``, 0 where it is not valid.
+    """Advantage of each answer over its group: ``[B, G]``, 0 where it is not valid.
 
     ``grpo``: ``(r - mean) / (std + 1e-4)`` with the unbiased deviation (DeepSeekMath, arXiv 2402.03300; the constant is
     GlimpsePrune's); ``dr_grpo``: ``r - mean`` (arXiv 2503.20783); ``rloo``: ``r`` - the mean of the others (arXiv
     2402.14740).
 
     Args:
-        rewards_BG: ``[B, G]``.
+        rewards_BG: ``[B, G]`` reward of each answer.
         valid_BG: ``[B, G]`` false where the reward is not known: such answers belong to no group. Groups of fewer than
-            two valid answers say nothing, and get 0.
+            two valid answers allow no comparison, and get 0.
     """
     centred, count = _centred(rewards_BG, valid_BG)
     if variant == "grpo":
@@ -44,7 +44,7 @@ def group_deviation(rewards_BG: Tensor, valid_BG: Tensor) -> Tensor:
 
 
 def _centred(rewards_BG: Tensor, valid_BG: Tensor) -> tuple[Tensor, Tensor]:
-    """``([B, G], [B, 1])``: rewards less the mean of their group's valid ones, 0 elsewhere; how many are valid."""
+    """``([B, G], [B, 1])``: rewards less the mean of their group's valid ones, 0 elsewhere; number of valid ones."""
     valid = valid_BG.to(rewards_BG.dtype)
     count = valid.sum(1, keepdim=True)
     rewards = torch.where(valid_BG, rewards_BG, 0)
@@ -52,9 +52,9 @@ def _centred(rewards_BG: Tensor, valid_BG: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def clipped_objective(log_probs: Tensor, old: Tensor, advantages: Tensor, clip: tuple[float, float] | None) -> Tensor:
-    """What each action contributes to the loss: ``-min(ratio * A, clamp(ratio, 1 - low, 1 + high) * A)``.
+    """Loss of each action: ``-min(ratio * A, clamp(ratio, 1 - low, 1 + high) * A)``.
 
-    PPO's surrogate (arXiv 1707.06347); ``clip = None`` leaves the ratio as it is. All arguments broadcast.
+    PPO's surrogate (arXiv 1707.06347); with ``clip = None`` the ratio is not clamped. All arguments broadcast.
     """
     ratio = (log_probs - old).exp()
     loss = -ratio * advantages
@@ -69,8 +69,8 @@ def reduce_tokens(values_RT: Tensor, mask_RT: Tensor, weight_R: Tensor, mean: Me
     ``sequence``: mean over an answer's tokens, then over answers; ``token``: mean over all tokens; ``constant``: sum
     over tokens / ``longest``, then mean over answers (Dr. GRPO, arXiv 2503.20783: long answers are not discounted).
 
-    In a distributed run the means are over all ranks: averaging the ranks' results, as their gradients are, gives what
-    one process would have found for the whole batch.
+    In a distributed run the means are over all ranks: averaging the ranks' results, as their gradients are, gives the
+    result of one process for the whole batch.
 
     Args:
         mask_RT: ``[R, T]`` false at padding.

@@ -1,4 +1,4 @@
-"""Rollouts: answers sampled behind pruned prompts, and what they are worth.
+"""Rollouts: answers sampled after pruned prompts, and their advantages.
 
 Suffixes: ``B`` prompts, ``P`` pruned prefills (those of a prompt in a row), ``R`` answers (those of a prefill in a
 row), ``T`` tokens.
@@ -33,10 +33,10 @@ class Rollout:
         ids, mask: ``[R, T]`` tokens, and which belong to the answer (up to and including its end token).
         log_probs: ``[R, T]`` under the policy that sampled them.
         choice: which visual tokens were kept.
-        retention: ``[P]`` their share; NaN for prompts without any.
-        reference: ``[R, T]`` log-probabilities under the frozen reference, where that is wanted.
-        advantages: ``[R]`` of the answers, for the language model.
-        worth: ``[P]`` mean advantage of the answers behind each prefill, for its keep decisions.
+        retention: ``[P]`` share of kept tokens; NaN for prompts without any visual token.
+        reference: ``[R, T]`` log-probabilities under the frozen reference; ``None`` unless its KL is weighted.
+        advantages: ``[R]`` advantages of the answers, for the language model.
+        worth: ``[P]`` mean advantage of the answers after each prefill, for its keep decisions.
         replayed: whether ``log_probs`` are those of the first replay instead.
     """
 
@@ -84,11 +84,12 @@ def sample_answers(
 ) -> Rollout:
     """``answers`` answers from each of ``prefills`` pruned prefills of each prompt.
 
-    Sampled from the whole distribution at ``temperature``: no top-k, no top-p, no repetition penalty, whatever the
-    model's own generation settings say, since these would sample from another distribution than the one trained.
+    They are sampled from the whole distribution at ``temperature``. Top-k, top-p and repetition penalties of the
+    model's own generation settings are ignored, since they would sample from another distribution than the one trained.
 
     Args:
-        draw, oracle: as in :func:`~glimpse_lightning.objectives.keep_choice.choose`; default: the policy's choice.
+        draw, oracle: arguments of :func:`~glimpse_lightning.objectives.keep_choice.choose`; by default the policy
+            chooses the kept tokens.
     """
     choice = KeepChoice()
     oracle = torch.zeros_like(batch.key, dtype=torch.bool) if oracle is None else oracle
@@ -116,7 +117,7 @@ def sample_answers(
 
 
 def one_more(values: Tensor) -> Tensor:
-    """``[R, T]`` with a column of padding, zeros, behind it."""
+    """``values [R, T]`` followed by a column of padding, zeros."""
     return F.pad(values, (0, 1))
 
 
@@ -133,13 +134,13 @@ def retention_by_prompt(out: PrefillOutput, prompts: int) -> Tensor:
 
 
 def mean_known(values: Tensor) -> Tensor:
-    """Mean of those ``values`` that are no NaN; 0 where there are none."""
+    """Mean of ``values`` without NaN; 0 where all are NaN."""
     known = values[~values.isnan()]
     return known.mean() if len(known) else torch.zeros(())
 
 
 def reward_facts(model: PrunedVLM, batch: Batch, rollout: Rollout) -> list[RewardFacts]:
-    """What rewards may ask about each of the ``R`` answers."""
+    """Facts about each of the ``R`` answers, for rewards."""
     texts = model.backbone.decode(ids[mask] for ids, mask in zip(rollout.ids, rollout.mask, strict=True))
     lengths = rollout.mask.sum(1)
     finished = torch.isin(rollout.ids.gather(1, lengths[:, None] - 1)[:, 0], end_ids(model)).tolist()

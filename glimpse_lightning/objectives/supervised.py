@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of the pruned model: the control of RL."""
+"""Supervised fine-tuning of the pruned model, to compare reinforcement learning with."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Supervised(AnswerObjective):
-    """Cross entropy of the reference answer behind the pruned prompt; trains the language model, the pruner stays.
+    """Cross entropy of the reference answer after the pruned prompt; trains the language model, the pruner is frozen.
 
     Args:
-        lora: adapters that are trained in place of the language model's own weights.
+        lora: adapters that are trained in place of the language model's own weights; by default these are trained.
     """
 
     needs = ("answers",)

@@ -1,4 +1,4 @@
-"""Which parts of a model an objective of the answers trains, and what the frozen reference is."""
+"""The parts of a model that an objective of the answers trains, and the frozen reference."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class AnswerObjective(Objective):
     """An objective that trains the language model (all of it, or LoRA adapters in it), the pruner, or both.
 
     Args:
-        train: ``language_model``, ``pruner`` or both. The vision tower stays as it is.
-        lora: adapters that are trained in place of the language model's own weights.
+        train: ``language_model``, ``pruner`` or both. The vision tower is frozen.
+        lora: adapters that are trained in place of the language model's own weights; by default these are trained.
     """
 
     refines = True
@@ -60,7 +60,7 @@ class AnswerObjective(Objective):
         return "pruner" in self.train
 
     def prepare(self, model: PrunedVLM) -> None:
-        """Put adapters in, and find out what is trained."""
+        """Add the adapters, and set the patterns of trained parameters."""
         patterns = []
         if self.trains_pruner:
             if model.pruner is None or next(model.pruner.parameters(), None) is None:
@@ -75,16 +75,16 @@ class AnswerObjective(Objective):
         self.trainable = tuple(patterns)
 
     def start(self, model: PrunedVLM) -> None:
-        """Dropout in the adapters, and nowhere else: what is sampled and what is trained are one distribution."""
+        """Switch dropout on in the adapters only, so that rollouts and training use one distribution."""
         for module in lora_modules(model.backbone):
             module.lora_dropout.train()
 
     @torch.no_grad()
     def seen(self, model: PrunedVLM, batch: Batch, copies: int = 1) -> Batch:
-        """The batch with all that is the same in each forward of a step: nothing of it is trained.
+        """The batch with everything untrained that is equal in each forward of a step, computed once.
 
         Args:
-            copies: how often each prompt stands in these forwards.
+            copies: number of times that each prompt stands in these forwards.
         """
         if model.trains_embeddings:
             batch = replace(batch, vision_output=model.backbone.visuals(batch.inputs, model.vision_layers))
@@ -100,7 +100,7 @@ class AnswerObjective(Objective):
 
     @contextmanager
     def reference(self, backbone: Backbone) -> Iterator[None]:
-        """While the context is open, the language model is what it was before training. Not while a graph is alive."""
+        """Give the language model its weights from before training while the context is open. No graph may be alive."""
         with torch.no_grad(), without_lora(backbone):
             if self._reference:
                 release(backbone.model)
@@ -116,7 +116,9 @@ class AnswerObjective(Objective):
                     parameter.copy_(value)
 
     def save(self, model: PrunedVLM, folder: Path, write: bool = True) -> None:
-        """Write what was trained of the language model: ``adapter/`` as PEFT does, or ``model/`` as Hugging Face."""
+        """Write the trained weights of the language model: ``adapter/`` in PEFT's format, or ``model/`` in Hugging
+        Face's.
+        """
         if self.lora is not None:
             save_lora(model.backbone, folder / "adapter", write)
         elif self.trains_weights:
