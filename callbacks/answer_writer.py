@@ -1,4 +1,4 @@
-"""answers.jsonl: what `predict` answers, written as it goes."""
+"""answers.jsonl: the answers of `predict`, written batch by batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from glimpse_lightning.runtime.whole_files import remove
 class AnswerWriter(Callback, AnsweredBefore):
     """Appends each batch's answers to ``answers.<rank>.jsonl``, which at the end become ``answers.jsonl``.
 
-    A run that was stopped takes up its folder again and answers the rest.
+    A run that was stopped goes on in its folder and answers the remaining questions.
     """
 
     def __init__(self) -> None:
@@ -40,12 +40,12 @@ class AnswerWriter(Callback, AnsweredBefore):
         self._done = set(self._before)
         if self._before:
             rank_zero_info(f"{len(self._before)} questions are answered already.")
-        trainer.strategy.barrier("answers are read")  # before a rank goes on and writes some
+        trainer.strategy.barrier("answers are read")  # before any rank goes on and writes more
         return set(self._before)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._lines.folder != Path(trainer.default_root_dir):  # with loaders that have not asked
+        if self._lines.folder != Path(trainer.default_root_dir):  # some loaders have not called `answered`
             self.answered(trainer)
 
     @override
@@ -58,7 +58,7 @@ class AnswerWriter(Callback, AnsweredBefore):
         rows = []
         for place in outputs["counts"]:
             sample = batch.samples[place]
-            if sample.id in self._before:  # asked again, as a loader must not be empty
+            if sample.id in self._before:  # answered before; in the loader because it must not be empty
                 continue
             if sample.id in self._done:
                 raise GlimpseError(
@@ -94,7 +94,7 @@ class AnswerWriter(Callback, AnsweredBefore):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say where answers are."""
+        """Name the folder of the answers so far."""
         if trainer.predicting and self._done:
             rank_zero_info(
                 f"{len(self._done)} answers are in {self._lines.folder}; the same command goes on from there."

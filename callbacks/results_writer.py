@@ -52,7 +52,7 @@ SETTINGS = {
 }  # fmt: skip
 """Columns of the HParams page next to those of the swappable parts, and where the configuration has them."""
 BUDGETS = ("ratio", "count", "flops", "threshold", "retention")
-"""Arguments of policies and objectives by which runs of one method differ."""
+"""Arguments of policies and objectives that differ between runs of one method."""
 FAMILY_SHOWN = {
     "accuracy": "accuracy",
     "full_accuracy": "full",
@@ -63,7 +63,8 @@ FAMILY_SHOWN = {
 
 
 class ResultsWriter(Callback):
-    """Writes what an evaluation found, when it ends: last of all, so that ``results.json`` marks a finished run.
+    """Writes an evaluation's results when it ends, ``results.json`` last of all, so that this file marks a finished
+    run.
 
     Args:
         recipe: name of the recipe.
@@ -117,7 +118,7 @@ class ResultsWriter(Callback):
         """Write everything about the evaluation of ``split`` (``None``: no evaluation took place).
 
         Args:
-            found: what goes in place of the summary's figures.
+            found: entries of ``results.json`` in place of the evaluation's summary; by default the summary is written.
         """
         if not trainer.is_global_zero or (split and _in_brief(trainer)):  # figures of few batches
             return
@@ -177,7 +178,7 @@ class ResultsWriter(Callback):
 
 
 def _settings(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by which runs differ, for a table: the parts by their class, and plain values that were given."""
+    """Settings that differ between runs, for a table: the parts by their class, and plain values that were given."""
     model: Mapping[str, Any] = hparams.get("model") or {}
     found: dict[str, Any] = {}
     for part in ("scorer", "policy", "reducer", "objective"):
@@ -196,7 +197,7 @@ def _settings(hparams: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_brief(trainer: Trainer) -> bool:
-    """Whether the trainer runs a few batches only, to see that nothing fails."""
+    """Whether the trainer runs a few batches only, as a test that nothing fails."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
@@ -223,7 +224,7 @@ def print_summary(summary: Summary, console: Console | None = None, remark: str 
 
 
 def why_nothing_is_right(summary: Summary, module: LightningModule) -> str:
-    """What to look at where the full model answers no question with references right; empty where it answers some."""
+    """Advice where the full model answers no question with references right; empty where it answers some."""
     figures = summarise(summary.records)
     if not figures["scored"] or figures["full_accuracy"]:
         return ""
@@ -253,10 +254,10 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _digests(data: Any, command: str, split: str | None) -> dict[str, Any]:
-    """Digests of the datasets that a command goes through, by their names in the data module; of a suite's by task.
+    """Digests of the datasets that a command reads, by their names in the data module; a suite's by task.
 
     Args:
-        split: the one that figures are of, where the command ends with any.
+        split: the split that the figures are about; ``None`` where the command ends without figures.
     """
     if tasks := getattr(data, "tasks", None):
         return {task.name: digest(task.dataset) for task in tasks}
@@ -270,7 +271,7 @@ def _digests(data: Any, command: str, split: str | None) -> dict[str, Any]:
 
 
 def _circumstances(device: torch.device) -> dict[str, Any]:
-    """When and where a run has ended, and on which code; ``dirty``: files of the checkout differ from its commit."""
+    """Time, machine and code of a run's end; ``dirty``: files of the checkout differ from its commit."""
     about = describe(device)
     state = about["commit"]
     return {
@@ -290,7 +291,7 @@ def _backbone_name(module: LightningModule) -> str | None:
 
 
 def _after_layers(module: LightningModule) -> list[int] | None:
-    """Where the model under test prunes, by number of the layer, however the recipe says it."""
+    """The layers after which the model under test prunes, as numbers, also where the recipe gives shares."""
     pruner = module.vlm.pruner if isinstance(module, VLMModule) and module.vlm else None
     return None if pruner is None else [stage.after_layer for stage in pruner.stages]
 
@@ -307,7 +308,7 @@ def _dtype(module: LightningModule) -> str | None:
 
 
 def peak_memory_mb() -> float | None:
-    """Of this process; the system counts kilobytes on Linux, bytes on macOS."""
+    """Peak memory of this process; the system counts kilobytes on Linux, bytes on macOS."""
     try:
         import resource
     except ImportError:  # Windows
@@ -328,7 +329,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` with what JSON has no word for (NaN, infinities) as null."""
+    """``value`` with numbers that JSON cannot hold (NaN, infinities) as null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""How unequal the shares are that questions keep."""
+"""Histograms of the shares of visual tokens that questions keep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class RetentionHistogram(Callback):
     """Writes histograms of retention to TensorBoard after validation and test, over all and per question family.
 
     Args:
-        bins: of the histogram.
+        bins: number of bins of each histogram.
     """
 
     def __init__(self, bins: int = 50) -> None:

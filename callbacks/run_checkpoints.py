@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run resumes from."""
+"""Checkpoints from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from glimpse_lightning.runtime.run_folder import saved_checkpoints
 from glimpse_lightning.runtime.whole_files import remove, replacing, sync
 
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
-"""Signals that ask a fit to stop; the exit status is then 128 and the signal's number, as of a process it has ended."""
+"""Signals that stop a fit; its exit status is then 128 + the signal's number, as of a process that a signal ended."""
 
 
 class RunCheckpoints(Checkpoint):
-    """Saves ``checkpoints/step=N.ckpt`` every so many steps, at the end, on SIGTERM and on Ctrl-C, each whole or not at
-    all.
+    """Saves ``checkpoints/step=N.ckpt`` every ``every_n_steps`` steps, at the end, on SIGTERM and on Ctrl-C, each whole
+    or not at all.
 
-    SIGTERM (pre-emption) and Ctrl-C only leave a note. When the next optimizer step is done, the ranks agree that one
-    of them has it, save, and stop: in the middle of a step, they would wait for each other for ever. A second Ctrl-C
-    stops at once. Other commands have no step to wait for, and SIGTERM ends them at once.
+    SIGTERM (pre-emption) and Ctrl-C only set a flag. After the next optimizer step the ranks agree whether one of them
+    has it set, save, and stop. In the middle of a step they would deadlock. A second Ctrl-C stops at once. Other
+    commands have no step to wait for, and SIGTERM ends them at once.
 
     Args:
         every_n_steps: optimizer steps between checkpoints.
-        keep: how many of the newest stay: more than one, so that a damaged one has a predecessor.
+        keep: number of newest checkpoints to keep: more than one, so that a damaged one has a predecessor.
     """
 
     def __init__(self, every_n_steps: int = 50, keep: int = 2) -> None:
@@ -48,8 +48,8 @@ class RunCheckpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = self._step = trainer.global_step
         self._asked = None
-        # In place of Lightning's handler, which talks to the other ranks then and there; it gives those before back
-        # when the fit ends.
+        # Replaces Lightning's handler, which communicates with the other ranks at once. Lightning restores the handlers
+        # from before when the fit ends.
         _handle(self._note, signal.SIGTERM, signal.SIGINT)
 
     def _note(self, number: int, *_: Any) -> None:
@@ -85,10 +85,10 @@ class RunCheckpoints(Checkpoint):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say what has happened."""
+        """Report the stop and its checkpoint."""
         if isinstance(exception, SIGTERMException) and self._saved >= 0:
-            asked = self._asked or signal.SIGTERM  # another rank may have been
-            exception.code = 128 + asked  # Lightning's is that of success
+            asked = self._asked or signal.SIGTERM  # the signal may have reached another rank only
+            exception.code = 128 + asked  # Lightning's own code is 0, as for success
             rank_zero_info(f"Stopped by {NAMES[asked]} and saved; the same command goes on from here.")
 
     def _save(self, trainer: Trainer) -> None:
@@ -107,9 +107,9 @@ class RunCheckpoints(Checkpoint):
                 remove(old)
 
     def _save_together(self, trainer: Trainer, path: Path) -> None:
-        """All ranks write under one name; the first then gives the whole thing its own."""
+        """Let all ranks write to one draft; the first then renames the complete checkpoint."""
         if trainer.is_global_zero:
-            for left in path.parent.glob(".*.draft"):  # by a run that was killed while it wrote
+            for left in path.parent.glob(".*.draft"):  # of a run that was killed while it wrote
                 remove(left)
         trainer.strategy.barrier()
         draft = path.with_name(f".{path.name}.draft")

@@ -1,4 +1,4 @@
-"""A progress bar with the figures that matter."""
+"""A progress bar with losses, retention and throughput."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from glimpse_lightning.evaluation.suite import SuiteData
 
 NAMES = {"hard_retention": "kept"}
 PASSES = ("full and pruned", "baselines")
-"""What a test goes through its questions for, in turn."""
+"""Names of a test's passes over its questions, in order."""
 
 
 class RunProgress(RichProgressBar):
@@ -31,7 +31,7 @@ class RunProgress(RichProgressBar):
     time between them included; ``GB`` is the peak memory, of the accelerator where there is one, else of the process.
 
     Args:
-        refresh_rate: batches between updates; 0: no bar.
+        refresh_rate: batches between updates; 0 switches the bar off.
     """
 
     def __init__(self, refresh_rate: int = 1) -> None:
@@ -65,7 +65,7 @@ class RunProgress(RichProgressBar):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning's starts from 0 again, so that a short epoch shows nothing but its end."""
+        """Go on with one bar, where Lightning starts at 0 in each epoch and shows only a short epoch's end."""
         if self.is_disabled or self.progress is None:
             return
         if self.train_progress_bar_id is None:

@@ -1,4 +1,4 @@
-"""Pictures of what was kept: kept tokens bright, dropped ones dimmed."""
+"""Pictures of kept tokens: these are bright, dropped ones dimmed."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def _outline(draw: ImageDraw.ImageDraw, cells: np.ndarray, size: tuple[int, int]
 
 
 def picture(sample: Sample, items: Sequence[Mapping[str, Any]], answers: Mapping[str, str]) -> Image.Image:
-    """All images of a sample beside each other over its question and ``answers`` (by whose they are).
+    """All images of a sample next to each other, above its question and ``answers``.
 
     Args:
         sample: the question.
         items: ``grid`` and ``kept`` of each of its images.
-        answers: text by label.
+        answers: text by label, the label naming the model that answered.
     """
     boxes = sample.boxes or [[] for _ in sample.images]
     panels = [
@@ -171,7 +171,7 @@ class TokenOverlay(Callback):
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._drawn = len(list((Path(trainer.default_root_dir) / "overlays").glob("*.png")))  # of a run that goes on
+        self._drawn = len(list((Path(trainer.default_root_dir) / "overlays").glob("*.png")))  # also before a resume
 
     @override
     def on_validation_batch_end(

@@ -15,12 +15,12 @@ from glimpse_lightning.runtime.ranks import any_rank
 
 
 class Annotations:
-    """Looks for an objective's annotations: in the dataset where that can count them, else in the samples that come.
+    """Search for an objective's annotations: in the dataset where that can count them, else in the samples read.
 
     Args:
-        objective: learns from them.
-        dataset: training data. A method ``annotated(what)`` of it, where there is one, counts the samples with ``what``
-            (``"answers"`` or ``"boxes"``).
+        objective: the objective that learns from the annotations.
+        dataset: training data. Its method ``annotated(what)``, where there is one, counts the samples with the
+            annotations ``what`` (``"answers"`` or ``"boxes"``).
 
     Raises:
         GlimpseError: where no sample has them.
@@ -41,10 +41,10 @@ class Annotations:
             self.missing.remove(what)
 
     def see(self, samples: Sequence[Sample]) -> None:
-        """Take note of a training batch."""
+        """Record the annotations of a training batch."""
         self.missing = [what for what in self.missing if not any(getattr(sample, what) for sample in samples)]
 
     def remarks(self, needs: Sequence[str], device: torch.device) -> list[str]:
-        """What a training has never met; to be called on all ranks."""
+        """Remarks on annotations that a training has never met; to be called on all ranks."""
         never = [what for what in needs if not any_rank(what not in self.missing, device)]
         return [f"No training sample had `{what}`, which {self.name} learns from." for what in never]

@@ -1,4 +1,4 @@
-"""Pretraining of glimpse-tiny from random weights: a curriculum in which eyes and mind first learn apart.
+"""Pretraining of glimpse-tiny from random weights: a curriculum in which vision tower and decoder first learn apart.
 
 1. ``vision``: each merged visual token learns to show, in the decoder's own token embeddings, the words it stands for.
 2. ``oracle``: the decoder alone learns to answer on ideal visual tokens (sums of those embeddings, and noise).
@@ -42,7 +42,7 @@ class Stage:
     """One lesson of the curriculum.
 
     Attributes:
-        name: shown in logs.
+        name: name of the stage in logs.
         kind: ``vision``, ``oracle`` or ``joint``.
         steps: optimizer steps.
         images: images in a batch.
@@ -52,11 +52,11 @@ class Stage:
         final_lr: learning rate at the last step, approached along a cosine.
         warmup: steps of linear warm-up.
         suffix: share of prompts that end as in the chat template, at the first and at the last step.
-        families: weights of the question families; default: all alike.
-        vision_weight: weight of the vision loss beside the answer loss in a ``joint`` stage.
+        families: weights of the question families; by default all are equal.
+        vision_weight: weight of the vision loss next to the answer loss in a ``joint`` stage.
         see: whether a ``joint`` stage trains the vision tower too.
-        crowded: images hold more objects than those of the benchmark.
-        hide: share of questions that miss a random share of what they need not see; see `pack`.
+        crowded: whether images hold more objects than those of the benchmark.
+        hide: share of questions from which a random share of the visual tokens without evidence is hidden; see `pack`.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Stage:
             raise ValueError(f"Expected the kind of stage {self.name!r} to be one of {KINDS}, but got {self.kind!r}.")
 
     def settings(self, step: int) -> dict[str, Any]:
-        """What the training step at ``step`` of this stage needs to know."""
+        """Settings of the training step at ``step`` of this stage."""
         warm = min(1.0, (step + 1) / max(1, self.warmup))
         fall = 0.5 * (1 + math.cos(math.pi * step / max(1, self.steps)))
         lr = warm * (self.final_lr + (self.lr - self.final_lr) * fall)
@@ -110,13 +110,13 @@ def visual_features(model: Model, batch: PackedBatch) -> Tensor:
 def vision_loss(model: Model, features_VD: Tensor, words_VW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Every visual token shows its words and no others; all of them also show the image placeholder.
 
-    The squared distance to the ideal token keeps out what no word stands for: without it visual tokens came out ten
-    times longer than ideal ones, and the decoder understood none of them.
+    The squared distance to the ideal token removes components that stand for no word. Without it visual tokens became
+    ten times longer than ideal ones, and the decoder could not read them.
 
     Args:
         model: the model whose token embeddings are the classifier; they get no gradient here.
         features_VD: merged visual tokens.
-        words_VW: int8, 1 shown, 0 not shown, -1 not counted.
+        words_VW: int8 label of each word, 1 shown, 0 not shown, -1 not counted.
     """
     table = word_embeddings(model).detach().float()
     logits = _SHARPNESS * (features_VD.float() @ table.T - 0.5)
@@ -145,7 +145,8 @@ def answer_loss(model: Model, features_VD: Tensor, batch: PackedBatch) -> tuple[
     """Cross-entropy on the answers of all packed questions, and which questions were answered exactly.
 
     Returns:
-        The loss, and bool [Q]: every token with the highest logit was right, as greedy decoding needs.
+        The loss, and bool [Q]: true where the token of the highest logit is right at every place, as in greedy
+        decoding.
     """
     embeds = model.get_input_embeddings()(batch.input_ids)
     places = (batch.input_ids == model.config.image_token_id)[:, :, None]
@@ -167,9 +168,10 @@ def answer_loss(model: Model, features_VD: Tensor, batch: PackedBatch) -> tuple[
 def new_model(folder: str | Path, seed: int = 0) -> Model:
     """A model with random weights from the ``config.json`` in ``folder``.
 
-    Token embeddings have length one (the head starts as their copy): with HF's small initialisation the words that a
-    visual token shows would drown in the first layer's normalised noise. Attention starts out looking for tokens that
-    resemble its own and copying from them ("mimetic initialization", arXiv 2305.09828), which finding a key needs.
+    Token embeddings have length one (the head starts as their copy). With Hugging Face's small initialisation, the
+    first layer's normalisation would scale noise up to the size of a visual token's words. Attention starts out
+    attending to tokens that resemble the query and copying from them ("mimetic initialization", arXiv 2305.09828),
+    which finding a key needs.
     """
     torch.manual_seed(seed)
     # Eager attention trains 1.3 to 1.6 times faster than SDPA here: short sequences, heads of 32, bf16 on a CPU.
@@ -208,17 +210,17 @@ def save_backbone(model: Model, weights: dict[str, Tensor], source: str | Path, 
 
 
 class PretrainModule(lightning.LightningModule):
-    """Trains glimpse-tiny on the batches of `PretrainData`, which say what each step is about.
+    """Trains glimpse-tiny on the batches of `PretrainData`, each of which carries the settings of its stage.
 
     Args:
         folder: folder with ``config.json`` and the tokenizer files; its weights are not read. Default: glimpse-tiny's.
         init: folder of a model to start from; default: random weights.
-        export: folder that receives the trained model; ``None``: only checkpoints.
-        weight_decay: of AdamW, on matrices.
+        export: folder that receives the trained model; ``None``: only checkpoints are written.
+        weight_decay: weight decay of AdamW, on matrices.
         ema: decay of the averaged weights that are validated and exported.
         log_file: JSONL file that receives the training log.
         log_every: steps between lines of the log.
-        seed: of the random weights.
+        seed: seed of the random weights.
     """
 
     def __init__(
@@ -293,7 +295,7 @@ class PretrainModule(lightning.LightningModule):
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
-        # A short memory at first: else the random weights of the start would linger.
+        # The average is short at first, so that it forgets the random initial weights.
         decay = min(self.ema, (1 + self.global_step) / (10 + self.global_step))
         with torch.no_grad():
             now = self.model.state_dict()
@@ -379,9 +381,9 @@ class PretrainData(lightning.LightningDataModule):
     """The curriculum: batches of all ``stages`` in order, and validation batches of the last stage's kind.
 
     Args:
-        stages: the lessons.
+        stages: the stages of the curriculum, in order.
         val_batches: validation batches, drawn from images that no training batch shows.
-        seed: of all images and questions.
+        seed: seed of all images and questions.
     """
 
     def __init__(self, stages: list[Stage], val_batches: int = 10, seed: int = 0) -> None:

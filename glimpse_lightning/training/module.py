@@ -1,4 +1,4 @@
-"""PruningModule: the Lightning side of training a pruner, and of evaluating it. It owns no algorithm."""
+"""PruningModule: the Lightning module that trains a pruner and evaluates it. Algorithms are in other rooms."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class PruningModule(EvaluationModule):
         objective: loss that training minimises; not needed for evaluation.
         optimizer: learning rate and its schedule.
         fit_baselines: scorers that the test at the end of `fit` compares with; default: Random.
-        test_after_fit: whether `fit` ends with a test.
-        activation_checkpointing: compute the decoder layers' activations again in the backward pass instead of keeping
-            them: less memory, more time.
+        test_after_fit: whether `fit` ends with a test, as by default.
+        activation_checkpointing: whether the decoder layers' activations are computed again in the backward pass
+            instead of kept, which takes less memory and more time; off by default.
         args, kwargs: arguments of :class:`EvaluationModule`.
     """
 
@@ -95,7 +95,7 @@ class PruningModule(EvaluationModule):
     def backbone_options(self) -> dict[str, Any]:
         options = super().backbone_options
         if options["dtype"] is None and self.objective is not None and self.objective.trains_weights:
-            options["dtype"] = "float32"  # the steps of training are too small for half precision
+            options["dtype"] = "float32"  # half precision would round the steps of training to no change
         return options
 
     @override
@@ -214,7 +214,7 @@ class PruningModule(EvaluationModule):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.objective is not None
-        # Whatever is random in a step follows from the seed and the step alone, so that a resumed run repeats it.
+        # All randomness in a step follows from the seed and the step alone, so that a resumed run repeats it.
         step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         # Ranks lie further apart than seeds and steps do: no rank draws what another one draws under the next seed.
         torch.manual_seed(global_seed() + 1_000_003 * step + 1_000_000_000_000_003 * self.global_rank)
@@ -264,7 +264,7 @@ class PruningModule(EvaluationModule):
 
     @override
     def on_train_start(self) -> None:
-        """What is configured goes before what a checkpoint has brought along."""
+        """Apply the configured optimizer settings, which overrule those of a checkpoint."""
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         changes = reconfigure(optimizer, self.lr_schedulers(), self._configured)
         if changes:
@@ -280,7 +280,7 @@ class PruningModule(EvaluationModule):
         return [Random()] if self.fit_baselines is None else self.fit_baselines
 
     def test_fit(self, trainer: Trainer, data: LightningDataModule | None) -> None:
-        """Test what a fit has trained: with `fit_baselines`, and on the data module's `fit_test_size` questions."""
+        """Test a fit's result with `fit_baselines`, on the data module's `fit_test_size` questions."""
         data = data.of_fit_test() if isinstance(data, VQAData) else data
         self._ends_fit = True
         try:

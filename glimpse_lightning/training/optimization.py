@@ -24,13 +24,13 @@ class OptimizerOptions:
         lr: peak learning rate.
         lr_of: other peak rates for parts, by glob pattern (``fnmatch``) over parameter names, such as
             ``{"pruner.*": 1.0e-3}``; where several fit, the first one counts.
-        weight_decay: on matrices; vectors (biases, norms) are spared.
+        weight_decay: weight decay on matrices; vectors (biases, norms) have none.
         warmup: share of the training over which the rate rises from 0.
         final: share of the peak rate that is left at the end.
-        betas: of AdamW.
+        betas: decay rates of AdamW's two moments.
 
     Raises:
-        GlimpseError: for a rate or decay below 0, and for a share that is none.
+        GlimpseError: for a rate or decay below 0, and for a share outside of [0, 1].
     """
 
     lr: float = 1e-3
@@ -53,7 +53,7 @@ class OptimizerOptions:
 
 
 def adamw(trained: Mapping[str, nn.Parameter], options: OptimizerOptions, total: int) -> OptimizerLRScheduler:
-    """The optimizer of the parameters ``trained``, by name, and its schedule over ``total`` steps, as Lightning wants
+    """The optimizer of the parameters ``trained``, by name, and its schedule over ``total`` steps, as Lightning takes
     them.
 
     Raises:
@@ -84,7 +84,7 @@ def _peak(name: str, options: OptimizerOptions) -> float:
 def name_parameters(state: dict[str, Any], names: list[str]) -> None:
     """Let an optimizer's state call its parameters by ``names``, in the order of its groups, in place.
 
-    Numbers mean something else to FSDP2, which counts the frozen parameters too.
+    FSDP2 numbers parameters in another way, as it counts the frozen ones too.
     """
     if not state:  # another rank writes it
         return
@@ -95,16 +95,16 @@ def name_parameters(state: dict[str, Any], names: list[str]) -> None:
 
 
 CONFIGURED = ("initial_lr", "weight_decay", "betas")
-"""What of an optimizer's groups is configured; ``lr`` follows from the schedule."""
+"""Configured keys of an optimizer's groups; ``lr`` follows from the schedule."""
 
 
 def configured(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """What the groups of a fresh optimizer, which has its schedule, were configured with."""
+    """Configured values of the groups of a fresh optimizer that has its schedule."""
     return [{name: group[name] for name in CONFIGURED} for group in optimizer.param_groups]
 
 
 def reconfigure(optimizer: torch.optim.Optimizer, schedule: Any, wanted: list[dict[str, Any]]) -> list[str]:
-    """Have a restored optimizer and its schedule go on with what is configured; returns what that changes, in words."""
+    """Give a restored optimizer and its schedule the configured values; returns the changes in words."""
     changes: list[str] = []
     for index, (group, mine) in enumerate(zip(optimizer.param_groups, wanted, strict=True)):
         for name, value in mine.items():

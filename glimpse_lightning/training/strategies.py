@@ -1,4 +1,4 @@
-"""Strategies of ours for the Trainer."""
+"""Strategies for the Trainer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class FSDP2(ModelParallelStrategy):
     (Its own defaults shard over nodes only, that is, nothing on one node.)
 
     Args:
-        save_distributed_checkpoint: whether each rank writes its shard, so that a checkpoint is a folder, which only
-            a sharded run can read; otherwise rank 0 writes one file that runs of any number of processes resume from.
-        process_group_backend: ``nccl`` or ``gloo``; ``None``: what fits the device.
-        timeout: of a collective operation.
+        save_distributed_checkpoint: whether each rank writes its shard. A checkpoint is then a folder, which only a
+            sharded run can read. Otherwise rank 0 writes one file, from which runs of any number of processes resume.
+        process_group_backend: ``nccl`` or ``gloo``; ``None``: the one that fits the device.
+        timeout: time after which a collective operation fails.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class FSDP2(ModelParallelStrategy):
 
     @override
     def load_checkpoint(self, checkpoint_path: Path | str, weights_only: bool | None = None) -> dict[str, Any]:
-        """As Lightning does; but of one file it would skip in silence what the model does not know."""
+        """Load as Lightning does, and raise for weights in a file that the model lacks, which Lightning skips."""
         check = getattr(self.lightning_module, "check_state", None)
         if check is not None and Path(checkpoint_path).is_file():
             check(torch.load(checkpoint_path, "cpu", mmap=True, weights_only=weights_only)["state_dict"])

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def manifest() -> Any:
-    """What the entry point ``lmms_eval.models`` hands out; the model itself is imported once it is asked for."""
+    """The manifest of the entry point ``lmms_eval.models``; the model itself is imported when it is first used."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest("glimpse", simple_class_path=f"{__name__}.model.Glimpse")

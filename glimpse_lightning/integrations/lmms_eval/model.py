@@ -1,4 +1,4 @@
-"""The model that lmms-eval knows as ``glimpse``."""
+"""The model ``glimpse`` of lmms-eval."""
 
 from __future__ import annotations
 
@@ -40,30 +40,30 @@ READ = frozenset(("until", "max_new_tokens", "temperature", "top_p", "do_sample"
 
 
 class Glimpse(lmms):
-    """A vision-language model whose visual tokens are pruned, as lmms-eval's simple models are: images, then the text.
+    """A vision-language model whose visual tokens are pruned, as one of lmms-eval's simple models: images, then text.
 
-    Every task that shows images, or none, and wants text (``generate_until``) can be run. When the answers are there,
-    the share of visual tokens kept, over all processes, goes to the log and to ``throughput`` of the results file:
+    Every task that shows images, or none, and asks for text (``generate_until``) can be run. After the answers, the
+    share of visual tokens kept, over all processes, is written to the log and to ``throughput`` of the results file:
     ``avg_retention``, its quantiles, and ``avg_retention_<task>``.
 
     Args:
         pretrained: the backbone: hub id, folder or ``glimpse-tiny``; default: the recipe's.
         pruner: folder or hub id of a saved pruner.
-        recipe: a file, or the name of a packaged recipe (``methods/fastv``), that says what prunes. Neither pruner nor
-            recipe: the full model.
+        recipe: file of the recipe that defines the pruner, or name of a packaged one (``methods/fastv``). Without
+            pruner and recipe, the full model is evaluated.
         dtype: data type of the weights; default: the recipe's, else the one in which they were saved.
         attn_implementation: attention kernel; default: the recipe's, else sdpa.
-        device: default: the GPU of this process, or the CPU.
+        device: device of the model; default: the GPU of this process, or the CPU.
         batch_size: questions at a time.
         max_batch_size: not used; lmms-eval passes it.
-        max_new_tokens: longest answer where the task does not say.
-        pruner_revision: version of the pruner on the Hub.
+        max_new_tokens: longest answer, in tokens, of tasks that set none.
+        pruner_revision: version of the pruner on the Hub; by default the newest.
         **options: ``revision``, ``cache_dir`` and ``local_files_only`` of the backbone, the last two of the pruner as
             well; and settings of the backbone's image processor by name, ``min_pixels`` and ``max_pixels`` of Qwen-VL
-            or ``do_pad`` of LLaVA-1.5, which beat the recipe's.
+            or ``do_pad`` of LLaVA-1.5, which overrule the recipe's.
 
     Raises:
-        GlimpseError: where these do not go together, or cannot be loaded.
+        GlimpseError: where these contradict each other, or cannot be loaded.
     """
 
     def __init__(
@@ -93,13 +93,13 @@ class Glimpse(lmms):
         self._seconds, self._tokens = 0.0, 0
         self._unread: set[str] = set()
 
-    # -- what lmms-eval calls -----------------------------------------------------------------------------------
+    # -- lmms-eval's interface ----------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in the order of ``requests``; those of equal generation arguments run together.
 
-        ``temperature`` above 0 samples, anything else is greedy, whatever ``do_sample`` says: as in lmms-eval's own
-        models. An answer ends before the first text of ``until`` in it.
+        A ``temperature`` above 0 samples, and any other is greedy. As in lmms-eval's own models, ``do_sample`` has no
+        effect. An answer ends before the first text of ``until`` in it.
         """
         alike: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
@@ -112,11 +112,11 @@ class Glimpse(lmms):
         return [answers[index] for index in range(len(requests))]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not there: pruned tokens of one round may be what the next one asks about."""
+        """Not supported: a later round may ask about tokens that an earlier one has pruned."""
         raise GlimpseError(f"{_tasks(requests)} asks in several rounds, which `glimpse` does not do; leave it out.")
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not there."""
+        """Not supported."""
         raise GlimpseError(
             f"{_tasks(requests)} compares likelihoods of given answers, but `glimpse` only generates; choose the "
             "variant of the task that generates."
@@ -200,12 +200,12 @@ def load_module(
     """The module, its model loaded, that the arguments of :class:`Glimpse` describe.
 
     Args:
-        pretrained, pruner, recipe, pruner_revision: as of :class:`Glimpse`.
-        options: arguments of ``load_backbone``, those that are ``None`` not given; others are settings of the image
+        pretrained, pruner, recipe, pruner_revision: the arguments of :class:`Glimpse`.
+        options: arguments of ``load_backbone``, where ``None`` means the default; others are settings of the image
             processor.
 
     Raises:
-        GlimpseError: where they do not go together, or cannot be loaded.
+        GlimpseError: where they contradict each other, or cannot be loaded.
     """
     if pruner is None and pruner_revision is not None:
         raise GlimpseError("Expected `pruner` to say what `pruner_revision` is of, but got none.")
@@ -263,7 +263,7 @@ def cut(text: str, until: str | Sequence[str] | None) -> str:
 
 
 def as_image(visual: Any, where: str) -> Image.Image:
-    """What a task shows, as an upright RGB image.
+    """A task's visual as an upright RGB image.
 
     Raises:
         GlimpseError: where it is no image.
