@@ -1,6 +1,6 @@
 """The command line: ``glimpse-lightning``, or ``python -m glimpse_lightning``.
 
-Light: modules that need torch are imported only once a command that needs them is known.
+Modules that need torch are imported only for commands that need them, so that the others start fast.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ COMMANDS = ("fit", "validate", "test", "predict", "ablate", "score", "bench", "e
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status. Errors a user can act on become one paragraph on stderr."""
+    """Run a command; returns the exit status. An error that a user can act on becomes one paragraph on stderr."""
     args = expanded_flags(sys.argv[1:] if argv is None else argv)
     with forgiving():
         try:
@@ -138,7 +138,7 @@ def _recipes(args: list[str]) -> int:
 
 
 def explain(error: BaseException) -> str | None:
-    """An error as one paragraph for the user; ``None`` where it is a defect and deserves its traceback."""
+    """An error as one paragraph for the user; ``None`` for a defect, whose traceback is shown."""
     if isinstance(error, GlimpseError):
         return _one_paragraph(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -159,14 +159,14 @@ def explain(error: BaseException) -> str | None:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """By name: torch has one class for accelerators, and says it in a text on the CPU."""
+    """Whether memory ran out: torch has one class for accelerators, and only a message on the CPU."""
     return type(error).__name__ == "OutOfMemoryError" or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
 
 
 def _rank_lost(error: BaseException) -> bool:
-    """By their words: what gloo raises over a rank that is gone is a plain RuntimeError, NCCL's is a kind of it."""
+    """Whether a rank is gone, by the message: gloo raises a plain RuntimeError for it, NCCL a subclass."""
     text = str(error)
     return isinstance(error, RuntimeError) and (
         ("gloo" in text and ("by peer" in text or "Broken pipe" in text)) or "remote process exited" in text
@@ -174,7 +174,7 @@ def _rank_lost(error: BaseException) -> bool:
 
 
 def _raised_here(error: BaseException) -> bool:
-    """Whether our own code raised ``error``: its messages say what to do."""
+    """Whether this package raised ``error``: its messages say what to do."""
     frames = traceback.extract_tb(error.__traceback__)
     package = Path(__file__).parent.resolve()
     return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(package)

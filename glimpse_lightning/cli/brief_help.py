@@ -1,6 +1,6 @@
-"""The options that people set, by command; `COMMAND --help all` has every one.
+"""The most used options, by command; `COMMAND --help all` lists all of them.
 
-Light: nothing here imports torch, so that the page is there at once.
+Nothing here imports torch, so that the page is printed at once.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ PURPOSE = {
 
 
 def brief(args: Sequence[str]) -> str | None:
-    """The page that a command line asks for; ``None`` where it asks for something else."""
+    """The help page that a command line asks for; ``None`` where it asks for none."""
     if len(args) != 2 or args[0] not in OPTIONS or args[1] not in ("-h", "--help"):
         return None
     command, options = args[0], OPTIONS[args[0]]

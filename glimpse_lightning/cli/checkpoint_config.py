@@ -1,4 +1,4 @@
-"""What a checkpoint was trained with, as a configuration below the files and flags of a command line."""
+"""A checkpoint's training settings, as a configuration that files and flags of a command line overrule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from glimpse_lightning.runtime.errors import GlimpseError
 
 @contextmanager
 def checkpoint_config(args: Sequence[str]) -> Iterator[list[str]]:
-    """Arguments that name a temporary config with what the checkpoint in ``args`` was trained with."""
+    """Arguments that name a temporary config with the training settings of the checkpoint in ``args``."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ckpt_path")
     name = parser.parse_known_args(list(args))[0].ckpt_path
@@ -39,7 +39,7 @@ def checkpoint_config(args: Sequence[str]) -> Iterator[list[str]]:
 def check_checkpoint(name: str | None) -> None:
     """Raise GlimpseError where ``ckpt_path`` names no checkpoint: no file or folder, or a word of Lightning's.
 
-    Lightning's words ask for checkpoints of callbacks that a run does not have.
+    Lightning's words, such as ``best``, stand for checkpoints of callbacks that a run does not have.
     """
     if name is not None and (name in ("best", "last", "hpc", "registry") or not Path(name).exists()):
         raise GlimpseError(

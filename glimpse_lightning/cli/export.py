@@ -24,10 +24,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def run(args: Sequence[str]) -> Path:
-    """Export as the command line says; returns the folder that was written.
+    """Export what the command line names; returns the folder that was written.
 
     Raises:
-        GlimpseError: where pruner or adapters cannot be read, or not be expressed in the format.
+        GlimpseError: where pruner or adapters cannot be read, or the format cannot describe them.
     """
     parser = _Parser(prog="glimpse-lightning export", description=__doc__, allow_abbrev=False)
     what = parser.add_mutually_exclusive_group(required=True)

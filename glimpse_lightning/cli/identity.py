@@ -1,4 +1,4 @@
-"""What a run depends on, told by content: names and paths are used again for something else."""
+"""The identity of a run, by the content of its inputs: names and paths may later stand for other content."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ WEIGHTS = (
     "model.backbone", "model.after_layer", "model.scorer", "model.stages", "model.pruner", "model.objective",
     "data.train",
 )  # fmt: skip
-"""What of a configuration makes trained weights what they are. All else may differ in a test of them."""
+"""Keys of a configuration on which trained weights depend. All others may differ in a test of the weights."""
 
 DEFAULTED = ("model.processor", "model.source.revision", "model.pruner_source.revision")
-"""Likewise what has a default: leaving it out says that it is this default, not that it is as it was trained with."""
+"""Further such keys, with defaults: where one is left out, its default counts, not the value in training."""
 
 WITHOUT_WEIGHTS = ("policy", "reducer", "early_kv", "positions")
-"""Likewise keys of a stage that may differ."""
+"""Keys of a stage that may differ."""
 
 _WHOLE, _END = 64 * 2**20, 2**20
 
@@ -38,7 +38,8 @@ _WHOLE, _END = 64 * 2**20, 2**20
 def digest(path: Path) -> str:
     """A digest of a file, or of all files of a folder with their names.
 
-    Files above 64 MiB count by size, time of change, first and last MiB: a backbone's weights would take seconds.
+    Files above 64 MiB count by size, time of change, first and last MiB, since reading a backbone's weights takes
+    seconds.
     """
     found = blake2b(digest_size=16)
     for file in sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]:
@@ -76,12 +77,12 @@ def _named(value: Any) -> Iterator[Path]:
 
 
 def write_inputs(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write down, in a run's ``folder``, what it reads."""
+    """Record, in a run's ``folder``, the digests of the files that it reads."""
     write_text(folder / INPUTS, json.dumps(inputs(config), indent=1) + "\n")
 
 
 def changed_since(folder: Path, key: str | None = None) -> list[str]:
-    """Paths whose content is not what the run in ``folder`` has read; of runs that wrote none down, nothing.
+    """Paths whose content differs from what the run in ``folder`` read; none for runs without recorded digests.
 
     Args:
         key: dotted part of the configuration that counts; ``None``: all of it.
@@ -96,7 +97,7 @@ def changed_since(folder: Path, key: str | None = None) -> list[str]:
 
 
 def differences(trained: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """In which settings two configurations would end with different weights, as ``key: trained != wanted``."""
+    """Settings by which two configurations would end with different weights, as ``key: trained != wanted``."""
     found = [line for key in WEIGHTS for line in _differences(_part(trained, key), _part(wanted, key), key)]
     pairs = {key: (_part(trained, key) or None, _part(wanted, key) or None) for key in DEFAULTED}
     return found + [f"{key}: {one} != {other}" for key, (one, other) in pairs.items() if one != other]
@@ -110,7 +111,7 @@ def _part(config: Any, key: str) -> Any:
 
 
 def _differences(trained: Any, wanted: Any, where: str) -> Iterator[str]:
-    if wanted is None or trained == wanted or _same_file(trained, wanted):  # what a test leaves out, it takes as it is
+    if wanted is None or trained == wanted or _same_file(trained, wanted):  # a test takes settings that it leaves out
         return
     if isinstance(trained, Mapping) and isinstance(wanted, Mapping):
         # A key that one of them lacks was made by another version, which had no such option.

@@ -1,4 +1,4 @@
-"""The recipes that travel in the package: listed, shown, copied out, and found by name."""
+"""The recipes in the package: listed, shown, copied out, and found by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from glimpse_lightning.runtime.errors import GlimpseError, nearest
 
 
 def recipe_folder() -> Path:
-    """Where the recipes lie."""
+    """Folder of the packaged recipes."""
     return Path(str(files("glimpse_lightning.recipes")))
 
 

@@ -1,4 +1,4 @@
-"""jsonargparse's errors, for people."""
+"""jsonargparse's errors, shortened to one readable paragraph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def readable(message: str, options: Sequence[str] = ()) -> str:
     """The parser's ``message`` as one paragraph, with the nearest choices where a name is misspelt.
 
     Args:
-        message: what the parser says.
+        message: the parser's error.
         options: flags that the parser knows.
     """
     key_match = re.search(r'Parser key "([\w.]+)"', message)
@@ -49,7 +49,7 @@ def _unknown_option(key: str, name: str, options: Sequence[str]) -> str:
 
 
 def _reasons(message: str) -> list[str]:
-    """What is wrong, without the union that it failed in, and without what it could have been left as (null)."""
+    """The reasons of an error, without the names of union types, and without the alternative ``null``."""
     text = re.sub(r'Parser key "[\w.]+":', "", message)
     if "Errors:" in text:
         text = re.split(r"\n\s*Given value", text.split("Errors:", 1)[1], maxsplit=1)[0]
@@ -59,12 +59,12 @@ def _reasons(message: str) -> list[str]:
 
 
 def _plain(reason: str) -> str:
-    """A reason in words, where it names a type of jsonargparse's (layers as shares of the depth)."""
+    """A reason in words, where it names an internal type of jsonargparse (layers as shares of the depth)."""
     return "Expected a share above 0 and below 1" if "OpenUnitInterval" in reason else reason
 
 
 def _class_names(message: str, key: str) -> dict[str, str]:
-    """Concrete subclasses of the base classes that ``message`` or ``key`` speaks of: name -> module."""
+    """Concrete subclasses of the base classes that ``message`` or ``key`` names: name -> module."""
     bases = [base for base in BASES if base.__name__.lower() == key.rpartition(".")[2]]
     expected = message.split("Given value", 1)[0]
     for dotted in re.findall(r"(?:<class '|dict\[str, )([\w.]+)['\]]", expected):

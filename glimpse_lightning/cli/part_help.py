@@ -25,11 +25,11 @@ PARTS: dict[str, type] = {
 }
 """Base class of each part, by its flag."""
 LIBRARIES = ("torch.", "torchmetrics.", "datasets.", "transformers.", "accelerate.", "lightning.")
-"""Packages whose datasets no recipe asks for."""
+"""Packages whose datasets no recipe uses."""
 
 
 def listing(args: Sequence[str]) -> str | None:
-    """The list that a command line asks for; ``None`` where it asks for something else."""
+    """The list that a command line asks for; ``None`` where it asks for none."""
     flag = args[-1].removesuffix(".help") if args and args[-1].endswith(".help") else ""
     if flag not in PARTS:
         return None
@@ -40,7 +40,7 @@ def listing(args: Sequence[str]) -> str | None:
 
 
 def _offered(kind: type) -> bool:
-    """Whether a recipe may name a class: not the datasets of libraries, nor those that only others of ours use."""
+    """Whether a recipe may name a class: not the datasets of libraries, nor those that only other datasets use."""
     if not kind.__module__.startswith("glimpse_lightning."):
         return not kind.__module__.startswith(LIBRARIES)
     return not issubclass(kind, Dataset) or kind.__name__ in glimpse_lightning.__all__

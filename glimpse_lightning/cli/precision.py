@@ -1,4 +1,4 @@
-"""The precision of a run: what ``auto`` in a recipe stands for on this machine, and whether anything else is slow."""
+"""The precision of a run: the meaning of ``auto`` on this machine, and a warning where another value is slow."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def auto_precision(device: str) -> Literal["bf16-mixed", "32-true"]:
 
 
 def settle(config: Any) -> str:
-    """Put what ``auto`` stands for into a parsed configuration, in place: ``trainer.precision``, ``model.dtype``, and
+    """Replace ``auto`` in a parsed configuration, in place: ``trainer.precision``, ``model.dtype``, and
     ``trainer.accelerator`` where Lightning would take a Mac's MPS.
 
-    Explicit values stay as they are. A warning says where a precision is slow on this machine; loading the model warns
-    of its data type. Where none is asked for, weights that were saved in one half-precision type are loaded in the one
-    of a mixed precision.
+    Explicit values stay unchanged. A warning says where a precision is slow on this machine; loading the model warns
+    of its data type. Without an explicit data type, weights that were saved in one half-precision type are loaded in
+    that of a mixed precision.
 
     Returns:
         The precision in words, with the reason where ``auto`` has chosen it.
@@ -61,8 +61,8 @@ def settle(config: Any) -> str:
 
 
 def _settle_dtype(model: Any, precision: Any, device: str) -> None:
-    """Put the data type that ``auto`` stands for into a model's configuration, in place; and that of a mixed
-    ``precision`` where the weights would be of the other half-precision type, which torch does not mix.
+    """Set a model's data type for ``auto``, in place; and that of a mixed ``precision`` where the weights would be of
+    the other half-precision type, since torch does not mix the two.
     """
     backbone, asked = model.get("backbone"), model.get("dtype")
     if not isinstance(backbone, str):

@@ -1,4 +1,4 @@
-"""The flag ``--pruner`` beside a recipe that says itself what prunes."""
+"""The flag ``--pruner`` together with a recipe that defines a pruner of its own."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 KEYS = ("after_layer", "scorer", "policy", "reducer", "early_kv", "positions", "stages", "resolution")
-"""What else says, or goes with, what prunes."""
+"""Keys of a recipe's model that define its own pruner, or belong to it."""
 
 
 def pruner_alone(args: Sequence[str], recipes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """``args`` in which a pruner, named by a flag, replaces what the recipes prune with, as flags beat recipes.
+    """``args`` in which a pruner that a flag names replaces the recipes' own, as flags overrule recipes.
 
-    Keys that other flags set stay as they are.
+    Keys that other flags set stay unchanged.
 
     Args:
-        args: of the command line.
+        args: arguments of the command line.
         recipes: contents of its configuration files.
     """
     out = list(args)
@@ -28,5 +28,5 @@ def pruner_alone(args: Sequence[str], recipes: Sequence[Mapping[str, Any]]) -> l
         if key in set_there and not any(re.match(rf"--model\.{key}(\.|=|$)", arg) for arg in args):
             out += [f"--model.{key}", "null"]
     if "pruner_source" in set_there and not any(arg.startswith("--model.pruner_source") for arg in args):
-        out += ["--model.pruner_source.revision", "null"]  # a revision of the recipe's pruner
+        out += ["--model.pruner_source.revision", "null"]  # it belongs to the recipe's pruner
     return out

@@ -1,4 +1,4 @@
-"""Whether recipes can run, found out before any does."""
+"""Checks that recipes can run, before any of them runs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Checked:
 
 
 class CheckCLI(RunCLI):
-    """Parses a recipe and instantiates its model and data, but makes no folder and runs nothing."""
+    """Parses a recipe and instantiates its model and data, but creates no folder and runs nothing."""
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
-        """None is needed."""
+        """Skip the Trainer: nothing runs."""
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:

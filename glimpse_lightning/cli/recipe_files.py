@@ -31,8 +31,8 @@ def with_recipes(args: Sequence[str]) -> tuple[list[str], list[Path]]:
 
 
 def recipe_name(config_files: Sequence[Path]) -> str:
-    """What a run is called: after its last configuration file that is more than a way to train (``trainer:`` alone);
-    after the run that this one came from, where a run left the file; else after the folder of a ``config.yaml``.
+    """Name of a run: that of its last configuration file that sets more than ``trainer:``; where a run wrote that file,
+    the name of that run; for another ``config.yaml``, the name of its folder.
     """
     if not config_files:
         return "run"
@@ -45,7 +45,7 @@ def recipe_name(config_files: Sequence[Path]) -> str:
 
 
 def recipe_text(config_files: Sequence[Path]) -> str:
-    """The configuration files as they are, one behind the other."""
+    """The text of the configuration files, one after another."""
     texts = [read_text(path) for path in config_files]
     if len(texts) == 1:
         return texts[0]
@@ -60,7 +60,7 @@ def names_class(key: str, args: Sequence[str], config_files: Sequence[Path]) -> 
 
 
 def check_vars(args: Sequence[str], config_files: Sequence[Path]) -> None:
-    """Raise where ``--vars.NAME`` sets what no ``${vars.NAME}`` reads, or a recipe has a variable that nothing reads.
+    """Raise where ``--vars.NAME`` or a recipe sets a variable that no ``${vars.NAME}`` reads.
 
     Raises:
         GlimpseError: naming the nearest variable that is read.
@@ -73,10 +73,10 @@ def check_vars(args: Sequence[str], config_files: Sequence[Path]) -> None:
             mapping = yaml.safe_load(flag.partition("=")[2] or value)
             given += list(mapping) if isinstance(mapping, dict) else []
     for path, text in zip(config_files, texts, strict=True):
-        if "${vars." in text:  # what a run has resolved (config.yaml) holds its variables, and reads none of them
+        if "${vars." in text:  # a run's config.yaml, all resolved, holds variables and reads none
             given += list(read_yaml(path).get("vars") or {})
     if read - {*given, *(name for path in config_files for name in read_yaml(path).get("vars") or {})}:
-        return  # a variable that is read and not there: the parser names it
+        return  # a variable that is read and not set: the parser names it
     for name in given:
         if name not in read:
             where = ", ".join(map(str, config_files)) or "any recipe"
@@ -89,7 +89,7 @@ def check_vars(args: Sequence[str], config_files: Sequence[Path]) -> None:
 def texts_aside(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """A command line whose texts (``--question``, ``--data.prompt``) have names in their place, and the texts by name.
 
-    The parser would take a person's words for YAML (``null``, ``1e3``, ``#5``) or for an interpolation (``${x}``).
+    The parser would read free text as YAML (``null``, ``1e3``, ``#5``) or as an interpolation (``${x}``).
     """
     out: list[str] = []
     texts: dict[str, str] = {}

@@ -25,7 +25,7 @@ def run(args: Sequence[str]) -> None:
     """Score the predictions that ``args`` name, print the table, and write the figures where asked.
 
     Raises:
-        GlimpseError: where a file is missing or not what it should be.
+        GlimpseError: where a file is missing or has another format.
     """
     parser = argparse.ArgumentParser(prog="glimpse-lightning score", description="Score saved predictions again.")
     parser.add_argument("paths", nargs="+", type=Path, help="JSONL files of predictions, or folders of them")

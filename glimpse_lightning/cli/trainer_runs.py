@@ -1,4 +1,4 @@
-"""The part of the command line that runs a Trainer."""
+"""The commands that run a Trainer: ``fit``, ``validate``, ``test`` and ``predict``."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ from glimpse_lightning.training.module import PruningModule
 from glimpse_lightning.training.strategies import FSDP2
 
 RUN_FOLDER = "GLIMPSE_RUN_FOLDER"
-"""Environment variable by which the ranks of one run agree on its folder."""
+"""Environment variable with which the ranks of one run agree on its folder."""
 
 PLUGINS = "glimpse_lightning.plugins"
 """Entry-point group of modules to import before parsing, so that short names of their classes resolve."""
@@ -76,7 +76,7 @@ NAMED_IN_SHORT = (
 """Shelves and classes that a recipe names without their module: the parser knows the classes that are imported."""
 
 SHORT_FLAGS = {"--backbone": "--model.backbone", "--limit": "--data.limit", "--pruner": "--model.pruner"}
-"""Flags that go by a shorter name as well; ``--limit`` is of suites."""
+"""Short names of flags; ``--limit`` is for suites."""
 
 DEFAULTS = {
     "trainer.default_root_dir": "runs",
@@ -87,7 +87,7 @@ DEFAULTS = {
 
 
 class RunTrainer(Trainer):
-    """A Trainer that knows ``precision: auto``, and whose ``predict`` also takes a question on the spot.
+    """A Trainer that knows ``precision: auto``, and whose ``predict`` also takes a question from the command line.
 
     Args:
         precision: as in Lightning; or `auto`: bf16-mixed where the device is fast at bfloat16, 32-true elsewhere.
@@ -112,20 +112,20 @@ class RunTrainer(Trainer):
         question: str | None = None,
         overlays: int = 8,
     ) -> Any:
-        """Answer questions, and draw which tokens were kept of the first few.
+        """Answer questions, and draw the kept tokens of the first few.
 
-        Answers are written as they come; the same command takes up a run that was stopped.
+        Answers are written batch by batch; the same command goes on with a run that was stopped.
 
         Args:
             model: the module.
             dataloaders: batches of questions.
-            datamodule: of the questions, unless `question` is given.
-            return_predictions: whether to return them.
+            datamodule: data module of the questions, unless `question` is given.
+            return_predictions: whether to return the predictions.
             ckpt_path: checkpoint to take the weights from; default: the recipe's last finished fit.
-            weights_only: as in `torch.load`.
+            weights_only: the argument of `torch.load`.
             image: image file that the question is about; several as [one.png, two.png].
             question: a question to answer instead of the data module's.
-            overlays: how many questions to draw, -1 for all.
+            overlays: number of questions to draw, -1 for all.
         """
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.TokenOverlay):
@@ -147,7 +147,7 @@ class RunParser(LightningArgumentParser):
     """A parser whose errors are one paragraph."""
 
     flags: Sequence[str] = ()
-    """Flags of the subcommand, to suggest the nearest one."""
+    """Flags of the subcommand, from which errors suggest the nearest one."""
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -165,9 +165,9 @@ class RunCLI(LightningCLI):
     Args:
         args: command line without the program's name.
         config_files: the configuration files among them.
-        prepare: called with module and data module before the backbone is loaded.
-        texts: what stands for values of these names in ``args``; see ``texts_aside``.
-        command_line: as it was typed, for results.json.
+        prepare: function called with module and data module before the backbone is loaded.
+        texts: values of the names that stand for texts in ``args``; see ``texts_aside``.
+        command_line: the command as it was typed, for results.json.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class RunCLI(LightningCLI):
             datamodule_class=LightningDataModule if free_data else VQAData,
             subclass_mode_model=free_model,
             subclass_mode_data=free_data,
-            save_config_callback=None,  # we write it ourselves, before anything runs
+            save_config_callback=None,  # `instantiate_trainer` writes it before anything runs
             trainer_class=RunTrainer,
             seed_everything_default=0,
             parser_kwargs={"parser_mode": "omegaconf+"},
@@ -204,7 +204,7 @@ class RunCLI(LightningCLI):
     @staticmethod
     @override
     def subcommands() -> dict[str, set[str]]:
-        """Trainer methods and their arguments that are not offered: we print a table of our own."""
+        """Trainer methods and those of their arguments that are not offered."""
         return {name: {*skipped, "verbose"} for name, skipped in LightningCLI.subcommands().items()}
 
     def validate(self, **kwargs: Any) -> None:
@@ -220,7 +220,7 @@ class RunCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, with what a checkpoint was trained with below the config files, which are below the flags."""
+        """Parse: flags overrule config files, and these overrule the training settings of a checkpoint."""
         assert isinstance(args, list) and isinstance(parser, RunParser)
         parser.flags = list(self._parser(args[0])._option_string_actions)
         with checkpoint_config(args) as extra:
@@ -237,11 +237,11 @@ class RunCLI(LightningCLI):
 
     @override
     def _parse_ckpt_path(self) -> None:
-        """Lightning's version lets the checkpoint override config and flags; ours is in ``parse_arguments``."""
+        """Do nothing: Lightning's version lets the checkpoint overrule config and flags. See ``parse_arguments``."""
 
     @override
     def instantiate_classes(self) -> None:
-        """Instantiate; what a component says about its arguments is for the user."""
+        """Instantiate; a component's error about its arguments becomes the user's message."""
         assert self.subcommand is not None
         self.precision = settle(self.config[self.subcommand])
         try:
@@ -333,7 +333,7 @@ class RunCLI(LightningCLI):
         return run
 
     def _choose_weights(self, root: Path, config: dict[str, Any]) -> bool:
-        """Give a command but `fit` the weights of the last finished fit that trained the same; true where it did so."""
+        """Give commands other than `fit` the weights of the last finished fit of the same training; true if any."""
         assert self.subcommand is not None
         settings = self.config_init[self.subcommand]
         if self.subcommand == "fit" or settings.get("ckpt_path") is not None:
@@ -351,7 +351,7 @@ class RunCLI(LightningCLI):
         raise self._untrained(root / self.recipe, others)
 
     def _resume(self) -> None:
-        """Have an interrupted fit go on from its last checkpoint."""
+        """Let an interrupted fit go on from its last checkpoint."""
         assert self.run is not None and self.subcommand is not None
         settings = self.config_init[self.subcommand]
         if self.subcommand == "fit" and settings.get("ckpt_path") is None:
@@ -383,7 +383,7 @@ class RunCLI(LightningCLI):
             show(f"Run folder: {self.run.path}")
 
     def before_fit(self) -> None:
-        """Say where the run lies, if there is anything to train: else nothing is loaded, and the folder is gone."""
+        """Print the run's folder, if there is anything to train; else nothing is loaded, and the folder is removed."""
         if isinstance(self.model, VLMModule):
             self.model.check_fit()
             if isinstance(self.datamodule, VQAData):
@@ -391,10 +391,10 @@ class RunCLI(LightningCLI):
         rank_zero_info(f"Run folder: {self.run.path if self.run else None}")
 
     def after_fit(self) -> None:
-        """Save what was trained and say so, test it, and see that the results are written, which end the run.
+        """Save the trained weights, print their path, test them, and write the results, which end the run.
 
-        What fails in the test leaves a fit that other commands use; the same command tests it again. Results that the
-        test has written stay; it writes none where it had no batch.
+        After a failed test the fit is still finished: other commands use it, and the same command tests it again.
+        Results that the test has written stay. Without any batch the test writes none, and they are written here.
         """
         assert self.run is not None
         if isinstance(self.model, PruningModule):
@@ -426,12 +426,12 @@ class RunCLI(LightningCLI):
 
 
 def prepare_parsing() -> None:
-    """What has to happen once before a recipe is parsed."""
+    """Prepare for parsing recipes, once: import plug-ins, quieten libraries, set up the parser."""
     quieten()
     for plugin in entry_points(group=PLUGINS):
         try:
             plugin.load()
-        except Exception as error:  # whatever a stranger's module raises
+        except Exception as error:  # a plug-in may raise anything
             raise GlimpseError(
                 f"The plug-in {plugin.name} ({plugin.value}, entry-point group {PLUGINS}) cannot be imported: "
                 f"{type(error).__name__}: {error}. Mend that package, or uninstall it."
@@ -440,7 +440,7 @@ def prepare_parsing() -> None:
 
 
 def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> None:
-    """Run ``fit``, ``validate``, ``test`` or ``predict``; ``prepare`` as in :class:`RunCLI`."""
+    """Run ``fit``, ``validate``, ``test`` or ``predict``; ``prepare`` is the argument of :class:`RunCLI`."""
     prepare_parsing()
     if listed := listing(args):
         print(listed)
@@ -478,8 +478,8 @@ def _trained_otherwise(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 def _without_unread(config: Any) -> Any:
-    """A configuration whose data module has only the dataset that a command but `fit` goes through, and none where a
-    question on the spot takes its place. Data modules of a user's own are left as they are.
+    """A configuration whose data module has only the dataset that a command other than `fit` reads, and none where a
+    question from the command line replaces it. A user's own data modules are left unchanged.
     """
     command = config.get("subcommand")
     if command not in ("validate", "test", "predict") or "class_path" in config[command].get("data", {}):

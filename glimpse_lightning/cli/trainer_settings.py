@@ -1,4 +1,4 @@
-"""Settings of a run: those that are refused before it starts, and Lightning's objections to others in one paragraph."""
+"""Checks of a run's settings before it starts, and Lightning's errors about others in one paragraph."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LEAST = {
     "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0,
     "min_epochs": 0, "min_steps": 0, "num_nodes": 1, "num_sanity_val_steps": -1,
 }  # fmt: skip
-"""Least values of the Trainer's arguments that Lightning itself takes without a look."""
+"""Least values of the Trainer's arguments that Lightning itself does not check."""
 
 WORK = {
     "fit": ("max_steps", "max_epochs", "limit_train_batches"), "validate": ("limit_val_batches",),
     "test": ("limit_test_batches",), "predict": ("limit_predict_batches",),
 }  # fmt: skip
-"""The Trainer's arguments of which 0 leaves a command nothing to do."""
+"""The Trainer's arguments that leave a command nothing to do when they are 0."""
 
 SEEDS = 2**32
 """Number of seeds that numpy takes."""
@@ -39,7 +39,7 @@ STEPS = ("advance", "_evaluation_step", "_predict_step")
 
 
 def check_settings(command: str, config: Mapping[str, Any]) -> None:
-    """Look at a command's parsed configuration before anything is made of it.
+    """Check a command's parsed configuration before anything is instantiated.
 
     Raises:
         GlimpseError: for a setting that cannot be followed, or that leaves the command nothing to do.
@@ -78,7 +78,7 @@ def check_settings(command: str, config: Mapping[str, Any]) -> None:
 
 
 def check_launcher(trainer: Trainer) -> None:
-    """Raise GlimpseError where a trainer of several nodes would wait for ever for processes that nothing starts."""
+    """Raise GlimpseError where a trainer of several nodes would wait endlessly for processes that nothing starts."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
         raise GlimpseError(
@@ -89,10 +89,10 @@ def check_launcher(trainer: Trainer) -> None:
 
 @contextmanager
 def readable_settings(trainer: Mapping[str, Any]) -> Iterator[None]:
-    """While the context is open, Lightning's objection to a setting becomes one paragraph that names it.
+    """Turn Lightning's objection to a setting into one paragraph that names it, while the context is open.
 
-    An objection is an error that Lightning raises by itself before any batch is worked on, or in a callback of its own.
-    What goes wrong inside it for other reasons passes unchanged.
+    An objection is an error that Lightning's own code raises before any batch runs, or in one of its callbacks. All
+    other errors pass unchanged.
 
     Args:
         trainer: parsed arguments of the Trainer.
@@ -123,7 +123,7 @@ def _objects(error: BaseException) -> bool:
 
 
 def _named(text: str, trainer: Mapping[str, Any]) -> str | None:
-    """The argument that an objection speaks of: by its name as code, or else by its value."""
+    """The argument that an objection names, by its name as code, or else by its value."""
     for word in re.findall(r"\w+", text):
         if word in trainer and ("_" in word or re.search(rf"`{word}`|\b{word}=", text)):
             return word
