@@ -21,7 +21,7 @@ PRUNING = (
     "after_layer", "scorer", "policy", "reducer", "early_kv", "positions", "stages", "pruner", "pruner_source",
     "resolution", "allow_empty",
 )  # fmt: skip
-"""Keys of ``model`` that say what prunes: those that a method brings along."""
+"""Keys of ``model`` that define the pruner, which a method replaces as a whole."""
 
 SHORT = {"layer": "model.after_layer", "backbone": "model.backbone", "seed": "seed_everything"}
 """Axes that stand for one dotted key."""
@@ -40,12 +40,12 @@ class Cell:
     """One run of an ablation.
 
     Attributes:
-        name: of its folder.
+        name: name of its folder.
         mode: ``fit`` or ``test``.
         labels: its value on each axis, as tables show it; axes that its method does not have are absent.
         recipe: the whole recipe.
         at: retention -> overrides, for methods whose budget is not one number.
-        reference: whether it is something to compare with rather than a method; then no Pareto front counts it.
+        reference: whether it is a reference and not a method; Pareto fronts leave it out.
     """
 
     name: str
@@ -72,7 +72,7 @@ def cells(settings: Settings) -> list[Cell]:
     if settings.limit is not None:
         base = changed(base, {"data.test_size": settings.limit, "data.fit_test_size": settings.limit})
     found = [Cell("", settings.mode, {}, base, {})]
-    axes = sorted(settings.axes.items(), key=lambda axis: axis[0] != "methods")  # what other axes change, comes first
+    axes = sorted(settings.axes.items(), key=lambda axis: axis[0] != "methods")  # first, as other axes change methods
     for axis, values in axes:
         grown = [new for cell in found for new in _along(cell, axis, values, settings)]
         if not any(axis in cell.labels for cell in grown):
@@ -93,7 +93,7 @@ def _needs(axis: str) -> str:
 
 
 def _along(cell: Cell, axis: str, values: list[Any], settings: Settings) -> Iterator[Cell]:
-    """The cell at each value of an axis; the cell as it is where the axis means nothing to it."""
+    """The cell at each value of an axis; the unchanged cell where the axis does not apply to it."""
     if axis == "methods":
         for value in values:
             yield from _with_method(cell, value, settings)
@@ -167,7 +167,7 @@ def _with_method(cell: Cell, value: Any, settings: Settings) -> Iterator[Cell]:
 
 
 def _pruned_as_in(tree: Tree, method: Tree) -> Tree:
-    """``tree`` with what prunes, and the values it refers to, as ``method`` has it."""
+    """``tree`` with the pruner of ``method``, and the values that this refers to."""
     out = copy.deepcopy(tree)
     model, theirs = out.setdefault("model", {}), method.get("model") or {}
     for key in PRUNING:

@@ -1,4 +1,4 @@
-"""How an ablation's cells are started: in this process, one process a GPU slot, on a Ray cluster, or under SLURM."""
+"""Starting an ablation's cells: in this process, in one process per GPU slot, on a Ray cluster, or under SLURM."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run_process(
     report: Callable[[], None] = lambda: None,
     cwd: str | None = None,
 ) -> None:
-    """Run a job in a process of its own; what it leaves unfinished without a word is recorded as failed."""
+    """Run a job in a process of its own; cells that it leaves unfinished without an error are recorded as failed."""
     for name in job:
         folders.begin(cells[name])
     log = folders.root / "logs" / f"{job[0]}.log"
@@ -62,7 +62,7 @@ def run_process(
                 time.sleep(POLL_S)
                 report()
         finally:
-            process.terminate()  # where we were interrupted; nothing otherwise
+            process.terminate()  # ends it after an interrupt; has no effect otherwise
             process.wait()
     for name in job:
         cell = cells[name]
@@ -125,7 +125,7 @@ def run_on_ray(
         waiting = [remote.remote(job, dict(cells), folders, settings, {}, cwd=here) for job in jobs]
         while waiting:
             ended, waiting = ray.wait(waiting, timeout=POLL_S)
-            ray.get(ended)  # raises what a job raised
+            ray.get(ended)  # raises a job's error
             report()
     finally:
         if started:

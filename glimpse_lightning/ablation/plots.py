@@ -67,7 +67,7 @@ def _draw(axes: Axes, rows: Sequence[Row], cost: str, label: str) -> None:
     front = [methods[i] for i in pareto_front(methods)]
     if front:
         axes.step(*zip(*front, strict=True), where="post", color="black", linewidth=2.5, alpha=0.3, label="front")
-    axes.set_xscale("symlog", linthresh=LINEAR_BELOW, linscale=0.3)  # nothing kept has a place, too
+    axes.set_xscale("symlog", linthresh=LINEAR_BELOW, linscale=0.3)  # so that 0 has a place, too
     axes.set_xticks(TICKS)
     axes.set_xlim(-0.002, 1.2)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

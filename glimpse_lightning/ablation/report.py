@@ -62,7 +62,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def markdown(rows: Sequence[Row], name: str) -> str:
-    """The table for people; failed cells stand below it with their errors."""
+    """The Markdown tables; failed cells stand below them with their errors."""
     names = axes(rows)
     lines = [f"# Ablation `{name}`", "", *glance(rows)]
     header = [*names, *COUNTS.values(), "accuracy", "difference", "relative", "agreement"]
@@ -89,8 +89,8 @@ def markdown(rows: Sequence[Row], name: str) -> str:
 def glance(rows: Sequence[Row]) -> list[str]:
     """Accuracy in percent, a line for each method and a column for each value of the other axis, as papers print it.
 
-    A cell that has no value on that axis tells, in a last column, the share of tokens at which it has its accuracy.
-    Empty unless there are ``methods`` and exactly one other axis.
+    For a cell that has no value on that axis, a last column gives its accuracy and the share of tokens it kept. Empty
+    unless there are ``methods`` and exactly one other axis.
     """
     others = [axis for axis in axes(rows) if axis != "methods"]
     if len(others) != 1 or all("methods" not in row.cell.labels for row in rows):
@@ -119,7 +119,7 @@ def _processor(row: Row) -> Any:
 
 
 def _strayed(row: Row) -> list[tuple[float, float]]:
-    """The asked and the kept share where they differ by more than a point, or a tenth of the asked one."""
+    """The requested and the kept share where they differ by more than a point, or a tenth of the requested one."""
     asked, kept = row.cell.labels.get("retention"), row.figure("retention")
     if not isinstance(asked, (int, float)) or kept is None or abs(kept - asked) <= max(0.01, 0.1 * asked):
         return []

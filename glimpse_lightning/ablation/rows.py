@@ -1,4 +1,4 @@
-"""The rows of an ablation's tables: what each cell has found."""
+"""The rows of an ablation's tables: the results of each cell."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Row:
-    """A cell and what it has found.
+    """A cell and its results.
 
     Attributes:
         cell: the cell.
         run: folder of its finished run; ``None`` where it has none.
-        error: why it failed, in one line; ``None`` where it did not.
-        figures: by family, by name: what ``results.json`` says.
-        scores: by family, by question id: the answer's score.
-        images: by question id: name of the image that it is about; ``""`` where it has none, or an older version ran.
+        error: the reason why it failed, in one line; ``None`` where it did not.
+        figures: the figures of ``results.json``, by family and name.
+        scores: the answers' scores, by family and question id.
+        images: name of each question's image, by question id; ``""`` where it has none, or an older version ran.
     """
 
     cell: Cell

@@ -1,4 +1,4 @@
-"""Cells as runs: where their folders lie, which are finished, and how one process runs several."""
+"""Cells as runs: their folders, the finished ones, and several of them in one process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NO_MATTER = ("vars", "seed_everything", "trainer.callbacks", "trainer.logger", "
 
 
 class CellFolders:
-    """Where an ablation's cells leave what.
+    """Files and folders of an ablation's cells.
 
     Args:
         root: the ablation's folder.
@@ -49,7 +49,7 @@ class CellFolders:
         return path
 
     def finished(self, cell: Cell) -> Path | None:
-        """The newest finished run of exactly this cell, on what its files hold now; ``None`` where there is none."""
+        """The newest finished run of exactly this cell, on its files' present content; ``None`` where there is none."""
         for path in sorted(self.folder(cell).glob(f"{cell.mode}_*"), key=lambda path: path.stat().st_mtime)[::-1]:
             saved = path / RECIPE
             mine = saved.is_file() and saved.read_text(encoding="utf-8") == cell.text()
@@ -58,16 +58,16 @@ class CellFolders:
         return None
 
     def folder(self, cell: Cell) -> Path:
-        """Where the cell's runs lie."""
+        """Folder of the cell's runs."""
         return self.root / cell.name
 
     def error(self, cell: Cell) -> str | None:
-        """Why the cell failed; ``None`` where it did not."""
+        """The error with which the cell failed; ``None`` where it did not."""
         path = self.folder(cell) / ERROR
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
     def fail(self, cell: Cell, error: str) -> None:
-        """Record why the cell failed."""
+        """Record the error with which the cell failed."""
         write_text(self.folder(cell) / ERROR, error)
 
     def begin(self, cell: Cell) -> None:
@@ -96,14 +96,14 @@ def checked(folders: CellFolders, cells: Sequence[Cell]) -> dict[str, Checked]:
 
 
 def process_key(cell: Cell, config: Mapping[str, Any]) -> str | None:
-    """What cells have alike that can share a process: the backbone and how it is loaded; ``None``: not this one."""
+    """Key that is equal for cells that can share a process: the backbone and its loading; ``None``: none can."""
     if cell.mode != "test" or "class_path" in config["model"] or "class_path" in config["data"]:
         return None
     return json.dumps([config["model"].get(key) for key in LOADING])
 
 
 def questions_key(config: Mapping[str, Any]) -> str:
-    """What cells have alike that put the same questions to the same full model: all but what prunes."""
+    """Key that is equal for cells with the same questions and full model: all settings but the pruner's."""
     model = {key: value for key, value in config["model"].items() if key not in PRUNING}
     trainer = {key: value for key, value in config["trainer"].items() if f"trainer.{key}" not in NO_MATTER}
     rest = {key: value for key, value in config.items() if key not in NO_MATTER}
@@ -114,8 +114,8 @@ class CellRunner:
     """Runs cells one after another in this process; those that can, share backbone, questions and full answers.
 
     Args:
-        folders: of the cells.
-        cells: those that it may be asked to run.
+        folders: the cells' folders.
+        cells: all cells that it may be asked to run.
         checked: their settings and models.
         memory: bytes that embedded questions may take.
     """
@@ -137,7 +137,7 @@ class CellRunner:
         """Run ``cells``; a failed one is recorded and does not stop the others. ``done`` is called after each."""
         keys = [self._keys[cell.name] for cell in cells]
         processes = [process for process, _ in keys]
-        # Cells that share something behind each other, otherwise as they come.
+        # Cells that share something run one after another; the order is otherwise unchanged.
         order = sorted(
             cells, key=lambda c: (processes.index(self._keys[c.name][0]), keys.index(self._keys[c.name]))
         )  # fmt: skip
@@ -182,7 +182,7 @@ class CellRunner:
         return self._questions[1]
 
     def _taps(self, cell: Cell) -> tuple[Any, ...]:
-        """What a cell asks of the vision tower; nothing where its model cannot be built, as its own run will say."""
+        """States of the vision tower that a cell requires; none where its model cannot be built: its own run fails."""
         model = self._models.pop(cell.name)  # or it would keep this backbone in memory
         assert isinstance(model, PruningModule) and self._backbone is not None
         model.over(self._backbone[1])
@@ -195,7 +195,7 @@ class CellRunner:
 
 @contextmanager
 def _quiet(log: Path) -> Iterator[None]:
-    """What a cell prints goes into its log; only warnings reach the terminal."""
+    """Write a cell's output to its log; only warnings reach the terminal."""
     log.parent.mkdir(parents=True, exist_ok=True)
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

@@ -1,4 +1,4 @@
-"""Who runs what where: pure functions of cells and devices, and the pool that follows them."""
+"""Schedule: pure functions that assign cells to processes and devices, and the pool that runs them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from glimpse_lightning.runtime.errors import GlimpseError
 
 Slot = tuple[str, ...]
-"""Devices that one process gets; none: it runs on the CPU."""
+"""Devices of one process; without any it runs on the CPU."""
 
 Job = tuple[str, ...]
 """Names of cells that one process runs, one after another."""
@@ -30,7 +30,7 @@ def slots(devices: Sequence[str], per_cell: int) -> list[Slot]:
     """Disjoint groups of ``per_cell`` devices; one empty group without any device.
 
     Raises:
-        GlimpseError: where there are fewer devices than one cell wants.
+        GlimpseError: where there are fewer devices than one cell needs.
     """
     if not devices:
         return [()]
@@ -46,8 +46,8 @@ def jobs(cells: Mapping[str, str | None], processes: int) -> list[Job]:
     """Cells that may share a process, in at most ``processes`` equal parts; every other cell for itself.
 
     Args:
-        cells: by name, in order: what a cell shares with its like (the backbone); ``None`` where it shares nothing.
-        processes: how many can run at once.
+        cells: key by cell name, in order, equal for cells that may share a process; ``None`` where a cell shares none.
+        processes: number of processes that can run at once.
     """
     groups: dict[tuple[str, str | None], list[str]] = {}
     for name, shared in cells.items():
@@ -74,4 +74,4 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], run: Callable[[Job, Slo
 
     with ThreadPoolExecutor(len(slots)) as pool:
         for _ in pool.map(run_on_free_slot, jobs):
-            pass  # raises what a job raised
+            pass  # raises a job's error

@@ -1,4 +1,4 @@
-"""What an ablation's YAML says."""
+"""The settings of an ablation, read from YAML."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from glimpse_lightning.runtime.paths import expanded, read_text
 
 MODES = ("fit", "test")
 UNNAMED = "pruner"
-"""Name of the pruner that methods mean which say ``pruner: true``."""
+"""Name of the pruner for methods with ``pruner: true``."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """An ablation: a base recipe, and what is changed from cell to cell.
+    """An ablation: a base recipe, and its changes from cell to cell.
 
     Attributes:
-        name: what its folder is called.
+        name: name of its folder.
         base: recipe (name or file) that every cell starts from.
         mode: ``fit`` (train, then test) or ``test``.
         axes: values by axis: ``methods``, ``retention``, ``layer``, ``backbone``, ``seed``, or any dotted key of the
@@ -30,9 +30,9 @@ class Settings:
         set: dotted keys that are changed in every cell.
         pruner: folder of a saved pruner, for methods that ask for one; or several by name. Methods whose pruner is not
             there are left out.
-        limit: questions each cell is tested on; ``None``: as many as the recipe says.
+        limit: number of questions that each cell is tested on; ``None``: the recipe's number.
         devices_per_cell: GPUs that a cell runs on.
-        output: where the ablation's folder lies.
+        output: parent of the ablation's folder.
         memory_gb: main memory that embedded questions may take, in each process.
     """
 
@@ -58,7 +58,7 @@ class Settings:
         return named.get(UNNAMED if asked is True else str(asked))
 
     def with_flags(self, flags: Mapping[str, Any]) -> Settings:
-        """These settings under command-line flags, those that are ``None`` not given."""
+        """These settings under command-line flags; a flag of ``None`` changes nothing."""
         return _checked(replace(self, **{name: value for name, value in flags.items() if value is not None}), "flags")
 
     def text(self) -> str:
@@ -70,7 +70,7 @@ def read(path: Path) -> Settings:
     """Read an ablation.
 
     Raises:
-        GlimpseError: where it is no YAML mapping, has an unknown key, or a key's value cannot be.
+        GlimpseError: where it is no YAML mapping, or has an unknown key or an impossible value.
     """
     try:
         data = expanded(yaml.safe_load(read_text(path)))

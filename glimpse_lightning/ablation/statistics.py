@@ -15,7 +15,7 @@ def paired_difference(
 
     Args:
         scores: score of each question, in [0, 1].
-        reference: likewise; where it is ``scores`` itself, the difference is 0 and nothing about it uncertain.
+        reference: the reference's scores; where it is ``scores`` itself, the difference is 0 without uncertainty.
         images: name of the image that each question is about, where it is known.
     """
     common = sorted(set(scores) & set(reference))
@@ -28,7 +28,8 @@ def paired_difference(
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, gain) that no other beats: none costs no more and gains no less, and is not equal.
+    """Indices of the points (cost, gain) that no other point beats, by costing no more and gaining no less without
+    being equal.
 
     In order of cost.
     """

@@ -1,1 +1,1 @@
-"""``bench``: what pruning saves, measured beside what theory says it should."""
+"""``bench``: measured savings of pruning, next to the theoretical ones."""

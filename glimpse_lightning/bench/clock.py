@@ -1,4 +1,4 @@
-"""Time on the device that works: CUDA events, which need no synchronisation in between, or the CPU's own clock."""
+"""Time on the model's device: CUDA events, which need no synchronisation in between, or the CPU's own clock."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Clock:
     """Stamps moments on one device.
 
     Args:
-        device: where the model runs.
-        kind: on the CPU, ``wall`` or ``process``: seconds that this process computed, over all of its threads, which
-            other processes on the machine disturb less.
+        device: device of the model.
+        kind: the clock on the CPU, ``wall`` or ``process``: the latter counts seconds that this process computed, over
+            all of its threads, which other processes on the machine disturb less.
     """
 
     def __init__(self, device: torch.device, kind: str = "wall") -> None:
@@ -25,7 +25,7 @@ class Clock:
         self.cuda = device.type == "cuda"
 
     def stamp(self) -> Any:
-        """This moment; on CUDA, the moment at which the device gets here."""
+        """The present moment; on CUDA, the moment at which the device reaches this point of its stream."""
         if not self.cuda:
             return self.now()
         event = torch.cuda.Event(enable_timing=True)
@@ -33,7 +33,7 @@ class Clock:
         return event
 
     def seconds(self, begin: Any, end: Any) -> float:
-        """Between two stamps, after :meth:`synchronise`."""
+        """Seconds between two stamps, after :meth:`synchronise`."""
         return begin.elapsed_time(end) / 1e3 if self.cuda else end - begin
 
     def synchronise(self) -> None:
@@ -46,7 +46,7 @@ class TokenClock(LogitsProcessor):
     """Stamps every generated token: ``generate`` calls it once the token's logits are there.
 
     Args:
-        clock: to stamp with.
+        clock: the clock of the stamps.
 
     Attributes:
         stamps: one per token.
@@ -57,6 +57,6 @@ class TokenClock(LogitsProcessor):
         self.stamps: list[Any] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The ``scores`` as they are."""
+        """Stamp the moment, and return ``scores`` unchanged."""
         self.stamps.append(self.clock.stamp())
         return scores

@@ -36,7 +36,7 @@ FLAGS = {
 }  # fmt: skip
 
 YAML: dict[Any, str] = {list: " (YAML list: '[1, 4]')", dict: " (YAML mapping: '{name: value}')"}
-"""How flags of a kind are written."""
+"""Form of a flag's value, for the help, by kind."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,7 +68,7 @@ def run(args: Sequence[str]) -> int:
     """Run a benchmark and write its record; returns the exit status.
 
     Raises:
-        GlimpseError: where the benchmark cannot be understood or its model not be loaded; nothing is written then.
+        GlimpseError: where a setting is wrong or the model cannot be loaded; nothing is written then.
     """
     options = arguments().parse_args(list(args))
     path = Path(options.config) if Path(options.config).is_file() else find_recipe(options.config)
@@ -86,7 +86,7 @@ def run(args: Sequence[str]) -> int:
     record = _record(settings, backbone, ["bench", *args])
     for group in _groups(settings, backbone, options.data):
         record["groups"].append(group)
-        _write(record, output)  # what is measured is kept, whatever becomes of the rest
+        _write(record, output)  # so that a later failure loses no measurement
     if not settings.training:
         try:
             write_plot(record, output.with_suffix(".png"))
@@ -98,7 +98,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _groups(settings: Settings, backbone: Backbone, data: str | None) -> Iterator[dict[str, Any]]:
-    """What the settings ask for, group by group."""
+    """The measurements that the settings ask for, group by group."""
     if settings.training:
         check_layers(settings, backbone)
         return training.sweep(settings, backbone, _say)

@@ -24,10 +24,10 @@ GLYPHS = "glyph_vqa"
 
 
 def load(name: str, size: int) -> Dataset[Sample]:
-    """``glyph_vqa`` (its test split), or a JSONL file as docs/own_data.md describes it.
+    """The test split of ``glyph_vqa``, or a JSONL file in the format of docs/own_data.md.
 
     Raises:
-        GlimpseError: where it is neither.
+        GlimpseError: where ``name`` is neither.
     """
     if name == GLYPHS:
         return GlyphVQA("test", size)

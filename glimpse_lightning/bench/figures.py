@@ -1,4 +1,4 @@
-"""Measured values beside the theoretical ones."""
+"""Measured values next to the theoretical ones."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def expected(
     """Theoretical values of a variant, from those that Hugging Face's own forward reaches on the same machine.
 
     Times of the decoder scale with FLOPs (``Case.prefill_flops``; the scorer's own as counted), those of a decoding
-    step with the bytes that it reads (``Case.decode_bytes``); all else stays as it is.
+    step with the bytes that it reads (``Case.decode_bytes``). All other times are Hugging Face's.
 
     Args:
-        case, plain: the variant's, and the unpruned one.
-        found: of the variant.
+        case, plain: the variant's case, and the unpruned one.
+        found: counted sizes of the variant.
         hf: measured times of Hugging Face's forward.
         weights: bytes of the decoder's layers and head.
-        new: tokens generated.
+        new: number of generated tokens.
     """
     before, after = case.prefill_flops()
     full = sum(plain.prefill_flops())
@@ -58,14 +58,15 @@ def expected(
 
 
 def attainable(case: Case, short: Mapping[int, tuple[float, float]], hf: float, scoring: float) -> dict[str, float]:
-    """Seconds of the decoder (after K, and in all) if layers run as fast as Hugging Face's own on so many tokens.
+    """Seconds of the decoder (after K, and in all) if layers run as fast as Hugging Face's own on as many tokens.
 
-    Theory takes a FLOP to last as long in a short prompt as in a long one. Where few rows cannot fill the arithmetic
-    units, it does not; this is what is left to compare our own code with.
+    Theory assumes that a FLOP takes as long in a short prompt as in a long one. Few rows cannot fill the arithmetic
+    units, so a FLOP takes longer there. These seconds include that loss, and the remaining difference is due to this
+    package.
 
     Args:
-        short: measured seconds of Hugging Face's decoder, and of its head, by tokens of a prompt that is shorter.
-        hf: of both on the whole prompt.
+        short: measured seconds of Hugging Face's decoder, and of its head, by number of tokens of a shorter prompt.
+        hf: seconds of both on the whole prompt.
         scoring: theoretical seconds of the scorer.
     """
     head = median(head for _, head in short.values()) if short else 0.0
@@ -78,7 +79,7 @@ def attainable(case: Case, short: Mapping[int, tuple[float, float]], hf: float, 
 
 
 def counted(found: Sizes) -> dict[str, float]:
-    """What was counted rather than timed; ``prefill_flops`` are the decoder's, the scorer's are ``scoring_flops``."""
+    """Counted figures; ``prefill_flops`` are the decoder's, the scorer's are ``scoring_flops``."""
     return {
         "prefill_flops": found.flops[BEFORE] + found.flops[AFTER], "scoring_flops": found.flops[SCORING],
         "vision_flops": found.flops[PREPARATION] + found.flops[VISION],

@@ -1,4 +1,4 @@
-"""FLOPs (two per multiply-add) as torch counts them in what really ran."""
+"""FLOPs (two per multiply-add) of the operators that ran, counted by torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def counter() -> FlopCounterMode:
 def count_step(run: Callable[[], Any]) -> float:
     """FLOPs of a training step, backward pass included, by the same rules.
 
-    ``FlopCounterMode`` follows modules with hooks that a loss made by side streams trips over; this only adds up.
+    ``FlopCounterMode`` follows modules with hooks, which fail on losses from side streams. Here the operators are
+    added up without hooks.
     """
     with _Adder() as found:
         run()

@@ -15,10 +15,10 @@ def make_inputs(backbone: Backbone, batch: int, visual: int, text: int) -> dict[
     """Processor outputs of ``batch`` prompts without padding, on the model's device.
 
     Args:
-        visual: visual tokens wanted of each; where a family's images have a fixed number, whole images come as near as
-            they can.
-        text: all other tokens of each; what the family's prompt needs around its images is a part of them, and is the
-            least there can be.
+        visual: number of visual tokens of each prompt; where a family's images have a fixed number, the nearest number
+            of whole images.
+        text: number of all other tokens of each prompt, those that the family's prompt needs around its images
+            included; these are the minimum.
     """
     size = _near_square(visual)
     one = _placeholders(backbone, backbone.example_inputs([[size]]))

@@ -1,4 +1,4 @@
-"""One pass of one variant: how long it takes, and how much it computes and holds."""
+"""One pass of one variant: its times, FLOPs and memory."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ HF, UNPRUNED = "hf", "unpruned"
 
 @dataclass(frozen=True)
 class Variant:
-    """Something to measure, all of them over one Hugging Face model.
+    """A model to measure; all variants run over one Hugging Face model.
 
     Attributes:
-        name: ``hf``, ``unpruned`` or whatever names the pruner.
+        name: ``hf``, ``unpruned`` or the pruner's name.
         backbone: the model.
-        model: ours; ``None``: Hugging Face's own forward.
-        after_layer, retention: of the pruner, where there is one that the settings made.
-        cache: ``cache_implementation`` of ``generate``; ``None``: a growing one.
+        model: the pruned model; ``None``: Hugging Face's own forward.
+        after_layer, retention: the pruner's, where the settings define one.
+        cache: ``cache_implementation`` of ``generate``; ``None``: a growing cache.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Variant:
         return None if self.model is None else self.model.pruner
 
     def recorder(self, stamp: Any) -> PhaseRecorder[Any]:
-        """For one pass."""
+        """A recorder of phases for one pass."""
         return PhaseRecorder(self.backbone, self.pruner, stamp)
 
     def prefill(self, inputs: Mapping[str, Any], questions: list[str]) -> tuple[Tensor, Cache, Any]:
@@ -59,7 +59,7 @@ class Variant:
         return plain.logits[:, -1], plain.past_key_values, None
 
     def generate(self, inputs: Mapping[str, Any], questions: list[str], new_tokens: int, **more: Any) -> None:
-        """Exactly ``new_tokens``, greedily."""
+        """Generate exactly ``new_tokens`` tokens, greedily."""
         length: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
         if self.cache is not None:
             length["cache_implementation"] = self.cache
@@ -71,14 +71,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a pass computes and holds.
+    """FLOPs and memory of a pass.
 
     Attributes:
-        flops: by phase.
-        kv_bytes: of the cache object after prefill.
-        kv_length: tokens of a prompt in it, averaged over the layers.
-        peak: bytes above the weights, over a whole generation.
-        stages: of each prune stage, the visual tokens left behind it of the prompt that keeps most.
+        flops: FLOPs by phase.
+        kv_bytes: bytes of the cache object after prefill.
+        kv_length: tokens of a prompt in the cache, averaged over the layers.
+        peak: most bytes above the weights, over a whole generation.
+        stages: visual tokens left after each prune stage, of the prompt that keeps most.
         logits: ``[B, vocab]`` at the last prompt position.
     """
 
@@ -147,7 +147,7 @@ def times(
 
 @torch.no_grad()
 def decoder_seconds(backbone: Backbone, batch: int, tokens: int, clock: Clock) -> tuple[float, float]:
-    """Seconds of Hugging Face's own decoder, and of the head behind it, on ``batch`` prompts of ``tokens`` tokens."""
+    """Seconds of Hugging Face's own decoder, and of the head after it, on ``batch`` prompts of ``tokens`` tokens."""
     width, dtype, device = backbone.facts.hidden_size, backbone.model.dtype, backbone.model.device
     states = torch.randn(batch, tokens, width, dtype=dtype, device=device)
     clock.synchronise()

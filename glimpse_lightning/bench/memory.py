@@ -1,4 +1,4 @@
-"""Peak memory that a pass takes above what lies there before it (the weights)."""
+"""Peak memory of a pass above the memory in use before it (the weights)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CPU_WAY = "largest running sum of the CPU allocator's events (torch.profiler, pr
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
     """Most bytes that tensors made during ``run`` take at once.
 
-    On CUDA what the allocator reports (``CUDA_WAY``). On the CPU the allocator's events are added up (``CPU_WAY``):
-    resident memory says nothing there, because freed memory is not given back.
+    On CUDA the allocator reports them (``CUDA_WAY``). On the CPU the allocator's events are added up (``CPU_WAY``):
+    resident memory does not fall there when memory is freed.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()

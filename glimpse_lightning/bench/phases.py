@@ -1,12 +1,12 @@
-"""Which phase a pass is in, found out with hooks: Hugging Face's own forward and ours are read by the same rule.
+"""The phases of a pass, found with hooks: the same rule reads Hugging Face's own forward and the pruned one.
 
-* ``preparation``: the rest of what comes before decoder layer 0: patches, merger, embedding, positions, masks; of
-  Hugging Face's ``generate`` also its own set-up, which ours does behind the prefill (both are in TTFT).
-* ``vision``: the blocks of the vision tower, with what is captured there for the scorer.
+* ``preparation``: all else before decoder layer 0: patches, merger, embedding, positions, masks; of Hugging Face's
+  ``generate`` also its own set-up, which comes after the prefill in ``PrunedVLM.generate`` (both are in TTFT).
+* ``vision``: the blocks of the vision tower, and the capture of states for the scorer.
 * ``prefill_to_k``: decoder layers on all tokens, and on the glimpse token; of a plain model, the whole decoder.
-* ``scoring``: what the pruner adds between the layers: scorer, policy, reducer, compaction, and the glimpse tokens of
+* ``scoring``: the pruner's work between the layers: scorer, policy, reducer, compaction, and the glimpse tokens of
   later stages, where each stage has its own.
-* ``prefill_after_k``: decoder layers behind the first stage, final norm and head.
+* ``prefill_after_k``: decoder layers after the first stage, final norm and head.
 
 The end is the end of the language-model head.
 """
@@ -27,12 +27,12 @@ T = TypeVar("T")
 
 
 class PhaseRecorder(Generic[T]):
-    """Stamps the begin of every stretch of a phase.
+    """Stamps the beginning of every stretch of a phase.
 
     Args:
-        backbone: whose modules run.
-        pruner: whose stages run; ``None`` for a plain model.
-        stamp: reads whatever is measured: a clock, a counter.
+        backbone: the model whose modules run.
+        pruner: the pruner whose stages run; ``None`` for a plain model.
+        stamp: function that reads the measured quantity, such as a clock or a counter.
 
     Attributes:
         stretches: (phase, stamp at its begin), in order.
@@ -77,7 +77,7 @@ class PhaseRecorder(Generic[T]):
             self.end = self.stamp()
 
     def spent(self, difference: Callable[[T, T], float]) -> dict[str, float]:
-        """What each phase took; 0.0 where it did not occur."""
+        """Amount of each phase; 0.0 where it did not occur."""
         total = dict.fromkeys(PHASES, 0.0)
         stamps = [*(stamp for _, stamp in self.stretches), self.end]
         for (phase, begin), end in zip(self.stretches, stamps[1:], strict=True):

@@ -28,14 +28,14 @@ measured in the same rounds. What each figure and its theory mean: docs/bench.md
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """The whole record for people."""
+    """The whole record as Markdown."""
     groups = record["groups"]
     shown = training_report.lines(groups) if record["settings"]["training"] else figures(groups)
     return "\n".join([*head(record), "", *shown])
 
 
 def head(record: Mapping[str, Any]) -> list[str]:
-    """Title, and a table of what was measured on what, and how."""
+    """Title, and a table of model, machine and procedure."""
     machine, model = record["machine"], record["model"]
     fields = {
         "command": f"`{record['command']}`",

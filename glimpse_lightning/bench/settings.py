@@ -1,4 +1,4 @@
-"""What a benchmark's YAML says."""
+"""The settings of a benchmark, read from YAML."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLOCKS = ("wall", "process")
 
 @dataclass(frozen=True)
 class Settings:
-    """A benchmark: a model, and the grid of cases it is measured on.
+    """A benchmark: a model, and the grid of cases on which it is measured.
 
     Attributes:
         model: any name that ``load_backbone`` takes; ``random:<preset>`` needs no download.
@@ -29,29 +29,28 @@ class Settings:
         processor: settings of the image processor by name, as in ``load_backbone``.
         source: ``revision``, ``cache_dir`` and ``local_files_only`` of the model.
         device: ``cpu``, ``cuda``, or ``auto``: CUDA where there is a device.
-        scorer: class in ``glimpse_lightning.scorers``, with fresh weights (their values cost nothing).
+        scorer: class in ``glimpse_lightning.scorers``, with fresh weights (times do not depend on their values).
         scorer_args: its arguments.
-        pruner: folder or hub id of a saved pruner, used as it is in place of ``scorer``, ``after_layers`` and
-            ``retention``.
-        pruner_source: as ``source``, of the saved pruner.
-        batch_sizes: prompts at once.
-        visual_tokens: of each prompt; families with a fixed grid take the nearest number of whole images.
+        pruner: folder or hub id of a saved pruner, measured in place of ``scorer``, ``after_layers`` and ``retention``.
+        pruner_source: ``revision``, ``cache_dir`` and ``local_files_only`` of the saved pruner.
+        batch_sizes: numbers of prompts in a batch.
+        visual_tokens: visual tokens of each prompt; families with a fixed grid take the nearest number of whole images.
         text_tokens: all other tokens of each prompt.
         after_layers: K, the last layer that sees all tokens, counted from 0; -1 = before layer 0.
         retention: shares of visual tokens kept.
-        new_tokens: generated per pass, at least 2.
+        new_tokens: tokens generated per pass, at least 2.
         training: kinds of training step (``mask``, ``mask_with_answers``, ``kl``) to measure in place of inference;
             ``scorer`` must then have a glimpse token, and ``retention`` is not used.
-        answer_tokens: of each prompt's answer, in training steps.
-        cache_implementation: of ``generate``, for all variants alike: ``dynamic`` or ``static``; ``None``: as it comes.
-            With ``static``, Hugging Face compiles decoding on CUDA.
-        trace: whether to show, for every variant of a group, which operators its prefill spends its time in.
+        answer_tokens: tokens of each prompt's answer, in training steps.
+        cache_implementation: argument of ``generate``, for all variants alike: ``dynamic`` or ``static``; ``None``: the
+            model's default. With ``static``, Hugging Face compiles decoding on CUDA.
+        trace: whether to list, for every variant of a group, the operators that take most of its prefill's time.
         warmup, repetitions: passes of every variant, untimed and timed.
         max_prompt_tokens: cases whose batch holds more prompt tokens are left out; ``None``: no limit.
-        samples: questions that ``--data`` goes through.
-        threads: of torch on the CPU; ``None``: as they are.
-        clock: of the CPU: ``wall``, or ``process`` for a machine that others use too: seconds that this process
-            computed. With ``threads: 1`` that is the wall time of a quiet machine.
+        samples: number of questions that ``--data`` measures.
+        threads: torch's threads on the CPU; ``None``: torch's default.
+        clock: clock of the CPU: ``wall``, or ``process``, the seconds that this process computed, for a machine that
+            others use too. With ``threads: 1`` that is the wall time of a quiet machine.
     """
 
     model: str
@@ -82,10 +81,10 @@ class Settings:
     clock: str = "wall"
 
     def with_flags(self, flags: Mapping[str, Any]) -> Settings:
-        """These settings under command-line flags, those that are ``None`` not given.
+        """These settings under command-line flags; a flag of ``None`` changes nothing.
 
         Raises:
-            GlimpseError: where a value cannot be.
+            GlimpseError: for an impossible value.
         """
         return _checked(replace(self, **{name: value for name, value in flags.items() if value is not None}), "flags")
 
@@ -94,7 +93,7 @@ def read(path: Path) -> Settings:
     """Read a benchmark.
 
     Raises:
-        GlimpseError: where it is no YAML mapping, has an unknown key, or a key's value cannot be.
+        GlimpseError: where it is no YAML mapping, or has an unknown key or an impossible value.
     """
     try:
         data = expanded(yaml.safe_load(read_text(path)))

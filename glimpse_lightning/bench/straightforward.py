@@ -1,9 +1,9 @@
 """Training steps the straightforward way: the glimpse inside the sequence, and autograd through all of it.
 
-The same losses and gradients as ours, from the same weights, without the side streams and the shared trunk that make a
-step cheap. It stands here to be measured against, and in tests to be agreed with.
+They give the same losses and gradients as the package's own steps, from the same weights, without the side streams and
+the shared trunk that make a step cheap. Benchmarks measure against them, and tests compare with them.
 
-Suffixes: ``B`` samples, ``N`` columns of the prompt, ``R`` rows behind it, ``D`` width.
+Suffixes: ``B`` samples, ``N`` columns of the prompt, ``R`` rows after it, ``D`` width.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class _NoCache(PromptCache):
-    """Hands a layer its own keys and values back: a pass over a whole sequence needs no cache."""
+    """Returns a layer's own keys and values: a pass over a whole sequence needs no cache."""
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         return key_states, value_states
@@ -99,7 +99,7 @@ class StraightforwardVLM(PrunedVLM):
         teacher, student = _sequence(self, whole), _sequence(self, whole)
         bias = log_gates.to(student.hidden.dtype).clamp(min=CLOSED)  # rows that are not gated multiply it by 0
         key_bias = torch.cat([bias, bias.new_zeros(1)])[student.slot]
-        # Up to K the prompt saw all tokens, while the answers will meet what is left of them in every layer's cache.
+        # Up to K the prompt saw all tokens, while the answers read the kept ones in every layer's cache.
         late = torch.arange(whole.mask.shape[1], device=mask.device) > first
         for layer in range(len(self.backbone.layers)):
             with torch.no_grad():
@@ -129,7 +129,7 @@ class StraightforwardVLM(PrunedVLM):
 
 
 def _behind(prompt: Prompt, rows: Tensor, mask: Tensor) -> Prompt:
-    """The prompt with ``rows [B, R, D]`` as further text behind it, at the positions that follow."""
+    """The prompt with ``rows [B, R, D]`` as further text after it, at the positions that follow."""
     steps = torch.arange(1, rows.shape[1] + 1, device=rows.device)
     return replace(
         prompt,

@@ -46,9 +46,9 @@ def rounds(
     lengths: Sequence[int],
 ) -> tuple[dict[str, list[dict[str, float]]], dict[int, tuple[float, float]]]:
     """Passes of each variant by name: warm-up, then ``repetitions`` rounds; of each of ``lengths``, the median seconds
-    of Hugging Face's decoder on prompts of so many tokens, and of the head behind it.
+    of Hugging Face's decoder on prompts of that many tokens, and of the head after it.
 
-    Each round runs every variant once, beginning with another one, so that whatever else the machine does meets all.
+    Each round runs every variant once, beginning with another one, so that other load on the machine affects all alike.
     """
     passes: dict[str, list[dict[str, float]]] = {variant.name: [] for variant in variants}
     short: dict[int, list[tuple[float, float]]] = {length: [] for length in lengths}
@@ -76,7 +76,7 @@ def sweep(settings: Settings, variants: Sequence[Variant], say: Say) -> Iterator
 def group_of(
     settings: Settings, batch: int, visual: int, measure: Callable[[int, int], dict[str, Any]]
 ) -> dict[str, Any]:
-    """What ``measure(batch, visual)`` finds about prompts of so many visual tokens, or why they are left out."""
+    """Figures that ``measure(batch, visual)`` returns, or the reason why such prompts are left out."""
     group = {"batch": batch, "visual_tokens": visual, "text_tokens": settings.text_tokens}
     most = settings.max_prompt_tokens
     if most is not None and batch * (visual + settings.text_tokens) > most:
@@ -112,7 +112,7 @@ def _group(settings: Settings, variants: Sequence[Variant], say: Say, batch: int
     for variant in variants:
         mine, case = counts[variant.name], cases[variant.name]
         theory = figures.expected(case, plain, mine, hf, decoder_bytes(variant), settings.new_tokens)
-        is_hf = variant.name == HF  # whose times are what the others' theory starts from
+        is_hf = variant.name == HF  # the others' theory starts from its times
         measured = {
             name: figures.figure(values, *(() if is_hf else (theory[name], seen[HF][name])))
             for name, values in seen[variant.name].items()

@@ -1,4 +1,4 @@
-"""What pruning should cost and save, by counting: the values that stand beside every measured one."""
+"""Theoretical costs and savings of pruning, by counting: the values next to every measured one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from glimpse_lightning.core.visual_tokens import ModelFacts
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of equally long prompts and what the stages of a pruner leave of them.
+    """A batch of equally long prompts, and the tokens that the stages of a pruner leave of them.
 
     Attributes:
-        facts: of the model.
-        batch: prompts.
-        visual, text: tokens of each prompt.
-        stages: the prune stages, in order, with the visual tokens of a prompt left behind each.
+        facts: sizes of the model.
+        batch: number of prompts.
+        visual, text: visual and other tokens of each prompt.
+        stages: the prune stages, in order, with the visual tokens of a prompt left after each.
         vocabulary: rows of the language-model head.
         element: bytes of a number.
-        glimpse: tokens that run along behind each prompt, through layers ``0..glimpse_layer``; no cache keeps them.
+        glimpse: tokens that run along after each prompt, through layers ``0..glimpse_layer``; no cache keeps them.
     """
 
     facts: ModelFacts
@@ -55,7 +55,7 @@ class Case:
 
     @property
     def head_flops(self) -> float:
-        """``2 B h V``: the head at the last position of each prompt."""
+        """``2 B h V`` FLOPs of the head at the last position of each prompt."""
         return 2.0 * self.batch * self.facts.hidden_size * self.vocabulary
 
     def prefill_flops(self) -> tuple[float, float]:
@@ -69,7 +69,9 @@ class Case:
         return (before, after + self.head_flops) if self.stages else (before + self.head_flops, 0.0)
 
     def kv_bytes(self, more: float = 0.0) -> float:
-        """``2 H_kv d`` numbers for each token that a layer caches, ``more`` of them in each sample and layer."""
+        """Bytes of the cache: ``2 H_kv d`` numbers for each token that a layer caches, and for ``more`` tokens in each
+        sample and layer.
+        """
         tokens = sum(self.cached_layers) + self.facts.num_layers * more
         return 2 * self._kv_width * tokens * self.batch * self.element
 

@@ -1,4 +1,4 @@
-"""Where a prefill's time goes, operator by operator."""
+"""The time of a prefill, operator by operator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training steps, ours and the straightforward way, on the same weights and batch, round by round."""
+"""Training steps, the package's own and the straightforward ones, on the same weights and batch, round by round."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ OURS, PLAIN = WAYS = "ours", "straightforward"
 
 
 def objective_of(step: str) -> Objective:
-    """The objective of a kind of step, as at the end of a training, with no gate closed: what costs most.
+    """The objective of a kind of step, as at the end of a training, with no gate closed, which costs most.
 
-    At a temperature this high none can be, whatever the noise; a batch with one closed gate needs masks, and more time.
+    At a temperature this high no noise can close a gate. A batch with one closed gate needs masks, and more time.
     """
     objective = {MASK: Mask(answer_weight=0.0), MASK_ANSWERS: Mask(), DISTIL: KL(temperature=4.0)}[step]
     objective.progress = 1.0
@@ -112,7 +112,7 @@ def _group(settings: Settings, backbone: Backbone, say: Say, layer: int, size: i
 
 
 def _scorer_flops(model: PrunedVLM, batch: Batch) -> float:
-    """Of the scorer itself, forward and backward, on its inputs as they are."""
+    """FLOPs of the scorer itself, forward and backward, on its inputs."""
     with torch.no_grad():
         (output,) = model.glimpse_forward(batch)
     assert model.pruner is not None

@@ -1,4 +1,4 @@
-"""FLOPs of a training step by counting: ours with its shared trunk and side streams, and the straightforward way."""
+"""FLOPs of a training step by counting: with shared trunk and side streams, and the straightforward way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from glimpse_lightning.core.visual_tokens import ModelFacts
 
 MASK, MASK_ANSWERS, KL = STEPS = "mask", "mask_with_answers", "kl"
-"""Evidence boxes; the same with the language-modelling loss of the answers behind the glimpse; distillation."""
+"""Evidence boxes; the same with the language-modelling loss of the answers after the glimpse; distillation."""
 
 _GATE_MULTIPLE = 8
 
@@ -21,9 +21,9 @@ class StepCase:
     of inputs only, and five products of attention in place of two. Soft gates widen heads of ``d`` to ``d + 8``.
 
     Attributes:
-        facts: of the model.
-        after_layer: K.
-        batch, prompt, answer: prompts; tokens of each prompt, and of each answer.
+        facts: sizes of the model.
+        after_layer: K, the last layer that sees all tokens.
+        batch, prompt, answer: number of prompts; tokens of each prompt, and of each answer.
         vocabulary: rows of the language-model head.
         scorer: FLOPs of the scorer, forward and backward.
         vision: FLOPs of the vision tower and the embedding, where they are a part of the step.
@@ -39,7 +39,9 @@ class StepCase:
     vision: float = 0.0
 
     def ours(self, step: str) -> float:
-        """No backward pass up to K for the prompt; the teacher and the student share those layers."""
+        """FLOPs of the package's step: no backward pass up to K for the prompt, and those layers shared by teacher and
+        student.
+        """
         layers, early = self.facts.num_layers, self.after_layer + 1
         late, n, rows = layers - early, self.prompt, self.answer - 1
         trunk, glimpse = self._layers(early, n, n), self._layers(early, 1, n + 1, backward=True)
@@ -54,7 +56,9 @@ class StepCase:
         return self._total(trunk + glimpse - self._tail(1, n + 1) + teacher + student - saved + self._head(True))
 
     def straightforward(self, step: str) -> float:
-        """Whole sequences with the glimpse in them; for distillation, a pass each for scores, teacher and student."""
+        """FLOPs over whole sequences with the glimpse in them; for distillation, a pass each for scores, teacher and
+        student.
+        """
         layers, n, rows = self.facts.num_layers, self.prompt, self.answer - 1
         scores = self._layers(self.after_layer + 1, n + 1, n + 1, backward=True) - self._tail(n + 1, n + 1)
         if step == MASK:
@@ -67,7 +71,7 @@ class StepCase:
         return self._total(scores + teacher + student)
 
     def gain(self, step: str) -> float:
-        """How many times cheaper ours should be."""
+        """Theoretical ratio of the straightforward step's FLOPs to the package's."""
         return self.straightforward(step) / self.ours(step)
 
     def with_vision(self, flops: float) -> StepCase:
@@ -89,13 +93,13 @@ class StepCase:
         return count * (rows * self._token * (1 + backward) + attention * (1 + 2.5 * backward))
 
     def _inputs(self, rows: int) -> float:
-        """Backward through the query, key and value projections of one layer, into what enters it."""
+        """Backward through the query, key and value projections of one layer, into its inputs."""
         widths = self._queries + 2 * self.facts.num_kv_heads * self.facts.head_dim
         return 2.0 * rows * self.facts.hidden_size * widths
 
     def _tail(self, rows: int, keys: int) -> float:
-        """What backward leaves out in layer K, where only queries and keys of the glimpse's attention row are trained:
-        all but their projections.
+        """FLOPs that backward leaves out in layer K, where only queries and keys of the glimpse's attention row are
+        trained: all but their projections.
         """
         values = 2 * rows * self.facts.hidden_size * self.facts.num_kv_heads * self.facts.head_dim
         return rows * self._token + 10 * rows * keys * self._queries - self._inputs(rows) + values

@@ -22,7 +22,7 @@ def backbone_of(settings: Settings) -> Backbone:
     """The model under test, on its device.
 
     Raises:
-        GlimpseError: where it cannot be loaded, or ``device`` is not there.
+        GlimpseError: where it cannot be loaded, or the machine has no such ``device``.
     """
     device = settings.device
     if device == "auto":
@@ -37,10 +37,11 @@ def backbone_of(settings: Settings) -> Backbone:
 
 
 def variants(settings: Settings, backbone: Backbone) -> list[Variant]:
-    """Hugging Face's own forward, ours without pruning, and one variant for each K and retention (or the saved pruner).
+    """Hugging Face's own forward, ``PrunedVLM`` without pruning, and one variant for each K and retention (or the saved
+    pruner).
 
     Raises:
-        GlimpseError: where a scorer or its arguments are not known, or a layer is not in the model.
+        GlimpseError: for an unknown scorer, unknown arguments of it, or a layer that the model lacks.
     """
     cache = settings.cache_implementation
     found = [Variant(HF, backbone, cache=cache), Variant(UNPRUNED, backbone, PrunedVLM(backbone), cache=cache)]
@@ -52,7 +53,7 @@ def variants(settings: Settings, backbone: Backbone) -> list[Variant]:
         for share in settings.retention:
             pruner = Pruner([PruneStage(layer, scorer_of(settings), KeepRatio(float(share)))])
             model = PrunedVLM(backbone, pruner)
-            pruner.to(backbone.model.dtype).requires_grad_(False)  # FLOP counting chokes on what wants a gradient
+            pruner.to(backbone.model.dtype).requires_grad_(False)  # FLOP counting fails on tensors that need a gradient
             found.append(Variant(f"K={layer} r={share:g}", backbone, model, layer, float(share), cache))
     return found
 
