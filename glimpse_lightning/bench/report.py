@@ -20,10 +20,10 @@ SCALES: dict[str, tuple[float, str]] = {
 SUMMARY = ("prefill", "ttft", "tpot", "speed", "kv_bytes", "peak_bytes")
 
 NOTE = """\
-Cells of the summaries: median; in brackets the theoretical value; behind the slash measured / theoretical. `vs HF`:
-median over rounds of the ratio to Hugging Face's own forward in the same round, with its 95 % interval. Times of `hf`
-are what theory starts from, so they have none. `attainable`: what Hugging Face's own layers take for as many tokens,
-measured in the same rounds. What each figure and its theory mean: docs/bench.md.
+Cells of the summaries: median; in brackets the theoretical value; after the slash measured / theoretical. `vs HF`:
+median over rounds of the ratio to Hugging Face's own forward in the same round, with its 95 % interval. Theory starts
+from the times of `hf`, so these have none. `attainable`: the time of Hugging Face's own layers for as many tokens,
+measured in the same rounds. All figures and their theory: docs/bench.md.
 """
 
 

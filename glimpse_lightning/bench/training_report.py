@@ -7,8 +7,8 @@ from typing import Any
 
 NOTE = """\
 `gain`: median over rounds of (seconds of the straightforward way / ours in the same round), with its 95 % interval.
-`predicted`: the same ratio of FLOPs, by counting. `counted`: of the FLOPs that both ways really ran. What the
-straightforward way is: docs/bench.md.
+`predicted`: the same ratio of FLOPs, by counting. `counted`: the ratio of the FLOPs that both ways ran. The
+straightforward way: docs/bench.md.
 """
 HEADER = (
     "K", "(K+1)/L", "step", "vision tower", "ours (ms)", "straightforward (ms)", "gain", "predicted", "counted",
