@@ -26,19 +26,19 @@ commands:
   fit       train a pruner, then test it                fit --config vip_kl
   validate  evaluate on the validation split            validate --config vip_kl
   test      the full table, baselines included          test --config vip_kl
-  predict   answer questions, draw what was kept        predict --config vip_kl --image FILE --question TEXT
-  ablate    many runs of one recipe, compared         ablate --config ablations/methods
+  predict   answer questions, draw the kept tokens      predict --config vip_kl --image FILE --question TEXT
+  ablate    many runs of one recipe, compared           ablate --config ablations/methods
   score     score saved predictions again               score runs/quick/test_0/predictions
-  bench     speed and memory beside theory            bench --config bench/cpu --output bench.json
+  bench     speed and memory next to theory             bench --config bench/cpu --output bench.json
   export    a saved pruner in another format            export --format upstream --pruner DIR --output DIR
   recipes   list, show or copy the packaged recipes     recipes list | show NAME | copy NAME DESTINATION
 
-A --config is a YAML file or the name of a packaged recipe. Flags beat the config, which beats a checkpoint:
+A --config is a YAML file or the name of a packaged recipe. Flags overrule the config, and the config a checkpoint:
   fit --config vip_kl --model.after_layer 2 --model.optimizer.lr 3e-4 --seed_everything 1
 test and predict take the weights of the recipe's last finished fit, unless --ckpt_path FILE names others.
 
 more help:
-  COMMAND --help                      the options that people set; COMMAND --help all for every one
+  COMMAND --help                      the most used options; COMMAND --help all for every one
   fit --model.scorer.help             the classes of one part (scorer, policy, objective, ...)
   fit --model.scorer.help VIP         the options of one of them
   fit --config vip_kl --print_config  the resolved configuration

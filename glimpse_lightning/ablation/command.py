@@ -47,11 +47,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="[NAME=]FOLDER",
         help="saved pruner for methods that ask for one; repeatable",
     )
-    parser.add_argument("--limit", type=int, help="questions each cell is tested on")
+    parser.add_argument("--limit", type=int, help="number of questions that each cell is tested on")
     parser.add_argument("--devices_per_cell", type=int, help="GPUs that a cell runs on")
-    parser.add_argument("--output", help="where the ablation's folder lies (default: runs/ablations)")
+    parser.add_argument("--output", help="parent of the ablation's folder (default: runs/ablations)")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="local", help="slurm prints an array script")
-    parser.add_argument("--tasks", type=int, default=8, help="ray, slurm: into how many jobs to split cells that share")
+    parser.add_argument("--tasks", type=int, default=8, help="ray, slurm: jobs for cells that share a process")
     parser.add_argument("--cells", nargs="+", metavar="NAME", help="run only these, in this process; no tables")
     parser.add_argument("--list", action="store_true", help="name the cells, and run nothing")
     return parser

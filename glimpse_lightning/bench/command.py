@@ -52,13 +52,13 @@ def arguments() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="the benchmark's YAML, or the name of a packaged one")
-    parser.add_argument("--output", default="bench.json", help="JSON to write; Markdown and a plot go beside it")
+    parser.add_argument("--output", default="bench.json", help="JSON to write; Markdown and plot come next to it")
     parser.add_argument("--data", help="glyph_vqa or a JSONL file: measure whole generations on its questions instead")
     parser.add_argument(
-        "--trace", action="store_true", default=None, help="show which operators a prefill spends time in"
+        "--trace", action="store_true", default=None, help="list the operators that take most of a prefill's time"
     )
     for name, kind in FLAGS.items():
-        text = f"beats the config's{YAML.get(kind, '')}"
+        text = f"overrules the config's{YAML.get(kind, '')}"
         names = ("--model", "--backbone") if name == "model" else (f"--{name}",)
         parser.add_argument(*names, dest=name, type=yaml.safe_load if kind in YAML else kind, help=text)
     return parser

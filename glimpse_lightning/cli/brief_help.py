@@ -78,7 +78,7 @@ def brief(args: Sequence[str]) -> str | None:
         f"usage: glimpse-lightning {command} --config NAME [options]\n\n{PURPOSE[command]}\n\n"
         + "\n".join(lines)
         + f"\n\nEvery option: {command} --help all. Those of one part: {command} --model.scorer.help VIP. The "
-        f"resolved\nconfiguration: {command} --config NAME --print_config. What there is: recipes list.\n"
+        f"resolved\nconfiguration: {command} --config NAME --print_config. All recipes: recipes list.\n"
     )
 
 

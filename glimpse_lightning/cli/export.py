@@ -31,7 +31,7 @@ def run(args: Sequence[str]) -> Path:
     """
     parser = _Parser(prog="glimpse-lightning export", description=__doc__, allow_abbrev=False)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--pruner", help="folder or hub id of a saved pruner, ours or the reference's")
+    what.add_argument("--pruner", help="folder or hub id of a saved pruner, this package's or the reference's")
     what.add_argument(
         "--merge-lora",
         metavar="ADAPTER",
@@ -43,12 +43,12 @@ def run(args: Sequence[str]) -> Path:
         "--format",
         choices=("upstream", "glimpse"),
         default="glimpse",
-        help="upstream: GlimpsePrune's config.json + new_modules_gp.pt; glimpse: ours (default)",
+        help="upstream: GlimpsePrune's config.json + new_modules_gp.pt; glimpse: this package's (default)",
     )
     parser.add_argument(
         "--base",
         help="upstream: folder of the base model, whose config.json (as published) goes along; GlimpsePrune's loader "
-        "replaces its model's configuration by that file; default: what the pruner was read with. --merge-lora: folder "
+        "replaces its model's configuration by that file; default: that of the pruner. --merge-lora: folder "
         "or hub id of the model; default: the one that the adapters name",
     )
     parser.add_argument(

@@ -15,7 +15,7 @@ from glimpse_lightning.runtime.run_folder import CONFIG
 from glimpse_lightning.runtime.whole_files import write_text
 
 INPUTS = "inputs.json"
-"""File of a run's folder: digests of what its configuration names, by path."""
+"""File of a run's folder: digests of the files that its configuration names, by path."""
 
 NAMES = ("path", "config", "pruner", "backbone", "ckpt_path")
 """Keys of a configuration whose values may be files or folders that a run reads."""

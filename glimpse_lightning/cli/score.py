@@ -31,7 +31,11 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("paths", nargs="+", type=Path, help="JSONL files of predictions, or folders of them")
     parser.add_argument("--metric", help="score every task by this metric (ANLS, VQAAccuracy, ...)")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="of --metric (reading=llava); repeatable"
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of --metric (reading=llava); repeatable",
     )
     parser.add_argument("--judge", type=Path, help="JSONL of a judge's replies: {task, id, reply} a line")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")

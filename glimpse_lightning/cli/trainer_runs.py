@@ -261,7 +261,7 @@ class RunCLI(LightningCLI):
         text = self._parser(self.subcommand).dump(config, skip_link_targets=False)
         dump = yaml.safe_load(text)
         rank_zero_info(f"Precision: {self.precision}.")
-        if self._choose_weights(root, dump):  # which are part of what a run is: one that goes on keeps them
+        if self._choose_weights(root, dump):  # weights are part of a run: a resumed one keeps them
             config.ckpt_path = self.config_init[self.subcommand]["ckpt_path"]
             text = self._parser(self.subcommand).dump(config, skip_link_targets=False)
             dump = yaml.safe_load(text)
@@ -270,7 +270,7 @@ class RunCLI(LightningCLI):
         write_text(self.run.path / CONFIG, text)
         write_inputs(self.run.path, dump)
         self._resume()
-        # So that a checkpoint alone says how its model is built. (Not what `--model.pruner` of another run said.)
+        # So that a checkpoint alone describes how its model is built, without the `--model.pruner` of later runs.
         self.model.save_hyperparameters({"model": dump.get("model"), "seed": dump.get("seed_everything")})
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(self.run.path), name="", version="", default_hp_metric=False)

@@ -335,8 +335,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
             return CausalLMOutputWithPast(logits=both, past_key_values=more.past_key_values)
         if past_key_values is not None:
             if isinstance(past_key_values, PromptCache) and input_ids is not None and attention_mask is not None:
-                # Where tokens are drafted, for one prompt, transformers makes masks as long as the tokens it knows of:
-                # the unpruned prompt's, or none of an embedded one's.
+                # Where tokens are drafted, for one prompt, transformers makes masks as long as its token ids: those of
+                # the unpruned prompt, or none for an embedded one.
                 held = past_key_values.layers[-1].get_seq_length() + input_ids.shape[1]
                 attention_mask = F.pad(attention_mask, (0, held - attention_mask.shape[1]), value=1)
             return decode_step(

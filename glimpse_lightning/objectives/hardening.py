@@ -63,7 +63,7 @@ class Ending:
         """Remember one step, if its hard decisions are those of all of the pruner's policies.
 
         Args:
-            soft, hard: scalars, shares of what the budget counts.
+            soft, hard: scalars, shares of the tokens (or FLOPs) that the budget counts.
             target: share to spend at the end; ``None`` where none was asked for.
         """
         if pruner is not None and all(_at_a_half(stage.policy) for stage in pruner.stages):

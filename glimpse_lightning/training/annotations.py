@@ -1,4 +1,4 @@
-"""Whether the training data has what an objective learns from."""
+"""Checks that the training data has the annotations that an objective learns from."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ class PruningModule(EvaluationModule):
         assert self.objective is not None
         # All randomness in a step follows from the seed and the step alone, so that a resumed run repeats it.
         step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        # Ranks lie further apart than seeds and steps do: no rank draws what another one draws under the next seed.
+        # The offset of a rank exceeds those of seeds and steps: no rank repeats another one's draws of the next seed.
         torch.manual_seed(global_seed() + 1_000_003 * step + 1_000_000_000_000_003 * self.global_rank)
         self.objective.progress = self.global_step / max(1, self._total_steps)
         if self._written is not None:

@@ -123,7 +123,7 @@ class Glimpse(lmms):
         )
 
     def clean(self) -> None:
-        """Log what was kept and let go of the model; lmms-eval calls it on every process once all answers are there."""
+        """Log the kept shares and release the model; lmms-eval calls it on every process after all answers."""
         metric = Retention(families=sorted(self.task_dict)).to(self.device)
         tasks = [task for task, _, _ in self._kept]
         kept, total = (torch.tensor([row[i] for row in self._kept], device=self.device) for i in (1, 2))
