@@ -43,6 +43,13 @@ class Backbone(Decoder):
     Attributes:
         revision: version on the Hub that was asked for; ``None`` where none was.
         settings: settings of the image processor that were asked for, by name.
+
+    Examples:
+        >>> class MyBackbone(gl.backbones.Qwen25VLBackbone):  # Qwen2.5-VL in a Hugging Face class of another name
+        ...     architectures = ("MyVLForConditionalGeneration",)
+        >>> tiny = gl.load_backbone("glimpse-tiny")
+        >>> MyBackbone(tiny.model, tiny.processor).facts.num_layers
+        8
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()

@@ -71,6 +71,12 @@ def load_backbone(
             architecture (which is said before weights are read), the checkpoint is quantized in a way that does not
             load, a package that something needs is missing, or an argument has no effect: a revision of a folder,
             anything about weights on the device ``"meta"``.
+
+    Examples:
+        >>> backbone = gl.load_backbone("glimpse-tiny")
+        >>> batch = backbone.collate([gl.GlyphVQA("test")[0]])
+        >>> batch.inputs["input_ids"].shape
+        torch.Size([1, 265])
     """
     settings = _settings(processor, min_pixels=min_pixels, max_pixels=max_pixels)
     if "torch_dtype" in kwargs:  # its name until transformers 5
@@ -231,6 +237,12 @@ def wrap_backbone(model: PreTrainedModel, processor: Any | None = None, prune_vi
 
     Raises:
         GlimpseError: where no adapter knows the model's class.
+
+    Examples:
+        >>> tiny = gl.load_backbone("glimpse-tiny")
+        >>> backbone = gl.wrap_backbone(tiny.unwrap(), tiny.processor)
+        >>> len(backbone.layers)
+        8
     """
     return family_of(type(model).__name__)(model, processor, prune_video)
 

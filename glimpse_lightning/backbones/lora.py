@@ -31,6 +31,11 @@ class LoRA:
         dropout: on the adapters' inputs, in training and in the rollouts of training.
         targets: last names of the linear layers that get one; ``None``: all of the decoder's layers (q, k, v, o, gate,
             up, down; as GlimpsePrune's stage 2), not the vision tower and not the head.
+
+    Examples:
+        >>> objective = gl.objectives.Supervised(lora=gl.LoRA(r=8, alpha=16.0, targets=["q_proj", "v_proj"]))
+        >>> objective.lora.r
+        8
     """
 
     r: int = 32

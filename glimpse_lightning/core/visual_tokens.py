@@ -37,6 +37,11 @@ class ModelFacts:
         model_type: Hugging Face's ``config.model_type``.
         whole_image_blocks: blocks of the vision tower whose attention spans a whole image; empty: all of them. In the
             others it spans a window.
+
+    Examples:
+        >>> facts = gl.load_backbone("glimpse-tiny").facts
+        >>> facts.num_layers, facts.hidden_size
+        (8, 192)
     """
 
     num_layers: int
@@ -81,6 +86,12 @@ class VisionAttention:
 
     Raises:
         GlimpseError: for other ``heads`` or ``queries``.
+
+    Examples:
+        >>> backbone = gl.load_backbone("glimpse-tiny")
+        >>> batch, tap = backbone.collate([gl.GlyphVQA("test")[0]]), gl.VisionAttention(-1)
+        >>> backbone.embed(batch.inputs, vision_layers=[tap]).vision[tap].shape
+        torch.Size([256, 1])
     """
 
     layer: int
@@ -108,6 +119,12 @@ class VisionKeys:
 
     Raises:
         GlimpseError: for other ``heads``.
+
+    Examples:
+        >>> backbone = gl.load_backbone("glimpse-tiny")
+        >>> batch, tap = backbone.collate([gl.GlyphVQA("test")[0]]), gl.VisionKeys(-1)
+        >>> backbone.embed(batch.inputs, vision_layers=[tap]).vision[tap].shape
+        torch.Size([256, 32])
     """
 
     layer: int
@@ -183,6 +200,17 @@ class VisualTokens:
         views: what each item shows; ``None`` = a whole image each.
         text_length: ``[S]`` tokens of each prompt that are not visual.
         layer_tokens: ``[S, K + 1]`` tokens of each prompt, text included, that each layer up to the stage ran on.
+
+    Examples:
+        >>> zeros = torch.zeros(4, dtype=torch.long)
+        >>> places = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]])
+        >>> tokens = gl.VisualTokens(  # one image of 2 x 2 tokens
+        ...     embeds=torch.zeros(4, 192), hidden=torch.zeros(4, 192), item=zeros, sample=zeros, position=places,
+        ...     grid=torch.tensor([[1, 2, 2]]), item_sample=zeros[:1], key=zeros[:1],
+        ...     facts=gl.load_backbone("glimpse-tiny").facts,
+        ... )
+        >>> len(tokens.subset(tokens.position[:, 1] == 0))
+        2
     """
 
     embeds: Tensor

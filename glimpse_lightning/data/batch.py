@@ -27,6 +27,11 @@ class Batch:
         prompt: ``inputs`` as the backbone embedded them, where several models share that; then ``inputs`` may be empty.
         vision_output: cached output of the frozen vision tower, reused when prompts are embedded again.
         shared: how the prompts' (or their copies') common prefixes are run only once: a ``SharedPrefix``, if any.
+
+    Examples:
+        >>> batch = gl.load_backbone("glimpse-tiny").collate([gl.GlyphVQA("test")[i] for i in range(2)])
+        >>> len(batch.samples), batch.answer_ids.shape
+        (2, torch.Size([2, 3]))
     """
 
     inputs: dict[str, Tensor]

@@ -102,6 +102,12 @@ class VQAData(LightningDataModule):
         fit_test_size: how many of them the test at the end of `fit` uses.
         prompt: the wording around each question, `{question}` where it stands; for example
             "{question} Answer with a single word."
+
+    Examples:
+        >>> train, val = gl.GlyphVQA("train", size=32), gl.GlyphVQA("val", size=8)
+        >>> data = gl.VQAData(train, val, batch_size=8, num_workers=0)
+        >>> len(data.train_dataloader())
+        4
     """
 
     def __init__(

@@ -53,6 +53,15 @@ class JSONL(Dataset[Sample]):
         max_pixels: images with more pixels are refused.
         draw: at most so many of the lines, drawn at random without replacement; ``None``: all, in their order.
         draw_seed: of the draw; the lines are those of ``datasets.Dataset.shuffle(draw_seed)``, as GlimpsePrune drew.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> Image.new("RGB", (224, 224), "red").save("page.png")
+        >>> line = '{"question": "What colour is the page?", "answer": "red", "image": "page.png"}'
+        >>> _ = Path("questions.jsonl").write_text(line)
+        >>> gl.JSONL("questions.jsonl")[0].answers
+        ['red']
     """
 
     def __init__(

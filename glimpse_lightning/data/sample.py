@@ -25,6 +25,12 @@ class Sample:
         boxes: for each image, the evidence boxes; ``None`` where the dataset has no annotation.
         family: question family, by which metrics are grouped; ``""`` for none.
         where: place in its data file, for errors; ``""`` where the id says it all.
+
+    Examples:
+        >>> from PIL import Image
+        >>> page = Image.new("RGB", (224, 224), "white")
+        >>> gl.Sample(id="page", key=0, question="What is drawn here?", answers=["nothing"], images=[page]).answers
+        ['nothing']
     """
 
     id: str

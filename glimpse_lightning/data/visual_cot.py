@@ -74,6 +74,15 @@ class VisualCoTTrain(Dataset[Sample]):
         on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
         max_pixels: images with more pixels are refused.
         characters_per_token, extra_tokens: of the estimate of text tokens.
+
+    Examples:
+        >>> import json
+        >>> from pathlib import Path
+        >>> row = {"question": "Which animal?", "answer": "cat", "dataset": "gqa", "image": "1.jpg"}
+        >>> _ = Path("gqa.jsonl").write_text(json.dumps(row | {"bboxs": [[0, 0, 9, 9]], "width": 448, "height": 448}))
+        >>> _ = Path("gqa.yaml").write_text("datasets: [{json_path: gqa.jsonl, additional_mappers: [norm_bboxes]}]")
+        >>> len(gl.VisualCoTTrain("gqa.yaml"))
+        1
     """
 
     def __init__(
@@ -259,6 +268,15 @@ class VisualCoTBenchmark(Dataset[Sample]):
         size: use the first so many questions only.
         on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
         max_pixels: images with more pixels are refused.
+
+    Examples:
+        >>> import json
+        >>> from pathlib import Path
+        >>> turns = [{"value": "Which animal?"}, {"value": "cat"}]
+        >>> row = {"image": ["cot/gqa/1.jpg", "cot/gqa/1.jpg###[0, 0, 9, 9]"], "conversations": turns}
+        >>> _ = Path("gqa.json").write_text(json.dumps([row]))
+        >>> gl.VisualCoTBenchmark("gqa.json").ids
+        ['gqa:0']
     """
 
     def __init__(

@@ -36,6 +36,11 @@ class PruneStage(Layered, nn.Module):
             goes on at the original next position. ``renumber``: the gaps are closed
             (:meth:`~.prompt_cache.Columns.renumbered`), and in those layers decoding goes on at the new next position
             (PyramidDrop's and VScan's LLaVA).
+
+    Examples:
+        >>> stage = gl.PruneStage(after_layer=1, scorer=gl.scorers.AttentionRank(), policy=gl.policies.KeepRatio(0.1))
+        >>> type(stage.reducer).__name__
+        'Drop'
     """
 
     layer_arguments = {"after_layer": "decoder"}
@@ -79,6 +84,14 @@ class Pruner(nn.Module):
         origin_dtype: the data type that its weights had there, such as ``"bfloat16"``.
         trained_on: name and fingerprint of the model it was trained on, where it was saved with them.
         source: the folder or repository that it was read from; ``""`` where it was not read.
+
+    Examples:
+        >>> scorer, policy = gl.scorers.AttentionRank, gl.policies.KeepRatio
+        >>> pruner = gl.Pruner([gl.PruneStage(1, scorer(), policy(0.5)), gl.PruneStage(4, scorer(), policy(0.1))])
+        >>> model = gl.PrunedVLM(gl.load_backbone("glimpse-tiny"), pruner)
+        >>> batch = model.backbone.collate([gl.GlyphVQA("test")[0]])
+        >>> [int(keep.sum()) for keep in model.prefill(**batch.inputs).keep]
+        [128, 25]
     """
 
     def __init__(self, stages: Sequence[PruneStage]) -> None:

@@ -37,6 +37,17 @@ class EvaluationModule(VLMModule):
 
     Attributes:
         summary: figures of the last evaluation.
+
+    Examples:
+        >>> from lightning.pytorch import Trainer
+        >>> module = gl.EvaluationModule(
+        ...     "glimpse-tiny", after_layer=3, scorer=gl.scorers.AttentionRank(), policy=gl.policies.TopK(32),
+        ...     baselines=[],
+        ... )
+        >>> trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        >>> data = gl.VQAData(test=gl.GlyphVQA("test", size=1), num_workers=0)
+        >>> trainer.test(module, data, verbose=False)[0]["test/retention"]
+        0.125
     """
 
     def __init__(

@@ -49,6 +49,12 @@ class SuiteData(LightningDataModule):
         on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
         eval_batch_size: questions per step and rank.
         num_workers: processes that read images.
+
+    Examples:
+        >>> data = gl.SuiteData(["glyph_vqa"], limit=4)
+        >>> data.setup("test")
+        >>> [(task.name, len(task.dataset)) for task in data.tasks]
+        [('glyph_vqa', 4)]
     """
 
     def __init__(
@@ -136,6 +142,19 @@ class SuiteModule(VLMModule):
     Args:
         full: whether the full model answers as well.
         args, kwargs: arguments of :class:`VLMModule`; how long answers may be is the tasks' business, or the data's.
+
+    Examples:
+        >>> from lightning.pytorch import Trainer
+        >>> module = gl.SuiteModule(
+        ...     "glimpse-tiny", after_layer=3, scorer=gl.scorers.AttentionRank(), policy=gl.policies.TopK(32)
+        ... )
+        >>> trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        >>> data = gl.SuiteData(["glyph_vqa"], limit=1, num_workers=0)
+        >>> figures = trainer.test(module, data, verbose=False)[0]
+        suite
+        ...
+        >>> figures["test/glyph_vqa/retention"]
+        0.125
     """
 
     resumable = True

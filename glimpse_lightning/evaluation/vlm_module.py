@@ -76,6 +76,16 @@ class VLMModule(BatchReader):
     Attributes:
         resumable: whether a command that was stopped goes on in the same folder.
         trainable: glob patterns over the names of ``PrunedVLM.named_parameters()``: parameters to train.
+
+    Examples:
+        >>> from lightning.pytorch import Trainer
+        >>> module = gl.VLMModule(
+        ...     "glimpse-tiny", after_layer=3, scorer=gl.scorers.AttentionRank(), policy=gl.policies.TopK(32)
+        ... )
+        >>> trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        >>> data = gl.VQAData(test=gl.GlyphVQA("test", size=1), num_workers=0)
+        >>> trainer.predict(module, data)[0]["answers"]
+        ['heart B']
     """
 
     resumable = False

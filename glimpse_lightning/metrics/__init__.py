@@ -1,6 +1,13 @@
 """Metrics: accuracy of answers, and what pruning keeps and costs. One file and one import line each.
 
 Each file also has the metric's functional core.
+
+Examples:
+    >>> import glimpse_lightning as gl
+    >>> metric = gl.metrics.ANLS()
+    >>> metric.update(["heart"], [["heart", "a heart"]])
+    >>> metric.compute()
+    tensor(1.)
 """
 
 from glimpse_lightning.metrics.agreement import Agreement

@@ -52,6 +52,13 @@ class PrunedVLM(nn.Module, GenerationMixin):
     Args:
         backbone: the model, from ``gl.load_backbone`` or ``gl.wrap_backbone``.
         pruner: ``None`` gives the plain model, with Hugging Face's own outputs.
+
+    Examples:
+        >>> stage = gl.PruneStage(after_layer=1, scorer=gl.scorers.AttentionRank(), policy=gl.policies.KeepRatio(0.1))
+        >>> model = gl.PrunedVLM(gl.load_backbone("glimpse-tiny"), gl.Pruner([stage]))
+        >>> batch = model.backbone.collate([gl.GlyphVQA("test")[0]])
+        >>> model.backbone.decode(model.generate(**batch.inputs, max_new_tokens=16))
+        ['heart B']
     """
 
     main_input_name = "input_ids"

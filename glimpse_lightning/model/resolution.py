@@ -22,6 +22,12 @@ class ResolutionCut:
     Args:
         ratio: share of the pixels that the processor would take of an image.
         max_pixels: largest image, in pixels.
+
+    Examples:
+        >>> from PIL import Image
+        >>> backbone = gl.load_backbone("glimpse-tiny")
+        >>> gl.ResolutionCut(ratio=0.25).shrunk(Image.new("RGB", (448, 448)), backbone).size
+        (224, 224)
     """
 
     ratio: float | None = None

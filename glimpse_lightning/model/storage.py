@@ -60,6 +60,13 @@ def save_pruner(
     Raises:
         GlimpseError: where the disk is full or the folder cannot be written, where it holds something else, or where
             the pruner cannot be described by importable classes and plain arguments.
+
+    Examples:
+        >>> stage = gl.PruneStage(after_layer=1, scorer=gl.scorers.AttentionRank(), policy=gl.policies.KeepRatio(0.1))
+        >>> model = gl.PrunedVLM(gl.load_backbone("glimpse-tiny"), gl.Pruner([stage]))
+        >>> folder = gl.save_pruner(model.pruner, "pruner", model.backbone)
+        >>> gl.load_pruner(folder).stages[0].after_layer
+        1
     """
     if pruner.facts is None:
         raise GlimpseError(
@@ -113,6 +120,13 @@ def load_pruner(path_or_hub_id: str | Path, any_backbone: bool = False, **where:
 
     Raises:
         GlimpseError: where there is no pruner, or an incomplete one, or a revision is given with a folder.
+
+    Examples:
+        >>> stage = gl.PruneStage(after_layer=1, scorer=gl.scorers.AttentionRank(), policy=gl.policies.KeepRatio(0.1))
+        >>> model = gl.PrunedVLM(gl.load_backbone("glimpse-tiny"), gl.Pruner([stage]))
+        >>> folder = gl.save_pruner(model.pruner, "pruner", model.backbone)
+        >>> gl.load_pruner(folder).stages[0].after_layer
+        1
     """
     if unknown := sorted(where.keys() - {*NAMES}):
         raise GlimpseError(f"`load_pruner` has no argument {unknown[0]!r}.{nearest(unknown[0], NAMES)}")

@@ -43,6 +43,16 @@ class Objective(ABC):
             to no change.
         refines: whether it starts from weights that exist already (a saved pruner, the language model), so that `test`
             without a fit would not evaluate its result.
+
+    Examples:
+        >>> class SquaredError(gl.Objective):  # squared error of the softly pruned model's logits to the full model's
+        ...     def step(self, model, batch):
+        ...         out = model.distill(batch, lambda scores, stage: torch.nn.functional.logsigmoid(scores))
+        ...         return gl.objectives.StepResult((out.student_logits - out.teacher_logits).square().mean())
+        >>> stage = gl.PruneStage(after_layer=3, scorer=gl.scorers.VisionSelector(), policy=gl.policies.Threshold())
+        >>> model = gl.PrunedVLM(gl.load_backbone("glimpse-tiny"), gl.Pruner([stage]))
+        >>> SquaredError().step(model, model.backbone.collate([gl.GlyphVQA("train")[0]])).loss.requires_grad
+        True
     """
 
     trainable: tuple[str, ...] = ("pruner.*",)

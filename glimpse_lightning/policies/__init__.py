@@ -1,4 +1,13 @@
-"""Policies: from scores to a keep mask. One file and one import line each."""
+"""Policies: from scores to a keep mask. One file and one import line each.
+
+Examples:
+    >>> import glimpse_lightning as gl
+    >>> stage = gl.PruneStage(after_layer=1, scorer=gl.scorers.AttentionRank(), policy=gl.policies.TopK(16))
+    >>> model = gl.PrunedVLM(gl.load_backbone("glimpse-tiny"), gl.Pruner([stage]))
+    >>> batch = model.backbone.collate([gl.GlyphVQA("test")[0]])
+    >>> int(model.prefill(**batch.inputs).keep[0].sum())
+    16
+"""
 
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.bipartite_matching import BipartiteMatching

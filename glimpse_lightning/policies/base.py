@@ -15,6 +15,16 @@ class Policy(Layered, ABC):
     """Turns scores into a keep mask: a pure, deterministic function of its arguments.
 
     Ties are broken by position: of equal scores the earlier token is kept. A score of ``-inf`` is never kept.
+
+    Examples:
+        >>> class AboveMedian(gl.Policy):  # keeps tokens that score above the median of the batch
+        ...     def select(self, scores, tokens):
+        ...         return scores > scores.median()
+        >>> stage = gl.PruneStage(after_layer=1, scorer=gl.scorers.AttentionRank(), policy=AboveMedian())
+        >>> model = gl.PrunedVLM(gl.load_backbone("glimpse-tiny"), gl.Pruner([stage]))
+        >>> batch = model.backbone.collate([gl.GlyphVQA("test")[0]])
+        >>> int(model.prefill(**batch.inputs).keep[0].sum())
+        128
     """
 
     @property

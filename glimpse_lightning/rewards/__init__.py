@@ -4,6 +4,11 @@ A reward takes, by name, whichever of these it wants: ``question``, ``answer``, 
 ``references``, ``boxes`` (evidence boxes of each image, or ``None``), ``retention`` (share of visual tokens kept),
 ``tokens`` (length of the answer, its end token included), ``finished`` (whether it ended by itself). Whatever else it
 takes are options, set in YAML. It returns a float. A class is made once, with its options, and then called so.
+
+Examples:
+    >>> import glimpse_lightning as gl
+    >>> gl.rewards.anls(answer="heart", references=["heart", "a heart"])
+    1.0
 """
 
 from glimpse_lightning.rewards.anls import anls

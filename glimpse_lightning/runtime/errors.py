@@ -10,6 +10,13 @@ class GlimpseError(ValueError):
     """Something the user can put right; the message says what was expected, what came and what to do.
 
     The command line prints the message alone, as one paragraph, and exits with a status that is not 0.
+
+    Examples:
+        >>> try:
+        ...     gl.VisionKeys(-1, heads="all")
+        ... except gl.GlimpseError as error:
+        ...     print(error)
+        Expected vision keys with `heads` 'mean' or 'joint', but got 'all'.
     """
 
 

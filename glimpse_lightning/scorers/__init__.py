@@ -1,4 +1,13 @@
-"""Scorers: what gives every visual token an importance. One file and one import line each."""
+"""Scorers: what gives every visual token an importance. One file and one import line each.
+
+Examples:
+    >>> import glimpse_lightning as gl
+    >>> stage = gl.PruneStage(after_layer=1, scorer=gl.scorers.AttentionRank(), policy=gl.policies.KeepRatio(0.1))
+    >>> model = gl.PrunedVLM(gl.load_backbone("glimpse-tiny"), gl.Pruner([stage]))
+    >>> batch = model.backbone.collate([gl.GlyphVQA("test")[0]])
+    >>> model.prefill(**batch.inputs).scores[0].shape
+    torch.Size([256])
+"""
 
 from glimpse_lightning.scorers.attention_rank import AttentionRank
 from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer

@@ -33,6 +33,16 @@ class AttentionProbe:
             ``"information"``, of text rows only = how much the text tokens differ in where they look, the same number
             for all visual tokens of a sample: the mutual information in nats of text and visual token under each head's
             weights, divided by the number of text tokens.
+
+    Examples:
+        >>> class LastToken(gl.Scorer):  # attention from the last prompt token in layer 2, mean of the heads
+        ...     @property
+        ...     def requires(self):
+        ...         return gl.Requires(probes={"row": gl.AttentionProbe(layers=(2,), scale="log_softmax")})
+        ...     def forward(self, tokens):
+        ...         return tokens.probes["row"].exp().mean(1)
+        >>> LastToken().requires.probes["row"].query
+        'last'
     """
 
     layers: tuple[int, ...]
@@ -57,6 +67,11 @@ class Requires:
         text: whether ``tokens.text`` (states of the unpadded, non-visual prompt tokens) is delivered.
         keys: whether ``tokens.keys`` (decoder keys of the last layer before the stage) is delivered; with ``text``,
             also ``tokens.text_keys``.
+
+    Examples:
+        >>> attention, text = gl.Requires(vision_layers=(gl.VisionAttention(-1),)), gl.Requires(text=True)
+        >>> (attention | text).text
+        True
     """
 
     probes: Mapping[str, AttentionProbe] = field(default_factory=dict)
@@ -79,6 +94,16 @@ class Scorer(Layered, nn.Module, ABC):
 
     A subclass says in its docstring what its scores are: learned scorers return logits (keep = sigmoid > threshold),
     attention scorers log-probabilities, others whatever orders tokens, higher = keep.
+
+    Examples:
+        >>> class Top(gl.Scorer):  # rows from the top of the image to its bottom
+        ...     def forward(self, tokens):
+        ...         return -tokens.position[:, 1].float()
+        >>> stage = gl.PruneStage(after_layer=1, scorer=Top(), policy=gl.policies.TopK(16))
+        >>> model = gl.PrunedVLM(gl.load_backbone("glimpse-tiny"), gl.Pruner([stage]))
+        >>> batch = model.backbone.collate([gl.GlyphVQA("test")[0]])
+        >>> model.prefill(**batch.inputs).keep[0].nonzero()[:, 0].tolist()  # the first row of 16 x 16 tokens
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
     """
 
     glimpse: GlimpseTokens | None

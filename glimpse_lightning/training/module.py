@@ -57,6 +57,20 @@ class PruningModule(EvaluationModule):
         activation_checkpointing: whether the decoder layers' activations are computed again in the backward pass
             instead of kept, which takes less memory and more time; off by default.
         args, kwargs: arguments of :class:`EvaluationModule`.
+
+    Examples:
+        >>> from lightning.pytorch import Trainer
+        >>> module = gl.PruningModule(
+        ...     "glimpse-tiny", after_layer=3, scorer=gl.scorers.VisionSelector(), policy=gl.policies.Threshold(),
+        ...     objective=gl.objectives.KL(),
+        ... )
+        >>> train, val = gl.GlyphVQA("train", size=1), gl.GlyphVQA("val", size=1)
+        >>> trainer = Trainer(
+        ...     accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_steps=1
+        ... )
+        >>> trainer.fit(module, gl.VQAData(train, val, batch_size=1, num_workers=0))
+        >>> trainer.global_step
+        1
     """
 
     def __init__(

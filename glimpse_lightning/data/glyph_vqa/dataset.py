@@ -42,6 +42,11 @@ class GlyphVQA(Dataset[Sample]):
         families: the families asked about, in turn; default: all seven.
         questions_per_image: so many questions in a row are about one image. In a batch they share the vision tower's
             work where the backbone can.
+
+    Examples:
+        >>> sample = gl.GlyphVQA("test", size=500)[0]
+        >>> sample.question, sample.answers
+        ('what is drawn in cyan', ['heart B'])
     """
 
     identified_by = GENERATED

@@ -27,6 +27,15 @@ class HubVQA(RowDataset):
         on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
         require_answers: whether a row without an answer is an error.
         max_pixels: images with more pixels are refused.
+
+    Examples:
+        >>> from datasets import Dataset
+        >>> from PIL import Image
+        >>> row = {"question": "Is there a cat?", "answer": "no", "question_id": "1", "category": "popular"}
+        >>> table = Dataset.from_list([row | {"image": Image.new("RGB", (224, 224))}])
+        >>> _ = table.to_parquet("POPE/test.parquet")
+        >>> gl.HubVQA("pope", folder="POPE")[0].answers
+        ['no']
     """
 
     def __init__(

@@ -37,6 +37,14 @@ class Table(RowDataset):
         require_images: whether a row without an image is an error; else it is a question about nothing but text.
         box_format: `normalised` (0 to 1, relative to width and height) or `pixels`, of the upright image.
         max_pixels: images with more pixels are refused.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> Image.new("RGB", (224, 224), "red").save("page.png")
+        >>> _ = Path("questions.csv").write_text("question,answers,image\\nWhat colour?,red,page.png\\n")
+        >>> gl.Table("questions.csv")[0].answers
+        ['red']
     """
 
     def __init__(
