@@ -1,4 +1,4 @@
-"""The public face of :mod:`glimpse_lightning.core.visual_tokens`, which plug-ins import."""
+"""Public names of :mod:`glimpse_lightning.core.visual_tokens`, for plug-ins."""
 
 from glimpse_lightning.core.visual_tokens import (
     ModelFacts,

@@ -12,30 +12,31 @@ from glimpse_lightning.runtime.errors import GlimpseError
 
 if TYPE_CHECKING:
     Layer = int | float
-else:  # not float: of two types that fit, a parser may take either, and a share of 1.0 be meant by 1
+else:  # not float: a parser might read 1 as the share 1.0
     Layer = int | OpenUnitInterval
-"""A layer's number, counted from 0; or the share of the depth, above 0 and below 1, that ends with the layer."""
+"""A layer's number, counted from 0; or the share of the depth, between 0 and 1, that ends with the layer."""
 
 
 class Layered:
     """A part of a pruner with arguments that name layers.
 
     Attributes:
-        layer_arguments: those arguments, and whose layers they are: the decoder's, or the blocks of the vision tower.
-            Each is kept as an attribute of its own name: a ``Layer``, a list of them, or something that names none.
+        layer_arguments: the arguments that name layers, and for each one ``decoder`` (decoder layers) or ``vision``
+            (blocks of the vision tower). Each is kept as an attribute of its own name: a ``Layer``, a list of them, or
+            a value that names none.
     """
 
     layer_arguments: ClassVar[Mapping[str, Literal["decoder", "vision"]]] = {}
 
     def number_layers(self, facts: ModelFacts) -> None:
-        """Put numbers in the place of shares, once the model is known; done by ``Pruner.build``.
+        """Replace shares by layer numbers once the model is known; called by ``Pruner.build``.
 
-        The share ``s`` of ``n`` layers is the layer with which ``s * n`` of them have run, rounded half up and at least
-        one: layer ``max(1, floor(s * n + 0.5)) - 1``. In a vision tower it is the nearest block to that one whose
-        attention spans a whole image, the earlier of two.
+        The share ``s`` of ``n`` layers ends with the layer after which ``s * n`` layers have run, rounded half up and
+        at least one: layer ``max(1, floor(s * n + 0.5)) - 1``. In a vision tower it is the nearest block to that one
+        whose attention spans a whole image, the earlier of two.
 
         Raises:
-            GlimpseError: for a block that the vision tower has not, and for a share of a depth that is not known.
+            GlimpseError: for a block that the vision tower does not have, and for a share of an unknown depth.
         """
         for name, tower in self.layer_arguments.items():
             value = getattr(self, name)
@@ -46,10 +47,10 @@ class Layered:
 
 
 def checked(name: str, layers: Any) -> Any:
-    """The argument ``name`` as it is: a ``Layer``, several, or something that names none.
+    """The argument ``name`` unchanged: a ``Layer``, several, or a value that names none.
 
     Raises:
-        GlimpseError: for a number with a fraction that is no share.
+        GlimpseError: for a fractional number that is not between 0 and 1.
     """
     for layer in _each(layers):
         if isinstance(layer, float) and not 0 < layer < 1:

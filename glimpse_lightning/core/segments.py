@@ -1,7 +1,8 @@
 """Ragged helpers: everything done per group (sample, item, ...) on packed tokens, without a loop over groups or tokens.
 
-``group [V]`` holds the group of every token; groups need not be contiguous and may be empty. None of these
-waits for the device, except :func:`repeated_segments` and :class:`Padding`, whose results have lengths to find out.
+``group [V]`` holds the group of every token; groups need not be contiguous and may be empty. None of these functions
+waits for the device, except :func:`repeated_segments` and :class:`Padding`, because the lengths of their results depend
+on values.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ def segment_sum(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
 
 
 def segment_count(group: Tensor, num_groups: int, where: Tensor | None = None) -> Tensor:
-    """How many tokens each group has (only those where the boolean ``where [V]`` is true): int64 ``[num_groups]``."""
+    """Number of tokens in each group (only those where the boolean ``where [V]`` is true): int64 ``[num_groups]``."""
     ones = torch.ones_like(group, dtype=torch.int64) if where is None else where.to(torch.int64)
     return segment_sum(ones, group, num_groups)
 
@@ -66,7 +67,8 @@ def rank_first(first: Tensor, values: Tensor, group: Tensor, num_groups: int) ->
 def floor_share(share: float | Tensor, total: Tensor) -> Tensor:
     """``share`` of each of the counts ``total``, rounded down to int64.
 
-    A product that is a whole number but for the error of its decimal fraction (0.29 of 100) counts as that number.
+    A product that misses a whole number only by the rounding error of a decimal fraction (0.29 of 100) counts as that
+    number.
     """
     return (share * total.double() + 1e-9).floor().long()
 
@@ -110,7 +112,7 @@ class Padding:
         self._in_place = bool(in_order) and self.mask is None
 
     def pad(self, packed: Tensor) -> Tensor:
-        """``[V, ...]`` to ``[groups, longest, ...]``, zeros in the gaps; no copy where there is nothing to move."""
+        """``[V, ...]`` to ``[groups, longest, ...]``, zeros in the gaps; a view if the packed tokens need no gaps."""
         if not self._in_place:
             flat = packed.new_zeros(self.groups * self.longest, *packed.shape[1:])
             packed = flat.index_copy(0, self.slot, packed)

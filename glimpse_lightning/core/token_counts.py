@@ -1,4 +1,4 @@
-"""How many visual tokens a question costs, counted in the four ways that papers mean by "tokens kept"."""
+"""Visual tokens of a question, counted in the four ways that papers mean by "tokens kept"."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class TokenCounts:
     """Visual tokens of one question.
 
     Attributes:
-        entering: tokens that enter the language model's layer 0 (what methods that prune before it report).
-        layer_mean: tokens that a layer runs on in prefill, averaged over the layers (what FastV's and PyramidDrop's
-            "average tokens" mean).
-        kv: tokens whose keys and values decoding sees, averaged over the layers: what the last stage left, unless a
-            stage keeps those of early layers.
+        entering: tokens that enter the language model's layer 0 (reported by methods that prune before it).
+        layer_mean: tokens that a layer runs on in prefill, averaged over the layers (the "average tokens" of FastV and
+            PyramidDrop).
+        kv: tokens whose keys and values decoding sees, averaged over the layers: the tokens kept by the last stage,
+            unless a stage leaves the cache of early layers unchanged.
         flops: FLOPs of the decoder's layers in prefill, as a share of those without pruning; see :func:`flops_ratio`.
     """
 
@@ -29,12 +29,13 @@ class TokenCounts:
 
 
 class StageTokens(NamedTuple):
-    """What a prune stage leaves of a question.
+    """Visual tokens of a question after a prune stage.
 
     Attributes:
         after_layer: last layer that runs on all tokens.
-        left: visual tokens behind it.
-        early_kv: of the stage: whether the cache of the layers so far holds what it held (``keep``) or what is left.
+        left: visual tokens after the stage.
+        early_kv: treatment of the cache of layers up to ``after_layer``: unchanged (``keep``), or reduced to the kept
+            tokens (``prune``).
     """
 
     after_layer: int
@@ -46,10 +47,10 @@ def count_tokens(total: int, text: int, stages: Sequence[StageTokens], facts: Mo
     """Count a question's visual tokens.
 
     Args:
-        total: visual tokens there are.
+        total: visual tokens before pruning.
         text: all other tokens of the prompt.
         stages: the prune stages, in order.
-        facts: of the model.
+        facts: sizes of the model.
     """
     layers = tokens_per_layer(total, stages, facts.num_layers)
     kv = sum(cached_per_layer(total, stages, facts.num_layers)) / facts.num_layers
@@ -57,7 +58,7 @@ def count_tokens(total: int, text: int, stages: Sequence[StageTokens], facts: Mo
 
 
 def tokens_per_layer(total: int, stages: Sequence[StageTokens], num_layers: int) -> list[int]:
-    """Visual tokens that each layer runs on: layer ``l`` sees what stages with ``after_layer < l`` have left."""
+    """Visual tokens that each layer runs on: layer ``l`` sees those kept by stages with ``after_layer < l``."""
     left = total
     waiting, layers = list(stages), []
     for layer in range(num_layers):
@@ -74,10 +75,10 @@ def cached_per_layer(total: int, stages: Sequence[StageTokens], num_layers: int)
 
 
 def stages_passed(stages: Sequence[tuple[int, str]], num_layers: int) -> list[int]:
-    """How many stages each layer's cache has been through when decoding starts: it holds what these have left.
+    """Number of stages that have reduced each layer's cache when decoding starts.
 
-    A layer's cache begins with what the stages before it left. A stage that keeps early KV does not touch it; any
-    other one leaves in all layers so far what it keeps itself.
+    A layer's cache begins with the tokens kept by the stages before it. A later stage with ``early_kv="keep"`` leaves
+    it unchanged; any other later stage reduces it to the tokens that it keeps.
 
     Args:
         stages: ``(after_layer, early_kv)`` of each, in order.

@@ -1,4 +1,4 @@
-"""Where visual tokens lie: numbers within their image or sample, and labels of the parts of an image."""
+"""Places of visual tokens: numbers within their image or sample, and labels of the parts of an image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def index_in_item(tokens: VisualTokens) -> Tensor:
 def index_in_sample(tokens: VisualTokens) -> Tensor:
     """Index of each token among the tokens that its sample had before any pruning: int64 ``[V]``.
 
-    Depends on nothing outside the sample, and does not change when an earlier stage drops neighbours.
+    The index depends on the sample alone, and does not change when an earlier stage drops other tokens.
     """
     size = tokens.grid.prod(-1)
     ends = size.cumsum(0)
@@ -31,7 +31,7 @@ def index_in_sample(tokens: VisualTokens) -> Tensor:
 def crop_label(tokens: VisualTokens, crops: int) -> Tensor:
     """``[V]`` number of the crop that each token lies in: ``crops`` contiguous ranges of raster indices per item.
 
-    Where they cannot be equally long the first ones have a token more.
+    If they cannot be equally long, the first ranges have one token more.
     """
     index, size = index_in_item(tokens), tokens.grid.prod(-1)[tokens.item]
     length, longer = size // crops, size % crops
@@ -39,7 +39,7 @@ def crop_label(tokens: VisualTokens, crops: int) -> Tensor:
 
 
 def cell_label(tokens: VisualTokens, size: int) -> Tensor:
-    """``[V]`` a number for the cell of ``size x size`` tokens of one frame of one item that each token lies in."""
+    """``[V]`` number of the cell that each token lies in: ``size x size`` tokens of one frame of one item."""
     t, row, column = tokens.position.unbind(-1)
     return ((tokens.item * 2**16 + t) * 2**12 + row // size) * 2**12 + column // size
 
@@ -48,10 +48,10 @@ def frame_retention(keep: Tensor, item: Tensor, position: Tensor, grid: Tensor) 
     """Share of visual tokens kept in each frame: for each item ``[t]`` in [0, 1], fp32 (an image is one frame).
 
     Args:
-        keep: boolean ``[V]``.
-        item: ``[V]``.
-        position: ``[V, 3]`` (t, row, column).
-        grid: ``[I, 3]`` (t, h, w) before pruning.
+        keep: true at kept tokens, boolean ``[V]``.
+        item: index of each token's item, ``[V]``.
+        position: place of each token in its item's grid, ``[V, 3]`` (t, row, column).
+        grid: size of each item before pruning, ``[I, 3]`` (t, h, w).
     """
     frames = grid[:, 0].cumsum(0)
     frame = (frames - grid[:, 0])[item] + position[:, 0]

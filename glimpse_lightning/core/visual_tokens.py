@@ -3,8 +3,8 @@
 Shape suffixes used in the package: ``V`` visual tokens of the whole batch, ``I`` visual items (images, video clips),
 ``S`` samples, ``D`` decoder width, ``H`` decoder heads, ``T`` text tokens.
 
-Nothing here has a batch or a padding axis: tokens of all samples lie behind each other, sample by sample and item by
-item. A component that sees only this cannot depend on batch mates or on padding.
+Nothing here has a batch or a padding axis: tokens of all samples are packed one after another, sample by sample and
+item by item. A component that sees only this cannot depend on batch mates or on padding.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from glimpse_lightning.core.segments import repeated_segments
 from glimpse_lightning.runtime.errors import GlimpseError
 
 LOG_GATES = "log_gates"
-"""Where ``VisualTokens.state`` holds, in training, the log of the soft keep gates ``[V]`` of the stages before."""
+"""Key of ``VisualTokens.state`` for the log of the soft keep gates ``[V]`` of earlier stages, in training."""
 
 Number = TypeVar("Number", float, Tensor)
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a pruner may know of the model it is attached to; all of it is known before any input is seen.
+    """Sizes of the model that a pruner is attached to; all are known before any input.
 
     Attributes:
-        num_layers, num_heads, num_kv_heads, head_dim, hidden_size, intermediate_size: of the language decoder.
+        num_layers, num_heads, num_kv_heads, head_dim, hidden_size, intermediate_size: sizes of the language decoder.
         rms_norm_eps: epsilon of the decoder's norms.
         vision_layers: number of blocks of the vision tower.
         vision_hidden_size: width of the states that the vision tower's blocks return.
@@ -80,9 +80,9 @@ class VisionAttention:
     Attributes:
         layer: block, counted from 0, or from -1 = the last.
         heads: ``"mean"``: weights averaged over heads; ``"joint"``: all heads as one (``softmax(q.k / sqrt(width))``).
-        queries: ``"all"``: the sum of the weights that all tokens of its segment (image, or window) give it, the class
-            token where there is one among them, so that the average is 1. ``"class"``: the weight that the class token
-            gives it; on a tower without one as ``"all"``.
+        queries: ``"all"``: the sum of the weights that all tokens of its segment (image, or window) give it, a class
+            token included, so that the average is 1. ``"class"``: the weight that the class token gives it; a tower
+            without class token uses ``"all"``.
 
     Raises:
         GlimpseError: for other ``heads`` or ``queries``.
@@ -136,17 +136,17 @@ class VisionKeys:
 
 
 VisionTap = int | VisionAttention | VisionKeys
-"""What can be asked of a vision tower; a number is the output of that block, counted from 0."""
+"""A request to the vision tower; a number is the output of that block, counted from 0."""
 
 
 @dataclass(frozen=True)
 class Views:
-    """Which part of which image each item shows: an item's grid lies evenly over its region.
+    """The part of an image that each item shows; the item's grid covers its region evenly.
 
     Attributes:
         image: ``[I]`` number of the image (or video) that an item belongs to, ascending; tiles of one share it.
         region: ``[I, 4]`` float64 (x1, y1, x2, y2) relative to the image's width and height; beyond [0, 1] where the
-            item shows padding; NaN where it is not known.
+            item shows padding; NaN where the region is not known.
     """
 
     image: Tensor
@@ -154,16 +154,16 @@ class Views:
 
     @classmethod
     def whole(cls, images: int, device: torch.device | None = None) -> Views:
-        """Each of ``images`` is one item that shows all of it."""
+        """Views of ``images`` items, each of which shows a whole image."""
         region = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64, device=device).repeat(images, 1)
         return cls(torch.arange(images, device=device), region)
 
     def to(self, device: torch.device) -> Views:
-        """The same on another device."""
+        """A copy on another device."""
         return Views(self.image.to(device), self.region.to(device))
 
     def repeated(self, items: Tensor, copies: int) -> Views:
-        """Those of samples that have ``items [B]`` items each, every sample ``copies`` times in a row."""
+        """Views in which every sample, with its ``items [B]`` items, is repeated ``copies`` times in a row."""
         index = repeated_segments(items, copies)
         image, lengths = self.image[index], items.repeat_interleave(copies)
         new = torch.ones_like(image, dtype=torch.bool)
@@ -177,27 +177,27 @@ class VisualTokens:
     """Visual tokens of a batch as one prune stage sees them (those that earlier stages dropped are absent).
 
     Attributes:
-        embeds: ``[V, D]`` as they enter the decoder.
-        hidden: ``[V, D]`` at the stage (equal to ``embeds`` before layer 0).
-        item: ``[V]`` index into ``grid``.
+        embeds: ``[V, D]`` states on entering the decoder.
+        hidden: ``[V, D]`` states at the stage (equal to ``embeds`` before layer 0).
+        item: ``[V]`` index of each token's item in ``grid``.
         sample: ``[V]`` index of the sample, in ``[0, S)``.
         grid: ``[I, 3]`` (t, h, w) of each item after merging, before any pruning.
         item_sample: ``[I]`` the sample that an item belongs to.
         position: ``[V, 3]`` (t, row, column) of each token in its item's grid.
-        probes: attention captured for the scorer, by the name it asked under: ``[V, layers * heads]``, layer-major.
-        vision: states, keys or attention of vision blocks that were asked for, by tap: ``[V, Dv]``.
+        probes: captured attention, by the name of the scorer's probe: ``[V, layers * heads]``, layer-major.
+        vision: requested states, keys or attention of vision blocks, by tap: ``[V, Dv]``.
         text: ``[T, D]`` question-token states at the stage, packed; ``None`` unless asked for.
         text_sample: ``[T]`` the sample of each text token.
         questions: raw question of each sample; empty strings where unknown.
         boxes: per sample, evidence boxes of each of its images, or ``None``; empty where unknown. For oracles only.
         key: ``[S]`` a stable integer per sample, the seed of anything random.
-        facts: of the model.
-        state: what earlier stages left for later ones.
-        keys: ``[V, Hk * head_dim]`` decoder keys of the last layer before the stage, where asked for.
-        text_keys: ``[T, Hk * head_dim]`` the same of the text tokens.
+        facts: sizes of the model.
+        state: values that earlier stages pass to later ones.
+        keys: ``[V, Hk * head_dim]`` decoder keys of the last layer before the stage; ``None`` unless asked for.
+        text_keys: ``[T, Hk * head_dim]`` keys of the text tokens in that layer; ``None`` unless asked for.
         scores: ``[V]`` the stage's scores; for reducers.
         targets: ``[V]`` kept tokens that dropped ones may be merged into (``Policy.merge_targets``); for reducers.
-        views: what each item shows; ``None`` = a whole image each.
+        views: part of an image that each item shows; ``None`` = a whole image each.
         text_length: ``[S]`` tokens of each prompt that are not visual.
         layer_tokens: ``[S, K + 1]`` tokens of each prompt, text included, that each layer up to the stage ran on.
 
@@ -251,10 +251,10 @@ class VisualTokens:
     def attention(self, tap: VisionAttention) -> Tensor:
         """Attention ``[V]``, fp32, that ``tap`` asks for.
 
-        Tokens made by hand, as of a tower without a class token, need to hold it with ``queries="all"`` only.
+        On hand-made tokens, as on those of a tower without class token, the tap with ``queries="all"`` is enough.
 
         Raises:
-            KeyError: where nobody asked for it.
+            KeyError: if no component asked for it.
         """
         found = tap if tap in self.vision else replace(tap, queries="all")
         return self.vision[found][:, 0].float()
@@ -263,8 +263,8 @@ class VisualTokens:
         """The budget groups.
 
         Returns:
-            ``(group [V], total [groups])``: the group of each token, and how many tokens each group had before any
-            stage dropped one (what a ratio is a ratio of).
+            ``(group [V], total [groups])``: the group of each token, and the number of tokens in each group before any
+            stage dropped one (the base of ratios).
         """
         size = self.grid.prod(-1)
         if per == "item":
@@ -275,7 +275,7 @@ class VisualTokens:
         return self.sample, total.index_add(0, self.item_sample, size)
 
     def subset(self, keep: Tensor) -> VisualTokens:
-        """The tokens where the boolean mask ``keep [V]`` is true; items and samples stay numbered as they were."""
+        """The tokens where the boolean mask ``keep [V]`` is true; numbers of items and samples do not change."""
         return replace(
             self,
             embeds=self.embeds[keep],

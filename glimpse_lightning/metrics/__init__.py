@@ -1,6 +1,6 @@
-"""Metrics: accuracy of answers, and what pruning keeps and costs. One file and one import line each.
+"""Metrics: accuracy of answers, and tokens and FLOPs after pruning. One file and one import line each.
 
-Each file also has the metric's functional core.
+Each file also holds the function that computes the metric.
 
 Examples:
     >>> import glimpse_lightning as gl

@@ -1,4 +1,4 @@
-"""How often the pruned model says what the full model says."""
+"""Share of the pruned model's answers that equal the full model's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from glimpse_lightning.metrics.text import answer_scores
 class Agreement(RunningMean):
     """Share of questions that the pruned model answers as the full model does, up to case, spaces and end punctuation.
 
-    Right or wrong does not matter: it is fidelity, not accuracy. Some papers call it loyalty.
+    Wrong answers count like right ones: this is fidelity, not accuracy. Some papers call it loyalty.
     """
 
     def update(self, predictions: Sequence[str], full: Sequence[str]) -> None:

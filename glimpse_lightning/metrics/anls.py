@@ -14,16 +14,16 @@ LENGTHS = ("raw", "normalised")
 
 
 def anls(prediction: str, references: Sequence[str], lengths: Lengths = "raw") -> float:
-    """``1 - min_j distance_j / max(lengths)``, and 0 where that is below 0.5.
+    """``1 - min_j distance_j / max(lengths)``, and 0 if that is below 0.5.
 
     Biten et al., arXiv 1905.13648. The distance is that of lower-cased texts with single spaces.
 
     Args:
         prediction: the answer.
         references: answers that count as right.
-        lengths: divide by the longer of the two ``raw`` strings, as lmms-eval does (spare spaces raise the score; it
-            counts letters in upper case, in which a German sharp s is two), or of the two ``normalised`` ones, as
-            VLMEvalKit does.
+        lengths: strings whose longer length is the divisor: ``raw``, as in lmms-eval (additional spaces raise the
+            score, and letters are counted in upper case, in which a German sharp s is two), or ``normalised``, as in
+            VLMEvalKit.
     """
     return max(_similarity(prediction, reference, lengths) for reference in references)
 
@@ -41,7 +41,7 @@ class ANLS(AnswerMetric):
     """Mean normalised Levenshtein similarity (DocVQA, InfographicVQA); see :func:`anls`.
 
     Args:
-        lengths: ``raw`` (lmms-eval) or ``normalised`` (VLMEvalKit).
+        lengths: strings whose longer length is the divisor: ``raw`` (lmms-eval) or ``normalised`` (VLMEvalKit).
     """
 
     def __init__(self, lengths: Lengths = "raw", **kwargs: object) -> None:

@@ -1,4 +1,4 @@
-"""What all metrics share."""
+"""Base class of all metrics."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from torchmetrics import Metric
 
 
 class BaseMetric(Metric):
-    """A metric of figures that can be plotted, and that gives ranks and batches no say in the result."""
+    """A metric whose figures can be plotted and do not depend on the split into ranks and batches."""
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw ``val`` (default: what :meth:`compute` gives; a list of it: a curve) on ``ax``; needs matplotlib.
+        """Draw ``val`` (default: the result of :meth:`compute`; a list of results: a curve) on ``ax``; needs
+        matplotlib.
 
         Returns:
             The figure and its axes.

@@ -1,4 +1,4 @@
-"""How well the kept tokens cover the evidence."""
+"""Overlap of the kept tokens with the evidence."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def evidence_overlap(keep: Tensor, evidence: Tensor, sample: Tensor, num_samples
     """Overlap of kept tokens with evidence tokens, sample by sample.
 
     Args:
-        keep, evidence: boolean ``[V]``.
-        sample: ``[V]``.
-        num_samples: ``S``.
+        keep, evidence: kept tokens and evidence tokens, boolean ``[V]``.
+        sample: sample of each token, ``[V]``.
+        num_samples: number of samples ``S``.
 
     Returns:
-        ``(figures [S, 3], counts [S])``: recall, precision (0 where nothing is kept) and intersection over union, in
-        float64; and whether the sample counts, that is, has any evidence token.
+        ``(figures [S, 3], counts [S])``: recall, precision (0 if no token is kept) and intersection over union, in
+        float64; and whether the sample counts, that is, has an evidence token.
     """
     both = segment_count(sample, num_samples, keep & evidence).double()
     kept = segment_count(sample, num_samples, keep).double()
@@ -37,6 +37,6 @@ class EvidenceOverlap(RunningMean):
     figures = ("recall", "precision", "iou")
 
     def update(self, keep: Tensor, evidence: Tensor, sample: Tensor, num_samples: int) -> None:
-        """Add a batch; arguments as of :func:`evidence_overlap`."""
+        """Add a batch; arguments as in :func:`evidence_overlap`."""
         overlap, counts = evidence_overlap(keep, evidence, sample, num_samples)
         self.add(overlap[counts])

@@ -14,15 +14,15 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def exact_match(prediction: str, references: Sequence[str], punctuation: Punctuation = "ends") -> float:
-    """1 where the prediction equals a reference, up to case, quotes and sentence marks; else 0.
+    """1 if the prediction equals a reference, up to case, quotes and sentence marks; else 0.
 
     Args:
         prediction: the answer.
         references: answers that count as right.
-        punctuation: ``ends``: quotes at the ends and sentence marks behind do not count, nor how many spaces there are
-            (:func:`~.text.normalize`). ``all``: GQA's rule in lmms-eval: no punctuation counts (``t-shirt`` is
-            ``tshirt``), spaces between words do. One repair: a space that punctuation leaves at an end (``dog .``)
-            does not count.
+        punctuation: marks that are ignored. ``ends``: quotes at the ends, sentence marks at the end and repeated spaces
+            (:func:`~.text.normalize`). ``all``: all punctuation (``t-shirt`` equals ``tshirt``), but not the spaces
+            between words, which is GQA's rule in lmms-eval. One repair: a space that removed punctuation leaves at an
+            end (``dog .``) is ignored.
     """
     if punctuation == "ends":
         return float(normalize(prediction) in {normalize(reference) for reference in references})
@@ -37,7 +37,7 @@ class ExactMatch(AnswerMetric):
     """Share of answers that equal one of their references; see :func:`exact_match`.
 
     Args:
-        punctuation: ``ends``, or ``all`` for GQA's rule.
+        punctuation: ignored marks: those at the ``ends``, or ``all`` (GQA's rule).
     """
 
     def __init__(self, punctuation: Punctuation = "ends", **kwargs: object) -> None:

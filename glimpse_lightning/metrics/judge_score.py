@@ -21,11 +21,11 @@ _SCORE = re.compile(r"score: ([\d.]+)")
 
 
 def judge_score(reply: str) -> float:
-    """The score in [0, 1] that a judge's reply names as ``score: 0.8``.
+    """The score in [0, 1] in a judge's reply, written as ``score: 0.8``.
 
-    Upstream's ``cal_cot_score.py``: case does not matter; no score or more than one gives 0; scores above 1 count as 1.
-    One repair: a malformed number (``score: 0.8.``) is read up to its second period, and gives 0 where none is left,
-    where upstream stops with an error.
+    Upstream's ``cal_cot_score.py``: case is ignored; no score or several scores give 0; scores above 1 count as 1. One
+    repair: a malformed number (``score: 0.8.``) is read up to its second period, and gives 0 if no number is left.
+    Upstream stops with an error there.
     """
     found = _SCORE.findall(reply.lower())
     if len(found) != 1:
@@ -35,7 +35,7 @@ def judge_score(reply: str) -> float:
 
 
 class JudgeScore(BaseMetric):
-    """Mean score of each set, and ``score``, the mean over the sets that were seen (each weighs the same).
+    """Mean score of each set, and ``score``, the unweighted mean over the sets with replies.
 
     Args:
         sets: names of the sets.
@@ -51,10 +51,10 @@ class JudgeScore(BaseMetric):
         self.add_state("count", torch.zeros(len(self.sets), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, replies: Sequence[str], sets: Sequence[str]) -> None:
-        """Add the judge's reply to each answer, and the set that the question is of.
+        """Add the judge's reply to each answer, and the set of each question.
 
         Raises:
-            ValueError: for a set that is not among those the metric was built for.
+            ValueError: for a set that is not among ``sets`` of the metric.
         """
         if unknown := sorted(set(sets) - set(self.sets)):
             raise ValueError(f"Expected sets out of {', '.join(self.sets)}, but got {unknown[0]!r}.")
@@ -66,7 +66,7 @@ class JudgeScore(BaseMetric):
         self.count.index_add_(0, place, torch.ones_like(place))
 
     def compute(self) -> dict[str, Tensor]:
-        """``score`` and the mean of every set that was seen, in [0, 1], fp32; ``score`` is 0 before the first."""
+        """``score`` and the mean of every set with replies, in [0, 1], fp32; ``score`` is 0 before the first reply."""
         means = self.total.double() / UNITS / self.count.clamp(min=1)
         seen = self.count > 0
         score = means[seen].sum() / seen.sum().clamp(min=1)

@@ -33,17 +33,17 @@ def read_mme(answer: str) -> str:
 class MME(RowMetric, AnswerMetric):
     """Points of MME (Fu et al., arXiv 2306.13394).
 
-    Per category: the share of right answers plus the share of images with both questions right, each in percent, so at
-    most 200. ``perception`` sums ten categories (at most 2000), ``cognition`` four (800), ``total`` both. Images of
-    which not exactly two questions were seen, as a limit may cut them, count nowhere but in ``incomplete``.
+    Points of a category: the share of right answers plus the share of images with both questions right, each in
+    percent, so at most 200. ``perception`` sums ten categories (at most 2000), ``cognition`` four (800), ``total``
+    both. Images without exactly two questions, which a limit on the questions can cause, count in ``incomplete`` only.
 
-    Questions of one image carry ids that differ behind a ``#`` only, and their category as family.
+    Ids of questions about one image differ only after a ``#``, and the family is the category.
     """
 
     columns = {"image": torch.int64, "category": torch.int64, "right": torch.int64}
 
     def score(self, prediction: str, references: Sequence[str]) -> float:
-        """1 where yes or no is right."""
+        """1 if yes or no is right, else 0."""
         return float(read_mme(prediction) == read_mme(references[0]))
 
     def update(
@@ -56,7 +56,7 @@ class MME(RowMetric, AnswerMetric):
         """Add questions; ``ids`` and ``families`` are needed.
 
         Raises:
-            ValueError: where they are missing, or a family is no category of MME.
+            ValueError: if ids or families are missing, or a family is no category of MME.
         """
         if not len(ids) == len(families) == len(predictions):
             raise ValueError("Expected `ids` and `families` of every question: MME counts by image and category.")
@@ -71,7 +71,7 @@ class MME(RowMetric, AnswerMetric):
         )
 
     def compute(self) -> dict[str, Tensor]:
-        """``total``, ``perception``, ``cognition``, ``incomplete`` and each category that was seen, fp32."""
+        """``total``, ``perception``, ``cognition``, ``incomplete`` and each category with questions, fp32."""
         images, place, counts = self.column("image").unique(return_inverse=True, return_counts=True)
         zeros = torch.zeros(len(images), dtype=torch.int64, device=self.device)
         right = zeros.index_add(0, place, self.column("right"))
@@ -81,7 +81,7 @@ class MME(RowMetric, AnswerMetric):
         for index, name in enumerate(CATEGORIES):
             chosen = right[whole & (category == index)]
             if len(chosen):
-                # Whole numbers until here, so that the order of questions cannot matter.
+                # Whole numbers until here, so that the result does not depend on the order of questions.
                 points[name] = (50 * chosen.sum() + 100 * (chosen == 2).sum()).double() / len(chosen)
         sums = {
             side: sum((points[name] for name in names if name in points), torch.zeros((), dtype=torch.float64))

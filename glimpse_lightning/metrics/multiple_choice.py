@@ -1,4 +1,4 @@
-"""Multiple choice: which option an answer means, and whether it is right."""
+"""Multiple choice: the option that an answer names, and its accuracy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SEARCH = (  # V*, lmms-eval's vstar_bench
     re.compile(r"([A-D])\s*[.)\]]"),
     re.compile(r"(?:^|\s)([A-D])(?:\s|$)"),
 )
-_AROUND = (  # MMBench: what may stand before and behind a letter
+_AROUND = (  # MMBench: characters that may stand before and after a letter
     ("", ""), ("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"), ("(", ")."), (":", ""), (":", ","),
     (":", "."), (":", ")"), (":", ")."),
 )  # fmt: skip
@@ -37,12 +37,12 @@ def letter_exactly(answer: str, options: dict[str, str]) -> str | None:
 
 
 def letter_first(answer: str, options: dict[str, str]) -> str | None:
-    """SEED-Bench: the first character, in either case, whatever follows."""
+    """SEED-Bench: the first character, in either case; the rest is ignored."""
     return answer.strip()[:1].upper() or None
 
 
 def letter_search(answer: str, options: dict[str, str]) -> str | None:
-    """V*: the first of several patterns that is found, then a letter that is the only one out of A to D.
+    """V*: the letter of the first of several patterns that matches; if none does, the only letter out of A to D.
 
     As in lmms-eval, the first pattern takes any answer that begins with one of these letters (``"Blue"`` means B).
     """
@@ -56,10 +56,10 @@ def letter_search(answer: str, options: dict[str, str]) -> str | None:
 
 def letter_inferred(answer: str, options: dict[str, str]) -> str | None:
     """MMBench (Liu et al., arXiv 2307.06281): a letter out of A to E (and of any further options) among the words, if
-    there is just one; else the option whose text stands in the answer, if there is just one.
+    there is exactly one; else the option whose text occurs in the answer, if there is exactly one.
 
-    A lone ``A`` among more than three words may be an article and is passed over. Where neither rule decides, the
-    original asks GPT and, failing that, draws by lot; here the answer is wrong.
+    A lone ``A`` among more than three words may be an article and is ignored. If neither rule decides, the original
+    asks GPT or else draws at random; here the answer is wrong.
     """
     words = set(answer.split())
     letters = sorted({*"ABCDE", *options})
@@ -77,13 +77,13 @@ RULES = {"letter": letter_exactly, "first": letter_first, "search": letter_searc
 
 
 def multiple_choice(prediction: str, references: Sequence[str], rule: Rule = "letter") -> float:
-    """1 where the prediction means the right option, else 0.
+    """1 if the prediction names the right option, else 0.
 
     Args:
         prediction: the answer.
-        references: the letter of the right option; behind it, for the rule that reads texts, all options as
-            ``"A. red"``, ``"B. blue"``, ....
-        rule: how an answer is read: ``letter`` (ScienceQA), ``first`` (SEED-Bench), ``search`` (V*) or ``infer``
+        references: the letter of the right option, followed by all options as ``"A. red"``, ``"B. blue"``, ... (needed
+            by the rule ``infer``).
+        rule: rule that reads the answer: ``letter`` (ScienceQA), ``first`` (SEED-Bench), ``search`` (V*) or ``infer``
             (MMBench); all as in lmms-eval.
     """
     options = dict(option.split(". ", 1) for option in references[1:])
@@ -94,10 +94,10 @@ class MultipleChoice(RowMetric, AnswerMetric):
     """Share of questions whose right option is named; see :func:`multiple_choice`.
 
     Args:
-        rule: how an answer is read: ``letter`` (ScienceQA), ``first`` (SEED-Bench), ``search`` (V*), ``infer``
+        rule: rule that reads answers: ``letter`` (ScienceQA), ``first`` (SEED-Bench), ``search`` (V*), ``infer``
             (MMBench).
-        circular: also count a question only where it is right under every rotation of its options (MMBench's
-            CircularEval); rotations of a question carry ids that differ behind a ``#`` only.
+        circular: whether to report ``circular_accuracy`` too, in which a question is right only if it is right under
+            every rotation of its options (MMBench's CircularEval). Ids of the rotations differ only after a ``#``.
     """
 
     columns = {"group": torch.int64, "right": torch.int64}
@@ -110,7 +110,7 @@ class MultipleChoice(RowMetric, AnswerMetric):
         self.circular = circular
 
     def score(self, prediction: str, references: Sequence[str]) -> float:
-        """1 where the right option is named."""
+        """1 if the right option is named, else 0."""
         return multiple_choice(prediction, references, self.rule)
 
     def update(
@@ -120,10 +120,10 @@ class MultipleChoice(RowMetric, AnswerMetric):
         ids: Sequence[str] = (),
         families: Sequence[str] = (),
     ) -> None:
-        """Add questions; ``ids`` are needed where ``circular``.
+        """Add questions; ``ids`` are needed if ``circular``.
 
         Raises:
-            ValueError: where they are missing.
+            ValueError: if needed ids are missing.
         """
         super().update(predictions, references, ids, families)
         if not self.circular:
@@ -135,7 +135,7 @@ class MultipleChoice(RowMetric, AnswerMetric):
         self.add_rows(group=torch.tensor(groups, dtype=torch.int64), right=torch.tensor(scores))
 
     def compute(self) -> Tensor | dict[str, Tensor]:
-        """Accuracy, fp32; where ``circular``, a dictionary of ``accuracy`` and ``circular_accuracy``."""
+        """Accuracy, fp32; if ``circular``, a dictionary of ``accuracy`` and ``circular_accuracy``."""
         if not self.circular:
             return self.mean()
         groups, place, counts = self.column("group").unique(return_inverse=True, return_counts=True)

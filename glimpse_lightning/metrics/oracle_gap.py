@@ -1,4 +1,4 @@
-"""How far a pruner is from one that knows where the evidence lies."""
+"""The gap between a pruner and the oracle, which knows the evidence."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from glimpse_lightning.metrics.running_mean import RunningMean
 
 
 class OracleGap(RunningMean):
-    """What the oracle, which keeps the tokens that evidence boxes touch, does better on the same questions.
+    """Advantage of the oracle, which keeps the tokens touched by evidence boxes, on the same questions.
 
     ``accuracy`` is the mean of the oracle's score less the pruner's, ``retention`` the mean of the share of visual
-    tokens that the pruner keeps less the oracle's share: both are 0 for a pruner that is as good as the oracle, and may
-    be negative for a better one.
+    tokens that the pruner keeps less the oracle's share: both are 0 for a pruner equal to the oracle, and negative for
+    a better one.
     """
 
     higher_is_better = False
@@ -23,9 +23,9 @@ class OracleGap(RunningMean):
         """Add questions, ``[S]`` each; those without visual tokens do not count.
 
         Args:
-            scores, oracle_scores: of the answers, in [0, 1].
-            kept, oracle_kept: visual tokens kept.
-            total: visual tokens there are.
+            scores, oracle_scores: scores of the answers, in [0, 1].
+            kept, oracle_kept: numbers of kept visual tokens.
+            total: numbers of visual tokens before pruning.
         """
         seen = total > 0
         excess = (kept - oracle_kept)[seen].double() / total[seen].double()

@@ -1,4 +1,4 @@
-"""POPE: does the model see objects that are not there."""
+"""POPE: questions about objects that may be absent from the image."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def read_yes_no(answer: str, reading: Reading = "strict") -> str:
     """``yes``, ``no`` or ``other``.
 
     Args:
-        answer: the model's.
-        reading: ``strict``, as lmms-eval: nothing but the word, up to case and spaces at the ends (``"Yes."`` is
-            other). ``llava``, as LLaVA's ``eval_pope.py``: the first sentence means no where one of its words is
-            ``No``, ``no`` or ``not``, else yes; commas are dropped, case counts (``"NO"`` means yes).
+        answer: answer of the model.
+        reading: rule of reading. ``strict``, as in lmms-eval: the word alone, up to case and spaces at the ends
+            (``"Yes."`` is other). ``llava``, as in LLaVA's ``eval_pope.py``: the first sentence means no if one of its
+            words is ``No``, ``no`` or ``not``, else yes; commas are removed, and case matters (``"NO"`` means yes).
     """
     if reading == "strict":
         text = answer.lower().strip()
@@ -35,11 +35,11 @@ class POPE(AnswerMetric):
     """Accuracy, precision, recall, F1 and the share of yes, ``yes`` being the positive class.
 
     Li et al., arXiv 2305.10355. As in lmms-eval, an answer that is neither yes nor no is wrong, but counts neither in
-    precision nor in recall. Unlike there, ``yes_ratio`` is the share of *predictions* that say yes (lmms-eval counts
-    the ground truth, about a half whatever the model says).
+    precision nor in recall. Unlike in lmms-eval, ``yes_ratio`` is the share of yes among the *predictions*; lmms-eval
+    counts the ground truth, which is about a half for every model.
 
     Args:
-        reading: of answers, ``strict`` or ``llava``; see :func:`read_yes_no`.
+        reading: rule of reading answers, ``strict`` or ``llava``; see :func:`read_yes_no`.
     """
 
     table: Tensor
@@ -52,7 +52,7 @@ class POPE(AnswerMetric):
         self.add_state("table", torch.zeros(2, 3, dtype=torch.int64), dist_reduce_fx="sum")
 
     def score(self, prediction: str, references: Sequence[str]) -> float:
-        """1 where yes or no is right."""
+        """1 if yes or no is right, else 0."""
         return float(read_yes_no(prediction, self.reading) == _truth(references))
 
     def update(
@@ -65,7 +65,7 @@ class POPE(AnswerMetric):
         """Add questions; each has one reference, yes or no.
 
         Raises:
-            ValueError: where a reference is neither.
+            ValueError: if a reference is neither yes nor no.
         """
         super().update(predictions, references, ids, families)
         for prediction, answers in zip(predictions, references, strict=True):
@@ -73,7 +73,7 @@ class POPE(AnswerMetric):
             self.table[OUTCOMES.index(_truth(answers)), OUTCOMES.index(said)] += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """``accuracy``, ``precision``, ``recall``, ``f1`` and ``yes_ratio``, fp32; 0 where a denominator is 0."""
+        """``accuracy``, ``precision``, ``recall``, ``f1`` and ``yes_ratio``, fp32; 0 if a denominator is 0."""
         table = self.table.double()
         (hits, misses, _), (false_alarms, _, _) = table
         precision, recall = _ratio(hits, hits + false_alarms), _ratio(hits, hits + misses)

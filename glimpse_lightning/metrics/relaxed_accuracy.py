@@ -10,11 +10,11 @@ TOLERANCE = 0.05
 
 
 def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
-    """1 where a number is within 5 % of the reference, or a text equals it up to case; else 0.
+    """1 if a number is within 5 % of the reference, or a text equals it up to case; else 0.
 
-    Masry et al., arXiv 2203.10244, as lmms-eval computes it: percentages count as hundredths; where the reference is 0
-    or either is no number, the texts are compared. One repair: spaces at the ends do not count (there, ``"50% "`` is no
-    number).
+    Masry et al., arXiv 2203.10244, as lmms-eval computes it: percentages count as hundredths; if the reference is 0 or
+    one of the two is no number, the texts are compared. One repair: spaces at the ends are ignored, while lmms-eval
+    takes ``"50% "`` for no number.
     """
     return float(any(_matches(prediction.strip(), reference.strip()) for reference in references))
 

@@ -1,4 +1,4 @@
-"""How many visual tokens are kept."""
+"""Share of visual tokens that are kept."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Retention(RowMetric):
     """Share of visual tokens kept: its mean over samples, and its distribution.
 
     A sample's share is kept / total over all its items, total counted before any pruning. Samples without visual tokens
-    do not count. One number per sample is remembered, so quantiles are exact, on several ranks as well.
+    do not count. One number per sample is stored, so quantiles are exact, also on several ranks.
 
     Args:
-        quantiles: of the distribution, each in [0, 1].
-        families: question families to report on their own.
+        quantiles: quantiles of the distribution to report, each in [0, 1].
+        families: question families whose means are reported as well.
     """
 
     higher_is_better = False
@@ -35,7 +35,7 @@ class Retention(RowMetric):
         self.families = tuple(families)
 
     def update(self, kept: Tensor, total: Tensor, families: Sequence[str] = ()) -> None:
-        """Add samples: tokens kept ``[S]``, tokens there were ``[S]`` and, if wanted, the family of each."""
+        """Add samples: kept tokens ``[S]``, tokens before pruning ``[S]`` and, optionally, the family of each."""
         if kept.shape != total.shape or (families and len(families) != len(kept)):
             raise ValueError(
                 f"Expected `kept`, `total` and `families` to have one entry per sample, but got {tuple(kept.shape)}, "
@@ -47,7 +47,7 @@ class Retention(RowMetric):
         self.add_rows(shares=kept[seen].double() / total[seen].double(), family=family[seen])
 
     def compute(self) -> dict[str, Tensor]:
-        """``mean``, ``p<quantile in %>`` for each quantile and ``<family>`` means; NaN where nothing was seen."""
+        """``mean``, ``p<quantile in %>`` for each quantile and ``<family>`` means; NaN without samples."""
         shares, order = self.column("shares").sort()  # a sum does not depend on the order of a sorted list
         family = self.column("family")[order]
         out = {"mean": shares.mean()}

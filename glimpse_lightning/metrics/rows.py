@@ -1,4 +1,4 @@
-"""What metrics that remember a number per question share."""
+"""Base class of metrics that store numbers of every question."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from glimpse_lightning.metrics.base import BaseMetric
 
 
 class RowMetric(BaseMetric):
-    """A metric that needs all questions at once: quantiles, groups of questions.
+    """A metric computed from all questions at once, such as a quantile or a score of question groups.
 
     Attributes:
-        columns: name and type of each number that is remembered per question.
+        columns: name and type of each number that is stored per question.
     """
 
     columns: ClassVar[dict[str, torch.dtype]] = {}
@@ -38,8 +38,8 @@ class RowMetric(BaseMetric):
         return dim_zero_cat(parts)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the ranks' rows; a rank without any joins in with none of the right type, which torchmetrics' empty
-        fp32 stand-in would not be.
+        """Gather the rows of all ranks. A rank without rows contributes empty tensors of the columns' types, because
+        torchmetrics would contribute fp32.
         """
         for name in self.columns:
             if isinstance(getattr(self, name), list) and not getattr(self, name):

@@ -1,4 +1,4 @@
-"""What metrics that are a mean over questions share."""
+"""Base class of metrics that are means over questions."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 from glimpse_lightning.metrics.base import BaseMetric
 
 UNITS = 2**32
-"""Sums are kept as whole multiples of 1 / UNITS."""
+"""Sums are stored as whole multiples of 1 / UNITS."""
 
 
 class RunningMean(BaseMetric):
-    """Mean over questions of one figure, or of several that are known by name.
+    """Mean over questions of one figure, or of several named ones.
 
-    The sum is a whole number of units of ``2**-32``. Adding whole numbers is exact, so the mean is the same to the last
-    digit whatever the order of the questions, the batches and the ranks that saw them; a value is rounded by at most
-    ``2**-33``, a thousandth of what a result in fp32 can show of a score in [0, 1]. The sum of values may reach
+    The sum is a whole number of units of ``2**-32``. Adding whole numbers is exact. The mean is therefore the same to
+    the last digit for every order of the questions and every split into batches and ranks. A value is rounded by at
+    most ``2**-33``, a thousandth of the resolution of fp32 for a score in [0, 1]. The sum of values may reach
     ``2**31``. Values that are not finite make the mean NaN.
 
     Attributes:
-        figures: names of the figures, which :meth:`compute` returns as a dictionary; none: it returns the one mean.
+        figures: names of the figures, which :meth:`compute` returns as a dictionary; empty: it returns the single mean.
     """
 
     figures: ClassVar[tuple[str, ...]] = ()

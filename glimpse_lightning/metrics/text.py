@@ -1,4 +1,4 @@
-"""What scorers of free-form answers share."""
+"""Base class and helpers of metrics of free-form answers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SENTENCE_MARKS = ".,;:?!\u2026\u3002"
 
 
 def normalize(text: str) -> str:
-    """Lower case and single spaces, without quotes at the ends and sentence marks behind.
+    """Lower case and single spaces, without quotes at the ends and sentence marks at the end.
 
-    Signs, operators, units and brackets carry meaning and stay: ``-5``, ``C++``, ``50 %``, ``.5``. So does a text of
-    nothing but marks, and an exclamation mark behind a digit.
+    Signs, operators, units and brackets carry meaning and stay: ``-5``, ``C++``, ``50 %``, ``.5``. A text that consists
+    of marks alone stays too, and so does an exclamation mark after a digit.
     """
     whole = " ".join(text.lower().split())
     bare = whole.lstrip(QUOTES + " ")
@@ -27,7 +27,7 @@ def normalize(text: str) -> str:
 
 
 def number(text: str) -> float | None:
-    """The number that ``text`` is, a percentage as its hundredth; ``None`` where it is none."""
+    """The number written in ``text``, a percentage divided by 100; ``None`` if ``text`` is no number."""
     text = text.strip()
     try:
         return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
@@ -38,8 +38,8 @@ def number(text: str) -> float | None:
 class AnswerMetric(RunningMean):
     """Mean over questions of a score in [0, 1].
 
-    A subclass says how one prediction is scored against its references; a question without references scores 0. Some
-    also group questions: by ``ids``, where what stands before the last ``#`` names the group (``"12#0"`` and ``"12#1"``
+    A subclass scores one prediction against its references; a question without references scores 0. Some subclasses
+    also group questions: by ``ids``, where the part before the last ``#`` names the group (``"12#0"`` and ``"12#1"``
     belong together), and by ``families``.
     """
 
@@ -54,10 +54,11 @@ class AnswerMetric(RunningMean):
         ids: Sequence[str] = (),
         families: Sequence[str] = (),
     ) -> None:
-        """Add questions: a prediction and the list of reference answers of each; its id and family where wanted.
+        """Add questions: a prediction and the list of reference answers of each, with its id and family if the metric
+        needs them.
 
         Raises:
-            ValueError: where a bare string stands in place of a list, or the lists differ in length.
+            ValueError: if a string is given in place of a list, or the lists differ in length.
         """
         for name, values in {"ids": ids, "families": families}.items():
             if values and len(values) != len(predictions):
@@ -87,6 +88,6 @@ def answer_scores(
 
 
 def group_names(ids: Sequence[str], families: Sequence[str]) -> list[str]:
-    """For each question a name that it shares with those it is counted together with; see :class:`AnswerMetric`."""
+    """The group of each question; questions of one group are scored together (:class:`AnswerMetric`)."""
     families = families or [""] * len(ids)
     return [f"{family}\n{name.rsplit('#', 1)[0]}" for name, family in zip(ids, families, strict=True)]

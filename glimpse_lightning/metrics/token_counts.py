@@ -1,4 +1,4 @@
-"""What pruning saves, counted in the four ways that papers mean by "tokens kept"."""
+"""Shares of tokens and FLOPs after pruning, in the four ways that papers mean by "tokens kept"."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ def token_counts(
     facts: ModelFacts,
     early_kv: Sequence[str] | None = None,
 ) -> Tensor:
-    """``[S, 4]`` visual tokens of each sample that are left, as shares of those there were, in four ways; float64.
+    """``[S, 4]`` shares of each sample's visual tokens that are left, counted in four ways; float64.
 
     The counts are those of :func:`glimpse_lightning.core.token_counts.count_tokens`: tokens that the first decoder
     layer sees; tokens that a layer sees in prefill, mean over layers; tokens in the key-value cache when decoding
     starts, mean over layers; FLOPs of the decoder's prefill, text included. (Upstream's ``cal_flops.py`` leaves the
-    text out of the pruned layers, and so claims more.) Samples without visual tokens get NaN in the first three.
+    text out of the pruned layers, and so reports a larger saving.) Samples without visual tokens get NaN in the first
+    three.
 
     Args:
-        keep: of each prune stage, boolean ``[V]`` over all tokens of the batch.
-        after_layers: of each stage, in order.
-        sample: ``[V]``.
-        text: ``[S]`` text tokens of each sample's prompt.
-        facts: shape of the decoder.
-        early_kv: of each stage, ``prune`` or ``keep``; by default all prune.
+        keep: mask of each prune stage, boolean ``[V]`` over all tokens of the batch.
+        after_layers: ``after_layer`` of each stage, in order.
+        sample: sample of each token, ``[V]``.
+        text: number of text tokens in each sample's prompt, ``[S]``.
+        facts: sizes of the decoder.
+        early_kv: ``prune`` or ``keep`` for each stage; default: all prune.
     """
     early_kv = ["prune"] * len(after_layers) if early_kv is None else early_kv
     alive = torch.ones_like(sample, dtype=torch.bool)
@@ -69,6 +70,6 @@ class TokenCounts(RunningMean):
         facts: ModelFacts,
         early_kv: Sequence[str] | None = None,
     ) -> None:
-        """Add a batch; arguments as of :func:`token_counts`."""
+        """Add a batch; arguments as in :func:`token_counts`."""
         counts = token_counts(keep, after_layers, sample, text, facts, early_kv)
         self.add(counts[~counts.isnan().any(1)])

@@ -1,4 +1,4 @@
-"""How far the pruned model's predictions are from the full model's."""
+"""Divergence of the pruned model's predictions from the full model's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def token_kl(full: Tensor, pruned: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         full, pruned: logits ``[B, A, vocab]``.
-        mask: ``[B, A]`` 1 at answer tokens.
+        mask: answer tokens, ``[B, A]``: 1 at answer tokens, 0 at padding.
     """
     kl = F.kl_div(pruned.float().log_softmax(-1), full.float().log_softmax(-1), reduction="none", log_target=True)
     return (kl.sum(-1) * mask).sum(1) / mask.sum(1).clamp(min=1)
@@ -23,7 +23,7 @@ class TokenKL(RunningMean):
     """``KL(full || pruned)`` per answer token in nats: mean over a sample's tokens, then over samples.
 
     Args:
-        first: only of the first answer token.
+        first: whether the first answer token alone counts.
     """
 
     higher_is_better = False
@@ -33,7 +33,7 @@ class TokenKL(RunningMean):
         self.first = first
 
     def update(self, full: Tensor, pruned: Tensor, mask: Tensor) -> None:
-        """Add a batch; arguments as of :func:`token_kl`. Samples without answer tokens do not count."""
+        """Add a batch; arguments as in :func:`token_kl`. Samples without answer tokens do not count."""
         if self.first:
             full, pruned, mask = full[:, :1], pruned[:, :1], mask[:, :1]
         self.add(token_kl(full, pruned, mask)[mask.sum(1) > 0])

@@ -16,15 +16,15 @@ def vqa_accuracy(prediction: str, references: Sequence[str], normaliser: Normali
     """Mean over annotators of ``min(1, matches among the others / 3)``.
 
     Antol et al., arXiv 1505.00468, as EvalAI and lmms-eval compute it. With ten annotators: all agree 1.0, three 0.9,
-    two 0.6, one 0.3. A single reference has no others to match: then the score is 1 on a match.
+    two 0.6, one 0.3. With a single reference the score is 1 on a match.
 
     Args:
         prediction: the answer.
         references: one answer of each annotator.
-        normaliser: ``full``: all steps on both sides (TextVQA, VizWiz). ``vqav2``: as lmms-eval scores VQAv2, all but
-            :func:`~glimpse_lightning.metrics.vqa_text.tokenize` on both sides. ``vqav2-0.3``: as its version 0.3.5
-            did, which papers of 2025 used: where the annotators are of one mind, no step on either side (so ``Yes``
-            does not match a unanimous ``yes``).
+        normaliser: steps of normalisation. ``full``: all steps on both sides (TextVQA, VizWiz). ``vqav2``: all steps
+            but :func:`~glimpse_lightning.metrics.vqa_text.tokenize` on both sides, as lmms-eval scores VQAv2.
+            ``vqav2-0.3``: as lmms-eval 0.3.5, which papers of 2025 used: no step on either side if the annotators agree
+            (so ``Yes`` does not match a unanimous ``yes``).
     """
     normalise: Callable[[str], str]
     if normaliser == "full":
@@ -46,7 +46,7 @@ class VQAAccuracy(AnswerMetric):
     """Mean accuracy of the VQA challenge; see :func:`vqa_accuracy`.
 
     Args:
-        normaliser: ``full`` (TextVQA, VizWiz), ``vqav2`` or ``vqav2-0.3``.
+        normaliser: steps of normalisation: ``full`` (TextVQA, VizWiz), ``vqav2`` or ``vqav2-0.3``.
     """
 
     def __init__(self, normaliser: Normaliser = "full", **kwargs: object) -> None:

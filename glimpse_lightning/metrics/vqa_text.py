@@ -28,7 +28,7 @@ def _without_one_apostrophe(word: str) -> list[str]:
     return [word[:i] + word[i + 1 :] for i, letter in enumerate(word) if letter == "'"]
 
 
-# "somebody'd" is a slip of the original table, kept because scores depend on it.
+# "somebody'd" is an error in the original table, kept because scores depend on it.
 _CONTRACTIONS = {short: word for word in _APOSTROPHES.split() for short in _without_one_apostrophe(word)} | {
     "somebody'd": "somebodyd"
 }
@@ -40,11 +40,11 @@ def tokenize(text: str) -> str:
 
 
 def without_punctuation(text: str) -> str:
-    """A mark is dropped where it touches a space anywhere in ``text``, or where a number in it has a comma; else it
-    becomes a space. Of periods, only decimal points stay.
+    """``text`` without punctuation. A mark is removed if it touches a space anywhere in ``text``, or if a number in
+    ``text`` has a comma; else it becomes a space. Of periods, only decimal points stay.
 
     The original passes ``re.UNICODE`` as the *count* of periods to strip (32) and misspells a lookbehind as
-    ``(?!<=\\d)``, which always holds; the first is not copied, as no answer has 33 sentences.
+    ``(?!<=\\d)``, which always holds. The count is not copied, as no answer has 33 sentences.
     """
     out = text
     if _MARKED.search(text):
@@ -57,7 +57,7 @@ def without_punctuation(text: str) -> str:
 def without_articles(text: str) -> str:
     """Number words as digits, no articles, apostrophes put back into contractions, single spaces.
 
-    The original lets words that it has never seen grow its table of numbers; that changes nothing.
+    The original adds unknown words to its table of numbers, which does not change results.
     """
     words = [_NUMBERS.get(word, word) for word in text.lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)

@@ -1,9 +1,10 @@
-"""Rewards: plain functions that say how good an answer is. One file and one import line each.
+"""Rewards: functions that score an answer. One file and one import line each.
 
-A reward takes, by name, whichever of these it wants: ``question``, ``answer``, ``reference`` (the first one),
+The parameters of a reward name the facts that it gets: ``question``, ``answer``, ``reference`` (the first one),
 ``references``, ``boxes`` (evidence boxes of each image, or ``None``), ``retention`` (share of visual tokens kept),
-``tokens`` (length of the answer, its end token included), ``finished`` (whether it ended by itself). Whatever else it
-takes are options, set in YAML. It returns a float. A class is made once, with its options, and then called so.
+``tokens`` (length of the answer, its end token included), ``finished`` (whether the answer reached its end token). All
+other parameters are options, set in YAML. A reward returns a float. A class is instantiated once, with its options, and
+its instance is called in the same way.
 
 Examples:
     >>> import glimpse_lightning as gl

@@ -8,5 +8,5 @@ from glimpse_lightning import metrics
 
 
 def anls(answer: str, references: Sequence[str]) -> float:
-    """In [0, 1]; see :func:`glimpse_lightning.metrics.anls.anls`. 0 for a question without references."""
+    """ANLS in [0, 1], 0 for a question without references; see :func:`glimpse_lightning.metrics.anls.anls`."""
     return metrics.anls.anls(answer, references) if references else 0.0

@@ -1,4 +1,4 @@
-"""How well a box that the answer names overlaps with the true one."""
+"""Overlap of the box in an answer with the true one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 def box_iou(answer: str, reference: str) -> float:
     """Intersection over union of two boxes ``[x1, y1, x2, y2]`` written in the texts, in [0, 1].
 
-    The unit is whatever the reference's is. 0 where the answer names no box, or several: which of them is meant is not
-    known; and 0 for a box whose sides are in the wrong order.
+    The unit is that of the reference. The reward is 0 if the answer names no box or several, which are ambiguous, and 0
+    for a box whose sides are in the wrong order.
 
     Raises:
-        ValueError: where the reference names no box.
+        ValueError: if the reference does not name exactly one box.
     """
     target = BOX.findall(reference)
     if len(target) != 1:

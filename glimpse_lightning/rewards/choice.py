@@ -1,10 +1,10 @@
-"""Multiple choice."""
+"""Multiple choice, as a reward."""
 
 from __future__ import annotations
 
 import re
 
-# What leads up to the letter of an option; "vitamin C" does not.
+# Words before the letter of an option; "vitamin C" has none of them.
 _CUES = "answer option choice letter is be choose pick select say both either and or not neither nor except than"
 _LETTER = (  # as a word, A and I are followed by others
     r"(?P<letter>[B-HJ-Z]|[AI](?!\s+(?!(?:and|or|is|was|because|since|as)\b)[a-z]))(?![\w'\u2019+#-])"
@@ -18,22 +18,21 @@ _REFUSED = re.compile(r"[\"')\].*]*\s+(?:is|was)\s+(?:not|wrong|incorrect|false)
 
 
 def choice(answer: str, reference: str) -> float:
-    """1 where the letter that the answer chooses is the reference's; else 0.
+    """1 if the answer chooses the letter of the reference, else 0.
 
-    ``B``, ``b.``, ``(B)``, ``B) a dog``, ``The answer is (B).`` choose B. An answer is read by all its letters or not
-    at all: where a second one out of A to J stands in it, whatever for, or where one is said not to be the answer,
-    nothing is chosen, so that listing options earns nothing. Nor do letters choose that are words (``A dog``,
-    ``I think``) or parts of names (``vitamin C``). A small letter counts alone, in brackets, or at the end behind
-    ``answer``, ``option`` or ``choice``. (GlimpsePrune's ``single_choice``, which none of its configurations uses,
-    accepts the bare letter only.)
+    ``B``, ``b.``, ``(B)``, ``B) a dog``, ``The answer is (B).`` choose B. No letter is chosen if the answer contains a
+    second one out of A to J, for any reason, or rules a letter out, so that a list of options gets no reward. Letters
+    that are words (``A dog``, ``I think``) or parts of names (``vitamin C``) do not count. A small letter counts alone,
+    in brackets, or at the end after ``answer``, ``option`` or ``choice``. (GlimpsePrune's ``single_choice``, which none
+    of its configurations uses, accepts the bare letter only.)
     """
     chosen = letters(answer)
     return float(len(chosen) == 1 and chosen == letters(reference))
 
 
 def letters(text: str) -> set[str]:
-    """The option letters that a text chooses, in upper case, with all others that it names as well; a letter that
-    it rules out counts as two.
+    """The option letters that a text names, in upper case. A letter that is ruled out counts as two, so that the text
+    chooses none.
     """
     bare = text.strip().strip("().[]\"'*: ").upper()
     if len(bare) == 1 and bare.isascii() and bare.isalpha():

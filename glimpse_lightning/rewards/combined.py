@@ -17,7 +17,7 @@ from glimpse_lightning.runtime.errors import GlimpseError
 
 @dataclass(frozen=True)
 class RewardFacts:
-    """What rewards may ask about one answer; see :mod:`glimpse_lightning.rewards`."""
+    """Facts about one answer that rewards can use; see :mod:`glimpse_lightning.rewards`."""
 
     question: str
     answer: str
@@ -42,7 +42,7 @@ class Rewarded:
     """Rewards of some answers.
 
     Attributes:
-        total: weighted sums; NaN where a part is not known.
+        total: weighted sums; NaN if a part is not known.
         parts: each reward by name, unweighted.
     """
 
@@ -54,11 +54,11 @@ class CombinedReward:
     """A weighted sum of rewards.
 
     Args:
-        rewards: by name: a weight, or a mapping of ``weight`` and the reward's own options. A name is one of
-            :mod:`glimpse_lightning.rewards`, or the dotted path of a function or class of yours.
+        rewards: weight of each reward by name, or a mapping of ``weight`` and the reward's own options. A name is one
+            of :mod:`glimpse_lightning.rewards`, or the dotted path of a function or class of yours.
 
     Raises:
-        GlimpseError: where a name, a weight or an option does not exist.
+        GlimpseError: if a name or an option does not exist, or a weight is no number.
     """
 
     def __init__(self, rewards: Mapping[str, float | Mapping[str, Any]]) -> None:
@@ -75,9 +75,9 @@ class CombinedReward:
             self.functions[name] = _made(name, _found(name), options)
 
     def __call__(self, answers: Sequence[RewardFacts]) -> Rewarded:
-        """Reward answers; a reward with a method ``many`` gets all of them at once.
+        """Reward answers. A reward with a method ``many`` gets all answers at once.
 
-        What compares with references is not known of an answer to a question that has none.
+        Rewards that compare with references are NaN for a question without references.
         """
         parts: dict[str, list[float]] = {}
         for name, function in self.functions.items():
@@ -98,13 +98,13 @@ class CombinedReward:
 
     @property
     def counts(self) -> dict[str, float]:
-        """What rewards that can fail have counted, by ``reward/what``."""
+        """Counts of rewards that can fail (calls, failures), by ``<reward>/<count>``."""
         found = {name: getattr(function, "counts", {}) for name, function in self.functions.items()}
         return {f"{name}/{what}": float(value) for name, counts in found.items() for what, value in counts.items()}
 
 
 def own_rewards() -> list[str]:
-    """Names of the rewards that come with the package: each lies in a file of its name."""
+    """Names of the package's rewards, each in a file of that name."""
     files = (file.name for file in iter_modules([str(Path(__file__).parent)]))
     return sorted(name for name in files if f"{__package__}.{name}" != __name__)
 

@@ -8,5 +8,5 @@ from glimpse_lightning import metrics
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """In [0, 1]; see :func:`glimpse_lightning.metrics.exact_match.exact_match`. 0 for a question without references."""
+    """1 on a match, else 0, also without references; see :func:`glimpse_lightning.metrics.exact_match.exact_match`."""
     return metrics.exact_match.exact_match(answer, references) if references else 0.0

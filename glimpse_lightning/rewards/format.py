@@ -1,4 +1,4 @@
-"""Whether an answer has the form that was asked for."""
+"""The form of an answer, as a reward."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 
 
 def format(answer: str, pattern: str = r"\S.*") -> float:
-    """1 where the whole of the answer, without spaces around it, matches the regular expression ``pattern``; else 0.
+    """1 if the whole answer, without spaces around it, matches the regular expression ``pattern``; else 0.
 
-    The dot matches line ends too. By default anything but an empty answer will do; ``<think>.*</think>.+`` and
-    ``\\[\\d+, \\d+, \\d+, \\d+\\]`` are usual.
+    The dot also matches line ends. The default pattern matches every answer that is not empty; ``<think>.*</think>.+``
+    and ``\\[\\d+, \\d+, \\d+, \\d+\\]`` are common.
     """
     return float(re.fullmatch(pattern, answer.strip(), re.DOTALL) is not None)

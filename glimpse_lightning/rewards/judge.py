@@ -29,15 +29,15 @@ Answer: {answer}
 Is the answer right, whatever its wording? Reply with one line `score: x`, x between 0 (wrong) and 1 (right)."""
 SCORE = re.compile(r"score:\s*(-?\d+(?:\.\d+)?)", re.IGNORECASE)
 BACK_OFF = 2.0
-"""How much longer each wait between attempts is than the one before."""
+"""Factor by which each wait between attempts is longer than the one before."""
 
 
 class JudgeError(GlimpseError):
-    """A call to the judge has failed for good."""
+    """A call to the judge has failed in every attempt."""
 
 
 class _Failed(Exception):
-    """One attempt has failed; ``wait``: seconds that the server asked us to wait, ``final``: asking again is no use."""
+    """A failed attempt. ``wait``: seconds that the server asks to wait; ``final``: no further attempt can succeed."""
 
     def __init__(self, message: str, wait: float = 0.0, final: bool = False) -> None:
         super().__init__(message)
@@ -49,23 +49,23 @@ class Judge:
     """Score in [0, 1] by a language model, at temperature 0.
 
     The reply must contain exactly one ``score: x`` with x in [0, 1] (GlimpsePrune's form; its reading of anything else
-    as 0, or of 3 as 1, is not copied). A call fails on a timeout, an HTTP error or any other reply; it is tried again
-    with growing waits, then counted, and never taken for a score of 0: with ``on_failure: skip`` the answer's reward is
-    NaN, which takes it out of its group.
+    as 0, or of 3 as 1, is not copied). A call fails on a timeout, an HTTP error or any other reply. It is repeated with
+    growing waits, and then counted as failed. A failure is not a score of 0: with ``on_failure: skip`` the answer's
+    reward is NaN, which excludes the answer from its group.
 
     Args:
         endpoint: base URL up to and including the version, such as ``http://localhost:8000/v1``.
-        model: its name there.
-        api_key_env: environment variable with the key; empty or unset: none is sent.
+        model: name of the model at the endpoint.
+        api_key_env: environment variable with the API key; empty or unset: no key is sent.
         prompt: the request, with ``{question}``, ``{reference}`` and ``{answer}``.
-        cache: folder in which replies are kept; ``None``: none.
+        cache: folder in which scores are kept; ``None``: no cache.
         timeout: seconds for one attempt, connection and reply together.
-        attempts: how often a call is tried.
+        attempts: largest number of attempts per call.
         wait: seconds before the second attempt; each further wait is twice as long.
-        rate: calls begun per second, at most.
-        parallel: calls under way at once.
-        max_tokens: of the reply.
-        on_failure: ``skip`` or ``raise``.
+        rate: largest number of calls started per second.
+        parallel: largest number of calls at the same time.
+        max_tokens: length of the longest reply.
+        on_failure: treatment of a failed call: ``skip`` makes the reward NaN, ``raise`` stops the run.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class Judge:
         self._next_start = 0.0
 
     def __call__(self, question: str, answer: str, reference: str) -> float:
-        """The judge's score, or NaN where the call failed and ``on_failure`` is ``skip``.
+        """The judge's score, or NaN if the call failed and ``on_failure`` is ``skip``.
 
         Raises:
-            JudgeError: where the call failed and ``on_failure`` is ``raise``.
+            JudgeError: if the call failed and ``on_failure`` is ``raise``.
         """
         request = self._request(question, answer, reference)
         cached = self._cached(request)
@@ -137,7 +137,7 @@ class Judge:
         return score
 
     def many(self, answers: Sequence[dict[str, str]]) -> list[float]:
-        """Scores of several answers, several calls at once; equal ones are asked once."""
+        """Scores of several answers, from several calls at once. Equal answers share one call."""
         unique = {json.dumps(answer, sort_keys=True): answer for answer in answers}
         with ThreadPoolExecutor(self.parallel) as pool:
             scores = dict(zip(unique, pool.map(lambda answer: self(**answer), unique.values()), strict=True))
@@ -219,7 +219,9 @@ class Judge:
 
 
 def _read(response: Any, deadline: float) -> bytes:
-    """The whole body; a server that trickles it would outlast a timeout that is one of each single read."""
+    """The whole body, read before ``deadline``. The connection's own timeout holds for a single read only, so a slow
+    server could exceed it in total.
+    """
     body = bytearray()
     while chunk := response.read1(65536):
         body += chunk
@@ -232,7 +234,7 @@ def parse_score(reply: str) -> float:
     """The one ``score: x`` of a reply.
 
     Raises:
-        _Failed: where there is none, there are several, or x is not in [0, 1].
+        _Failed: if the reply has no score or several, or x is not in [0, 1].
     """
     found = SCORE.findall(reply)
     if len(found) != 1 or not 0 <= float(found[0]) <= 1:

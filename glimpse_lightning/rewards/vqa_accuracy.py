@@ -8,5 +8,5 @@ from glimpse_lightning import metrics
 
 
 def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
-    """In [0, 1]; see :class:`glimpse_lightning.metrics.VQAAccuracy`. 0 for a question without references."""
+    """Accuracy in [0, 1], 0 for a question without references; see :class:`glimpse_lightning.metrics.VQAAccuracy`."""
     return metrics.vqa_accuracy.vqa_accuracy(answer, references) if references else 0.0

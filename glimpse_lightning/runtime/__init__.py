@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, files, ranks, seeds; nothing here knows of tokens."""
+"""Errors, ranks, seeds, data types and files, used by all other rooms. No module here imports a model or tokens."""

@@ -15,9 +15,9 @@ class AppendedLines:
     """Files ``<folder>/<name>.<rank>.jsonl``: each rank writes its own and reads all.
 
     Args:
-        folder: where they lie.
-        name: of all of them; it may hold dots.
-        rank: of this process.
+        folder: folder of the files.
+        name: common part of the files' names; it may contain dots.
+        rank: number of this process.
     """
 
     def __init__(self, folder: Path, name: str, rank: int = 0) -> None:
@@ -25,7 +25,7 @@ class AppendedLines:
         self._whole = False
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append ``rows`` and hand them to the system."""
+        """Append ``rows`` and flush them to the operating system."""
         if not rows:
             return
         path = self.folder / f"{self.name}.{self.rank}.jsonl"
@@ -47,15 +47,15 @@ class AppendedLines:
         return [path for _, path in sorted(ranks.items())]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """What all ranks have written, without a last line that a killed process has not finished.
+        """The rows of all ranks. An unfinished last line, left by a killed process, is skipped.
 
         Raises:
-            GlimpseError: where a file holds anything else.
+            GlimpseError: if a file holds anything but JSON objects.
         """
         return _rows(self.paths)
 
     def of_all(self) -> Iterator[dict[str, Any]]:
-        """Likewise what anybody has written to files of the folder, whatever their names."""
+        """The rows of every ``*.jsonl`` file in the folder, of this name or another; otherwise as :meth:`rows`."""
         return _rows(sorted(self.folder.glob("*.jsonl")))
 
 
@@ -70,7 +70,7 @@ def _rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _drop_partial_line(path: Path) -> None:
-    """Cut off what a killed process left behind the last whole line."""
+    """Cut off an unfinished last line, left by a killed process."""
     if path.is_file():
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]

@@ -1,4 +1,4 @@
-"""Data types: by their names in torch, and which of them this machine is fast at."""
+"""Data types: lookup by torch's names, and whether this machine computes fast in them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from glimpse_lightning.runtime.errors import GlimpseError
 
 AUTO: Final = "auto"
-"""Asks for the half-precision type where the device is fast at it, and for float32 elsewhere."""
+"""Setting that means half precision where the device is fast at it, and float32 elsewhere."""
 
 SLOW = 3.0
 """A CPU is slow at a type whose matrix product takes more than this times float32's. Measured: 0.3 with AMX and up to 2
@@ -29,7 +29,7 @@ def dtype_named(name: str) -> torch.dtype:
     """The data type of torch that is called ``name``.
 
     Raises:
-        GlimpseError: where there is none.
+        GlimpseError: if torch has no data type of that name.
     """
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
@@ -41,11 +41,12 @@ def dtype_named(name: str) -> torch.dtype:
 def cost_on_cpu(dtype: torch.dtype) -> float:
     """Time of a matrix product in ``dtype`` on this CPU, as a multiple of float32's.
 
-    Both are timed in turn and the shortest of five counts, so that a busy machine changes little. The answer is what
-    the libraries do here and now: flags of the processor say nothing of kernels that an environment variable
+    The two types are timed in turn, and the shortest of five times counts, so that a busy machine changes little. The
+    time is measured, because the processor's flags do not show kernels that an environment variable
     (``ONEDNN_MAX_CPU_ISA``, ``ATEN_CPU_CAPABILITY``) has turned off.
 
-    Infinite where torch's attention fails in ``dtype``: with AMX, where the second variable alone turns AVX-512 off.
+    Infinite where torch's attention fails in ``dtype``. This happens with AMX if only ``ATEN_CPU_CAPABILITY`` turns
+    AVX-512 off.
     """
     states = torch.zeros(1, 1, 64, 32, dtype=dtype)
     try:
@@ -65,7 +66,9 @@ def _seconds(values: Tensor) -> float:
 
 
 def is_fast(dtype: torch.dtype, device: str) -> bool:
-    """Whether half-precision ``dtype`` pays on a kind of ``device`` (``cpu``, ``cuda``, ...); other types always do."""
+    """Whether half-precision ``dtype`` is fast on a kind of ``device`` (``cpu``, ``cuda``, ...); true for all other
+    types.
+    """
     if dtype not in (torch.bfloat16, torch.float16):
         return True
     if device == "cuda":
@@ -74,12 +77,12 @@ def is_fast(dtype: torch.dtype, device: str) -> bool:
 
 
 def fast_dtype(device: str, wanted: torch.dtype = torch.bfloat16) -> torch.dtype:
-    """What ``auto`` stands for on a kind of ``device``: ``wanted`` where it pays, else float32."""
+    """The meaning of ``auto`` on a kind of ``device``: ``wanted`` if it is fast there, else float32."""
     return wanted if is_fast(wanted, device) else torch.float32
 
 
 def warn_if_slow(dtype: torch.dtype, device: str, setting: str) -> None:
-    """Say once that an explicit ``setting`` of half precision is slow on ``device``."""
+    """Warn that an explicit ``setting`` of half precision is slow on ``device``."""
     if not is_fast(dtype, device):
         cost = f" (a matrix product takes {cost_on_cpu(dtype):.0f} times float32's)" if device == "cpu" else ""
         name = str(dtype).removeprefix("torch.")
@@ -88,5 +91,7 @@ def warn_if_slow(dtype: torch.dtype, device: str, setting: str) -> None:
 
 
 def default_device() -> str:
-    """The kind of device to use where none is named: ``cuda`` or ``cpu``; MPS lacks float64, in which budgets count."""
+    """The default kind of device: ``cuda`` or ``cpu``. MPS is left out because it lacks float64, in which budgets are
+    computed.
+    """
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 
 class GlimpseError(ValueError):
-    """Something the user can put right; the message says what was expected, what came and what to do.
+    """An error that the user can correct. The message names the expected value, the actual one and the remedy.
 
     The command line prints the message alone, as one paragraph, and exits with a status that is not 0.
 
@@ -21,14 +21,14 @@ class GlimpseError(ValueError):
 
 
 class BadSampleError(GlimpseError):
-    """One sample of a dataset cannot be used; a dataset with ``on_error: skip`` has it counted and left out."""
+    """A sample that cannot be used. With ``on_error: skip`` a dataset leaves it out and counts it."""
 
 
 class RefusedSamplesError(BadSampleError):
     """Samples of a batch that the processor cannot make tensors of.
 
     Args:
-        reasons: what is wrong with each of them, by its place in the batch.
+        reasons: message for each refused sample, by its place in the batch.
     """
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
@@ -37,9 +37,10 @@ class RefusedSamplesError(BadSampleError):
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:
-    """`` Did you mean ...?`` with up to three of ``choices``; nothing where none is like ``name``.
+    """`` Did you mean ...?`` with up to three of ``choices``; an empty text if none resembles ``name``.
 
-    Where none is very like it, the likeliest is named: a recipe's name without its folder is only half of it.
+    If none resembles it closely, the nearest one is named, because a recipe's name without its folder is only half of
+    it.
     """
     near = difflib.get_close_matches(name, choices, n=3) or difflib.get_close_matches(name, choices, n=1, cutoff=0.4)
     return f" Did you mean {' or '.join(near)}?" if near else ""

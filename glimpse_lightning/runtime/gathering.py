@@ -1,6 +1,6 @@
-"""Parameters of which every rank holds a share: gathered whole, and given up again.
+"""Sharded parameters, of which every rank holds a share: gathering and releasing whole ones.
 
-Where nothing is sharded these functions do nothing, or return tensors as they are.
+Without sharding these functions have no effect, or return tensors unchanged.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from torch.distributed.tensor import DTensor
 
 
 def release(module: nn.Module) -> None:
-    """Give up what is gathered, so that parameters are the shards again: before these are changed or saved."""
+    """Release gathered parameters. Call this before shards are changed or saved."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
 
 
 def full_state(module: nn.Module, keep: bool = True) -> dict[str, Tensor]:
-    """The state of ``module`` with whole tensors on the CPU. All ranks have to call it; those that do not ``keep`` it
-    get nothing.
+    """The state of ``module`` with whole tensors on the CPU. All ranks have to call it. Ranks with ``keep=False`` get
+    an empty dictionary.
     """
     release(module)
     full = {}
@@ -37,16 +37,17 @@ def whole(value: Tensor) -> Tensor:
 
 
 def local_share(module: nn.Module) -> tuple[int, int]:
-    """How many parameter entries this rank holds, and how many there are."""
+    """Number of parameter entries on this rank, and on all ranks together."""
     release(module)
     local = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in module.parameters())
     return local, sum(p.numel() for p in module.parameters())
 
 
 def gather_for_backward(unit: nn.Module, *outputs: Tensor | None) -> None:
-    """Have ``unit`` gathered before the gradient of ``outputs`` enters it.
+    """Gather ``unit`` before the gradient of ``outputs`` enters it.
 
-    FSDP2 sees to that for what a unit returns, not for what it leaves elsewhere (captured attention rows).
+    FSDP2 does this for the tensors that a unit returns, but not for those that it stores elsewhere (captured attention
+    rows).
     """
     if not isinstance(unit, FSDPModule):
         return
@@ -61,5 +62,5 @@ def gather_for_backward(unit: nn.Module, *outputs: Tensor | None) -> None:
 
 
 def own_class(part: object) -> type:
-    """The class of ``part``; sharding puts one of its own before it."""
+    """The class of ``part`` before sharding, which derives a class from it."""
     return next(kind for kind in type(part).__mro__ if not issubclass(kind, FSDPModule))

@@ -6,5 +6,5 @@ import hashlib
 
 
 def stable_key(name: str) -> int:
-    """A non-negative integer below 2**63 that follows from ``name`` alone, on every machine and in every process."""
+    """A non-negative integer below 2**63 computed from ``name``, the same on every machine and in every process."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1

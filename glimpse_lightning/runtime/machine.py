@@ -1,4 +1,4 @@
-"""What a record says of the machine and the software."""
+"""Hardware and software of this machine, for records."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, ``+`` behind it where files differ from it; ``None`` for an installed package."""
+    """The checkout's commit, with ``+`` appended if files differ from it; ``None`` for an installed package."""
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():
         return None
@@ -53,7 +53,7 @@ def _git(folder: Path, *args: str) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's or the processor's name; for a processor with the widest instructions that torch uses on it."""
+    """The name of the GPU, or of the processor and the widest instructions that torch uses on it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_cpu()} ({torch.backends.cpu.get_cpu_capability()})"

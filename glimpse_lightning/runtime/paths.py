@@ -1,4 +1,4 @@
-"""Files as users name and write them: ``~`` is expanded, and texts are read, in one place."""
+"""Paths and text files of users: ``~`` is expanded and text files are read here only."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ def read_text(path: Path) -> str:
     """The contents of a UTF-8 text file, without the byte order mark that Windows tools put in front.
 
     Raises:
-        OSError, UnicodeDecodeError: where it cannot be read.
+        OSError, UnicodeDecodeError: if the file cannot be read.
     """
     return path.read_text(encoding="utf-8-sig")
 
 
 def expanded(value: Any) -> Any:
-    """A setting with each path in it that begins with ``~/`` written out; mappings and lists are gone through.
+    """A setting with every path in it that begins with ``~/`` expanded, also inside mappings and lists.
 
-    A text that is no path (a question, a wording) is left alone by not being handed over.
+    Values under the keys ``TEXTS`` are no paths and stay unchanged.
     """
     if isinstance(value, str):
         return str(Path(value).expanduser()) if value.startswith("~/") or value == "~" else value
@@ -35,7 +35,7 @@ TEXTS = ("question", "prompt", "template", "suffix")
 
 
 def expanded_flags(args: Sequence[str]) -> list[str]:
-    """A command line with ``--flag=~/x`` written out, which a shell leaves alone, and ``~/x`` in quotes."""
+    """A command line with ``--flag=~/x`` and quoted ``~/x`` expanded, which shells leave unchanged."""
     out: list[str] = []
     for arg in args:
         flag, equals, value = arg.partition("=")

@@ -1,4 +1,4 @@
-"""Advice of other packages that does not apply here is not printed."""
+"""Filters for warnings and advice of other packages that do not apply here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import transformers
 
 
 def quieten() -> None:
-    """Silence advice that does not apply here, each for its reason."""
+    """Silence advice that does not apply here; the reason stands next to each message."""
     for message in (
         ".*does not have many workers.*",  # rendering keeps up with one
         ".*eval mode at the start of training.*",  # the frozen backbone is meant to be
@@ -28,5 +28,5 @@ def quieten() -> None:
 
 
 def _is_news(line: logging.LogRecord) -> bool:
-    """False for Lightning's advertisement, and for what it says about a default that is right."""
+    """False for Lightning's advertisement, and for its remark about a default that is right here."""
     return not any(word in str(line.msg) for word in ("litlogger", "`weights_only` was not set"))

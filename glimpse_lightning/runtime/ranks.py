@@ -1,4 +1,4 @@
-"""What the ranks of a distributed run have to agree on; in a single process nothing happens."""
+"""Values exchanged by the ranks of a distributed run. A single process gets its own value back."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ T = TypeVar("T")
 
 
 def running() -> bool:
-    """Whether there are several ranks."""
+    """Whether this process is one of several ranks."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of ``value`` over all ranks, entry by entry and without gradient; itself where there is one."""
+    """The mean of ``value`` over all ranks, entry by entry and without gradient; ``value`` itself if there is only one
+    rank.
+    """
     if not running():
         return value
     value = value.detach().clone()
@@ -26,7 +28,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether ``flag`` is true on at least one rank: what one of them has to do, all have to do."""
+    """Whether ``flag`` is true on at least one rank. Ranks decide alike by this, so that none waits for the others."""
     if not running():
         return flag
     votes = torch.tensor(int(flag), device=device)

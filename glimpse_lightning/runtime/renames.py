@@ -1,6 +1,6 @@
-"""Places of version 0.1, for code that imports from them and files that name classes by them.
+"""Module paths of version 0.1, for code that imports from them and files that name classes by them.
 
-Old places are found until version 0.4, with a ``DeprecationWarning``.
+Old paths work until version 0.4, with a ``DeprecationWarning``.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ MOVED = {
 
 
 def current(value: Any) -> Any:
-    """A nested configuration with the new place of every class that it names by an old one."""
+    """A nested configuration in which class paths are the new ones."""
     if isinstance(value, dict):
         return {key: current(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -103,7 +103,7 @@ def current(value: Any) -> Any:
 
 
 def _renamed(name: str) -> str | None:
-    """A dotted name of the package at its new place; ``None`` where it has not moved."""
+    """The new path of a dotted name in the package; ``None`` if it has not moved."""
     parts = name.removeprefix(PACKAGE).split(".")
     for count in range(len(parts), 0, -1):
         if new := MOVED.get(".".join(parts[:count])):
@@ -112,17 +112,17 @@ def _renamed(name: str) -> str | None:
 
 
 class OldPlaces(MetaPathFinder, Loader):
-    """Finds modules that have moved, where the path is asked for at their old place."""
+    """Import hook that finds moved modules at their old paths."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """A module that stands for the one at the new place."""
+        """Spec of a module that forwards to the one at the new path."""
         moved = fullname.startswith(PACKAGE) and _renamed(fullname)
         return ModuleSpec(fullname, self, is_package=True) if moved else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Have every name looked up at the new place."""
+        """Forward every attribute of ``module`` to the new module."""
         new = _renamed(module.__name__)
         assert new is not None
         home = import_module(new)
@@ -131,6 +131,6 @@ class OldPlaces(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Find modules at their old places, after all other ways of finding them."""
+    """Add :class:`OldPlaces` as the last import hook."""
     if not any(isinstance(finder, OldPlaces) for finder in sys.meta_path):
         sys.meta_path.append(OldPlaces())

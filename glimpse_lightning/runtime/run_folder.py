@@ -1,8 +1,8 @@
-"""The folder a run leaves behind, and how an interrupted run finds its own again.
+"""The folder of a run, and the search for the folder of an interrupted run.
 
 ``<root>/<recipe>/<command>_<number>/``, where the root is ``--trainer.default_root_dir``. A run is finished once its
-``results.json`` stands there: it is written last. A fit that ends with a test has trained before: the file ``trained``
-says so, whatever becomes of the test.
+``results.json`` exists, which is written last. A fit that ends with a test writes the file ``trained`` before the test,
+so that a failed test does not lose the training.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from glimpse_lightning.runtime.whole_files import remove
 
 RESULTS, CONFIG, RECIPE = "results.json", "config.yaml", "recipe.yaml"
 ANSWERS = "answers"
-"""Name, less its ending, of the file of what `predict` answers."""
+"""Name of the file of `predict`'s answers, without its suffix."""
 TRAINED = "trained"
 HELD = (errno.EACCES, errno.EAGAIN)
-"""How POSIX says that another process has a lock; all other errors are about locking itself."""
+"""Error numbers of POSIX for a lock that another process holds; all others are errors of locking itself."""
 
 
 def common_folder(folder: Path) -> Path:
@@ -52,7 +52,7 @@ class RunFolder:
 
     @property
     def trained(self) -> bool:
-        """Whether a fit has taken its last step, and saved what it trained."""
+        """Whether a fit has taken its last step and saved the trained weights."""
         return self.finished or (self.path / TRAINED).is_file()
 
     @property
@@ -60,28 +60,28 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def lock(self) -> bool:
-        """Claim the folder until this process ends; false where another living process has it.
+        """Lock the folder until this process ends; false if another running process holds the lock.
 
         Where the system or the file system has no locks (Windows; NFS without its lock daemon, some FUSE and Lustre
-        mounts), every claim succeeds.
+        mounts), every call succeeds.
 
         Raises:
-            OSError: where the folder cannot be written.
+            OSError: if the folder cannot be written.
         """
         try:
             import fcntl
-        except ImportError:  # Windows: two equal commands at once are the user's own affair
+        except ImportError:  # Windows: no protection against two equal commands at once
             return True
         self.path.mkdir(parents=True, exist_ok=True)
         lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
         try:
-            # Not flock: data workers would inherit that, and outlive a killed parent for some seconds.
+            # Not flock: data workers would inherit the lock and hold it for seconds after a killed parent.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in HELD:
                 os.close(lock)
                 return False
-            warnings.warn(  # Python says the same thing once
+            warnings.warn(  # Python shows equal warnings once
                 f"{self.path.parent} lies on a file system without locks ({error.strerror}): do not run two equal "
                 "commands there at once, or both write to one folder.",
                 stacklevel=1,
@@ -90,8 +90,8 @@ class RunFolder:
         return True
 
     def remove_if_not_started(self) -> None:
-        """Delete the folder of a run that failed before it had anything to show: weights, or answers. Its recipe's
-        folder goes with it where no other run is in there.
+        """Delete the folder of a run that failed before it wrote weights or answers, and its recipe's folder if no
+        other run is in it.
         """
         if not (self.finished or saved_checkpoints(self.checkpoints) or any(self.path.rglob("*.jsonl"))):
             remove(self.path)
@@ -99,7 +99,7 @@ class RunFolder:
                 self.path.parent.rmdir()
 
     def last_checkpoint(self, say: Callable[[str], None] = print) -> Path | None:
-        """The newest checkpoint that can be read; damaged ones are passed over, and ``say`` is told so."""
+        """The newest checkpoint that can be read; damaged ones are skipped and reported through ``say``."""
         for path in reversed(saved_checkpoints(self.checkpoints)):
             problem = damage(path)
             if problem is None:
@@ -115,7 +115,7 @@ def saved_checkpoints(folder: Path) -> list[Path]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint; ``None`` where it can be read."""
+    """Description of the damage to a checkpoint; ``None`` if it can be read."""
     if path.is_dir():
         return _damage_of_shards(path)
     try:
@@ -129,10 +129,10 @@ def damage(path: Path) -> str | None:
 
 
 def _damage_of_shards(folder: Path) -> str | None:
-    """What is wrong with a checkpoint that every rank has written a file of."""
+    """Description of the damage to a sharded checkpoint, with one file per rank; ``None`` if it can be read."""
     try:
         metadata = FileSystemReader(folder).read_metadata()
-    except Exception as error:  # pickle raises what it likes over a file that is cut short
+    except Exception as error:  # pickle raises errors of many types for truncated files
         return f"{type(error).__name__}: {_first_line(error)}"
     ends: dict[str, int] = {}
     for piece in (metadata.storage_data or {}).values():
@@ -141,7 +141,7 @@ def _damage_of_shards(folder: Path) -> str | None:
         file = folder / name
         if not file.is_file() or file.stat().st_size < end:
             return f"{name} is {'cut short' if file.is_file() else 'missing'}"
-    rest = folder / "meta.pt"  # Lightning's name for what is no tensor
+    rest = folder / "meta.pt"  # Lightning's name of the file for values that are no tensors
     return damage(rest) if rest.is_file() else f"{rest.name} is missing"
 
 
@@ -160,12 +160,12 @@ def claim_run(
     """The folder of the newest unfinished run of the same command, or else a new one.
 
     Args:
-        root: where runs lie.
+        root: folder of all runs.
         recipe: name of the recipe.
         command: ``fit``, ``test``, ...
         config: the resolved configuration as text; a run resumes only under an equal one.
-        resumable: whether an unfinished run may be taken up.
-        same: whether what the run in a folder reads has not changed since.
+        resumable: whether an unfinished run may be resumed.
+        same: predicate of a folder: whether the data of its run are unchanged.
     """
     runs = _numbered(root / recipe, command)
     if resumable and runs:

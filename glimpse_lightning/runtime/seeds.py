@@ -6,5 +6,5 @@ import os
 
 
 def global_seed() -> int:
-    """What ``seed_everything`` was called with; 0 where it was not."""
+    """The seed given to ``seed_everything``; 0 if it was not called."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))

@@ -1,4 +1,4 @@
-"""Where the files of a model or a pruner are: said once, and handed to everything that reads one of them."""
+"""Location of the files of a model or a pruner: one object, passed to everything that reads one of them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from glimpse_lightning.runtime.errors import GlimpseError
 
 @dataclass(frozen=True)
 class Source:
-    """Version and place of the files of a model or a pruner, as recipes say them.
+    """Version and location of the files of a model or a pruner, as given in recipes.
 
-    A token has no place here, because recipes and configurations are written down: it comes from ``hf auth login`` or
-    the environment variable ``HF_TOKEN``.
+    There is no field for a token, because recipes and configurations are saved to disk. A token comes from ``hf auth
+    login`` or the environment variable ``HF_TOKEN``.
 
     Args:
         revision: branch, tag or commit on the Hub; default: its main branch.
         cache_dir: folder that downloads are kept in; default: Hugging Face's (`HF_HOME`).
-        local_files_only: whether to read what has been downloaded and ask no network; default: `HF_HUB_OFFLINE`.
+        local_files_only: whether to read downloaded files only, without network; default: `HF_HUB_OFFLINE`.
     """
 
     revision: str | None = None
@@ -28,25 +28,25 @@ class Source:
     local_files_only: bool | None = None
 
     def options(self) -> dict[str, Any]:
-        """Arguments of ``from_pretrained``, without those that are not given."""
+        """Arguments of ``from_pretrained``; fields that are ``None`` are left out."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 FIELDS = tuple(entry.name for entry in fields(Source))
 NAMES = (*FIELDS, "token")
-"""Arguments of ``from_pretrained`` and ``snapshot_download`` that say where files are."""
+"""Arguments of ``from_pretrained`` and ``snapshot_download`` that locate files."""
 
 
 def located(name: str, place: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``options`` that say where the files of ``name`` are, without what is ``None``.
+    """The entries of ``options`` that locate the files of ``name``, without those that are ``None``.
 
     Args:
-        name: as the caller called it, for errors.
+        name: name that errors show.
         place: folder or hub id.
         options: arguments of a function that loads something.
 
     Raises:
-        GlimpseError: where a revision of a folder is asked for, which has none.
+        GlimpseError: if ``options`` ask for a revision of a folder, which has none.
     """
     found = {key: options[key] for key in NAMES if options.get(key) is not None}
     if "revision" in found and Path(place).is_dir():

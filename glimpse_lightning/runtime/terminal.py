@@ -1,4 +1,4 @@
-"""What goes to the terminal: printing may fail, and texts are shown as they are."""
+"""Output on the terminal: printing may fail without an error, and texts are shown without markup."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 PIPED_WIDTH = 130
-"""Columns of tables where the output is no terminal."""
+"""Width of tables in characters if the output is no terminal."""
 
 
 class Forgiving:
-    """A stream on which writing never raises: the reader may have gone, or not know a letter.
+    """A stream on which writing never raises, not even for a closed pipe or a character outside its encoding.
 
-    What a command finds is in its files; that nobody reads along is no reason to lose them.
+    The results of a command are in its files, so a failed write to the terminal must not end it.
     """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """The number of letters, written or not."""
+        """The number of characters of ``text``, written or not."""
         try:
             self._stream.write(text)
         except UnicodeEncodeError:
@@ -46,7 +46,7 @@ class Forgiving:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Send what follows nowhere, or the interpreter would fail when it empties its buffers at the end."""
+        """Discard further output. Otherwise the interpreter fails when it flushes its buffers at the end."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -58,7 +58,7 @@ class Forgiving:
 
 @contextlib.contextmanager
 def forgiving() -> Iterator[None]:
-    """While it is entered, printing cannot fail."""
+    """Context in which printing cannot fail."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (None if stream is None else Forgiving(stream) for stream in before)
     try:
@@ -71,7 +71,7 @@ def forgiving() -> Iterator[None]:
 
 
 def show(*things: RenderableType, console: Console | None = None) -> None:
-    """Print tables and texts; no text is taken for markup."""
+    """Print tables and texts; markup in texts is not interpreted."""
     width = None if sys.stdout is not None and sys.stdout.isatty() else PIPED_WIDTH
     console = console or Console(width=width, markup=False, emoji=False, highlight=False)
     for thing in things:
@@ -79,5 +79,5 @@ def show(*things: RenderableType, console: Console | None = None) -> None:
 
 
 def plain(text: str) -> Text:
-    """A cell that holds a text of the user's: brackets in it are brackets."""
+    """A table cell with a text of the user, in which brackets are no markup."""
     return Text(text)

@@ -13,12 +13,13 @@ from pathlib import Path
 from glimpse_lightning.runtime.errors import GlimpseError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-"""Numbers of the errors for a disk that is full, and for a quota that is used up."""
+"""Error numbers of a full disk and of an exhausted quota."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place next to ``path`` to write to; it takes ``path``'s name once it is whole, and is gone if writing fails.
+    """A temporary path next to ``path`` to write to. It is renamed to ``path`` once it is complete, and deleted if
+    writing fails.
 
     Works for a file and for a folder.
 
@@ -42,7 +43,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Have a file on the disk before it gets its name: or a crash could leave the name on missing contents."""
+    """Force a file to the disk. Without this before the renaming, a crash could leave the name with incomplete
+    contents.
+    """
     if path.is_file():
         with path.open("rb+") as file:
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Scorers: what gives every visual token an importance. One file and one import line each.
+"""Scorers: components that give every visual token a score. One file and one import line each.
 
 Examples:
     >>> import glimpse_lightning as gl

@@ -1,4 +1,4 @@
-"""FastV's and PyramidDrop's score: how much the last prompt token looks at each visual token."""
+"""FastV's and PyramidDrop's score: attention of the last prompt token to each visual token."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
 class AttentionRank(Scorer):
     """**Log-probabilities**: log of the attention weight that the last prompt token gives a token, averaged over heads.
 
-    ``s_i = log mean_h softmax(q_last K / sqrt(d))_i``, the softmax over all tokens the row sees, text included (FastV,
-    arXiv 2403.06764; PyramidDrop, arXiv 2410.17247).
+    ``s_i = log mean_h softmax(q_last K / sqrt(d))_i``, the softmax over all tokens that the row sees, text included
+    (FastV, arXiv 2403.06764; PyramidDrop, arXiv 2410.17247).
 
     Args:
         layer: decoder layer whose attention is read (number, or share of the depth); ``None``: ``after_layer``.

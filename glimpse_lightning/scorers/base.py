@@ -1,4 +1,4 @@
-"""What a scorer is, and how it says what it needs."""
+"""Base class of scorers, and the requests for attention, vision states and text that a component makes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from glimpse_lightning.core.visual_tokens import ModelFacts, VisionTap, VisualTo
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 
 UNSEEN = math.log(torch.finfo(torch.float32).tiny)
-"""Log of the attention weight of a token that a row does not see; a number, so that it can be computed with."""
+"""Log of the attention weight of a token that a row does not see; finite, so that sums and means stay finite."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,13 @@ class AttentionProbe:
 
     Attributes:
         layers: 0-based decoder layers, each at most the stage's ``after_layer``; captured in this order.
-        query: the asking row: ``"last"`` = the last prompt token, ``"glimpse"`` = the scorer's last glimpse token,
-            ``"text"`` = the mean weights of the text tokens behind the first visual token that ``Scorer.raters``
-            chooses; not as ``logits``.
+        query: the row of the attention map: ``"last"`` = the last prompt token, ``"glimpse"`` = the scorer's last
+            glimpse token, ``"text"`` = the mean weights of the text tokens after the first visual token that
+            ``Scorer.raters`` chooses; not available as ``logits``.
         scale: ``"logits"`` = ``q.k / sqrt(head_dim)``; ``"log_softmax"`` = natural log of the attention weights over
-            all (unpadded) keys the row can see, text included, and ``UNSEEN`` of one that it cannot;
-            ``"information"``, of text rows only = how much the text tokens differ in where they look, the same number
-            for all visual tokens of a sample: the mutual information in nats of text and visual token under each head's
-            weights, divided by the number of text tokens.
+            all (unpadded) keys that the row sees, text included, and ``UNSEEN`` for the others; ``"information"`` (text
+            rows only) = the mutual information in nats of text and visual token under each head's weights, divided by
+            the number of text tokens; the same number for all visual tokens of a sample.
 
     Examples:
         >>> class LastToken(gl.Scorer):  # attention from the last prompt token in layer 2, mean of the heads
@@ -58,12 +57,13 @@ class AttentionProbe:
 
 @dataclass(frozen=True)
 class Requires:
-    """Everything a scorer, policy or reducer wants computed; what nobody requires is never computed.
+    """Inputs that a scorer, policy or reducer needs besides the states; inputs that no component requires are not
+    computed.
 
     Attributes:
         probes: attention rows by name; delivered as ``tokens.probes[name]`` ``[V, layers * heads]``.
-        vision_layers: what to take from the vision tower: outputs of blocks by number, ``VisionAttention``,
-            ``VisionKeys``; delivered as ``tokens.vision[tap]`` ``[V, Dv]``.
+        vision_layers: requests to the vision tower: outputs of blocks by number, ``VisionAttention``, ``VisionKeys``;
+            delivered as ``tokens.vision[tap]`` ``[V, Dv]``.
         text: whether ``tokens.text`` (states of the unpadded, non-visual prompt tokens) is delivered.
         keys: whether ``tokens.keys`` (decoder keys of the last layer before the stage) is delivered; with ``text``,
             also ``tokens.text_keys``.
@@ -80,7 +80,7 @@ class Requires:
     keys: bool = False
 
     def __or__(self, other: Requires) -> Requires:
-        """Everything that either wants."""
+        """The requirements of both."""
         return Requires(
             probes={**self.probes, **other.probes},
             vision_layers=tuple(dict.fromkeys((*self.vision_layers, *other.vision_layers))),
@@ -90,10 +90,10 @@ class Requires:
 
 
 class Scorer(Layered, nn.Module, ABC):
-    """Gives every visual token an importance.
+    """Gives every visual token a score.
 
-    A subclass says in its docstring what its scores are: learned scorers return logits (keep = sigmoid > threshold),
-    attention scorers log-probabilities, others whatever orders tokens, higher = keep.
+    A subclass names the kind of its scores in its docstring: logits of learned scorers (keep = sigmoid > threshold),
+    log-probabilities of attention scorers, or numbers whose order alone has a meaning. A higher score is kept first.
 
     Examples:
         >>> class Top(gl.Scorer):  # rows from the top of the image to its bottom
@@ -107,39 +107,43 @@ class Scorer(Layered, nn.Module, ABC):
     """
 
     glimpse: GlimpseTokens | None
-    """Glimpse tokens that run beside the prompt up to the stage; ``None`` for most scorers."""
+    """Glimpse tokens that run next to the prompt up to the stage; ``None`` for most scorers."""
     shares_glimpse: bool = False
-    """Whether its glimpse probes read the glimpse tokens of an earlier stage, which run on to this one."""
+    """Whether the scorer's glimpse probes read the glimpse tokens of an earlier stage, which then run on to this stage.
+    """
     heeds_gates: bool = False
-    """Whether ``state[LOG_GATES]`` keeps closed tokens from changing the scores of open ones. Where not, the engine
-    scores open tokens apart: a half-open one then counts for the others as an open one does."""
+    """Whether the scorer uses ``state[LOG_GATES]``, so that closed tokens do not change the scores of open ones. If
+    false, the engine scores the open tokens in a second call, in which a half-open token counts as an open one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        # Not a class attribute: it would hide the module of that name that a subclass registers.
+        # Not a class attribute: it would hide a submodule `glimpse` that a subclass registers.
         self.glimpse = None
 
     def build(self, facts: ModelFacts, after_layer: int) -> None:
-        """Create what depends on the model; called once, when the scorer is attached to a model at a stage.
+        """Create parameters and layers whose sizes depend on the model; called once, when the scorer is attached to a
+        model at a stage. The default does nothing.
 
         Args:
-            facts: of the model.
+            facts: sizes of the model.
             after_layer: 0-based index of the last layer before the stage; -1 = before layer 0.
 
         Raises:
-            ValueError: where the scorer cannot work on this model or at this stage.
+            ValueError: if the scorer cannot work on this model or at this stage.
         """
 
     @property
     def requires(self) -> Requires:
-        """Valid after :meth:`build`."""
+        """Inputs that the scorer needs, none by default; valid after :meth:`build`."""
         return Requires()
 
     def raters(self, tokens: VisualTokens) -> Tensor:
         """Boolean ``[T]``: the text tokens whose attention a probe with ``query="text"`` reads; all by default.
 
         Args:
-            tokens: before layer 0; ``text`` holds the text tokens behind the first visual token of each sample.
+            tokens: visual tokens before layer 0; ``text`` holds the text tokens after the first visual token of each
+                sample.
         """
         assert tokens.text_sample is not None
         return torch.ones_like(tokens.text_sample, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""A content-blind baseline: tokens spread evenly over the image."""
+"""A baseline that ignores the content: tokens spread evenly over the image."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ BITS = 24  # integers up to 2**24 are exact in fp32; no sample has that many tok
 
 
 class FixedRatio(Scorer):
-    """**Order only**: the n best tokens are spread evenly over each sample's tokens, whatever n is.
+    """**Order only**: the n best tokens are spread evenly over each sample's tokens, for every n.
 
     Tokens are walked in Z-order within each image and visited in the order of the van der Corput sequence: first the
     start, then the middle, then the quarters, ... On a square grid of a power of two this is the pattern of ordered
-    dithering. It looks at no content, so it is what a scorer has to beat.
+    dithering. The scores ignore the content, so a scorer is useful only if it beats this baseline.
     """
 
     def forward(self, tokens: VisualTokens) -> Tensor:

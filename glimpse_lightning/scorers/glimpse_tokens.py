@@ -1,4 +1,4 @@
-"""Glimpse tokens: learned rows that read the prompt and are read by nobody."""
+"""Glimpse tokens: learned rows that attend to the prompt and that no other token attends to."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class GlimpseTokens(nn.Module):
         length: number of glimpse tokens.
         norm: ``"rmsnorm"`` (epsilon ``eps``) or ``"layernorm"`` (epsilon 1e-5).
         dropout: probability, in training only.
-        scale: root mean square of a vector's entries at the start (the norm's initial weight; the reference's is 1).
-            Where token embeddings are much smaller, a glimpse of 1 drowns what it reads from the prompt.
+        scale: root mean square of a vector's entries at the start (the norm's initial weight; 1 in the reference).
+            Token embeddings may be much smaller than 1. The contribution of the prompt to the glimpse is then
+            negligible.
     """
 
     def __init__(
@@ -52,6 +53,6 @@ class GlimpseTokens(nn.Module):
         nn.init.constant_(self.norm.weight, scale)
 
     def forward(self) -> dict[int, Tensor]:
-        """Vectors ``[length, D]`` that enter a layer, by layer: of all at once, so that weights are read once."""
+        """Vectors ``[length, D]`` by layer, computed for all layers at once, so that weights are read once."""
         vectors = self.dropout(self.norm(self.proj(self.embeddings)))
         return dict(zip(self.layers, vectors.unbind(), strict=True))

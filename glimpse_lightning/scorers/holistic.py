@@ -1,4 +1,4 @@
-"""HoloV's score: attention, and how much a token differs from its surroundings."""
+"""HoloV's score: attention, and the difference of a token from its surroundings."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Holistic(Scorer):
     HoloV adds up, over the tokens of a crop (one of ``crops`` contiguous ranges of raster indices, not a rectangle),
     ``1000 A_i + diversity * scale * v_i``: ``A`` is the class token's attention, or on a tower without one the
     attention received; ``v_i`` is the variance of ``cos(x_i, x_j)`` over the crop's ``j``; ``scale`` makes the crop's
-    mean of ``v``, plus 1e-6, equal to that of ``1000 A``. Inside a crop its code goes by attention alone. Both are in
-    the weight ``1000 A_i * (1 + diversity * v / (v + 1e-6))``, ``v`` the crop's mean. So diversity makes nearly no
-    difference between crops: ``v`` has the zero in the place of ``cos(x_i, x_i)`` in it and is seldom small. Meant
-    for the policy ``CropRatio``.
+    mean of ``v``, plus 1e-6, equal to that of ``1000 A``. Inside a crop its code orders tokens by attention alone. The
+    weight combines both: ``1000 A_i * (1 + diversity * v / (v + 1e-6))``, ``v`` the crop's mean. ``v`` includes the
+    zero in the place of ``cos(x_i, x_i)`` and is seldom small. Diversity therefore changes the order of crops very
+    little. The scores are meant for the policy ``CropRatio``.
 
-    Departure: a crop of one token, ``v = 0``, keeps the factor 1000, which it lacks in the method's code.
+    Departure: a crop of one token, ``v = 0``, keeps the factor 1000, which the method's code omits there.
 
     Args:
         layer: block of the vision tower: a number from 0, or from -1 = the last, or a share of its depth.
@@ -59,5 +59,5 @@ class Holistic(Scorer):
         cosine.diagonal(dim1=1, dim2=2).zero_()
         others = (present.sum(-1, keepdim=True) - 1).clamp(min=1)
         mean = cosine.sum(-1, keepdim=True) / others  # gaps have cosine 0
-        square = ((cosine - mean).square() * present).sum(-1, keepdim=True)  # of the zero on the diagonal, too
+        square = ((cosine - mean).square() * present).sum(-1, keepdim=True)  # the zero on the diagonal included
         return padding.unpad(square / others)[:, 0]

@@ -1,4 +1,4 @@
-"""The upper reference: what a scorer that knows the evidence would say."""
+"""The upper reference: scores computed from the evidence boxes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from glimpse_lightning.scorers.fixed_ratio import FixedRatio
 class Oracle(Scorer):
     """**Order only**: first the tokens that an evidence box of the sample touches, then the others.
 
-    Both parts in the order of ``FixedRatio``, evenly spread; so that is what remains for samples without boxes. It
-    looks at the answer's place, so it is no method: it tells how good pruning at a budget could be.
+    Each of the two parts is in the order of ``FixedRatio``, so samples without boxes get the scores of ``FixedRatio``.
+    The boxes mark the place of the answer. The oracle is therefore no method, but a bound on the accuracy of pruning at
+    a budget.
     """
 
     def __init__(self) -> None:

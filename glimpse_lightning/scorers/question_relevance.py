@@ -1,4 +1,4 @@
-"""CDPruner's relevance: how far a token is from the question."""
+"""CDPruner's relevance: the distance of a token from the question."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class QuestionRelevance(Scorer):
     **Mind the minus**: CDPruner takes the *negated* similarity as relevance; the plain one is another method
     (``negate: false``).
 
-    With ``clip``, ``x_i`` is the state behind the second to last block of the backbone's vision tower, which is what
-    LLaVA's projector reads (``hidden_states[-2]``), through that CLIP model's final norm and projection. The ``t`` are
-    embeddings by its text tower of the raw question: one, or as many as it takes where the question is longer than the
-    tower reads (77 tokens). The text tower is the scorer's own, loaded from ``clip``; the vision tower is the
-    backbone's, so it must *be* that CLIP model's (LLaVA-1.5: CLIP-L/336).
+    With ``clip``, ``x_i`` is the state after the second to last block of the backbone's vision tower, which LLaVA's
+    projector reads (``hidden_states[-2]``), through that CLIP model's final norm and projection. The ``t`` are
+    embeddings by its text tower of the raw question: one, or several if the question is longer than the tower's limit
+    of 77 tokens. The text tower is the scorer's own, loaded from ``clip``; the vision tower is the backbone's, so it
+    must *be* that CLIP model's (LLaVA-1.5: CLIP-L/336).
 
-    Departure, the fallback where no ``clip`` is given (and the only way on backbones without a CLIP vision tower):
-    cosines of the visual tokens' states at the stage with those of all text tokens of the prompt, the chat template's
-    included; before layer 0 these are embeddings. The minus was made for CLIP; with the fallback ``negate: false`` may
-    well be the better choice: try both.
+    Departure, the fallback if no ``clip`` is given (and the only way on backbones without a CLIP vision tower): cosines
+    of the visual tokens' states at the stage with those of all text tokens of the prompt, the chat template's included;
+    before layer 0 these are embeddings. The minus was chosen for CLIP. With the fallback, compare it with ``negate:
+    false``, which may be better.
 
-    Relevance is brought to [0, 1] by the policy ``DPP``, image by image; see there.
+    The policy ``DPP`` scales relevance to [0, 1], image by image.
 
     Args:
-        clip: hub id or folder of a CLIP model with its tokenizer.
-        negate: whether far means relevant.
+        clip: hub id or folder of a CLIP model with its tokenizer; ``None``: the fallback.
+        negate: whether tokens far from the question score higher (CDPruner's minus).
     """
 
     def __init__(self, clip: str | None = None, negate: bool = True) -> None:
@@ -42,7 +42,7 @@ class QuestionRelevance(Scorer):
         self.clip = clip
         self.negate = negate
         self._vision_layer = -1
-        self._parts: tuple[nn.ModuleDict, Any] | None = None  # in a tuple: no part of this module, nor saved with it
+        self._parts: tuple[nn.ModuleDict, Any] | None = None  # in a tuple: not registered, nor saved
 
     def build(self, facts: ModelFacts, after_layer: int) -> None:
         if self.clip is None:

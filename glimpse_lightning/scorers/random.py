@@ -1,4 +1,4 @@
-"""The baseline that any scorer has to beat: chance."""
+"""Chance: the baseline that every scorer has to beat."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from glimpse_lightning.scorers.base import Scorer
 class Random(Scorer):
     """**Order only**: uniform in [0, 1), a hash of (seed, the sample's key, the token's index in its sample).
 
-    So a sample's draw depends on neither batch mates, order of samples, device nor earlier stages.
+    A sample's draw therefore depends on neither batch mates, order of samples, device nor earlier stages.
 
     Args:
-        seed: another seed draws other tokens. Not the run's (``seed_everything``): chance stays the same whatever is
-            trained beside it.
+        seed: seed of the draw, independent of the run's seed (``seed_everything``), so that this baseline is the same
+            in all runs.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -31,7 +31,7 @@ class Random(Scorer):
 
 
 def _signed(value: int) -> int:
-    """The lowest 64 bits of ``value`` as the signed integer that torch's int64 wants."""
+    """The lowest 64 bits of ``value`` as a signed integer, the range of torch's int64."""
     return (value + 2**63) % 2**64 - 2**63
 
 

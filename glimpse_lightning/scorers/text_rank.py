@@ -1,4 +1,4 @@
-"""SparseVLM's score: how much those text tokens look at a visual token that have to do with the image."""
+"""SparseVLM's score: attention that a visual token gets from the text tokens related to the image."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class TextRank(Scorer):
     """**Log-probabilities**: log of the attention that the raters give a token, averaged over raters and heads.
 
     ``s_i = log mean_(t in R) mean_h A_h[t, i]`` (SparseVLM, arXiv 2410.04417). The raters ``R`` are chosen once, before
-    layer 0, among the text tokens behind the first visual token: those with ``m_t > mean m``, where ``m_t = mean_i
+    layer 0, among the text tokens after the first visual token: those with ``m_t > mean m``, where ``m_t = mean_i
     softmax_t(x_i . t)`` over the visual tokens ``i``.
 
     Departure: all heads count (v2 of the method's code takes the half with most attention on the image).
 
     Args:
         layer: decoder layer whose attention is read (number, or share of the depth); ``None``: ``after_layer``.
-        select: ``false``: all text tokens behind the first visual token are raters.
+        select: whether raters are chosen; ``false``: all text tokens after the first visual token are raters.
     """
 
     layer_arguments = {"layer": "decoder"}
@@ -50,7 +50,7 @@ class TextRank(Scorer):
         return Requires(probes={"text": AttentionProbe(layers=(self._read,), query="text", scale="log_softmax")})
 
     def raters(self, tokens: VisualTokens) -> Tensor:
-        """Boolean ``[T]``: text tokens that the image's tokens resemble more than the average one."""
+        """Boolean ``[T]``: text tokens that are more similar to the image's tokens than the average text token."""
         assert tokens.text is not None and tokens.text_sample is not None
         if not self.select or not len(tokens) or not len(tokens.text):
             return super().raters(tokens)
@@ -66,7 +66,7 @@ class TextRank(Scorer):
         relevance = text.unpad(mean)[: len(tokens.text)]
         average = segment_mean(relevance, tokens.text_sample, samples)
         chosen = relevance > average[tokens.text_sample]
-        nobody = segment_count(tokens.text_sample, samples, chosen) == 0  # a lone token, or all alike: all ask
+        nobody = segment_count(tokens.text_sample, samples, chosen) == 0  # one token, or equal ones: all are raters
         return chosen | nobody[tokens.text_sample]
 
     def forward(self, tokens: VisualTokens) -> Tensor:

@@ -1,4 +1,6 @@
-"""The network of the visual importance predictor; modules are named as in the reference: its weights map 1:1."""
+"""The network of the visual importance predictor. Modules have the reference's names, so that its weights load
+unchanged.
+"""
 
 from __future__ import annotations
 
@@ -36,17 +38,17 @@ def rotate(x_VHE: Tensor, turn: Turn) -> Tensor:
 
 
 def turn_by(angle_VE: Tensor) -> Turn:
-    """What :func:`rotate` takes for angles whose halves are equal."""
+    """Argument of :func:`rotate` for angles whose halves are equal."""
     sin = angle_VE.sin()
     first, second = sin.chunk(2, dim=-1)
     return angle_VE.cos()[:, None], torch.cat([-first, second], -1)[:, None]
 
 
 class Standardise(nn.Module):
-    """Features ``[V, F]`` to mean 0 and variance 1 as measured, once, on the first batch it is trained on; fp32.
+    """Features ``[V, F]`` to mean 0 and variance 1, measured once, on the first training batch; fp32.
 
-    Until then, and where a feature did not vary, it leaves the scale alone. With several ranks, all of their first
-    batches are measured together.
+    Until then, and for a constant feature, the scale stays unchanged. With several ranks, their first batches are
+    measured together.
     """
 
     mean: Tensor
@@ -58,7 +60,7 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
         self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
-        self._settled = False  # what `measured` says, on the host: asking the buffer would wait for the device
+        self._settled = False  # copy of `measured` on the host: reading the buffer would wait for the device
 
     def forward(self, x_VF: Tensor) -> Tensor:
         x_VF = x_VF.float()
@@ -106,11 +108,11 @@ class ConditionedAttention(nn.Module):
         v = self.v_proj(u_VD).unflatten(-1, (self.heads, -1))
         mask = None if padding.mask is None else padding.mask[:, None, None, :]
         scale = q.shape[-1] ** -0.5
-        if log_gates_V is not None:  # as one more dimension, eight for the kernels' sake: no map of all pairs
+        if log_gates_V is not None:  # as one more dimension (eight, for the kernels): no map of all pairs
             bias = (log_gates_V / scale).to(k.dtype)[:, None, None].expand(-1, self.heads, 1)
             q, k = F.pad(F.pad(q, (0, 1), value=1.0), (0, 7)), F.pad(torch.cat([k, bias], -1), (0, 7))
         q, k, v = (padding.pad(x).transpose(1, 2) for x in (q, k, v))
-        # Kernels that never hold the map of all pairs want values as wide as queries and keys.
+        # Kernels without a map of all pairs need values as wide as queries and keys.
         wide = F.pad(v, (0, q.shape[-1] - v.shape[-1]))
         out = F.scaled_dot_product_attention(q, k, wide, attn_mask=mask, scale=scale)[..., : v.shape[-1]]
         return self.o_proj(padding.unpad(out.transpose(1, 2)).flatten(1))
@@ -156,8 +158,8 @@ class VIPNetwork(nn.Module):
         conditions: number of vision states, hence of layers.
         dim, condition_dim, heads: widths of the layers.
         deep_supervision: whether every layer gets an output head, not only the last.
-        fusion: whether there are layers at all; without, an output head stands right behind the input projection.
-        activation: of the layers' gated MLPs.
+        fusion: whether the network has layers; if false, the output head follows the input projection.
+        activation: activation function of the layers' gated MLPs.
     """
 
     def __init__(
@@ -189,7 +191,7 @@ class VIPNetwork(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def start_at_zero(self) -> None:
-        """Make the heads give every token logit 0 until they are trained."""
+        """Set the heads to zero, so that untrained logits are 0."""
         for head in [*self.attn_out_projs, *([] if self.layers else [self.head])]:
             if isinstance(head, nn.Linear):
                 nn.init.zeros_(head.weight)
@@ -202,14 +204,14 @@ class VIPNetwork(nn.Module):
         padding: Padding,
         log_gates_V: Tensor | None = None,
     ) -> list[Tensor]:
-        """Logits ``[V]`` of every layer that has a head; the last layer's come last.
+        """Logits ``[V]`` of every layer that has a head, in the order of the layers.
 
         Args:
             features_VF: attention features.
-            conditions: ``[V, vision_dim]`` for each layer.
+            conditions: vision states ``[V, vision_dim]`` for each layer.
             angle_VE: rotation angles of queries and keys.
-            padding: of each image's tokens.
-            log_gates_V: log of how open each token is; ``None``: all are.
+            padding: packing and padding of each image's tokens.
+            log_gates_V: log of each token's gate; ``None``: all gates are open.
         """
         x = self.attn_in_proj(features_VF)
         if not self.layers:

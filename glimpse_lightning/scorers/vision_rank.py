@@ -1,4 +1,4 @@
-"""FasterVLM's and VisionZip's score: how much attention a token gets inside the vision tower."""
+"""FasterVLM's and VisionZip's score: attention that a token gets inside the vision tower."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from glimpse_lightning.scorers.base import Requires, Scorer
 
 
 class VisionRank(Scorer):
-    """**Log-weights**: log of the attention that a token gets in a block of the vision tower, whatever the question.
+    """**Log-weights**: log of the attention that a token gets in a block of the vision tower, independent of the
+    question.
 
     With a class token ``log mean_h softmax(q_cls K / sqrt(d))_i`` (FasterVLM, arXiv 2412.01818; VisionZip's dominant
     tokens, arXiv 2412.04467). Without one, and with ``queries: all``, ``log sum_j mean_h softmax(q_j K / sqrt(d))_i``
     over all ``j`` of the token's segment; a token of several merged patches has their mean.
 
-    Departures: VisionZip sums over heads, which gives the same order; in windowed towers (Qwen2.5-VL) a block without
-    full attention knows a patch's window alone, so choose one with full attention there.
+    Departures: VisionZip sums over heads, which gives the same order. In windowed towers (Qwen2.5-VL) a block without
+    full attention covers only a patch's window; choose a block with full attention there.
 
     Args:
         layer: block of the vision tower: a number from 0, or from -1 = the last, or a share of its depth.
-        heads: ``"joint"``: all heads as one, as PruMerge has it.
-        queries: ``"class"``: the class token's attention, where there is one; ``"all"``: everywhere the attention that
-            all tokens give, as HiPrune has it.
+        heads: ``"mean"``: weights averaged over heads; ``"joint"``: all heads as one (PruMerge).
+        queries: ``"class"``: attention of the class token, or of all tokens on towers without one; ``"all"``: attention
+            of all tokens on every tower (HiPrune).
     """
 
     layer_arguments = {"layer": "vision"}
@@ -44,7 +45,7 @@ class VisionRank(Scorer):
 
     @property
     def tap(self) -> VisionAttention:
-        """The attention that scores are logarithms of."""
+        """The attention whose logarithms are the scores."""
         return VisionAttention(self.layer, self.heads, self.queries)
 
     @property

@@ -1,4 +1,4 @@
-"""VisionSelector's score: how much a token resembles what its image is about, as learned."""
+"""VisionSelector's score: learned similarity of a token to the mean of its image."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ START = 1e-4
 
 
 class VisionSelector(Scorer):
-    """**Logits**, learned from a token and its image alone, whatever the question (VisionSelector, arXiv 2510.16598).
+    """**Logits**, learned from a token and its image alone, independent of the question (VisionSelector, arXiv
+    2510.16598).
 
     ``s_i = mean_j (W_q x_i + b_q) . (W_k x_j + b_k) / sqrt(d)`` over all tokens ``j`` of the item, ``x`` being the
-    states at the stage. The mean goes inside, to ``W_k mean_j x_j + b_k``, so that no matrix of pairs is made and the
-    cost is linear in the tokens. Where the method has it: before layer 0, with a top-k policy, trained by the objective
-    ``DifferentiableTopK``. Defaults have its size (12.85 M weights where the decoder is 3,584 wide) and its start: all
-    weights and biases normal with a standard deviation of 1e-4, so that scores start near 0.
+    states at the stage. The mean is taken first, as ``W_k mean_j x_j + b_k``, so that no matrix of pairs is made and
+    the cost is linear in the tokens. The method prunes before layer 0 with a top-k policy, trained by the objective
+    ``DifferentiableTopK``. The defaults are the method's size (12.85 M weights for a decoder of width 3,584) and its
+    initial values: all weights and biases are normal with a standard deviation of 1e-4, so that scores start near 0.
 
-    The part ``b_q . b_k`` is the same for all tokens. Top-k does not see it; ``Threshold`` and the objective ``KL``,
+    The part ``b_q . b_k`` is the same for all tokens. It does not change top-k. ``Threshold`` and the objective ``KL``,
     which read scores as logits, need it. Departure: ``normalise``, off by default.
 
     Args:

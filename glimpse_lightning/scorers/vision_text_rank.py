@@ -1,4 +1,4 @@
-"""AutoPrune's score: attention inside the vision tower, and the text's as far as it is informative."""
+"""AutoPrune's score: attention inside the vision tower plus the text's attention, weighted by its information."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from glimpse_lightning.scorers.base import AttentionProbe, Requires
 from glimpse_lightning.scorers.text_rank import TextRank
 
 INFORMATION = Requires(probes={"information": AttentionProbe(layers=(0,), query="text", scale="information")})
-"""What :func:`information` reads."""
+"""Inputs of :func:`information`."""
 
 
 class VisionTextRank(TextRank):
     """**Weights, at least 0**: ``v_i + gain * I * mean_(t, h) A_h[t, i]`` (AutoPrune, arXiv 2509.23931).
 
-    ``v`` is the attention inside the vision tower (the class token's, or what a token receives; see
-    ``VisionAttention``), ``t`` runs over the text tokens behind the first visual token, ``h`` over heads, and ``I`` is
-    the sample's information in layer 0, in bits; see :func:`information`. AutoPrune uses it for its first cut; its
-    later ones go by the text's attention alone (``TextRank``, ``select: false``).
+    ``v`` is the attention inside the vision tower (of the class token, or received from all tokens; see
+    ``VisionAttention``), ``t`` runs over the text tokens after the first visual token, ``h`` over heads, and ``I`` is
+    the sample's information in layer 0, in bits; see :func:`information`. AutoPrune uses this score for its first
+    stage. Its later stages use the text's attention alone (``TextRank``, ``select: false``).
 
     Departures: ``v`` is divided by its sum over the sample's tokens at the stage, so that both parts are shares of one
     attention row; the class token's attention to itself, in the method's code, makes its ``v`` sum up to less. ``I`` is
@@ -59,7 +59,7 @@ class VisionTextRank(TextRank):
 
 
 def information(tokens: VisualTokens) -> Tensor:
-    """``[S]`` how much the text tokens of each sample differ in where they look, in bits, float64.
+    """``[S]`` mutual information of text and visual tokens in each sample, in bits, float64.
 
     ``sum_h MI(A_h[T, V]) / |T|``, as the probe ``"information"`` captures it in nats; 0 where a sample has no visual
     tokens.
