@@ -13,20 +13,21 @@ from glimpse_lightning.data.sample import BLANK, Sample
 
 @dataclass
 class Batch:
-    """What a collator makes of samples. Lightning moves its tensors to the device.
+    """Samples as tensors, made by a collator. Lightning moves the tensors to the device.
 
     Attributes:
-        inputs: what the processor made of the prompts (``input_ids [B, N]`` padded on the left, ``attention_mask``,
-            ``pixel_values``, ``image_grid_thw``, ...); exactly the keyword arguments of ``PrunedVLM.prefill``.
-        answer_ids: ``[B, A]`` tokens of the first reference answer, up to and including one that generation stops at;
-            padded on the right.
-        answer_mask: ``[B, A]`` 1 at answer tokens, 0 at padding.
+        inputs: outputs of the processor for the prompts (``input_ids [B, N]`` padded on the left, ``attention_mask``,
+            ``pixel_values``, ``image_grid_thw``, ...); they are the keyword arguments of ``PrunedVLM.prefill``.
+        answer_ids: ``[B, A]`` tokens of the first reference answer, up to and including an end token; padded on the
+            right.
+        answer_mask: ``[B, A]`` mask: 1 at answer tokens, 0 at padding.
         key: ``[B]`` int64, ``Sample.key`` of each sample.
-        weight: ``[B]`` 1.0, or 0.0 for a sample that only pads an uneven split and counts nowhere.
-        samples: where the tensors come from.
-        prompt: ``inputs`` as the backbone embedded them, where several models share that; then ``inputs`` may be empty.
+        weight: ``[B]`` weights: 1.0, or 0.0 for a sample that only pads an uneven split and is left out of all results.
+        samples: samples that the tensors were made from.
+        prompt: embedded ``inputs``, where several models share them; ``inputs`` may then be empty.
         vision_output: cached output of the frozen vision tower, reused when prompts are embedded again.
-        shared: how the prompts' (or their copies') common prefixes are run only once: a ``SharedPrefix``, if any.
+        shared: ``SharedPrefix`` that runs common prefixes of the prompts (or of their copies) once; ``None``: each
+            prompt runs on its own.
 
     Examples:
         >>> batch = gl.load_backbone("glimpse-tiny").collate([gl.GlyphVQA("test")[i] for i in range(2)])
@@ -56,5 +57,5 @@ class Batch:
 
     @property
     def blank(self) -> bool:
-        """Whether it holds nothing but the stand-in for samples that could not be used."""
+        """Whether the batch consists of the stand-in for unusable samples alone."""
         return any(sample is BLANK for sample in self.samples)

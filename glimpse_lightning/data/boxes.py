@@ -1,4 +1,4 @@
-"""Evidence boxes that somebody else wrote: checked, and brought to the unit square."""
+"""Evidence boxes from users' files: checked, and scaled to the unit square."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from glimpse_lightning.runtime.errors import BadSampleError
 
 BoxFormat = Literal["normalised", "pixels"]
 
-ROUNDING = 1e-3  # how far outside the image a normalised box may lie, by rounding; it is clipped
+ROUNDING = 1e-3  # a normalised box may lie so far outside the image by rounding; it is clipped
 
 
 def read_box(box: Any, where: str) -> Box:
     """Four numbers ``x1, y1, x2, y2`` with a width and a height.
 
     Raises:
-        BadSampleError: where they are none; it begins with ``where``.
+        BadSampleError: if ``box`` is not such a list; the message begins with ``where``.
     """
     numbers = (
         isinstance(box, (list, tuple))
@@ -32,10 +32,11 @@ def read_box(box: Any, where: str) -> Box:
 
 
 def inside(box: Box, where: str, box_format: BoxFormat) -> Box:
-    """``box``, relative to width and height, clipped to the image where it leaves it by rounding.
+    """``box``, relative to width and height, clipped to the image if it leaves it by a rounding error only.
 
     Raises:
-        BadSampleError: where it leaves it by more; ``box_format`` is what the box was written in.
+        BadSampleError: if the box leaves the image by more; the message names ``box_format``, in which the box was
+            written.
     """
     if min(box) < -ROUNDING or max(box) > 1 + ROUNDING:
         hint = "; boxes in pixels need `box_format: pixels`" if max(box) > 2 and box_format != "pixels" else ""
@@ -45,6 +46,6 @@ def inside(box: Box, where: str, box_format: BoxFormat) -> Box:
 
 
 def relative(box: Box, size: tuple[int, int], where: str) -> Box:
-    """A box in pixels of an image of ``size`` (width, height), relative to that and inside it."""
+    """A box in pixels of an image of ``size`` (width, height), relative to ``size`` and inside the image."""
     (x1, y1, x2, y2), (width, height) = box, size
     return inside((x1 / width, y1 / height, x2 / width, y2 / height), where, "pixels")

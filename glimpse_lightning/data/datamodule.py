@@ -21,7 +21,7 @@ from glimpse_lightning.runtime.errors import BadSampleError, GlimpseError
 from glimpse_lightning.runtime.seeds import global_seed
 
 QUESTION = "{question}"
-"""Where the question stands in ``VQAData``'s ``prompt``."""
+"""Placeholder of the question in ``VQAData``'s ``prompt``."""
 
 
 @dataclass
@@ -36,12 +36,12 @@ class _Item:
 class _Guarded(Dataset[_Item]):
     """Samples of a dataset, bad ones replaced (``on_error: skip``) or reported instead of raised.
 
-    An exception that crosses from a worker arrives as a traceback in a text; a message arrives as it was.
+    An exception from a worker arrives as a traceback inside a text, but a message arrives unchanged.
 
     Args:
         dataset: the samples.
         stand_in_weight: weight of the sample that stands in for a bad one.
-        prompt: what a question is put as.
+        prompt: wording around each question.
     """
 
     def __init__(self, dataset: Dataset[Sample], stand_in_weight: float, prompt: str) -> None:
@@ -94,14 +94,14 @@ class VQAData(LightningDataModule):
         batch_size: samples per step and rank in training.
         eval_batch_size: samples per step and rank elsewhere.
         num_workers: processes that render or read images.
-        seed: of the order of the training samples; ``None``: that of ``seed_everything``, so that runs with other seeds
-            see other batches.
-        group: so many training samples in a row stay together when they are shuffled: questions about one image, whose
-            work in the vision tower is then done once per batch. `batch_size` should be a multiple of it.
-        test_size: use only the first so many test samples; default: all.
-        fit_test_size: how many of them the test at the end of `fit` uses.
-        prompt: the wording around each question, `{question}` where it stands; for example
-            "{question} Answer with a single word."
+        seed: seed of the order of the training samples; ``None``: the seed of ``seed_everything``, so that runs with
+            other seeds get other batches.
+        group: number of consecutive training samples that shuffling keeps together. For questions about one image, the
+            vision tower then runs once per batch. `batch_size` should be a multiple of `group`.
+        test_size: number of test samples to use, from the first one on; default: all.
+        fit_test_size: number of test samples in the test at the end of `fit`; default: 500; ``None``: all.
+        prompt: wording around each question, with `{question}` in its place, such as "{question} Answer with a single
+            word."; default: the question alone.
 
     Examples:
         >>> train, val = gl.GlyphVQA("train", size=32), gl.GlyphVQA("val", size=8)
@@ -150,7 +150,7 @@ class VQAData(LightningDataModule):
         """The dataset called ``name``.
 
         Raises:
-            GlimpseError: where there is none.
+            GlimpseError: if no dataset of that name was given.
         """
         dataset = getattr(self, name)
         if dataset is None:
@@ -158,13 +158,13 @@ class VQAData(LightningDataModule):
         return dataset
 
     def of_fit_test(self) -> VQAData:
-        """The data of the test that ends a fit: of the test dataset only the first ``fit_test_size``."""
+        """The data of the test that ends a fit: the first ``fit_test_size`` samples of the test dataset."""
         data = copy(self)
         data.test_size = self.fit_test_size
         return data
 
     def _reader(self) -> BatchReader:
-        """The module that reads the batches; one that asks for nothing special where it is of another kind."""
+        """The module that reads the batches; a default one if the trainer's module is no ``BatchReader``."""
         module = None if self.trainer is None else self.trainer.lightning_module
         return module if isinstance(module, BatchReader) else BatchReader()
 
@@ -181,7 +181,7 @@ class VQAData(LightningDataModule):
         return DataLoader(
             dataset,
             num_workers=self.num_workers,
-            persistent_workers=False,  # they would live on through validation, beside its own
+            persistent_workers=False,  # else they would live on during validation, next to its own workers
             collate_fn=_together,
             worker_init_fn=end_with_parent,
             **kwargs,
@@ -199,7 +199,7 @@ class VQAData(LightningDataModule):
         return self._loader(dataset, sampler=order, batch_size=self.batch_size)
 
     def _say_what_is_left_out(self, order: TrainOrder) -> None:
-        """Warn of rows that no batch shows, and of groups that no batch holds whole."""
+        """Warn of rows that are in no batch, and of groups that are split over batches."""
         if self.batch_size % self.group:
             rank_zero_warn(
                 f"`data.batch_size: {self.batch_size}` is no multiple of `data.group: {self.group}`: some groups are "
@@ -207,7 +207,7 @@ class VQAData(LightningDataModule):
             )
         trainer, width = self.trainer, order.batch_size * order.num_replicas
         if trainer is None or trainer.max_epochs in (None, -1) or trainer.max_steps != -1:
-            return  # a number of steps says itself how much is seen
+            return  # with a number of steps, the user sets how many rows are used
         unseen = order.length - trainer.max_epochs * (order.length // width) * width
         if order.length >= width and unseen > 0:
             rank_zero_warn(
@@ -229,7 +229,7 @@ class VQAData(LightningDataModule):
         return list(self._reader().test_loaders(self._eval_loader(self.dataset("test"), self.test_size)))
 
     def predict_dataloader(self) -> DataLoader[_Item]:
-        """The questions that this run has not answered yet."""
+        """A loader of the questions that this run has not answered yet."""
         dataset = self.dataset("predict" if self.predict is not None else "test")
         callbacks: Any = self.trainer.callbacks if self.trainer else ()  # type: ignore[attr-defined]
         for callback in callbacks:
@@ -239,7 +239,7 @@ class VQAData(LightningDataModule):
         return self._eval_loader(dataset)
 
     def _within_limit(self, dataset: Dataset[Sample]) -> Dataset[Sample]:
-        """The questions that `trainer.limit_predict_batches` allows a whole run, however often it is started."""
+        """The questions within `trainer.limit_predict_batches`, counted over all starts of a run."""
         assert self.trainer is not None
         limit, size = self.trainer.limit_predict_batches, len(dataset)  # type: ignore[arg-type]
         width = self.eval_batch_size * self.trainer.world_size

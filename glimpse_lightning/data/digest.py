@@ -1,4 +1,4 @@
-"""What a run has read, told by its contents: paths of data files are used again for something else."""
+"""Digest of the data of a run, by contents, because a path may hold other data later."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def digest(dataset: Any, size: int | None = None) -> dict[str, Any] | None:
     """A digest of the rows of a dataset, without decoding an image.
 
     Args:
-        dataset: has ``identity(index)``, plain values that say what a row is. Where it names in ``identified_by`` what
-            those are, the digest says so.
+        dataset: dataset with a method ``identity(index)`` that returns plain values which identify a row. An attribute
+            ``identified_by``, which describes these values, goes into the result.
         size: number of rows, from the first one on; default: all rows.
 
     Returns:
-        ``rows`` (their number), ``digest`` and ``of`` (what it is taken of); ``None`` for a dataset that has no
-        ``identity``.
+        ``rows`` (number of rows), ``digest`` and ``of`` (description of the digested values); ``None`` for a dataset
+        without ``identity``.
     """
     indices: Sequence[int] = range(len(dataset))
     if isinstance(dataset, Some):
@@ -41,22 +41,22 @@ def digest(dataset: Any, size: int | None = None) -> dict[str, Any] | None:
 def _row(dataset: Any, index: int) -> str:
     try:
         return json.dumps(dataset.identity(index), sort_keys=True, default=_plain)
-    except Exception:  # a broken row, which `on_error` is about: no reason to lose a run's results at its end
+    except Exception:  # a broken row is handled by `on_error`, and must not lose a run's results at its end
         return "null"
 
 
 def of_file(root: Path, path: Path | str) -> list[Any]:
-    """What tells a file apart from others: its path below ``root``, size in bytes and time of change in ns."""
+    """Identity of a file: its path below ``root``, size in bytes and time of change in ns."""
     root = root.resolve()
     full = root / path
     name = str(full.relative_to(root)) if full.is_relative_to(root) else str(full)
     try:
         about = full.stat()
-    except (OSError, ValueError):  # a row without its image, which `on_error` is about
+    except (OSError, ValueError):  # a row without its image is handled by `on_error`
         return [name, None]
     return [name, about.st_size, about.st_mtime_ns]
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON has no word for."""
+    """Substitute for a value of a type that JSON lacks."""
     return blake2b(value, digest_size=16).hexdigest() if isinstance(value, bytes) else str(value)

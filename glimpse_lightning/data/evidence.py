@@ -1,4 +1,4 @@
-"""Which visual tokens evidence boxes touch."""
+"""Visual tokens that evidence boxes touch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from glimpse_lightning.data.sample import Box
 from glimpse_lightning.runtime.errors import GlimpseError
 
 ROUNDING = 1e-9
-"""Of a cell: how far beyond its border an image may seem to end."""
+"""Tolerance in cells: an image's edge may lie this far beyond a cell's border by rounding."""
 
 
 class TokenPlaces(Protocol):
-    """Where visual tokens belong; ``VisualTokens`` and ``PrefillOutput.tokens`` both say it."""
+    """Places of visual tokens: ``VisualTokens`` or ``PrefillOutput.tokens``."""
 
     @property
     def item(self) -> Tensor: ...
@@ -36,16 +36,16 @@ def evidence_mask(tokens: TokenPlaces, boxes: Sequence[Sequence[Sequence[Box]] |
     """``[V]`` true where a token's cell is touched by an evidence box of its image.
 
     As in the reference: a box touches the cells from ``int(x1 * W)`` to ``min(int(x2 * W), W - 1)`` of a grid of ``W``
-    columns, rows alike; in every frame of a video. Where an image is cut into tiles, shown a second time as a whole,
-    cropped or padded, the same holds of each item for the part of the image that it shows; padding is never touched.
+    columns, rows alike; in every frame of a video. If an image is cut into tiles, shown a second time as a whole,
+    cropped or padded, this rule applies to each item and the part of the image that it shows; padding is never touched.
 
     Args:
-        tokens: of the batch.
+        tokens: visual tokens of the batch.
         boxes: for each sample, a list of boxes for each of its images; ``None`` = no annotation, no token touched.
 
     Raises:
-        GlimpseError: where a sample has more images than lists of boxes, or where it is not known which part of an
-            annotated image an item shows.
+        GlimpseError: if a sample has more images than lists of boxes, or if the part of an annotated image that an item
+            shows is unknown.
     """
     touched = torch.zeros_like(tokens.item, dtype=torch.bool)
     views = tokens.views or Views.whole(len(tokens.grid), tokens.grid.device)

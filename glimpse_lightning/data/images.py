@@ -1,4 +1,4 @@
-"""Reading an image file that somebody else made."""
+"""Reading image files from users, which may be damaged or malicious."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ MAX_PIXELS = 89_478_485
 """Images with more pixels are refused before they are decoded (Pillow's own limit, a quarter of a gigabyte of RGB)."""
 
 RUNS_A_PROGRAM = "EPS"
-"""A format that Pillow hands to Ghostscript, which no limit of ours binds."""
+"""A format that Pillow passes to Ghostscript, to which our limits do not apply."""
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-"""What of a PNG makes pixels; all else describes them."""
+"""Chunks of a PNG that define its pixels; all others are metadata."""
 
 
 def load_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image at ``path`` as RGB, turned upright by its EXIF orientation; transparency is laid on white.
 
-    Of an animation, the first frame.
+    The first frame of an animation is used.
 
     Raises:
         BadSampleError: for a missing, unreadable, truncated, empty or oversized image.
     """
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+    if path.exists() and not path.is_file():  # opening a pipe would block
         raise BadSampleError(f"{path}: not a readable image (no regular file); replace the file.")
     return _read(path, str(path), max_pixels)
 
 
 def _pixels_alone(data: bytes) -> bytes:
-    """A PNG without its metadata; anything else as it is.
+    """A PNG without its metadata; other data unchanged.
 
-    Pillow refuses the whole file over a colour profile or a comment that is large or malformed, and none is needed.
+    Pillow refuses a file whose colour profile or comment is large or malformed, although neither is needed.
     """
     if not data.startswith(PNG):
         return data
@@ -54,16 +54,16 @@ def _pixels_alone(data: bytes) -> bytes:
 
 
 def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """As :func:`load_image`, for the contents of an image file; ``name`` stands in errors."""
+    """As :func:`load_image`, for the contents of an image file; errors show ``name``."""
     return _read(io.BytesIO(data), name, max_pixels)
 
 
 def looks_like_an_image(data: bytes) -> bool:
-    """Whether the contents of a file begin as an image does."""
+    """Whether the contents of a file begin like an image."""
     try:
         with Image.open(io.BytesIO(data)):
             return True
-    except Exception:  # what readers of headers raise
+    except Exception:  # readers of headers raise errors of many types
         return False
 
 
@@ -116,17 +116,17 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
 def upright_rgb(image: Image.Image, name: str = "image") -> Image.Image:
     """A decoded image as RGB, turned upright by its EXIF orientation; transparency is laid on white.
 
-    Malformed EXIF turns nothing. Grey values of many bits are scaled by the range of their type, never by that of the
-    image: 0 to 65,535 for 16 bits and for Pillow's 32-bit whole numbers, in which it keeps 16 bits, too; 0 to 4,095 and
-    0 to 32,767 for 12-bit and signed TIFFs; 0 to 1 for floating-point numbers. A TIFF of 16 bits may say that 0 is
-    white. Of colours with 16 bits Pillow reads the upper eight.
+    Malformed EXIF is ignored. Grey values of more than 8 bits are scaled by the range of their type, not by that of the
+    image: 0 to 65,535 for 16 bits and for Pillow's 32-bit whole numbers, which hold 16 bits as well; 0 to 4,095 and 0
+    to 32,767 for 12-bit and signed TIFFs; 0 to 1 for floating-point numbers. In a TIFF of 16 bits 0 may mean white. Of
+    colours with 16 bits Pillow reads the upper eight.
 
     Args:
-        image: as Pillow opened it.
-        name: stands in errors.
+        image: image as opened by Pillow.
+        name: name that errors show.
 
     Raises:
-        BadSampleError: where grey values lie outside that range.
+        BadSampleError: if grey values lie outside the range of their type.
     """
     black, white = _ends(image)
     try:
@@ -139,10 +139,10 @@ def upright_rgb(image: Image.Image, name: str = "image") -> Image.Image:
 
 
 def path_inside(root: Path, name: str, where: str) -> Path:
-    """The path that ``name`` is, relative to ``root`` or absolute, links followed.
+    """The path ``name``, relative to ``root`` or absolute, with links resolved.
 
     Raises:
-        BadSampleError: where it leaves ``root`` or is no path; it begins with ``where``.
+        BadSampleError: if ``name`` leaves ``root`` or is no path; the message begins with ``where``.
     """
     root = root.resolve()
     try:
@@ -165,18 +165,20 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _ends(image: Image.Image) -> tuple[float, float]:
-    """The numbers that stand for black and for white in a grey image of more than 8 bits."""
+    """The values of black and of white in a grey image of more than 8 bits."""
     if image.mode == "F":
         return 0.0, 1.0
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     bits, signed = tags.get(BITSPERSAMPLE, (16,))[0], tags.get(SAMPLEFORMAT, (1,))[0] == 2
     most = 2.0 ** (bits - signed) - 1 if bits <= 16 else 65535.0
-    inverted = tags.get(PHOTOMETRIC_INTERPRETATION) == 0  # which Pillow heeds up to 8 bits only
+    inverted = tags.get(PHOTOMETRIC_INTERPRETATION) == 0  # Pillow applies it up to 8 bits only
     return (most, 0.0) if inverted else (0.0, most)
 
 
 def _eight_bits(image: Image.Image, black: float, white: float, name: str) -> Image.Image:
-    """A grey image of many bits, ``black`` to ``white`` laid over 0 to 255; a transparent value becomes white."""
+    """A grey image of more than 8 bits, scaled from ``black`` .. ``white`` to 0 .. 255; a transparent value becomes
+    white.
+    """
     grey = np.asarray(image, dtype=np.float64)
     clear = image.info.get("transparency")
     if isinstance(clear, int):

@@ -26,7 +26,7 @@ KEYS = ("question", "answer", "answers", "image", "images", "boxes", "family", "
 
 @dataclass(frozen=True)
 class _Row:
-    """A line that passed every check that needs no decoded image."""
+    """A line that has passed all checks except those of its decoded images."""
 
     where: str
     id: str
@@ -38,7 +38,7 @@ class _Row:
 
 
 class JSONL(Dataset[Sample]):
-    """Reads ``{"question": ..., "answer": ..., "image": ...}`` lines.
+    """Questions about your own images, in lines ``{"question": ..., "answer": ..., "image": ...}`` of a file.
 
     Each line has ``question``; ``answer`` (text) or ``answers`` (list; the first one is trained on); ``image`` (path)
     or ``images`` (list of paths), relative to the file and inside its folder; and may have ``boxes``, ``family`` and
@@ -47,12 +47,13 @@ class JSONL(Dataset[Sample]):
     Args:
         path: the file.
         box_format: ``normalised`` (0 to 1, relative to width and height) or ``pixels``, of the upright image.
-        on_error: what a bad line or image does: ``raise`` stops with its file and line; ``skip`` leaves it out, counts
-            it and says so.
-        require_answers: whether a line without an answer is an error; false for data that is only predicted on.
-        max_pixels: images with more pixels are refused.
-        draw: at most so many of the lines, drawn at random without replacement; ``None``: all, in their order.
-        draw_seed: of the draw; the lines are those of ``datasets.Dataset.shuffle(draw_seed)``, as GlimpsePrune drew.
+        on_error: treatment of a bad line or image: ``raise`` stops and names file and line; ``skip`` leaves the line
+            out, counts it and warns.
+        require_answers: whether a line without an answer is an error; false for data that is used for prediction only.
+        max_pixels: largest number of pixels of an image; larger images are refused.
+        draw: largest number of lines, drawn at random without replacement; ``None``: all lines, in their order.
+        draw_seed: seed of the draw; the drawn lines are those of ``datasets.Dataset.shuffle(draw_seed)``, as in
+            GlimpsePrune.
 
     Examples:
         >>> from pathlib import Path
@@ -101,7 +102,7 @@ class JSONL(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         row = self.rows[index]
-        if row.images != self._last[0]:  # questions about one image often follow each other, and then share it
+        if row.images != self._last[0]:  # consecutive questions about one image share it
             self._last = (row.images, [self._image(row, path) for path in row.images])
         images = list(self._last[1])
         return Sample(
@@ -116,11 +117,11 @@ class JSONL(Dataset[Sample]):
         )
 
     def annotated(self, what: Literal["answers", "boxes"]) -> int:
-        """How many samples have answers, or boxes."""
+        """Number of samples that have answers, or boxes."""
         return sum(any(getattr(row, what) or ()) for row in self.rows)  # ``[[]]`` is no box
 
     def identity(self, index: int) -> list[Any]:
-        """The row, its images as files."""
+        """The values of a row, and the identities of its image files."""
         row = self.rows[index]
         images = [of_file(self.path.parent, path) for path in row.images]
         return [row.id, row.question, row.answers, row.boxes, row.family, images]

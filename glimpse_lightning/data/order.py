@@ -1,4 +1,4 @@
-"""In which order samples are visited: deterministic, resumable, and the same number of steps on every rank."""
+"""Order of samples: deterministic, resumable, and with the same number of steps on every rank."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch.utils.data.distributed import DistributedSampler
 
 
 class TrainOrder(DistributedSampler[Any]):
-    """An endless walk through one shuffled permutation after another, from where training stands.
+    """An endless sequence of shuffled permutations of the samples, from the position that training has reached.
 
-    Where a batch lies in the walk depends on how many batches came before it and on nothing else, so a resumed run
-    sees the batches that an uninterrupted one would have seen. (A ``DistributedSampler``, so that Lightning leaves it
-    in place.)
+    The position of a batch depends only on the number of batches before it. A resumed run therefore gets the batches
+    that an uninterrupted run would have got. The class is a ``DistributedSampler``, so that Lightning does not replace
+    it.
 
     Args:
-        dataset: what is walked through.
-        batch_size: samples a batch and rank.
-        seed: of the permutations.
-        num_replicas, rank: of the distributed run.
-        batches_done: asked when an epoch starts: how many batches each rank has had so far.
-        group: so many samples in a row of the dataset stay together; the groups are shuffled.
-        repeats: how often each batch comes.
-        block: so many batches follow each other before they come again; those of one step that accumulates gradients.
+        dataset: dataset whose samples are ordered.
+        batch_size: samples per batch and rank.
+        seed: seed of the permutations.
+        num_replicas, rank: number of ranks, and number of this rank.
+        batches_done: function that returns the number of batches that each rank has had; called when an epoch starts.
+        group: number of consecutive samples that stay together; the groups are shuffled.
+        repeats: number of times that each batch is used.
+        block: number of consecutive batches that are repeated together: those of one step that accumulates gradients.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class TrainOrder(DistributedSampler[Any]):
 
 
 class EvalOrder(DistributedSampler[Any]):
-    """Every sample once, in order, dealt out to the ranks in turn.
+    """Every sample once, in order, distributed to the ranks in turn.
 
-    Where the samples do not divide evenly, ranks that run out get sample 0 again as padding, written as the index
-    ``-1``: unequal steps would deadlock sharded ranks.
+    If the samples do not divide evenly, the index ``-1`` pads the shorter ranks: sample 0 with weight 0. Unequal
+    numbers of steps would deadlock sharded ranks.
     """
 
     def __init__(self, dataset: Dataset[Any], num_replicas: int = 1, rank: int = 0, size: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What the workers of a data module hand over."""
+"""Batches of samples as the workers of a data module return them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from glimpse_lightning.data.tables.rows import OnError
 
 @dataclass
 class RawBatch:
-    """What the workers hand over: rendered samples, not yet through the processor (the module does that).
+    """Rendered samples from the workers, before the processor, which runs in the module.
 
     Attributes:
-        samples: of the batch.
-        weight: 1.0 each, or 0.0 for one that only pads and counts nowhere.
-        skipped: what was wrong with samples that were left out.
-        error: what was wrong with a sample that may not be left out.
-        on_error: what becomes of samples that the processor refuses: ``raise`` or ``skip``.
+        samples: usable samples of the batch.
+        weight: weight of each sample: 1.0, or 0.0 for a sample that only pads.
+        skipped: messages about samples that were left out.
+        error: message about a sample that may not be left out; ``None``: there is no such sample.
+        on_error: treatment of samples that the processor refuses: ``raise`` or ``skip``.
     """
 
     samples: list[Sample]
@@ -28,8 +28,8 @@ class RawBatch:
     on_error: OnError = "raise"
 
     def without(self, reasons: Mapping[int, str]) -> RawBatch:
-        """The same batch less the samples that ``reasons`` names by their place; a blank one, which counts nowhere,
-        where none is left: ranks have to take as many steps as each other.
+        """The same batch without the samples whose places are keys of ``reasons``. If no sample is left, the batch is a
+        blank sample of weight 0, because all ranks have to take the same number of steps.
         """
         good = [index for index in range(len(self.samples)) if index not in reasons]
         return replace(

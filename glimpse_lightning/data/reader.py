@@ -1,4 +1,4 @@
-"""What a data module and the module that reads it have to agree on."""
+"""Interface between a data module and the module that reads its batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from glimpse_lightning.runtime.ranks import gathered
 
 
 class BatchReader(LightningModule):
-    """A module that takes rendered samples from a data module's workers, and puts them through its processor.
+    """A module that gets rendered samples from a data module's workers and runs its processor on them.
 
     Attributes:
         skipped: one message for each sample that was left out.
@@ -34,22 +34,22 @@ class BatchReader(LightningModule):
         """Samples through the model's processor.
 
         Raises:
-            RefusedSamplesError: where the processor refuses some of them; it names all of these.
+            RefusedSamplesError: if the processor refuses samples; the error names all of them.
         """
         raise NotImplementedError
 
     @property
     def repeats(self) -> int:
-        """Number of training steps in a row for which each batch is wanted."""
+        """Number of consecutive training steps that use each batch."""
         return 1
 
     def test_loaders(self, loader: Any) -> Sequence[Any]:
-        """Loaders of a test's passes over what ``loader`` gives."""
+        """Loaders of a test's passes over the batches of ``loader``."""
         return [loader]
 
     @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """Samples through the processor; those that it refuses are left out where the dataset says so."""
+        """Samples through the processor; refused samples are left out if the dataset's ``on_error`` is ``skip``."""
         if isinstance(batch, Batch):
             return batch
         raw = batch if isinstance(batch, RawBatch) else RawBatch(list(batch), [1.0] * len(batch))
@@ -71,7 +71,7 @@ class BatchReader(LightningModule):
 
     @override
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        # A new batch: one that several models share stays where it is.
+        # A new batch: the old one may be shared by several models.
         return replace(
             batch,
             inputs={name: value.to(device) for name, value in batch.inputs.items()},
@@ -80,13 +80,13 @@ class BatchReader(LightningModule):
         )
 
     def share_skipped(self) -> None:
-        """Have every rank know the samples that any rank has skipped; called on all ranks."""
+        """Share the messages about skipped samples among all ranks; called on all ranks."""
         self.skipped = list(dict.fromkeys(gathered(self.skipped)))
 
 
 class AnsweredBefore(ABC):
-    """A callback that knows which questions a run has answered before it was stopped."""
+    """A callback that returns the questions that a run had answered before it was stopped."""
 
     @abstractmethod
     def answered(self, trainer: Trainer) -> set[str]:
-        """Ids of these questions; called on all ranks."""
+        """Ids of the answered questions; called on all ranks."""

@@ -1,4 +1,4 @@
-"""One visual question: what every dataset yields and every collator takes."""
+"""A visual question: the element of every dataset and the input of every collator."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Sample:
 
     Attributes:
         id: name of the sample, unique within its dataset; appears in errors and in saved predictions.
-        key: stable non-negative integer below 2**63, the seed of anything random done for this sample.
-        question: the question as the user would type it, without image placeholders or chat template.
+        key: stable non-negative integer below 2**63, the seed of all random choices for this sample.
+        question: question in the user's words, without image placeholders or chat template.
         answers: reference answers; the first one is the training target.
         images: RGB images in the order in which they precede the question.
-        boxes: for each image, the evidence boxes; ``None`` where the dataset has no annotation.
+        boxes: evidence boxes of each image; ``None`` where the dataset has no annotation.
         family: question family, by which metrics are grouped; ``""`` for none.
-        where: place in its data file, for errors; ``""`` where the id says it all.
+        where: place in the data file, shown in errors; ``""``: errors show the id.
 
     Examples:
         >>> from PIL import Image
@@ -44,11 +44,11 @@ class Sample:
 
     @property
     def place(self) -> str:
-        """What errors call it."""
+        """Name of the sample in errors."""
         return self.where or f"sample {self.id!r}"
 
     def content(self) -> str:
-        """A digest of question, answers and pixels: what a model is asked and shown, whatever the sample's name."""
+        """A digest of question, answers and pixels, independent of the sample's name."""
         digest = blake2b(digest_size=16)
         for part in (self.question, *self.answers):
             digest.update(f"{len(part)}:{part}".encode(errors="surrogatepass"))
@@ -57,7 +57,7 @@ class Sample:
 
     @cached_property
     def image_name(self) -> str:
-        """A digest of all pixels: alike for questions about the same image, or images; ``""`` without any."""
+        """A digest of all pixels, equal for questions about the same images; ``""`` without images."""
         digest = blake2b(digest_size=8)
         self._add_pixels(digest)
         return digest.hexdigest() if self.images else ""
@@ -69,4 +69,4 @@ class Sample:
 
 
 BLANK = Sample(id="", key=0, question="What?", answers=["nothing"], images=[Image.new("RGB", (224, 224), "white")])
-"""What stands in where no sample of a batch can be used; every processor takes it."""
+"""Stand-in for a batch without usable samples; every processor accepts it."""

@@ -1,4 +1,4 @@
-"""Some samples of a dataset: those that a run which goes on has not answered yet, or the first few."""
+"""Some samples of a dataset: those that a resumed run has not answered yet, or the first ones."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Some(Dataset[Sample]):
 
     Args:
         dataset: the samples.
-        indices: of those.
-        rest: whether they are what a run has left, of which all may be bad.
+        indices: indices of the chosen samples.
+        rest: whether they are the remaining samples of a resumed run, all of which may be bad.
     """
 
     def __init__(self, dataset: Dataset[Sample], indices: Sequence[int], rest: bool = False) -> None:
@@ -25,7 +25,7 @@ class Some(Dataset[Sample]):
 
     @property
     def ids(self) -> list[str] | None:
-        """Names of the samples, where the dataset knows them without reading any."""
+        """Names of the samples; ``None`` if the dataset has to read samples for them."""
         names = getattr(self.dataset, "ids", None)
         return None if names is None else [names[index] for index in self.indices]
 
@@ -37,9 +37,10 @@ class Some(Dataset[Sample]):
 
 
 def unanswered(dataset: Dataset[Sample], answered: Container[str]) -> Dataset[Sample]:
-    """The samples whose ids are not among ``answered``; the dataset itself where none is.
+    """The samples whose ids are not in ``answered``; the dataset itself if no id is.
 
-    Where nothing is left it is the first sample, as a loader must not be empty; its answer is not to be counted again.
+    If all samples are answered, the result is the first sample, because a loader must not be empty. Its answer must not
+    be counted again.
     """
     indices = range(len(dataset))  # type: ignore[arg-type]
     names = getattr(dataset, "ids", None) or [_name(dataset, index) for index in indices]
@@ -48,7 +49,9 @@ def unanswered(dataset: Dataset[Sample], answered: Container[str]) -> Dataset[Sa
 
 
 def _name(dataset: Dataset[Sample], index: int) -> str | None:
-    """A sample's id; ``None`` where it cannot be read, which ``on_error`` is asked about when its turn comes."""
+    """A sample's id; ``None`` if the sample cannot be read. It then stays in the dataset, and ``on_error`` applies when
+    it is read.
+    """
     try:
         return dataset[index].id
     except BadSampleError:

@@ -26,7 +26,7 @@ from glimpse_lightning.runtime.paths import read_text
 
 BoxType = Literal["xyxy", "xywh", "xyxy_norm1000"]
 MAPPERS = ("cot_train", "cot_train_fullmask")
-CELL = 28  # pixels of a side of the square that Qwen2.5-VL makes one visual token
+CELL = 28  # side in pixels of the square that becomes one visual token in Qwen2.5-VL
 MIN_PIXELS, UPPER_PIXELS = 4 * CELL**2, 16384 * CELL**2
 BOX_REQUEST = "Please provide the bounding box coordinate of the region that can help you answer the question better."
 
@@ -38,14 +38,14 @@ class Part:
     Attributes:
         json_path: JSONL file with ``question, answer, image, dataset, width, height, bboxs`` a line.
         sampling_strategy: ``first:N``, ``end:N`` or ``random:N``; default: all.
-        sampling_seed: of ``random``.
-        mapper: ``cot_train``, or ``cot_train_fullmask``: the whole image is the evidence.
-        bbox_type: how boxes are written: ``xyxy`` or ``xywh`` in pixels, ``xyxy_norm1000`` in thousandths.
-        additional_mappers: ``norm_bboxes`` or nothing; without it boxes are taken as relative already.
-        prompt: with ``{}`` for the question.
-        score_funcs: rewards of the part (``llm``, ``precision_match``, ...); they become the samples' family.
+        sampling_seed: seed of ``random``.
+        mapper: ``cot_train``: the boxes are the evidence; ``cot_train_fullmask``: the whole image is.
+        bbox_type: format of boxes: ``xyxy`` or ``xywh`` in pixels, ``xyxy_norm1000`` in thousandths.
+        additional_mappers: ``norm_bboxes`` divides boxes by the image's size; empty: boxes are relative already.
+        prompt: wording of the prompt, with ``{}`` for the question.
+        score_funcs: rewards of the part (``llm``, ``precision_match``, ...), which become the samples' family.
         max_input_seq_length: longest prompt, in tokens; default: any.
-        max_input_remain_seq_length: longest prompt once all but evidence tokens are gone; default: any.
+        max_input_remain_seq_length: longest prompt without the visual tokens outside the evidence; default: any.
     """
 
     json_path: str
@@ -63,17 +63,18 @@ class Part:
 class VisualCoTTrain(Dataset[Sample]):
     """Training data as upstream's ``dataset_configs/*.yaml`` names it (``gqa_rand``, ``viscot_rand``, ...).
 
-    The same rows are drawn as there. Prompt lengths are counted without a processor: visual tokens as Qwen2.5-VL cuts
-    an image of the given size, text as one token for each ``characters_per_token`` characters plus ``extra_tokens`` of
-    the chat template; so a prompt near a limit may fall on its other side.
+    The same rows are drawn as upstream. Prompt lengths are estimated without a processor: visual tokens from the
+    image's size by Qwen2.5-VL's rule, text tokens as the number of characters divided by ``characters_per_token``, plus
+    ``extra_tokens`` of the chat template. A prompt whose length is near a limit may therefore be judged differently
+    than upstream.
 
     Args:
-        config: the YAML file: a list `datasets` of entries.
+        config: YAML file with a list `datasets` of entries.
         data_dir: folder that `json_path` is relative to.
-        img_dir: folder of images; those of a set lie in `<img_dir>/cot/<dataset>/`.
-        on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
-        max_pixels: images with more pixels are refused.
-        characters_per_token, extra_tokens: of the estimate of text tokens.
+        img_dir: folder of images; the images of a set lie in `<img_dir>/cot/<dataset>/`.
+        on_error: treatment of a row that cannot be used: `raise` stops, `skip` leaves the row out and counts it.
+        max_pixels: largest number of pixels of an image; larger images are refused.
+        characters_per_token, extra_tokens: parameters of the estimate of text tokens.
 
     Examples:
         >>> import json
@@ -132,7 +133,7 @@ class VisualCoTTrain(Dataset[Sample]):
         )
 
     def identity(self, index: int) -> list[Any]:
-        """The row, how it is worded, and its image as a file."""
+        """The row, its wording, and the identity of its image file."""
         part, name, row = self.rows[index]
         return [name, row, asdict(part), of_file(self.img_dir, f"cot/{row.get('dataset')}/{row.get('image')}")]
 
@@ -153,7 +154,7 @@ class VisualCoTTrain(Dataset[Sample]):
 
 
 def _damage(part: Part, name: str, row: dict[str, Any]) -> str:
-    """What is wrong with a row's keys; nothing where they are as they should be."""
+    """Message about a fault in a row's keys; empty if there is none."""
     if row.get("answer") is None:
         return "expected an `answer`, but got none"
     for key in ("question", "image", "dataset"):
@@ -171,7 +172,7 @@ def read_parts(path: Path) -> list[Part]:
     """The entries of a dataset YAML.
 
     Raises:
-        GlimpseError: where it is no such YAML, or an entry has an unknown key, mapper, box type or sampling.
+        GlimpseError: if the file is no such YAML, or an entry has an unknown key, mapper, box type or sampling.
     """
     try:
         config = yaml.safe_load(read_text(path))
@@ -201,7 +202,8 @@ def read_parts(path: Path) -> list[Part]:
 
 
 def draw(size: int, strategy: str | None, seed: int | None) -> Sequence[int]:
-    """Which of ``size`` rows a sampling strategy takes; ``random`` as ``datasets.Dataset.shuffle(seed)`` does.
+    """Indices that a sampling strategy takes from ``size`` rows; ``random`` draws as ``datasets.Dataset.shuffle(seed)``
+    does.
 
     Raises:
         GlimpseError: for an unknown strategy.
@@ -218,10 +220,10 @@ def draw(size: int, strategy: str | None, seed: int | None) -> Sequence[int]:
 
 
 def part_boxes(part: Part, row: dict[str, Any], where: str) -> list[Box]:
-    """Evidence of a row, relative to width and height and clipped to the image; what lies outside is left out.
+    """Evidence of a row, relative to width and height and clipped to the image; boxes outside of it are left out.
 
     Raises:
-        BadSampleError: where a box is not four numbers.
+        BadSampleError: if a box is not four numbers.
     """
     if part.mapper == "cot_train_fullmask":
         return [(0.0, 0.0, 1.0, 1.0)]
@@ -230,7 +232,7 @@ def part_boxes(part: Part, row: dict[str, Any], where: str) -> list[Box]:
 
 
 def clipped(raw: Any, bbox_type: str, size: tuple[float, float], where: str) -> list[Box]:
-    """A box in relative numbers inside the image, or none where it lies outside."""
+    """A list with the box in relative numbers, clipped to the image; empty if the box lies outside."""
     try:
         a, b, c, d = map(float, raw)
     except (TypeError, ValueError):
@@ -243,8 +245,8 @@ def clipped(raw: Any, bbox_type: str, size: tuple[float, float], where: str) -> 
 
 
 def token_grid(width: int, height: int) -> tuple[int, int]:
-    """Rows and columns of visual tokens that Qwen2.5-VL makes of an image: sides rounded to whole cells, then scaled so
-    that the area stays within 4 and 16,384 of them.
+    """Rows and columns of Qwen2.5-VL's visual tokens for an image: sides rounded to whole cells, then scaled so that
+    the area is between 4 and 16,384 cells.
     """
     rows, columns = max(1, round(height / CELL)), max(1, round(width / CELL))
     area = rows * columns * CELL**2
@@ -262,12 +264,12 @@ class VisualCoTBenchmark(Dataset[Sample]):
 
     Args:
         path: the file.
-        img_dir: folder that image paths are relative to. An image that is missing is looked for in a folder `val` below
-            its set's, as upstream does.
-        brief: ask for a single word or phrase.
-        size: use the first so many questions only.
-        on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
-        max_pixels: images with more pixels are refused.
+        img_dir: folder that image paths are relative to. A missing image is also searched in a folder `val` below its
+            set's folder, as upstream does.
+        brief: whether prompts ask for a single word or phrase.
+        size: number of questions to use, from the first one on; default: all.
+        on_error: treatment of a row that cannot be used: `raise` stops, `skip` leaves the row out and counts it.
+        max_pixels: largest number of pixels of an image; larger images are refused.
 
     Examples:
         >>> import json
@@ -320,7 +322,7 @@ class VisualCoTBenchmark(Dataset[Sample]):
         )
 
     def identity(self, index: int) -> list[Any]:
-        """The row, how it is worded, and its image as a file."""
+        """The row, its wording, and the identity of its image file."""
         row = self.rows[index]
         return [self.ids[index], row, self.brief, of_file(self.img_dir, self._image_path(row["image"][0], ""))]
 

@@ -1,4 +1,4 @@
-"""Data workers end with the process that started them, however that ends."""
+"""Termination of data workers together with the process that started them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PERIOD = 1.0  # seconds
 
 
 def end_with_parent(worker: int) -> None:
-    """Have this worker process end soon after its parent and not before, for ``DataLoader(worker_init_fn=...)``.
+    """Make this worker process end soon after its parent and not before; for ``DataLoader(worker_init_fn=...)``.
 
-    Schedulers, ``timeout`` and Ctrl-C signal whole process groups. A worker that they end would take the parent's next
-    batch along, before that has saved anything: what asks to stop is the parent's alone to heed.
+    Schedulers, ``timeout`` and Ctrl-C signal whole process groups. If a worker ended on the signal, the parent would
+    lose its next batch before it has saved its state. Workers therefore ignore the signals, and only the parent reacts.
 
-    PyTorch's own watchdog ends the worker's loop when the parent was killed; but the worker then waits for its results
-    to be written into a pipe whose reading end it has inherited itself, so that a batch larger than the pipe (64 KiB)
-    keeps it for ever, with all files that it holds open.
+    If the parent is killed, PyTorch's own watchdog ends the worker's loop. The worker then waits until its results are
+    written into a pipe whose reading end it has inherited itself. A batch larger than the pipe (64 KiB) blocks this
+    write, so the worker would never end and would keep its files open.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -28,9 +28,9 @@ def end_with_parent(worker: int) -> None:
 
 
 def kill_at_exit() -> None:
-    """Have this process kill workers that are left when it ends, for a process that starts some.
+    """Make this process, which starts workers, kill the remaining ones when it ends.
 
-    Python asks them to end by SIGTERM, which they ignore, and then waits for them.
+    Otherwise Python sends them SIGTERM, which they ignore, and waits for them.
     """
     if os.getpid() not in _ends_workers:
         _ends_workers.add(os.getpid())
@@ -49,4 +49,4 @@ def _kill_workers() -> None:
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PERIOD)
-    os._exit(1)  # at once: what `sys.exit` waits for is the write that nobody reads
+    os._exit(1)  # at once: `sys.exit` would wait for a write that no process reads

@@ -32,16 +32,17 @@ def _normalised(boxes: Sequence[PixelBox], layout: Layout) -> list[Box]:
 
 
 class GlyphVQA(Dataset[Sample]):
-    """Question ``i`` of a split is the same on every machine and in every worker, and in no other split.
+    """Procedural questions about drawn images. Question ``i`` of a split is the same on every machine and in every
+    worker, and occurs in no other split.
 
     Args:
         split: ``train``, ``val`` or ``test``.
         size: number of questions; a larger size keeps the first ones unchanged.
         image_size: width and height in pixels, at least 224.
-        seed: another seed gives other images.
-        families: the families asked about, in turn; default: all seven.
-        questions_per_image: so many questions in a row are about one image. In a batch they share the vision tower's
-            work where the backbone can.
+        seed: seed of the images.
+        families: families of the questions, in turn; default: all seven.
+        questions_per_image: number of consecutive questions about one image. In a batch the vision tower then runs once
+            for them, if the backbone supports it.
 
     Examples:
         >>> sample = gl.GlyphVQA("test", size=500)[0]
@@ -98,14 +99,14 @@ class GlyphVQA(Dataset[Sample]):
         )
 
     def identity(self, index: int) -> list[Any]:
-        """What question ``index`` follows from."""
+        """The values that determine question ``index``."""
         family = self.families[index % len(self.families)]
         return [self.split, self.seed, self.image_size, index, family, self.questions_per_image]
 
     def _image(self, number: int) -> tuple[Layout, Image]:
         name = f"glyph_vqa/{self.split}/{self.seed}/{self.image_size}/image {number}"
         if self._drawn is None or self._drawn[0] != name:
-            rng = Random(name)  # a string is hashed by SHA-512: alike on every platform, and split by split disjoint
+            rng = Random(name)  # strings are hashed by SHA-512: equal on every platform, and other for each split
             layout = make_layout(rng, self.image_size, self.image_size)
             self._drawn = (name, layout, draw(layout, rng))
         return self._drawn[1:]

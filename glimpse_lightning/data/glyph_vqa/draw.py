@@ -1,4 +1,4 @@
-"""Draws a GlyphVQA layout: textured background, clutter, coloured shapes with glyphs, form-like rows."""
+"""Drawing of a GlyphVQA layout: textured background, clutter, coloured shapes with glyphs, form-like rows."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _shape_mask(shape: str, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    # Pillow carries this one inside; a font of the system would change the images from machine to machine.
+    # This font comes with Pillow; a font of the system would make images differ between machines.
     return ImageFont.load_default(size)
 
 
@@ -125,7 +125,7 @@ def _background(rng: Random, width: int, height: int) -> np.ndarray:
 
 
 def _scribble(rng: Random, image: Image.Image) -> None:
-    """Clutter under everything that counts: lines, hollow outlines and coloured specks."""
+    """Clutter below the objects: lines, hollow outlines and coloured specks."""
     (width, height), pen = image.size, ImageDraw.Draw(image)
     scale = width * height / 448**2
     for _ in range(round(rng.randint(4, 12) * scale)):
@@ -145,7 +145,9 @@ def _scribble(rng: Random, image: Image.Image) -> None:
 
 
 def _draw_row(canvas: np.ndarray, row: GlyphRow, rng: Random) -> None:
-    """A form field: label and cells on paper of the label's own tint, each cell with as many dots as its place says."""
+    """A form field: label and cells on paper of the label's own tint, each cell with as many dots as its number in the
+    row.
+    """
     right = row.glyph_boxes[-1][2] + 3
     top, bottom = row.glyph_boxes[0][1] - 2, row.glyph_boxes[0][3] + 2
     tint = tuple(125 + channel // 2 for channel in list(RGB.values())[LABELS.index(row.label)])
@@ -176,7 +178,7 @@ def _draw_dots(canvas: np.ndarray, item: GlyphObject, size: int) -> None:
 
 
 def draw(layout: Layout, rng: Random) -> Image.Image:
-    """The RGB image of a layout; ``rng`` decides on everything that no question asks about."""
+    """The RGB image of a layout; ``rng`` draws everything that no question asks about."""
     paper = Image.fromarray(_background(rng, layout.width, layout.height))
     _scribble(rng, paper)
     canvas = np.array(paper)

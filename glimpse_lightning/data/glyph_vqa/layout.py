@@ -1,4 +1,4 @@
-"""What stands where in a GlyphVQA image, and the questions one can ask about it. No pixels here."""
+"""Layout of a GlyphVQA image, and the questions about it, without pixels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class GlyphRow:
 
 @dataclass
 class Layout:
-    """All that can be asked about in one image of ``width`` x ``height`` pixels. Each glyph occurs once."""
+    """The objects and rows of an image of ``width`` x ``height`` pixels. Each glyph occurs once."""
 
     width: int
     height: int
@@ -48,7 +48,7 @@ class Layout:
 
 @dataclass
 class Question:
-    """A question, its only right answer and the pixel boxes of what one must see to answer it."""
+    """A question, its only right answer and the pixel boxes of its evidence."""
 
     family: str
     text: str
@@ -99,7 +99,7 @@ def _varied(rng: Random, names: tuple[str, ...], count: int) -> list[str]:
 def make_layout(rng: Random, width: int = 448, height: int = 448, crowded: bool = False) -> Layout:
     """A random layout; smaller images hold fewer objects. Both sides must be at least 224 pixels.
 
-    ``crowded`` ones, for training to see, hold twelve.
+    ``crowded`` layouts, used in pretraining, hold twelve objects.
     """
     columns, lines = width // SLOT, height // SLOT
     if columns < 4 or lines < 4:
@@ -168,7 +168,7 @@ def _row(layout: Layout, rng: Random) -> Question:
 
 
 def _group(layout: Layout, rng: Random) -> list[GlyphObject]:
-    """The two or three objects of a colour, most dots first: the one with a single dot is the last."""
+    """The two or three objects of a colour, from the most dots to a single dot."""
     colours = [item.colour for item in layout.objects]
     colour = rng.choice(sorted({colour for colour in colours if 2 <= colours.count(colour) <= 3}))
     return sorted((item for item in layout.objects if item.colour == colour), key=lambda item: -item.number)

@@ -1,7 +1,7 @@
-"""Packs many GlyphVQA questions about one image into one sequence, for the pretraining of glimpse-tiny.
+"""Packing of many GlyphVQA questions about one image into one sequence, for the pretraining of glimpse-tiny.
 
-Every question with its answer sees the image and itself only, at the mRoPE positions it would have alone, so a packed
-sequence equals that many separate ones at a fraction of the cost.
+Every question with its answer attends to the image and to itself only, at the mRoPE positions that it would have alone.
+A packed sequence therefore equals separate sequences at a fraction of the cost.
 
 Shapes: B images, L positions, N visual tokens an image (the same for all), P patches, W visual words, Q questions.
 """
@@ -42,7 +42,7 @@ _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32) * 255
 
 @dataclass
 class PackedBatch:
-    """``visual_words``: 1 shown, 0 not shown, -1 shown in part; ``targets``: what comes next, or IGNORE."""
+    """``visual_words``: 1 shown, 0 not shown, -1 shown in part; ``targets``: the next token, or IGNORE."""
 
     input_ids: Tensor  # [B, L]
     position_ids: Tensor  # [3, B, L]
@@ -53,7 +53,7 @@ class PackedBatch:
     visual_words: Tensor  # int8 [B, N, W]
     pixel_values: Tensor | None = None  # [B * P, 3 * 2 * 14 * 14]
     image_grid_thw: Tensor | None = None  # [B, 3]
-    settings: dict = field(default_factory=dict)  # what the training step needs to know of its stage
+    settings: dict = field(default_factory=dict)  # settings of the training stage
 
 
 def patches(image: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ def patches(image: np.ndarray) -> np.ndarray:
 
 
 def _shown(box: PixelBox, lines: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which tokens [lines, columns] hold at least 15 % of the box, and which hold any less than that."""
+    """Masks [lines, columns] of tokens that hold at least 15 % of the box, and of tokens that hold less."""
     x, y = np.arange(columns) * TOKEN, np.arange(lines) * TOKEN
     wide = np.clip(np.minimum(box[2], x + TOKEN) - np.maximum(box[0], x), 0, None)
     high = np.clip(np.minimum(box[3], y + TOKEN) - np.maximum(box[1], y), 0, None)
@@ -75,7 +75,7 @@ def _shown(box: PixelBox, lines: int, columns: int) -> tuple[np.ndarray, np.ndar
 
 
 def words_by_token(layout: Layout) -> np.ndarray:
-    """What each visual token shows: int8 [N, W] of 1, 0 and -1 (a sliver, counted neither way)."""
+    """Words that each visual token shows: int8 [N, W] of 1, 0 and -1 (a small part, counted neither way)."""
     lines, columns = layout.height // TOKEN, layout.width // TOKEN
     words = np.zeros((lines, columns, len(SHOWN_WORDS)), np.int8)
     pieces: list[tuple[PixelBox, tuple[str, ...]]] = [
@@ -96,7 +96,7 @@ def words_by_token(layout: Layout) -> np.ndarray:
 
 @dataclass
 class _Text:
-    """Token ids of a question with its answer and end; how many belong to the prompt; which image tokens matter."""
+    """Token ids of a question with its answer and end; number of prompt tokens; evidence tokens of the image."""
 
     tokens: list[int]
     prompt: int
@@ -140,16 +140,16 @@ def pack(
     """A batch of ``images`` fresh images with ``questions`` questions each.
 
     Args:
-        rng: decides on everything.
+        rng: generator of all random choices.
         images: number of images.
-        questions: number of questions about each.
+        questions: number of questions about each image.
         image_size: width and height in pixels, a multiple of 112.
         suffix: share of prompts that end as in the chat template instead of with their last word.
-        families: weight of each family in the mix; default: all alike.
-        pixels: draw the images; without, the batch only serves oracle visual tokens.
-        crowded: more objects than the benchmark has, so that there is more to see per image.
-        hide: share of questions that miss a random share of the visual tokens outside of their evidence, so that the
-            model does not come to lean on how much background there is.
+        families: weight of each family in the mix; default: equal weights.
+        pixels: whether the images are drawn; if not, the batch can be used with oracle visual tokens only.
+        crowded: whether images hold more objects than those of the benchmark, for more training targets per image.
+        hide: share of questions for which a random share of the visual tokens outside the evidence is hidden, so that
+            the model does not learn to depend on the amount of background.
     """
     weights = families or dict.fromkeys(FAMILIES, 1.0)
     side = image_size // TOKEN

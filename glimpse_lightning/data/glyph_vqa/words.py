@@ -16,9 +16,9 @@ LABELS = ("TEL", "DAY", "SUM", "BOX", "FAX", "AGE", "KEY", "LOT")
 SIDES = ("left", "right", "above", "below")
 COUNTS = tuple("123456789")
 PLACES = ("##0", "##1", "##2", "##3", "##4")
-"""Tokens that stand for a number of dots (0: a label's); questions and answers do not use them."""
+"""Tokens for a number of dots (0: a label); questions and answers do not use them."""
 VISUAL_WORDS = COLOURS + SHAPES + GLYPHS + LABELS
-"""Every word that a piece of the image can show; a visual token is trained to show the words it stands for."""
+"""Every word that a piece of the image can show; the visual tokens are trained to predict the words that they show."""
 
 _OTHER_WORDS = (
     "what is in the drawn holds compare colours colors shapes of and same different list all name count each read row "

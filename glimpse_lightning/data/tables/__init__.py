@@ -1,1 +1,1 @@
-"""Tables of rows: from the Hub, from files, by their columns."""
+"""Questions from tables: on the Hub or in files, with a mapping of columns."""

@@ -1,6 +1,6 @@
-"""Rows of Hugging Face ``datasets``, with images left undecoded: Pillow decodes them within our own bounds.
+"""Rows of Hugging Face ``datasets``, with images left undecoded: Pillow decodes them within this package's limits.
 
-``datasets`` is imported where it is first used: it takes a second, which runs on other data need not wait for.
+``datasets`` is imported on first use. The import takes a second, which runs on other data are spared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ArrowRows:
-    """Rows of a dataset that lies on disk.
+    """Rows of a ``datasets.Dataset``.
 
     Args:
         table: the dataset.
@@ -77,14 +77,14 @@ def hub_rows(
 
     Args:
         hub_id: ``owner/name``, or a folder.
-        config: its configuration.
-        split: its split.
+        config: configuration of the dataset.
+        split: split of the dataset.
         revision: branch, tag or commit.
-        streaming: fetch the first ``size`` rows only, without storing the dataset.
-        size: how many rows; default: all.
+        streaming: whether to fetch the first ``size`` rows only, without storing the dataset.
+        size: number of rows; default: all.
 
     Raises:
-        GlimpseError: where it cannot be had; the message says how to.
+        GlimpseError: if the dataset is not available; the message names the command that fetches it.
     """
     import datasets
 
@@ -114,7 +114,7 @@ def parquet_rows(path: Path, size: int | None = None) -> ArrowRows:
     """Rows of a Parquet file.
 
     Raises:
-        GlimpseError: where it cannot be read.
+        GlimpseError: if the file cannot be read.
     """
     import datasets
 
@@ -125,10 +125,10 @@ def parquet_rows(path: Path, size: int | None = None) -> ArrowRows:
 
 
 def folder_rows(path: Path, split: str | None = None, size: int | None = None) -> ArrowRows:
-    """Rows of a folder that ``save_to_disk`` wrote, or that ``load_dataset`` knows how to read.
+    """Rows of a folder that ``save_to_disk`` wrote, or that ``load_dataset`` can read.
 
     Raises:
-        GlimpseError: where it cannot be read, or has several splits and ``split`` is none of them.
+        GlimpseError: if the folder cannot be read, or has several splits and ``split`` is none of them.
     """
     import datasets
 
@@ -148,7 +148,7 @@ def folder_rows(path: Path, split: str | None = None, size: int | None = None) -
 
 
 def cache_folder() -> Path:
-    """Where ``datasets`` keeps what it fetched."""
+    """The folder in which ``datasets`` caches downloads."""
     import datasets
 
     return Path(datasets.config.HF_CACHE_HOME)

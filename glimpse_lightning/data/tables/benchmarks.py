@@ -1,7 +1,7 @@
-"""The public benchmarks, each declared in a few lines: where it lies, what its columns are, how it is asked and scored.
+"""The public benchmarks, each declared in a few lines: its location, columns, prompts and scoring.
 
-Prompts, columns and scoring are those of lmms-eval (shared/protocols.md section 4). Hub ids are of the owner that has
-them since July 2026; before, it was ``lmms-lab``.
+Prompts, columns and scoring are those of lmms-eval. The owner in hub ids is the one since July 2026; before, it was
+``lmms-lab``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from glimpse_lightning.runtime.errors import GlimpseError
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
-UNSAID = 128  # longest answer where the task's file names none: lmms-eval 0.3.5's default for Qwen2.5-VL
+UNSAID = 128  # longest answer if the task's file names none: lmms-eval 0.3.5's default for Qwen2.5-VL
 CHINESE_LETTER = "\n请直接使用所提供的选项字母作为答案回答。"
 
 
 @dataclass(frozen=True)
 class Join:
-    """Images that lie in another configuration of the same dataset: ``key`` of a question is ``image_key`` there."""
+    """Images in another configuration of the same dataset: ``key`` of a question equals ``image_key`` there."""
 
     config: str
     split: str
@@ -34,14 +34,15 @@ class Benchmark:
     """One benchmark.
 
     Attributes:
-        hub_id, config, split: where it lies on the Hub.
-        columns, wording: how a row becomes a question.
+        hub_id, config, split: location on the Hub.
+        columns, wording: mapping of columns, and wording of the prompt.
         metric, metric_options: name of a class in ``glimpse_lightning.metrics``, and its arguments.
-        max_new_tokens: of an answer.
-        join: where the images are, if not beside the questions.
-        id_modulo: ids that are equal modulo this belong to one question (rotations of its options).
-        ocr: column of the words that were read in the image, which may be shown with the question.
-        revision: of the dataset that the columns were checked against; ``None``: the newest.
+        max_new_tokens: length of the longest answer.
+        join: location of the images; ``None``: next to the questions.
+        id_modulo: modulus of ids: ids that are equal modulo this number belong to one question (rotations of its
+            options); 0: none.
+        ocr: column of the words read in the image, which can be shown with the question; ``None``: no such column.
+        revision: version of the dataset against which the columns were checked; ``None``: the newest.
     """
 
     hub_id: str
@@ -95,11 +96,11 @@ MMBENCH = Benchmark(
     max_new_tokens=1024,
     id_modulo=1_000_000,
 )
-HIDDEN = replace(MMBENCH.columns, answers=None)  # the test split is scored by its makers
+HIDDEN = replace(MMBENCH.columns, answers=None)  # answers of the test split are not public
 MMBENCH_CN = replace(
     MMBENCH,
     config="cn",
-    wording=replace(MMBENCH.wording, suffix=CHINESE_LETTER),  # the line above the options is English there as well
+    wording=replace(MMBENCH.wording, suffix=CHINESE_LETTER),  # the line above the options stays English
     max_new_tokens=256,
 )
 
@@ -188,14 +189,14 @@ BENCHMARKS: dict[str, Benchmark] = {
         metric_options={"rule": "search"},
     ),
 }
-"""Every benchmark by the name that lmms-eval knows it by."""
+"""Benchmarks by their names in lmms-eval."""
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The benchmark of a name.
+    """The benchmark called ``name``.
 
     Raises:
-        GlimpseError: where there is none.
+        GlimpseError: if there is no benchmark of that name.
     """
     if name not in BENCHMARKS:
         raise GlimpseError(f"Expected a benchmark out of {', '.join(BENCHMARKS)}, but got {name!r}.")

@@ -1,4 +1,4 @@
-"""How columns of a table become a question: which column holds what, and how the prompt is worded."""
+"""Questions from the columns of a table: mapping of columns, and wording of the prompt."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ class Columns:
     """Names of the columns of a dataset of visual questions.
 
     Args:
-        question: the question.
-        answers: a text, a number, a list of either, or a list of mappings with the key `answer`; with `options`: the
-            right one, as its letter or as its index from 0. None: there are no answers. Default: `answers`, or `answer`
-            in a table without a column of that name.
-        image: one image or a list of them, as a path, as bytes, or as `datasets` stores it; several columns: one image
-            of each. Default: `image`, or `images` in a table without a column of that name.
-        id: name of the question; default: the row's number. Names that occur several times get `#0`, `#1`, ... .
-        family: question family, by which figures are grouped.
-        boxes: evidence, a list of [x1, y1, x2, y2] (with several images: one such list per image).
-        options: of a multiple choice, a list, or one column per option; empty ones are left out.
+        question: column of the question.
+        answers: column of the answers: a text, a number, a list of either, or a list of mappings with the key `answer`;
+            with `options`, the letter or the index from 0 of the right option. None: the table has no answers. Default:
+            `answers`, or `answer` in a table without a column of that name.
+        image: column of an image or a list of images, as paths, as bytes, or as stored by `datasets`; several columns:
+            one image from each. Default: `image`, or `images` in a table without a column of that name.
+        id: column of the question's name; default: the row's number. Repeated names get `#0`, `#1`, ... appended.
+        family: column of the question family, by which figures are grouped.
+        boxes: column of the evidence, a list of [x1, y1, x2, y2] (with several images: one such list per image).
+        options: column with a list of the options of a multiple choice, or one column per option; empty options are
+            left out.
         more_options: columns of further options, which a table need not have.
-        hint: context of the question; may be empty.
-        ocr: words that were read in the image, a list.
+        hint: column of the question's context; cells may be empty.
+        ocr: column with a list of the words read in the image.
     """
 
     question: str = "question"
@@ -58,27 +59,29 @@ class Columns:
         return replace(self, **other) if other else self
 
     def names(self) -> list[str]:
-        """Every column that has to be there."""
+        """All columns that the table must have."""
         values = (getattr(self, name) for name in self.__dataclass_fields__ if name != "more_options")
         return [name for value in values for name in (value if isinstance(value, list) else [value]) if name]
 
 
 @dataclass(frozen=True)
 class Wording:
-    """How a question is put to the model.
+    """Wording of the prompt.
 
     Args:
-        prompt: out of `{question}`, `{options}` (a line `A. ...` each), `{hint}` and `{ocr}`.
-        hint: what stands for `{hint}` in the prompt where a question has a hint.
-        ocr: what stands for `{ocr}` in the prompt where the columns name words that were read.
-        suffix: behind the prompt.
-        capitalize: first letter of the question in upper case, all others in lower case (Python's `capitalize`).
-        drop: text that is taken out of questions.
-        inline_options: questions hold their options as `(A) ... (B) ...`, which become lines `A. ...` below them.
-        strip: whether spaces at the ends of questions are dropped.
+        prompt: template with `{question}`, `{options}` (one line `A. ...` each), `{hint}` and `{ocr}`.
+        hint: replacement of `{hint}` in the prompt if a question has a hint; otherwise it is empty.
+        ocr: replacement of `{ocr}` in the prompt if the columns include `ocr`; otherwise it is empty.
+        suffix: text after the prompt.
+        capitalize: whether the first letter of the question is in upper case and all others in lower case (Python's
+            `capitalize`).
+        drop: text to remove from questions.
+        inline_options: whether questions contain their options as `(A) ... (B) ...`, which then become lines `A. ...`
+            below the question.
+        strip: whether spaces at the ends of questions are removed.
 
     Raises:
-        GlimpseError: where a text has braces around anything else; for braces themselves, double them.
+        GlimpseError: if a text has braces around another name; double braces stand for braces.
     """
 
     prompt: str = "{question}"
@@ -106,14 +109,14 @@ class Wording:
 
 
 PARTS = {"prompt": ("question", "options", "hint", "ocr"), "hint": ("hint",), "ocr": ("ocr",)}
-"""What may stand in braces in each text of a wording."""
+"""Names that may stand in braces in each text of a wording."""
 
 
 def question_text(row: Mapping[str, Any], columns: Columns, wording: Wording, where: str) -> str:
     """The prompt of a row.
 
     Raises:
-        BadSampleError: where it has no question; it begins with ``where``.
+        BadSampleError: if the row has no question; the message begins with ``where``.
     """
     text = row[columns.question]
     if not isinstance(text, str) or not text.strip():
@@ -135,7 +138,7 @@ def question_text(row: Mapping[str, Any], columns: Columns, wording: Wording, wh
 
 
 def option_lines(row: Mapping[str, Any], columns: Columns) -> list[str]:
-    """``A. red``, ``B. blue``, ...; nothing where the question is no multiple choice."""
+    """``A. red``, ``B. blue``, ...; an empty list if the question is no multiple choice."""
     if columns.options is None:
         return []
     named = columns.options
@@ -149,10 +152,10 @@ def option_lines(row: Mapping[str, Any], columns: Columns) -> list[str]:
 
 
 def answer_texts(row: Mapping[str, Any], columns: Columns, where: str, required: bool = True) -> list[str]:
-    """Reference answers; of a multiple choice the letter, then all options, as metrics want them.
+    """Reference answers; for a multiple choice the letter, followed by all options, as metrics expect them.
 
     Raises:
-        BadSampleError: where there are none, though ``required``, or the right option is none of them.
+        BadSampleError: if required answers are missing, or the right option is not among the options.
     """
     if columns.answers is None:
         return []
@@ -179,14 +182,16 @@ def answer_texts(row: Mapping[str, Any], columns: Columns, where: str, required:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell holds nothing: ``None``, NaN, an empty text, or ``"nan"`` as tables write it."""
+    """Whether a cell is empty: ``None``, NaN, an empty text, or the text ``"nan"``."""
     if isinstance(value, float):
         return math.isnan(value)
     return value is None or (isinstance(value, str) and value.strip() in ("", "nan"))
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list as it is, one written as JSON (in a cell of a CSV file) read, and anything else as its only element."""
+    """A list unchanged, a list parsed from JSON (in a cell of a CSV file), or another value as the only element of a
+    list.
+    """
     if isinstance(value, (list, tuple)):
         return list(value)
     if isinstance(value, str) and value.lstrip().startswith("["):

@@ -13,20 +13,23 @@ from glimpse_lightning.runtime.errors import GlimpseError
 
 
 class HubVQA(RowDataset):
-    """A benchmark by name: ``docvqa_val``, ``textvqa_val``, ``gqa``, ...; all are declared in ``data/benchmarks.py``.
+    """A benchmark by name: ``docvqa_val``, ``textvqa_val``, ``gqa``, ...; all are declared in
+    ``data/tables/benchmarks.py``.
 
     Args:
-        name: of the benchmark.
+        name: name of the benchmark.
         folder: a local copy of the dataset's repository, instead of the Hub or the cache.
-        split: default: the one that is scored.
-        revision: branch, tag or commit of the dataset.
-        suffix: behind each question; default: the benchmark's own.
-        ocr: show the words that were read in the image below each question, where the benchmark has them (TextVQA).
-        size: use the first so many rows only.
-        streaming: fetch these rows only, without storing the dataset; needs `size`.
-        on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
+        split: split of the dataset; default: the one that is scored.
+        revision: branch, tag or commit of the dataset; default: the version that the columns were checked against, or
+            the newest.
+        suffix: text after each question; default: the benchmark's own.
+        ocr: whether the words read in the image are shown below each question; needs a benchmark that has them
+            (TextVQA).
+        size: number of rows to use, from the first one on; default: all.
+        streaming: whether to fetch the first `size` rows only, without storing the dataset.
+        on_error: treatment of a row that cannot be used: `raise` stops, `skip` leaves the row out and counts it.
         require_answers: whether a row without an answer is an error.
-        max_pixels: images with more pixels are refused.
+        max_pixels: largest number of pixels of an image; larger images are refused.
 
     Examples:
         >>> from datasets import Dataset
@@ -54,7 +57,7 @@ class HubVQA(RowDataset):
     ) -> None:
         self.name = name
         self.benchmark = benchmark = find_benchmark(name)
-        if folder is not None and not Path(folder).is_dir():  # or the Hub would be asked for a stranger's repository
+        if folder is not None and not Path(folder).is_dir():  # else it would be taken for a repository on the Hub
             raise GlimpseError(
                 f"{folder}: no such folder; expected a copy of {benchmark.hub_id}: `hf download {benchmark.hub_id} "
                 f"--repo-type dataset --local-dir {folder}`."

@@ -1,4 +1,4 @@
-"""Questions out of the rows of a table."""
+"""Questions from the rows of a table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OnError = Literal["raise", "skip"]
 
 
 class Rows(Protocol):
-    """Rows by number, with images left as they are stored."""
+    """Rows by number, with images in their stored form."""
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -36,7 +36,7 @@ class Rows(Protocol):
 
 
 class ListRows:
-    """Rows that lie in memory.
+    """Rows in memory.
 
     Args:
         rows: mappings with the same keys.
@@ -60,21 +60,22 @@ class RowDataset(Dataset[Sample]):
     """Questions of a table.
 
     Args:
-        rows: of the table.
-        source: what the table is called in errors.
-        columns: which column holds what.
-        wording: of the prompt.
+        rows: rows of the table.
+        source: name of the table in errors.
+        columns: mapping of columns.
+        wording: wording of the prompt.
         root: folder that image paths are relative to and may not leave.
-        on_error: what a row that cannot be used does: ``raise`` stops with its number; ``skip`` leaves it out, counts
-            it and says so.
+        on_error: treatment of a row that cannot be used: ``raise`` stops and names its number; ``skip`` leaves it out,
+            counts it and warns.
         require_answers: whether a row without an answer is an error.
         require_images: whether a row without an image is an error.
         box_format: ``normalised`` (0 to 1) or ``pixels`` of the upright image.
-        max_pixels: images with more pixels are refused.
-        id_modulo: numeric ids count as equal where they are so modulo this; 0: where they are equal.
+        max_pixels: largest number of pixels of an image; larger images are refused.
+        id_modulo: modulus of numeric ids: ids that are equal modulo this number count as equal; 0: the ids themselves
+            are compared.
 
     Raises:
-        GlimpseError: where a named column is missing, or there is no row.
+        GlimpseError: if a named column is missing, or the table is empty.
     """
 
     def __init__(
@@ -117,17 +118,17 @@ class RowDataset(Dataset[Sample]):
             return self._sample(self.rows[index], self.ids[index], where)
         except BadSampleError:
             raise
-        except (LookupError, TypeError, ValueError, ArithmeticError) as error:  # a cell of a kind that nobody foresaw
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:  # a cell of an unforeseen type
             raise BadSampleError(f"{where}: cannot be read ({type(error).__name__}: {error}).") from error
 
     def annotated(self, what: Literal["answers", "boxes"]) -> int:
-        """How many samples have answers, or boxes."""
+        """Number of samples that have answers, or boxes."""
         name = getattr(self.columns, what)
         cells = (value for value in self.rows.column(name) if not is_missing(value)) if name else ()
         return sum(any(not is_missing(each) for each in as_list(value)) for value in cells)
 
     def identity(self, index: int) -> list[Any]:
-        """The cells that are read, and how they are worded; images that are files by what tells those apart."""
+        """The cells that are read, and their wording; image files by path, size and time of change."""
         row = self.rows[index]
         images = [self._image_identity(value) for value in self._image_values(row)]
         known = [*self.columns.names(), *self.columns.more_options]
@@ -198,8 +199,8 @@ class RowDataset(Dataset[Sample]):
 
 
 def base64_image(text: str) -> bytes | None:
-    """The file that a cell holds in base64, as VLMEvalKit writes images; ``None`` where it is something else: a path
-    has other letters, or is shorter.
+    """The image file in a base64 cell, as VLMEvalKit writes images; ``None`` for other texts: paths contain other
+    characters or are shorter.
     """
     text = text.removeprefix("data:").partition("base64,")[2] if text.startswith("data:image/") else text
     if len(text) < SHORTEST_BASE64 or not _BASE64.fullmatch(text):
@@ -212,7 +213,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """``names``, those that occur several times numbered: ``a#0``, ``a#1``, ...."""
+    """``names`` with repeated ones numbered: ``a#0``, ``a#1``, ...."""
     often, seen = Counter(names), Counter[str]()
     taken = {name for name in names if often[name] == 1}
     out = []

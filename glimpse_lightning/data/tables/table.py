@@ -1,4 +1,4 @@
-"""Your own questions, from a table in any of the usual formats, by a mapping of its columns."""
+"""Your own questions, from a table in a common format, with a mapping of its columns."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.paths import read_text
 
 LARGEST_CELL = 2**30
-"""Letters of a cell, at most; Python's own limit of 131,072 is less than an image."""
+"""Largest number of characters in a cell; Python's default of 131,072 is less than an image."""
 
 
 class Table(RowDataset):
-    """Questions in a JSONL, JSON, CSV, TSV or Parquet file, in a folder that `datasets` saved, or in one of images.
+    """Questions in a JSONL, JSON, CSV, TSV or Parquet file, in a folder saved by `datasets`, or in a folder of images.
 
     Args:
-        path: the file or folder. A folder without `datasets`' own files is read as `datasets` reads folders: images
-            beside a `metadata.csv` or `metadata.jsonl`, or Parquet files.
-        columns: which column holds what.
-        wording: how the prompt is worded.
-        root: folder that image paths are relative to and may not leave; default: that of the file.
-        split: of a folder with several; default: the only one.
-        size: use the first so many rows only.
-        on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
+        path: file or folder. A folder that was not saved by `datasets` is loaded by `datasets`: images next to a
+            `metadata.csv` or `metadata.jsonl`, or Parquet files.
+        columns: mapping of columns.
+        wording: wording of the prompt.
+        root: folder that image paths are relative to and may not leave; default: the file's folder.
+        split: split of a folder with several; default: the only one.
+        size: number of rows to use, from the first one on; default: all.
+        on_error: treatment of a row that cannot be used: `raise` stops, `skip` leaves the row out and counts it.
         require_answers: whether a row without an answer is an error.
-        require_images: whether a row without an image is an error; else it is a question about nothing but text.
+        require_images: whether a row without an image is an error; if not, it is a question about text alone.
         box_format: `normalised` (0 to 1, relative to width and height) or `pixels`, of the upright image.
-        max_pixels: images with more pixels are refused.
+        max_pixels: largest number of pixels of an image; larger images are refused.
 
     Examples:
         >>> from pathlib import Path
@@ -83,7 +83,7 @@ class Table(RowDataset):
             rank_zero_warn(f"{path}: skipped {len(self.skipped)} bad lines; the first: {self.skipped[0]}")
 
     def _drop_broken_images(self, rows: ListRows) -> None:
-        """Leave out rows with a cell in base64 that is no image, which its first bytes tell."""
+        """Leave out rows with a base64 cell whose first bytes are not those of an image."""
         good = []
         for index, row in enumerate(rows.rows):
             texts = [value for value in self._image_values(row) if isinstance(value, str)]
@@ -103,12 +103,13 @@ def read_rows(path: Path, split: str | None = None, size: int | None = None, ski
 
     Args:
         path: the file or folder.
-        split: of a folder with several.
-        size: the first so many rows.
-        skipped: where to note what is wrong with broken lines of JSONL, which are then left out; default: they raise.
+        split: split of a folder with several.
+        size: number of rows to read, from the first one on; default: all.
+        skipped: list that gets messages about broken lines of JSONL, which are then left out; default: broken lines
+            raise.
 
     Raises:
-        GlimpseError: where the format is unknown or the contents are damaged.
+        GlimpseError: if the format is unknown or the contents are damaged.
     """
     if path.is_dir():
         return folder_rows(path, split, size)
@@ -129,10 +130,10 @@ def read_rows(path: Path, split: str | None = None, size: int | None = None, ski
 
 
 def _delimited(path: Path, skipped: list[str] | None) -> list[dict[str, Any]]:
-    """Rows of a CSV, whose cells may be quoted, or of a TSV, where a quote is a character, as most writers mean it; but
-    a TSV's cell that is quoted for the quotes in it (``"[""a""]"``) is taken for what it says.
+    """Rows of a CSV, whose cells may be quoted, or of a TSV, where a quote is a plain character for most writers. A
+    TSV's cell that is quoted because of the quotes inside (``"[""a""]"``) is unquoted.
     """
-    csv.field_size_limit(LARGEST_CELL)  # of images in base64
+    csv.field_size_limit(LARGEST_CELL)  # large enough for images in base64
     tabs = path.suffix == ".tsv"
     options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
     rows: list[dict[str, Any]] = []
