@@ -1,4 +1,4 @@
-"""What a backbone is: a thin adapter over an unmodified Hugging Face vision-language model."""
+"""Base class of backbones: thin adapters over unmodified Hugging Face vision-language models."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 
 class Backbone(Decoder):
-    """Adapter over a Hugging Face model: embeds a prompt, names the decoder's parts, knows grid and positions.
+    """Adapter over a Hugging Face model: embedding of prompts, parts of the decoder, grids and positions of tokens.
 
     Nothing of the model is replaced or subclassed. A new family is one subclass that names its architectures and
-    implements :meth:`embed`, :attr:`decoder` and :attr:`facts`; it is found by walking the subclasses.
+    implements :meth:`embed`, :attr:`decoder` and :attr:`facts`; loading finds it among the subclasses of this class.
 
     Args:
         model: the Hugging Face model.
-        processor: its processor; ``None`` where ready tensor batches are fed.
-        prune_video: whether tokens of videos are items that a pruner sees; else they are kept, as text is. Families
-            that feed frames as images (InternVL, SmolVLM) cannot tell them apart and prune both.
+        processor: processor of the model; ``None``: the backbone takes ready tensor batches only.
+        prune_video: whether a pruner sees the tokens of videos; if not, they are kept like text. Families that pass
+            frames as images (InternVL, SmolVLM) cannot distinguish them and prune both.
 
     Attributes:
-        revision: version on the Hub that was asked for; ``None`` where none was.
-        settings: settings of the image processor that were asked for, by name.
+        revision: requested version on the Hub; ``None``: no version was requested.
+        settings: requested settings of the image processor, by name.
 
     Examples:
         >>> class MyBackbone(gl.backbones.Qwen25VLBackbone):  # Qwen2.5-VL in a Hugging Face class of another name
@@ -53,13 +53,13 @@ class Backbone(Decoder):
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
-    """Class names of the Hugging Face models this adapter understands."""
+    """Class names of the Hugging Face models that this adapter supports."""
     input_names: ClassVar[tuple[str, ...]] = (
         "input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "pixel_values", "image_sizes",
     )  # fmt: skip
     """Names of the tensors that make up a prompt. The processor may add names of its own (:attr:`prompt_inputs`)."""
     image_only_processor: ClassVar[bool] = False
-    """Whether ``ImageOnlyProcessor`` stands in for the stock processor where torchvision is missing."""
+    """Whether ``ImageOnlyProcessor`` replaces the stock processor if torchvision is missing."""
 
     def __init__(self, model: PreTrainedModel, processor: Any | None = None, prune_video: bool = True) -> None:
         super().__init__(model)
@@ -69,11 +69,11 @@ class Backbone(Decoder):
         self.revision: str | None = None
         self.settings: dict[str, Any] = {}
 
-    # -- what a family must say ---------------------------------------------------------------------------------
+    # -- to be defined by a family ------------------------------------------------------------------------------
 
     @abstractmethod
     def visuals(self, inputs: Mapping[str, Any], vision_layers: Sequence[VisionTap]) -> list[Visuals]:
-        """The visual inputs of a batch as the vision tower sees them, one entry per kind of placeholder."""
+        """The visual inputs of a batch after the vision tower, one entry per kind of placeholder."""
 
     @abstractmethod
     def embed_prompt(
@@ -82,7 +82,7 @@ class Backbone(Decoder):
         vision_layers: Sequence[VisionTap],
         vision_output: list[Visuals] | None = None,
     ) -> Prompt:
-        """Embed processor outputs ``inputs``, in the caller's layout; ``inputs["attention_mask"]`` is always there.
+        """Embed processor outputs ``inputs``, in the caller's layout; ``inputs`` always holds ``attention_mask``.
 
         Args:
             vision_output: cached output of :meth:`visuals` for the same inputs; ``None``: the vision tower runs.
@@ -95,33 +95,33 @@ class Backbone(Decoder):
         """A hand-made random batch for conformance tests; sample ``i`` depends on ``first_sample + i`` alone.
 
         Args:
-            sizes: per sample, the (height, width) in visual tokens of each of its images.
+            sizes: (height, width) in visual tokens of each image, by sample.
         """
 
     def hf_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Arguments of the Hugging Face model's own ``forward`` and ``generate``, from those of :meth:`embed`."""
         return dict(inputs)
 
-    # -- what most families share -------------------------------------------------------------------------------
+    # -- defaults of most families ------------------------------------------------------------------------------
 
     @property
     def max_pixels(self) -> int | None:
-        """Pixels of the largest image that the processor takes as it is; ``None`` where it knows no such number."""
+        """Pixels of the largest image that the processor does not shrink; ``None``, the default: unknown."""
         return None
 
     @property
     def pixel_multiple(self) -> int:
-        """What the processor rounds the sides of an image to, in pixels."""
+        """Number of pixels to whose multiples the processor rounds the sides of an image; default: 1."""
         return 1
 
     @property
     def prompt_inputs(self) -> frozenset[str]:
-        """Names of everything that a prompt may consist of: :attr:`input_names` and what the processor makes."""
+        """Names of all possible inputs of a prompt: :attr:`input_names` and the processor's outputs."""
         return frozenset((*self.input_names, *getattr(self.processor, "model_input_names", ())))
 
     @property
     def visual_token_ids(self) -> tuple[int, ...]:
-        """Ids of the placeholders of visual tokens, by what configurations call them."""
+        """Ids of the placeholders of visual tokens, read from the model's configuration."""
         names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
         found = (getattr(self.model.config, name, None) for name in names)
         return tuple(dict.fromkeys(number for number in found if isinstance(number, int)))
@@ -137,14 +137,14 @@ class Backbone(Decoder):
         vision_layers: Sequence[VisionTap] = (),
         vision_output: list[Visuals] | None = None,
     ) -> Prompt:
-        """Embed processor outputs; whatever the padding side, the prompt comes back padded on the left.
+        """Embed processor outputs, padded on either side. The result is padded on the left.
 
         Args:
             vision_output: cached output of the frozen vision tower (:meth:`visuals` of the same arguments), reused when
                 prompts are embedded again. ``None``: the vision tower runs.
 
         Raises:
-            GlimpseError: where ``input_ids`` are missing or a prompt is empty.
+            GlimpseError: if ``input_ids`` are missing or a prompt is empty.
         """
         ids = inputs.get("input_ids")
         if ids is None or ids.ndim != 2:
@@ -175,12 +175,12 @@ class Backbone(Decoder):
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Samples through chat template and processor into a batch, padded on the left, with answer tokens.
 
-        Prompts are tokenized as by the processor's ``apply_chat_template``, and answers as in the conversation that the
-        template writes whole, up to the first token of :attr:`end_token_ids`.
+        Prompts have the tokens of the processor's ``apply_chat_template``. Answers have the tokens of the whole
+        conversation, answer included, up to the first token of :attr:`end_token_ids`.
 
         Raises:
-            GlimpseError: where nothing ends an answer, or the template cannot write a question or answer.
-            RefusedSamplesError: where the processor takes some samples but not others; it names these.
+            GlimpseError: if no end token is known, or the template cannot write a question or answer.
+            RefusedSamplesError: if the processor refuses some of the samples; the error names them.
         """
         tokenizer, ends = self.tokenizer, self.end_token_ids
         if not ends:
@@ -203,24 +203,25 @@ class Backbone(Decoder):
         return batch
 
     def share_images(self, inputs: dict[str, Any], first: Sequence[int]) -> dict[str, Any]:
-        """Processor outputs in which the vision tower meets equal images once; ``first[i]`` is the first like image i.
+        """Processor outputs in which equal images appear once; ``first[i]`` is the index of the first image equal to
+        image i.
 
-        A family that cannot do so leaves them as they are, which costs time and changes nothing else.
+        By default the inputs are returned unchanged. The vision tower then runs on every copy, with the same results.
         """
         return inputs
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Write model and processor as a plain Hugging Face folder; ``weights`` in place of the model's own."""
+        """Write model and processor as a plain Hugging Face folder; ``weights`` replace the model's own."""
         self.model.save_pretrained(folder, state_dict=weights)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
 
     def described(self) -> dict[str, Any]:
-        """Version and settings that results depend on, beyond the model's name, as plain values.
+        """Version and settings that affect results, besides the model's name, as plain values.
 
-        ``revision`` is the version on the Hub that was asked for, ``None`` where none was. ``image_processor`` holds
-        all settings of the image processor, changed or not; it is empty where there is none. ``generation_config``
-        holds what the checkpoint asks of greedy decoding (:func:`~.generate_options.greedy_settings`).
+        ``revision`` is the requested version on the Hub, or ``None``. ``image_processor`` holds all settings of the
+        image processor, changed or not, and is empty without one. ``generation_config`` holds the checkpoint's settings
+        of greedy decoding (:func:`~.generate_options.greedy_settings`).
         """
         return {
             "revision": self.revision,
@@ -229,13 +230,13 @@ class Backbone(Decoder):
         }
 
     def asked(self) -> str:
-        """Settings and revision that were asked for, as a sentence for tables; empty where none were."""
+        """Requested settings and revision as a sentence for tables; empty without any."""
         parts = [f"{name} {value}" for name, value in sorted(self.settings.items())]
         parts += [f"revision {self.revision}"] if self.revision else []
         return f"Backbone with {', '.join(parts)}." if parts else ""
 
     def until_end(self, rows: Iterable[Tensor]) -> list[list[int]]:
-        """Generated token ids, one tensor ``[new]`` per answer, up to the first token that ends it, without that."""
+        """Generated token ids, one tensor ``[new]`` per answer, up to and without the first end token."""
         ends = set(self.end_token_ids)
         return [list(takewhile(lambda token: token not in ends, row.tolist())) for row in rows]
 
@@ -257,5 +258,5 @@ def pad_rows(rows: Sequence[Tensor], padding_side: str, padding_id: int) -> dict
 
 
 def text_position_ids(mask: Tensor) -> Tensor:
-    """Positions ``[B, N]`` that count unpadded tokens (1 at padding, as Hugging Face's ``generate`` has it)."""
+    """Positions ``[B, N]`` that count unpadded tokens (1 at padding, as in Hugging Face's ``generate``)."""
     return (mask.long().cumsum(-1) - 1).masked_fill(~mask.bool(), 1)

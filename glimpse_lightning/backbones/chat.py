@@ -1,4 +1,4 @@
-"""A question and its answer as the model's own chat template writes them.
+"""Questions and answers in the model's own chat template.
 
 A prompt's tokens are those of the processor's ``apply_chat_template``. The tokens to predict after it come from the
 conversation that the template writes with the answer in it, by the first of these rules that applies:
@@ -8,10 +8,10 @@ conversation that the template writes with the answer in it, by the first of the
    after it, following the prompt's header.
 3. The template writes no answers: the plain text of the answer, following the prompt.
 
-They end with the first token that generation stops at. Where the template writes none, what it writes after the answer
-is left out, and white space at the answer's end; the first of the generation config's ``eos_token_id`` takes its place.
-Where the first characters to predict would share a token with the last ones of the prompt, the prompt keeps its own
-tokens. Rules 2 and 3 and a shared token are said in a warning.
+The tokens to predict end with the first end token of generation. If the template writes no end token, the text after
+the answer and white space at the answer's end are replaced by the first of the generation config's ``eos_token_id``. If
+the first characters to predict share a token with the last ones of the prompt, the prompt keeps its own tokens. Rules 2
+and 3 and a shared token cause a warning.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.runtime.errors import GlimpseError
 
 MARK = "7031852946"
-"""Stands for an answer, to see where a template puts it: characters that no template writes by itself."""
+"""Stand-in for an answer, by which its place in a template is found: characters that no template writes by itself."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Turn:
 
     Attributes:
         prompt: the question, up to where generation starts.
-        reply: what follows, up to the last character of the answer.
-        tail: what the template writes after the answer.
+        reply: text from there to the last character of the answer.
+        tail: text of the template after the answer.
     """
 
     prompt: str
@@ -49,7 +49,7 @@ def prompt_inputs(samples: Sequence[Sample], processor: Any) -> dict[str, Any]:
     """Processor outputs for the samples' prompts, padded on the left.
 
     Raises:
-        GlimpseError: where the processor has no chat template.
+        GlimpseError: if the processor has no chat template.
     """
     try:
         inputs = processor.apply_chat_template(
@@ -68,10 +68,10 @@ def prompt_inputs(samples: Sequence[Sample], processor: Any) -> dict[str, Any]:
 
 
 def target_ids(sample: Sample, processor: Any, tokenizer: Any, ends: Sequence[int]) -> list[int]:
-    """Tokens of the first reference answer up to and including one of ``ends``; none without any answer.
+    """Tokens of the first reference answer up to and including one of ``ends``; an empty list without answer.
 
     Raises:
-        GlimpseError: where the template cannot write the question, or no tokens make the answer follow the prompt.
+        GlimpseError: if the template cannot write the question, or the answer's tokens cannot follow the prompt's.
     """
     if not sample.answers:
         return []
@@ -87,14 +87,14 @@ def write_turn(sample: Sample, answer: str, processor: Any) -> Turn:
     """The sample's question with an answer, by the rules above.
 
     Raises:
-        GlimpseError: where the template cannot write the question.
+        GlimpseError: if the template cannot write the question.
     """
     question = _question(sample)
     try:
         prompt: str = processor.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
     except (TemplateError, ValueError) as error:
         raise _unwritten(sample, error) from error
-    for content in (_parts, str):  # some templates take the text of an answer only as it is
+    for content in (_parts, str):  # some templates take an answer as plain text only
         try:
             marked, whole = (
                 processor.apply_chat_template(
@@ -102,7 +102,7 @@ def write_turn(sample: Sample, answer: str, processor: Any) -> Turn:
                 )
                 for text in (MARK, answer)
             )
-        except Exception:  # a template is a program of its own, and fails in its own ways
+        except Exception:  # a template is a program and raises errors of many types
             continue
         before, found, tail = marked.rpartition(MARK)
         if not found or str(_parts(MARK)) in marked:
@@ -142,7 +142,7 @@ def _tokens_after(prompt: str, reply: str, tokenizer: Any) -> list[int]:
     """Tokens of ``reply`` that follow those of ``prompt``.
 
     Raises:
-        GlimpseError: where the two do not make the text ``prompt + reply``.
+        GlimpseError: if the tokens of both do not decode to ``prompt + reply``.
     """
 
     def encode(text: str) -> list[int]:

@@ -17,8 +17,8 @@ from glimpse_lightning.data.sample import Sample
 def collate_samples(samples: Sequence[Sample], processor: Any, tokenizer: Any, ends: Sequence[int]) -> Batch:
     """Run ``samples`` through the chat template and ``processor``; prompts padded left, answers padded right.
 
-    Each image stands before the question, in order, in one user turn. An answer ends with one of the tokens ``ends``; a
-    sample without answers has no answer tokens.
+    One user turn holds the images, in order, followed by the question. An answer ends with one of the tokens ``ends``.
+    A sample without answers has no answer tokens.
     """
     rows = [target_ids(sample, processor, tokenizer, ends) for sample in samples]
     answer_ids, answer_mask = padded_answers(rows, ends[0])
@@ -33,7 +33,7 @@ def collate_samples(samples: Sequence[Sample], processor: Any, tokenizer: Any, e
 
 
 def first_copies(images: Sequence[Image]) -> list[int]:
-    """For each image, the number of the first one that is the very same object."""
+    """For each image, the index of the first image that is the same object."""
     first: dict[int, int] = {}
     return [first.setdefault(id(image), number) for number, image in enumerate(images)]
 

@@ -17,8 +17,8 @@ class Gemma3Backbone(SquareGridBackbone):
     """Adapter for ``Gemma3ForConditionalGeneration``.
 
     Every image, and every crop of pan-and-scan, is an item with a square grid (16 x 16 tokens of 4 x 4 patches). The
-    tokens of an image see each other in both directions; after pruning, those that are left do. Layers with a sliding
-    window count kept tokens, as decoding does.
+    tokens of an image attend to each other in both directions, also after pruning. Sliding windows count kept tokens,
+    as in decoding.
     """
 
     architectures = ("Gemma3ForConditionalGeneration",)
@@ -34,7 +34,7 @@ class Gemma3Backbone(SquareGridBackbone):
         return math.isqrt(self.model.config.mm_tokens_per_image)
 
     def position_embeddings(self, hidden: Tensor, position_ids: Tensor) -> dict[str, Any]:
-        """By kind of layer: those with a sliding window rotate by another base."""
+        """Position embeddings by kind of layer, because layers with a sliding window have another rotary base."""
         rotary: Any = self.decoder.rotary_emb
         return {kind: rotary(hidden, position_ids, kind) for kind in set(self.text_config.layer_types)}
 
@@ -44,6 +44,6 @@ class Gemma3Backbone(SquareGridBackbone):
         return super().run_layer(layer, hidden, mask, positions[self.layer_type(layer)], cache, tap)
 
     def hf_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # Without the token types Hugging Face attends causally inside images, too.
+        # Without the token types, Hugging Face's attention is causal inside images, too.
         types = (inputs["input_ids"] == self.model.config.image_token_id).long()
         return {**super().hf_inputs(inputs), "token_type_ids": types}

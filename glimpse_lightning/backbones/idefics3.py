@@ -19,11 +19,11 @@ from glimpse_lightning.core.visual_tokens import Views
 class Idefics3Backbone(SquareGridBackbone):
     """Adapter for ``Idefics3ForConditionalGeneration`` and ``SmolVLMForConditionalGeneration``.
 
-    Every crop of an image, the whole image behind them, and every frame of a video is an item with a square grid. Row
-    and column markers, ``<global-img>`` and ``<fake_token_around_image>`` are structure and kept as text is. Batches
+    Every crop of an image, the whole image after the crops, and every frame of a video is an item with a square grid.
+    Row and column markers, ``<global-img>`` and ``<fake_token_around_image>`` are structure and kept like text. Batches
     are padded with images of zeros, which the model itself leaves out; padding within an image is masked by
-    ``pixel_attention_mask``. Which tile a crop is, its marker in the prompt says. The state of a visual token is the
-    mean over the patches that pixel shuffling puts into it.
+    ``pixel_attention_mask``. A crop's place in the image is read from its marker in the prompt. The state of a visual
+    token is the mean over the patches that pixel shuffling merges into it.
     """
 
     architectures = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
@@ -43,7 +43,7 @@ class Idefics3Backbone(SquareGridBackbone):
 
     @cached_property
     def tile_markers(self) -> dict[int, tuple[int, int]]:
-        """(row, column), counted from 1, by id of the token that stands in front of such a tile's tokens."""
+        """(row, column), counted from 1, by id of the token before the tile's tokens."""
         if self.processor is None:
             return {}
         found = {id: re.fullmatch(r"<row_(\d+)_col_(\d+)>", token) for token, id in self.tokenizer.get_vocab().items()}
@@ -53,7 +53,7 @@ class Idefics3Backbone(SquareGridBackbone):
         ids = inputs["input_ids"]
         starts = F.pad((ids == self.model.config.image_token_id).long(), (1, 0)).diff() == 1
         in_front = ids.roll(1, 1)[starts].tolist()
-        if len(in_front) != len(grid):  # no markers between crops: made by hand
+        if len(in_front) != len(grid):  # no markers between crops: a hand-made batch
             return None
         shown: list[list[regions.Region]] = []
         tiles: list[tuple[int, int]] = []

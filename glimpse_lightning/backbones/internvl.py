@@ -17,9 +17,9 @@ class InternVLBackbone(SquareGridBackbone):
     """Adapter for ``InternVLForConditionalGeneration``.
 
     Every crop of an image, its thumbnail, and every frame of a video is an item with a square grid (16 x 16 for 448
-    pixels). The ``<img>`` and ``</img>`` tokens around them are structure and kept as text is. The state of a visual
-    token is the mean over the 2 x 2 patches that pixel shuffling puts into it.
-    Tiles of one image stand behind each other, its thumbnail last; how they are arranged follows from ``image_sizes``.
+    pixels). The ``<img>`` and ``</img>`` tokens around them are structure and kept like text. The state of a visual
+    token is the mean over the 2 x 2 patches that pixel shuffling merges into it. The tiles of an image follow each
+    other, the thumbnail last; their arrangement follows from ``image_sizes``.
     """
 
     architectures = ("InternVLForConditionalGeneration",)
@@ -42,7 +42,7 @@ class InternVLBackbone(SquareGridBackbone):
         return regions.views(known, grid.device)
 
     def _crops_per_image(self, ids: Tensor) -> list[int]:
-        """How many crops each image has: between its markers, their tokens follow each other without a gap."""
+        """Number of crops of each image, counted from the uninterrupted tokens between its markers."""
         here = F.pad((ids == self.model.config.image_token_id).long(), (1, 1))
         starts, ends = ((here.diff() == step).nonzero()[:, 1] for step in (1, -1))
         return ((ends - starts) // self.tokens_per_side**2).tolist()

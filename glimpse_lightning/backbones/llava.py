@@ -18,9 +18,9 @@ class LlavaBackbone(SquareGridBackbone):
 
     Every image is one square grid (24 x 24 for LLaVA-1.5). ``vision_layers`` count the tower's blocks from 0, so the
     reference's ``selected_visual_layers``, which index CLIP's ``hidden_states``, are one higher. Where the features
-    include the class token (``vision_feature_select_strategy: full`` over CLIP), it is kept as text is.
-    The stock processor crops an oblong image to the square in its middle; ``image_sizes`` and the processor tell which
-    part of the image that is.
+    include the class token (``vision_feature_select_strategy: full`` over CLIP), it is kept like text. The stock
+    processor crops an oblong image to the square in its middle; this part follows from ``image_sizes`` and the
+    processor's settings.
     """
 
     architectures = ("LlavaForConditionalGeneration",)

@@ -23,8 +23,8 @@ class LlavaNextBackbone(LlavaBackbone):
     """Adapter for ``LlavaNextForConditionalGeneration``.
 
     An image is two items: the base image's square grid, and the mosaic of its tiles without the tiles' padding. The
-    ``image_newline`` token at the end of each row of the mosaic is structure: no pruner sees it, it is kept as text is.
-    Vision states are put together from the tiles as the features are.
+    ``image_newline`` token at the end of each row of the mosaic is structure: pruners do not see it, and it is kept
+    like text. Vision states are assembled from the tiles in the same way as the features.
     """
 
     architectures = ("LlavaNextForConditionalGeneration",)
@@ -33,7 +33,7 @@ class LlavaNextBackbone(LlavaBackbone):
         return self.model.model.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output
 
     def tiles(self, inputs: Mapping[str, Any]) -> list[int]:
-        """Crops of each image that are encoded, the base image among them."""
+        """Number of encoded crops of each image, the base image included."""
         config = self.model.config
         return [
             image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
@@ -49,7 +49,7 @@ class LlavaNextBackbone(LlavaBackbone):
     def image_layout(self, inputs: Mapping[str, Any], placeholders: int) -> tuple[Tensor, Tensor]:
         device, side = inputs["input_ids"].device, self.tokens_per_side
         ones = torch.ones(sum(self.tiles(inputs)), side**2, 1, device=device)
-        # Ones for tokens and zeros for newlines, arranged by the model itself, show where the rows end.
+        # The model itself arranges ones for tokens and zeros for newlines, which gives the ends of rows.
         images = [packed[:, 0] > 0.5 for packed in self.pack(inputs, ones, torch.zeros(1, device=device))]
         grid = []
         for prunable in images:
@@ -69,15 +69,15 @@ class LlavaNextBackbone(LlavaBackbone):
         return regions.views(shown, grid.device)
 
     def _shown(self, height: int, width: int, crops: int) -> list[regions.Region]:
-        """What an image's items show: the base image all of it, the mosaic what the model leaves of its canvas."""
+        """Regions of an image's items: the whole image, and the part of the canvas that the mosaic keeps."""
         if crops == 1:  # one of several images of a sample (LLaVA-OneVision)
             return [regions.padded_square(height, width)]
         tile, side = self.model.config.vision_config.image_size, self.tokens_per_side
         shape = get_anyres_image_grid_shape((height, width), self.model.config.image_grid_pinpoints, tile)
         rows, columns = shape[0] * side, shape[1] * side
         places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(rows, columns, 2)
-        mosaic = unpad_image(places.permute(2, 0, 1), (height, width))  # numbered, so that we see what the model left
-        if not mosaic.numel():  # of an image so thin that nothing is left of it but newlines
+        mosaic = unpad_image(places.permute(2, 0, 1), (height, width))  # numbered, to find the remaining places
+        if not mosaic.numel():  # a very thin image, of which only newlines remain
             return [regions.WHOLE]
         canvas = regions.fitted(height, width, shape[0] * tile, shape[1] * tile)
         first_row, first_column = mosaic[:, 0, 0].tolist()

@@ -16,9 +16,9 @@ from glimpse_lightning.core.visual_tokens import VisionTap
 class LlavaOnevisionBackbone(LlavaNextBackbone):
     """Adapter for ``LlavaOnevisionForConditionalGeneration``.
 
-    Items are those of LLaVA-NeXT; the images of a sample with several are one crop, hence one item, each, where the
-    processor says so (``batch_num_images``). A video is one item with ``t`` frames. The newline behind a row, a crop or
-    a video is structure and kept as text is. Vision states are resampled as the features are: bilinearly, for mosaics
+    Items are those of LLaVA-NeXT; if a sample has several images, each of them is one crop and one item, as reported by
+    the processor (``batch_num_images``). A video is one item with ``t`` frames. The newline after a row, a crop or a
+    video is structure and kept like text. Vision states are resampled as the features are: bilinearly, for mosaics
     larger than the model allows and for frames.
     """
 

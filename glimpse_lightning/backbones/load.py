@@ -23,7 +23,7 @@ from glimpse_lightning.runtime.source import located
 TINY = "glimpse-tiny"
 QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
 LOADING = ("backbone", "dtype", "attn_implementation", "processor", "source")
-"""Keys of a recipe's ``model`` that say which backbone is loaded, and how."""
+"""Keys of a recipe's ``model`` that choose the backbone and its loading."""
 SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -45,32 +45,34 @@ def load_backbone(
         name: ``"glimpse-tiny"`` (embedded, no download), a hub id, a folder (a model without a processor takes ready
             tensor batches), or ``"random:<preset>"``: a published architecture with random weights and no processor,
             to measure speed without a download.
-        dtype: weights' data type, by name or not; ``None``, the default of recipes: as config.json says that they were
-            saved, and float32 where it says nothing, for glimpse-tiny and for random weights; ``auto``: the same, but
-            float32 in place of half precision where the device is slow at it (that of ``device_map``, else a GPU if
-            there is one). Random weights count as saved in bfloat16 there, as the published ones are.
-        attn_implementation: any of transformers' (``sdpa``, ``eager``, ``flash_attention_2``, ...), or a dict of one
-            for each part of the model (``text_config``, ``vision_config``).
-        device_map: as in ``from_pretrained``. A single device (``"cuda"``) needs no further package, anything else
-            accelerate. Random weights are created directly on a single device. ``"meta"`` reads no weights: they are
-            loaded by :func:`~glimpse_lightning.backbones.shares.load_shares` once the model is sharded.
+        dtype: data type of the weights, as torch's type or its name. ``None``, the default of recipes: the type in
+            which the weights were saved, by config.json; float32 if config.json names no type, for glimpse-tiny and for
+            random weights. ``auto``: the type in which the weights were saved, but float32 in place of half precision
+            if the device is slow at it (the device of ``device_map``, else a GPU if there is one); random weights count
+            as saved in bfloat16, like the published ones.
+        attn_implementation: attention kernel of transformers (``sdpa``, ``eager``, ``flash_attention_2``, ...), or a
+            dict with one for each part of the model (``text_config``, ``vision_config``).
+        device_map: placement of the model, as in ``from_pretrained``. A single device (``"cuda"``) needs no further
+            package, all other values need accelerate. Random weights are created directly on a single device.
+            ``"meta"`` reads no weights; :func:`~glimpse_lightning.backbones.shares.load_shares` loads them once the
+            model is sharded.
         quantization: ``"bnb-4bit"`` or ``"bnb-8bit"`` (needs bitsandbytes and accelerate); ``None`` for none.
-        prune_video: whether tokens of videos are items that a pruner sees; else they are kept, as the reference does.
+        prune_video: whether a pruner sees the tokens of videos; if not, they are kept like text, as in the reference.
         processor: settings of the image processor by name, such as ``{"do_pad": True}``: LLaVA-1.5 then pads images to
-            squares with the mean colour, as the original does, where it crops by default. They hold for images only,
-            and do not change a video's frames. Default: as saved with the model.
-        min_pixels: pixels that a smaller image is enlarged to, in families whose processor has that setting (Qwen-VL);
-            the same as in ``processor``.
-        max_pixels: pixels that a larger image is shrunk to, likewise.
-        **kwargs: further arguments of ``from_pretrained``. Those that say where files are (``revision``, ``cache_dir``,
-            ``token``, ``local_files_only``, ``trust_remote_code``) hold for configuration, processor and weights.
-            ``torch_dtype`` is ``dtype``.
+            squares with the mean colour, as the original does, instead of cropping them. The settings apply to images
+            only, not to a video's frames. Default: as saved with the model.
+        min_pixels: smallest number of pixels, to which smaller images are enlarged, in families whose processor has
+            that setting (Qwen-VL); short for the setting in ``processor``.
+        max_pixels: largest number of pixels, to which larger images are shrunk; otherwise as ``min_pixels``.
+        **kwargs: further arguments of ``from_pretrained``. Those that locate files (``revision``, ``cache_dir``,
+            ``token``, ``local_files_only``, ``trust_remote_code``) apply to configuration, processor and weights.
+            ``torch_dtype`` is an old name of ``dtype``.
 
     Raises:
-        GlimpseError: where there is no such model, data type or setting of the processor, no adapter for the model's
-            architecture (which is said before weights are read), the checkpoint is quantized in a way that does not
-            load, a package that something needs is missing, or an argument has no effect: a revision of a folder,
-            anything about weights on the device ``"meta"``.
+        GlimpseError: if the model, data type or setting of the processor does not exist, no adapter supports the
+            model's architecture (checked before weights are read), the checkpoint's quantization is not supported, a
+            needed package is missing, or an argument has no effect: a revision of a folder, or an argument about
+            weights on the device ``"meta"``.
 
     Examples:
         >>> backbone = gl.load_backbone("glimpse-tiny")
@@ -85,7 +87,7 @@ def load_backbone(
     kind = _kind_of_device(device_map)
     config: dict[str, Any] = {}
     if not name.startswith(PREFIX):
-        config = _config(name, kwargs, say=False)  # where it cannot be read, neither can the rest, which says so below
+        config = _config(name, kwargs, say=False)  # if it cannot be read, loading fails below with a message
     check_checkpoint(name, config, quantization)
     if dtype is None:
         dtype = _own(name, config)
@@ -110,7 +112,7 @@ def load_backbone(
         kwargs["quantization_config"] = _quantization_config(quantization, dtype)
     device_map, device = (None, None) if empty else _placement(device_map, quantization)
     try:
-        # First, because it is small: what it lacks is said before gigabytes of weights are read.
+        # First, because it is small: its errors come before gigabytes of weights are read.
         prepared = with_settings(load_processor(source, **where), settings, name)
         if empty:
             model = empty_model(source, dtype, attn_implementation, **where)
@@ -130,7 +132,7 @@ def load_backbone(
 
 
 def _settings(processor: Mapping[str, Any] | None, **bounds: int | None) -> dict[str, Any]:
-    """Settings of the image processor, those with a keyword of their own among them."""
+    """Settings of the image processor, including those given as keywords of their own."""
     if not isinstance(processor or {}, Mapping):
         raise GlimpseError(
             f"Expected `processor` to be settings by name, such as {{'max_pixels': 1605632}}, but got an instance of "
@@ -146,7 +148,7 @@ def _settings(processor: Mapping[str, Any] | None, **bounds: int | None) -> dict
 
 
 def _where(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of ``from_pretrained``, out of ``options``, that say where files are: the processor's too."""
+    """The arguments of ``from_pretrained`` in ``options`` that locate files, including the processor's."""
     code = {"trust_remote_code": options["trust_remote_code"]} if options.get("trust_remote_code") else {}
     return {**located(name, source_of(name), options), **code}
 
@@ -159,10 +161,10 @@ def _only_spelling(dtype: str | torch.dtype | None, torch_dtype: Any) -> str | t
 
 
 def auto_dtype(name: str, device: str, **kwargs: Any) -> torch.dtype:
-    """The data type that ``auto`` stands for where the model ``name`` runs on a kind of ``device``.
+    """The meaning of ``auto`` for the model ``name`` on a kind of ``device``.
 
-    That in which its weights were saved, as its configuration says; float32 where that is half precision and the device
-    is slow at it, or where there is no word of it.
+    The data type in which its weights were saved, by its configuration; float32 if the configuration names none, or if
+    it is half precision and the device is slow at it.
     """
     if name.startswith(PREFIX):
         return fast_dtype(device)
@@ -170,22 +172,20 @@ def auto_dtype(name: str, device: str, **kwargs: Any) -> torch.dtype:
 
 
 def saved_dtype(name: str, **kwargs: Any) -> torch.dtype:
-    """The data type in which a model's weights were saved; float32 where its configuration has no word of it.
+    """The data type in which a model's weights were saved; float32 if its configuration names none.
 
     Args:
-        name: as in :func:`load_backbone`.
-        **kwargs: arguments of ``from_pretrained``, of which those count that say where files are.
+        name: name of the model, as in :func:`load_backbone`.
+        **kwargs: arguments of ``from_pretrained``, of which only those that locate files are used.
 
     Raises:
-        GlimpseError: where there is no such model.
+        GlimpseError: if there is no such model.
     """
     return _saved(_config(name, kwargs))
 
 
 def own_dtype(name: str, **kwargs: Any) -> torch.dtype:
-    """The data type in which a model is loaded where none is asked for; arguments and errors as of
-    :func:`saved_dtype`.
-    """
+    """The data type in which a model is loaded by default; arguments and errors as in :func:`saved_dtype`."""
     return _own(name, {} if name.startswith(PREFIX) else _config(name, kwargs))
 
 
@@ -195,15 +195,15 @@ def _own(name: str, config: Mapping[str, Any]) -> torch.dtype:
 
 def _saved(config: Mapping[str, Any]) -> torch.dtype:
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
-    found = (part.get(key) for part in parts for key in ("dtype", "torch_dtype"))  # the second until transformers 5
+    found = (part.get(key) for part in parts for key in ("dtype", "torch_dtype"))  # the second before transformers 5
     return next((dtype_named(str(dtype)) for dtype in found if dtype not in (None, AUTO)), torch.float32)
 
 
 def _config(name: str, options: Mapping[str, Any], say: bool = True) -> dict[str, Any]:
-    """What a model's config.json says; no code of the model's own runs for it.
+    """Contents of a model's config.json, read without running code of the model's repository.
 
     Raises:
-        GlimpseError: where it holds something else; and, if ``say``, where there is none.
+        GlimpseError: if the file is no valid configuration; and, if ``say``, if it is missing.
     """
     try:
         found = PreTrainedConfig.get_config_dict(source_of(name), **_where(name, options))[0]
@@ -211,19 +211,19 @@ def _config(name: str, options: Mapping[str, Any], say: bool = True) -> dict[str
         if not say:
             return {}
         raise _explained(name, error) from error
-    except (TypeError, AttributeError) as error:  # of a file that holds no fields
+    except (TypeError, AttributeError) as error:  # from a file without fields
         raise _explained(name, error) from error
     return checked(name, found)
 
 
 def _kind_of_device(device_map: Any) -> str:
-    """Where the model will run: on a device that is named, else on what a Trainer takes by itself."""
+    """The kind of device on which the model will run: the named one, else the one that a Trainer chooses by itself."""
     named = isinstance(device_map, (str, torch.device)) and device_map not in (*SPREADING, "meta")
     return torch.device(device_map).type if named else default_device()
 
 
 def source_of(name: str) -> str:
-    """Where the files of ``name`` are: a folder or a hub id."""
+    """Location of the files of ``name``: a folder or a hub id."""
     return str(Path(__file__).parent / "glimpse_tiny") if name == TINY else name
 
 
@@ -232,11 +232,11 @@ def wrap_backbone(model: PreTrainedModel, processor: Any | None = None, prune_vi
 
     Args:
         model: a supported model.
-        processor: its processor; ``None`` where ready tensor batches are fed.
-        prune_video: whether tokens of videos are items that a pruner sees; else they are kept, as the reference does.
+        processor: processor of the model; ``None``: the backbone takes ready tensor batches only.
+        prune_video: whether a pruner sees the tokens of videos; if not, they are kept like text, as in the reference.
 
     Raises:
-        GlimpseError: where no adapter knows the model's class.
+        GlimpseError: if no adapter supports the model's class.
 
     Examples:
         >>> tiny = gl.load_backbone("glimpse-tiny")
@@ -248,7 +248,7 @@ def wrap_backbone(model: PreTrainedModel, processor: Any | None = None, prune_vi
 
 
 def _explained(name: str, error: Exception) -> GlimpseError:
-    """What to do about an ``error`` of ``from_pretrained`` or ``from_config``."""
+    """An ``error`` of ``from_pretrained`` or ``from_config``, with its remedy."""
     if isinstance(error, GlimpseError):
         return error
     reason = str(error).strip().splitlines()[0].rstrip(".")

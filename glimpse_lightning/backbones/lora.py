@@ -17,7 +17,7 @@ from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.gathering import release, whole
 
 ADAPTER = "default"
-"""Name of our adapter among those that a model may carry."""
+"""Name of the adapter; a model may have several."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -27,10 +27,11 @@ class LoRA:
 
     Args:
         r: rank.
-        alpha: the update is scaled by ``alpha / r``.
-        dropout: on the adapters' inputs, in training and in the rollouts of training.
-        targets: last names of the linear layers that get one; ``None``: all of the decoder's layers (q, k, v, o, gate,
-            up, down; as GlimpsePrune's stage 2), not the vision tower and not the head.
+        alpha: numerator of the update's scale ``alpha / r``.
+        dropout: dropout probability of the adapters' inputs, in training and in its rollouts.
+        targets: last parts of the names of the linear layers that get an adapter; ``None``: all linear layers of the
+            decoder (q, k, v, o, gate, up, down; as in GlimpsePrune's stage 2), but neither the vision tower nor the
+            head.
 
     Examples:
         >>> objective = gl.objectives.Supervised(lora=gl.LoRA(r=8, alpha=16.0, targets=["q_proj", "v_proj"]))
@@ -51,10 +52,10 @@ class LoRA:
 
 
 def import_peft() -> Any:
-    """PEFT.
+    """The module ``peft``.
 
     Raises:
-        GlimpseError: where it is not installed.
+        GlimpseError: if PEFT is not installed.
     """
     try:
         import peft
@@ -66,10 +67,10 @@ def import_peft() -> Any:
 
 
 def add_lora(backbone: Backbone, lora: LoRA) -> None:
-    """Put adapters that change nothing yet into the decoder's layers; a decoder that has some keeps them.
+    """Add adapters to the decoder's layers; their initial update is 0. Existing adapters stay.
 
     Raises:
-        GlimpseError: where PEFT is missing or no layer is meant.
+        GlimpseError: if PEFT is missing, or ``targets`` name no layer.
     """
     peft = import_peft()
     if lora_modules(backbone):
@@ -90,25 +91,25 @@ def add_lora(backbone: Backbone, lora: LoRA) -> None:
     peft.inject_adapter_in_model(config, backbone.model, adapter_name=ADAPTER)
     for module in lora_modules(backbone):
         module.eval()
-        if module.get_base_layer().weight.is_meta:  # its weights come later, the adapters' start here
+        if module.get_base_layer().weight.is_meta:  # the layer's weights are loaded later, the adapters' are drawn here
             module.lora_A.to_empty(device="cpu")
             module.lora_B.to_empty(device="cpu")
             module.reset_lora_parameters(ADAPTER, init_lora_weights=True)
         for name, parameter in module.named_parameters():
-            if "lora_" in name:  # small, and lost in bfloat16: an update is often below its resolution
+            if "lora_" in name:  # in float32, because small updates are lost in bfloat16
                 parameter.data = parameter.data.float()
-    # What PEFT's own savers and loaders of whole models want to know.
+    # Read by PEFT's own functions that save and load whole models.
     backbone.model.peft_config = {ADAPTER: config}
 
 
 def lora_modules(backbone: Backbone) -> list[Any]:
-    """The decoder's layers that carry an adapter."""
+    """The decoder's layers that have an adapter."""
     return [module for module in backbone.layers.modules() if hasattr(module, "lora_A")]
 
 
 @contextmanager
 def without_lora(backbone: Backbone) -> Iterator[None]:
-    """While the context is open, the decoder computes as if it had no adapters."""
+    """Context in which the decoder computes without its adapters."""
     modules = lora_modules(backbone)
     for module in modules:
         module._disable_adapters = True  # `enable_adapters` would also switch gradients off and on again
@@ -122,7 +123,7 @@ def without_lora(backbone: Backbone) -> Iterator[None]:
 def save_lora(backbone: Backbone, folder: Path, write: bool = True) -> None:
     """Write the adapters as PEFT does (``adapter_config.json``, ``adapter_model.safetensors``).
 
-    Where the model is sharded all ranks have to call it, one of them with ``write``.
+    If the model is sharded, all ranks have to call this, one of them with ``write``.
     """
     peft = import_peft()
     release(backbone.model)
@@ -152,10 +153,10 @@ def _config(folder: Path) -> Any:
 
 
 def load_lora(backbone: Backbone, folder: Path) -> None:
-    """Put the adapters that :func:`save_lora`, or PEFT, wrote into the decoder.
+    """Load adapters that :func:`save_lora` or PEFT has written into the decoder.
 
     Raises:
-        GlimpseError: where there are none, or they are those of another model.
+        GlimpseError: if the folder holds no adapters, or those of another model.
     """
     peft, config = import_peft(), _config(folder)
     try:
@@ -175,7 +176,7 @@ def load_lora(backbone: Backbone, folder: Path) -> None:
 
 @torch.no_grad()
 def merge_lora(backbone: Backbone) -> None:
-    """Add the adapters' updates to the weights and take the adapters out: the model is a plain one again."""
+    """Add the adapters' updates to the weights and remove the adapters, so that the model is a plain one again."""
     for name, module in list(backbone.model.named_modules()):
         if hasattr(module, "lora_A"):
             module.merge(safe_merge=True)

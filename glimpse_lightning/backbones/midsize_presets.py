@@ -1,7 +1,7 @@
 """Mid-size architectures with random weights, one per family: small enough to measure speed on a CPU in minutes.
 
 Twelve decoder layers of width 384 with heads of 64 (as published models have 128), a vision tower of four blocks. No
-such models are published: they say how the engine behaves, not how fast a product is.
+such models are published: they measure the engine, not the speed of a product.
 """
 
 from __future__ import annotations

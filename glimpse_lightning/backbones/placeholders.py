@@ -1,4 +1,4 @@
-"""What families share whose prompt holds one placeholder token per visual token."""
+"""Base class of families whose prompt holds one placeholder token per visual token."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from glimpse_lightning.runtime.errors import GlimpseError
 class PlaceholderBackbone(Backbone):
     """A family whose ``input_ids`` hold one placeholder per visual token.
 
-    A family says what its :attr:`vision_blocks` and its :meth:`visuals` are and, for the conformance kit, makes up an
-    :meth:`example_image`. Positions are counted in one dimension unless :meth:`position_ids` says otherwise.
+    A family defines its :attr:`vision_blocks`, its :meth:`visuals` and, for the conformance kit, an
+    :meth:`example_image`. Positions have one dimension unless :meth:`position_ids` is overridden.
     """
 
-    # -- what a family must say ---------------------------------------------------------------------------------
+    # -- to be defined by a family ------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -37,16 +37,16 @@ class PlaceholderBackbone(Backbone):
     def example_image(self, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Prompt tokens and random pixel inputs of one image of about ``height x width`` visual tokens."""
 
-    # -- what most families share -------------------------------------------------------------------------------
+    # -- defaults of most families ------------------------------------------------------------------------------
 
     def capture(
         self, vision_layers: Sequence[VisionTap], merge: Callable[[Tensor], Tensor] | None = None
     ) -> AbstractContextManager[dict[VisionTap, Tensor]]:
-        """While the context is open, what ``vision_layers`` ask of the vision tower is stored under each of them.
+        """Context in which the states or attention requested by ``vision_layers`` are stored, by tap.
 
         Args:
-            merge: from a block's output to a row per visual token, done at once; ``None``: stored as it is laid out,
-                which holds on to all patches of all these blocks while the tower runs.
+            merge: function from a block's output to one row per visual token, applied at once; ``None``: outputs are
+                stored unchanged, so all patches of all requested blocks stay in memory while the tower runs.
         """
         class_token = any(isinstance(tap, VisionAttention) for tap in vision_layers) and self.has_class_token
         return capture_blocks(self.vision_blocks, vision_layers, merge, class_token)
@@ -83,7 +83,7 @@ class PlaceholderBackbone(Backbone):
         )
 
     def position_ids(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Positions ``[..., B, N]`` of the prompt's tokens, as the rotary embedding takes them."""
+        """Positions ``[..., B, N]`` of the prompt's tokens, in the form that the rotary embedding takes."""
         return text_position_ids(inputs["attention_mask"])
 
     def embed_prompt(

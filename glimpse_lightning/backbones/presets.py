@@ -135,7 +135,7 @@ def preset_config(name: str) -> PretrainedConfig:
     """Configuration of ``name``, with or without the prefix ``random:``.
 
     Raises:
-        GlimpseError: where there is no such preset.
+        GlimpseError: if there is no such preset.
     """
     known = {**PRESETS, **MIDSIZE}
     preset = known.get(name.removeprefix(PREFIX))

@@ -1,7 +1,7 @@
 """An image-only processor from stock parts, for machines without torchvision.
 
-``Qwen2_5_VLProcessor`` cannot be constructed without torchvision, because it wants a video processor; its tokenizer,
-PIL image processor and chat template work without.
+``Qwen2_5_VLProcessor`` cannot be constructed without torchvision, because it requires a video processor. Its tokenizer,
+PIL image processor and chat template work without torchvision.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from glimpse_lightning.backbones.support import families
 from glimpse_lightning.runtime.errors import GlimpseError
 
 EXTRAS = {"torchvision": "video", "num2words": "video", "accelerate": "quantization", "bitsandbytes": "quantization"}
-"""Our extras that install packages which transformers asks for."""
+"""Extras of this package that install packages which transformers requires."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
 
 
@@ -32,18 +32,18 @@ class ImageOnlyProcessor(ProcessorMixin):
     Args:
         tokenizer: stock tokenizer, with its chat template.
         image_processor: a PIL image processor that returns ``pixel_values`` and ``image_grid_thw``.
-        image_token: the placeholder that stands for one visual token.
+        image_token: placeholder of one visual token.
     """
 
     def __init__(self, tokenizer: Any, image_processor: Any, image_token: str = "<|image_pad|>") -> None:
-        # The mixin's own wants the parts that stock processors have; its chat templates and decoding need only these.
+        # The mixin's own needs all parts of a stock processor; chat templates and decoding need only these.
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.chat_template = tokenizer.chat_template
         self.image_token = image_token
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write the parts; ``load_processor`` puts them together again."""
+        """Write the parts, from which ``load_processor`` restores the processor."""
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
 
@@ -58,7 +58,7 @@ class ImageOnlyProcessor(ProcessorMixin):
         """Token ids and pixel values of prompts whose image placeholders match ``images`` (flat or nested), in order.
 
         Raises:
-            GlimpseError: for videos and audio, or where placeholders and images differ in number.
+            GlimpseError: for videos and audio, or if placeholders and images differ in number.
         """
         if audio is not None:
             raise GlimpseError("Expected text and images, but got `audio`, which Qwen-VL models do not hear.")
@@ -82,7 +82,7 @@ class ImageOnlyProcessor(ProcessorMixin):
         return BatchFeature({**self.tokenizer(expanded, **kwargs), **features})
 
     def _features(self, pictures: Sequence[Image.Image]) -> dict[str, Any]:
-        """``pixel_values`` and ``image_grid_thw``; a picture that stands there several times is processed once."""
+        """``pixel_values`` and ``image_grid_thw``; a repeated picture is processed once."""
         first = first_copies(pictures)
         distinct = sorted(set(first))
         features = dict(self.image_processor(images=[pictures[number] for number in distinct], return_tensors="pt"))
@@ -95,12 +95,12 @@ class ImageOnlyProcessor(ProcessorMixin):
 
 
 def load_processor(name: str, **kwargs: Any) -> Any:
-    """Stock ``AutoProcessor``; where torchvision is missing and the model's family has it, the image-only stand-in.
+    """Stock ``AutoProcessor``, or ``ImageOnlyProcessor`` if torchvision is missing and the family supports it.
 
-    ``None`` for a folder that holds a model alone: it takes ready tensor batches.
+    ``None`` for a folder that holds a model alone, which takes ready tensor batches only.
 
     Raises:
-        GlimpseError: where the stock processor cannot do without a package that is missing.
+        GlimpseError: if the stock processor needs a missing package.
     """
     if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in PROCESSOR_FILES):
         return None
@@ -122,20 +122,20 @@ def load_processor(name: str, **kwargs: Any) -> Any:
 
     tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
     template = ProcessorMixin.get_processor_dict(name, **kwargs)[0].get("chat_template")
-    tokenizer.chat_template = template or tokenizer.chat_template  # a processor's own goes before its tokenizer's
+    tokenizer.chat_template = template or tokenizer.chat_template  # a processor's own overrides its tokenizer's
     return ImageOnlyProcessor(tokenizer, Qwen2VLImageProcessorPil.from_pretrained(name, **kwargs))
 
 
 def _has_stand_in(model_type: str) -> bool:
-    """Whether :class:`ImageOnlyProcessor` serves the family of a model type, which the family's adapter says."""
+    """Whether the adapter of a model type supports :class:`ImageOnlyProcessor`."""
     architecture = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(model_type)
     family = families().get(architecture) if isinstance(architecture, str) else None
     return family is not None and family.image_only_processor
 
 
 def installing(error: Exception) -> str:
-    """The command that installs the package which an error of transformers calls missing; empty where none of our
-    extras has it.
+    """The command that installs the package reported as missing by an error of transformers; empty if no extra of this
+    package has it.
     """
     found = (extra for package, extra in EXTRAS.items() if package in str(error).lower())
     return next((f"pip install 'glimpse_lightning[{extra}]'" for extra in found), "")

@@ -1,4 +1,4 @@
-"""Settings of a model's image processor, changed by name: how large images may be, whether they are padded."""
+"""Settings of a model's image processor, changed by name, such as bounds on pixels, or padding."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from glimpse_lightning.data.sample import BLANK
 from glimpse_lightning.runtime.errors import GlimpseError, nearest
 
 PIXELS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
-"""Bounds on the pixels of an image, and the keys of ``size`` in which Qwen-VL's image processor keeps them."""
+"""Bounds on the pixels of an image, and their keys in ``size`` of Qwen-VL's image processor."""
 
 NO_SETTINGS = {
     "self", "images", "kwargs", "return_tensors", "disable_grouping", "return_row_col_info", "pad_size",
     "patch_size", "temporal_patch_size", "merge_size",
 }  # fmt: skip
-"""Parameters of an image processor's work that are no setting: its input and output, and the model's own sizes."""
+"""Parameters of an image processor's call that are no settings: inputs, outputs, and the model's own sizes."""
 
 
 def with_settings(processor: Any, settings: Mapping[str, Any], name: str) -> Any:
-    """``processor`` with its image processor set up anew; untouched where there are no ``settings``.
+    """``processor`` with a new image processor; unchanged without ``settings``.
 
     Args:
-        processor: stock or image-only processor of a model; ``None`` where it has none.
-        settings: new values by name. Bounds on pixels go by ``min_pixels`` and ``max_pixels``, or by ``size`` with
-            ``shortest_edge`` and ``longest_edge``, as transformers 5 spells them.
+        processor: stock or image-only processor of a model; ``None``: the model has none.
+        settings: new values by name. Bounds on pixels are named ``min_pixels`` and ``max_pixels``, or given as ``size``
+            with ``shortest_edge`` and ``longest_edge``, as in transformers 5.
         name: name of the model, for errors.
 
     Raises:
-        GlimpseError: where the processor has no such setting, a value cannot be, or there is no processor.
+        GlimpseError: if the processor has no such setting, a value is invalid, or there is no processor.
     """
     if not settings:
         return processor
@@ -59,7 +59,7 @@ def with_settings(processor: Any, settings: Mapping[str, Any], name: str) -> Any
         if "max_pixels" in known:
             settings = _sized(settings, old.to_dict()["size"])
         processor.image_processor = kind.from_dict({**old.to_dict(), **settings})
-        processor.image_processor(images=list(BLANK.images))  # some settings fail at work only
+        processor.image_processor(images=list(BLANK.images))  # some settings fail only with an image
     except GlimpseError:
         raise
     except (StrictDataclassError, ValueError, TypeError, RuntimeError, LookupError) as error:
@@ -70,10 +70,10 @@ def with_settings(processor: Any, settings: Mapping[str, Any], name: str) -> Any
 
 
 def _filter(name: str) -> int:
-    """The number of a filter of Pillow's.
+    """The number of a resampling filter of Pillow.
 
     Raises:
-        GlimpseError: where there is none of that name.
+        GlimpseError: if there is no filter of that name.
     """
     names = [each.name.lower() for each in PILImageResampling]
     if name.lower() not in names:
@@ -82,7 +82,9 @@ def _filter(name: str) -> int:
 
 
 def known_settings(kind: Any) -> list[str]:
-    """Names of the settings that a class of image processors reads; it accepts many more, and ignores them."""
+    """Names of the settings that a class of image processors reads. The class accepts other names, too, and ignores
+    them.
+    """
     names = {*inspect.signature(kind._preprocess).parameters, "do_convert_rgb"} - NO_SETTINGS
     if kind._preprocess.__module__ == "transformers.image_processing_backends":
         names -= {"do_pad"}  # which pads to `pad_size`, after everything else
@@ -90,7 +92,7 @@ def known_settings(kind: Any) -> list[str]:
 
 
 def described(processor: Any) -> dict[str, Any]:
-    """All settings of a processor's image processor by name; empty where it is none of Hugging Face's."""
+    """All settings of a processor's image processor by name; empty if it is no class of Hugging Face's."""
     image: Any = getattr(processor, "image_processor", None)
     if not hasattr(image, "_preprocess"):
         return {}
@@ -98,9 +100,10 @@ def described(processor: Any) -> dict[str, Any]:
 
 
 def _kind(processor: Any) -> Any:
-    """The class of image processors that settings are for.
+    """The class of image processors that the settings apply to.
 
-    LLaVA-1.5's folders name CLIP's, which crops; LLaVA's own one does the same, and can pad instead (``do_pad``).
+    Checkpoints of LLaVA-1.5 name CLIP's class, which crops. LLaVA's own class also crops, but can pad instead
+    (``do_pad``).
     """
     kind = type(processor.image_processor)
     if type(processor).__name__ != "LlavaProcessor" or not kind.__name__.startswith("CLIPImageProcessor"):
@@ -115,7 +118,7 @@ def _kind(processor: Any) -> Any:
 
 
 def _sized(settings: Mapping[str, Any], size: Mapping[str, int]) -> dict[str, Any]:
-    """``settings`` with their bounds on pixels, in either spelling, as one whole ``size``."""
+    """``settings`` in which bounds on pixels, in either spelling, are one complete ``size``."""
     rest = {key: value for key, value in settings.items() if key not in PIXELS}
     given = dict(rest.get("size", {}))
     for name, key in PIXELS.items():
@@ -137,10 +140,10 @@ def _sized(settings: Mapping[str, Any], size: Mapping[str, int]) -> dict[str, An
 
 
 def _override(processor: Any, settings: Mapping[str, Any]) -> None:
-    """Have ``settings`` win over defaults of the processor itself, which beat those of its image processor.
+    """Apply ``settings`` to the defaults of the processor itself, which override those of its image processor.
 
     Raises:
-        GlimpseError: where transformers is so old that nothing can beat them but each call.
+        GlimpseError: if an old version of transformers allows overriding these defaults in each call only.
     """
     fixed = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {}).get("images_kwargs", {})
     for key in settings.keys() & fixed.keys():

@@ -31,5 +31,5 @@ class Qwen25VLBackbone(QwenVLBackbone):
                 window_size=visual.window_size,
                 patch_size=visual.patch_size,
             )
-        raster = torch.argsort(window_index.to(grid_thw.device))  # once for all blocks: counting windows takes a while
+        raster = torch.argsort(window_index.to(grid_thw.device))  # once for all blocks: counting windows is slow
         return {tap: states[raster] for tap, states in captured.items()}

@@ -15,8 +15,8 @@ class Qwen3VLBackbone(QwenVLBackbone):
     """Adapter for ``Qwen3VLForConditionalGeneration``.
 
     Its deepstack features, taken from inside the vision tower, are added to the visual tokens after each of the first
-    decoder layers (``Prompt.layer_features``). The frames of a video are divided by time stamps, which are text; a
-    video is one item all the same.
+    decoder layers (``Prompt.layer_features``). Time stamps, which are text, separate the frames of a video. A video is
+    still one item.
     """
 
     architectures = ("Qwen3VLForConditionalGeneration",)

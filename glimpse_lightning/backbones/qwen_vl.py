@@ -1,4 +1,4 @@
-"""What the Qwen-VL families share: images and videos on grids of any shape, and three-dimensional positions."""
+"""Base class of the Qwen-VL families: images and videos on grids of any shape, and three-dimensional positions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from glimpse_lightning.core.visual_tokens import VisionTap
 
 
 class QwenVLBackbone(PlaceholderBackbone):
-    """A Qwen-VL model: positions are ``[3, B, N]`` (temporal, height, width).
+    """Adapter base for Qwen-VL models, whose positions are ``[3, B, N]`` (temporal, height, width).
 
-    Images and videos are items in the order of the prompt, mixed as they come; a video's grid has ``t > 1``. The
-    reference prunes images only: ``prune_video=False`` keeps every token of a video, as it does.
-    ``vision_layers`` count vision blocks from 0; the state of a visual token is the mean over its 2 x 2 patches of that
-    block's output, before the merger.
+    Images and videos are items in the order of the prompt; a video's grid has ``t > 1``. The reference prunes images
+    only, as does ``prune_video=False``, which keeps every token of a video. ``vision_layers`` count vision blocks from
+    0; the state of a visual token is the mean over its 2 x 2 patches of that block's output, before the merger.
     """
 
     input_names = (
@@ -91,7 +90,7 @@ class QwenVLBackbone(PlaceholderBackbone):
         return states.view(-1, unit, states.shape[-1]).mean(1)
 
     def in_raster_order(self, captured: Mapping[VisionTap, Tensor], grid_thw: Tensor) -> dict[VisionTap, Tensor]:
-        """States ``[V, Dv]`` in the tower's order -> in that of the image."""
+        """States ``[V, Dv]`` in the tower's order -> in raster order."""
         return dict(captured)
 
     def token_types(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -114,7 +113,7 @@ class QwenVLBackbone(PlaceholderBackbone):
         return position_ids.masked_fill(~mask.bool(), 1)
 
     def hf_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # Without the token types Hugging Face silently falls back to one-dimensional positions.
+        # Without the token types, Hugging Face silently uses one-dimensional positions.
         wanted = {**inputs, "mm_token_type_ids": self.token_types(inputs)}
         first = wanted.pop("first_copies", None)
         if first is not None:  # `share_images` left out the pixels of equal images

@@ -1,4 +1,4 @@
-"""What a processor refuses, said of the samples that it refuses."""
+"""Errors of a processor, assigned to the samples that cause them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from glimpse_lightning.data.sample import BLANK, Sample
 from glimpse_lightning.runtime.errors import RefusedSamplesError
 
 _VISUAL = r"\w*(image|video|vision|audio|boi|eoi)\w*_token"
-"""What configurations and processors call the tokens that stand for what is no text."""
+"""Pattern of the names that configurations and processors give to tokens of images, videos and audio."""
 
 
 def placeholders(config: PretrainedConfig, processor: Any) -> frozenset[str]:
-    """Texts that a processor and its model, configured so, read as places of images, videos or sound."""
+    """Texts that a processor and its model read as placeholders of images, videos or audio."""
     ids = [value for name, value in vars(config).items() if re.fullmatch(rf"{_VISUAL}_(id|index)", name)]
     known = processor.tokenizer.convert_ids_to_tokens([number for number in ids if isinstance(number, int)])
     named = [getattr(processor, name) for name in dir(processor) if re.fullmatch(_VISUAL, name)]
@@ -32,18 +32,18 @@ def collate_or_refuse(
 ) -> Batch:
     """A batch of ``samples``.
 
-    A processor speaks of the whole batch, in its own words, or takes an image's place in one question for that of the
-    next one's image. So places of images in the text are looked for first, and after a refusal each sample is tried
-    alone.
+    A processor's error is about the whole batch, or it takes a placeholder written in one question for the place of the
+    next question's image. Questions are therefore searched for placeholders first, and after an error each sample is
+    tried alone.
 
     Args:
-        collate: makes the batch.
+        collate: function that makes the batch.
         forbidden: texts that no question may hold.
-        ends: texts that no answer may hold, as the model would read its end, or an image, there.
+        ends: texts that no answer may hold, because the model would read the answer's end or an image there.
 
     Raises:
-        RefusedSamplesError: where it is samples that cannot be used; it names each one's place. Whatever ``collate``
-            raises: where it refuses a blank sample just so, or no sample alone.
+        RefusedSamplesError: if samples cannot be used; the error names their places. Other errors of ``collate`` pass
+            unchanged, if it also refuses a blank sample, or no sample alone.
     """
     reasons = {}
     for index, sample in enumerate(samples):
@@ -63,7 +63,7 @@ def collate_or_refuse(
     if not reasons:
         try:
             return collate(samples)
-        except Exception as error:  # processors raise anything: ValueError, IndexError, ZeroDivisionError, ...
+        except Exception as error:  # processors raise errors of many types: ValueError, IndexError, ...
             failure = error
             if _refusal(collate, BLANK) is not None:
                 raise
@@ -77,7 +77,7 @@ def collate_or_refuse(
 
 
 def _refusal(collate: Callable[[Sequence[Sample]], Batch], sample: Sample) -> str | None:
-    """What ``collate`` says against a sample; ``None`` where it takes it."""
+    """Message of ``collate`` about a sample; ``None`` if it accepts the sample."""
     try:
         collate([sample])
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Which part of an image each crop of it shows, as processors cut, pad and squeeze: regions of ``Views``.
+"""Part of an image that each crop shows after cutting, padding and resizing: regions of ``Views``.
 
 Regions are (x1, y1, x2, y2) relative to the image's width and height, in float64; beyond [0, 1] they show padding.
 """
@@ -20,7 +20,7 @@ UNKNOWN: Region = (math.nan, math.nan, math.nan, math.nan)
 
 
 def tiled(rows: int, columns: int) -> list[Region]:
-    """The tiles of an image that was squeezed into ``rows x columns`` of them, row by row."""
+    """The tiles of an image that was resized to ``rows x columns`` tiles, row by row."""
     return [
         (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
         for row in range(rows)
@@ -29,7 +29,7 @@ def tiled(rows: int, columns: int) -> list[Region]:
 
 
 def nearest_tiling(height: int, width: int, tiles: int) -> tuple[int, int]:
-    """``(rows, columns)`` of those arrangements of ``tiles`` whose shape is nearest to the image's."""
+    """``(rows, columns)`` of the arrangement of ``tiles`` whose shape is nearest to the image's."""
     choices = [(tiles // columns, columns) for columns in range(1, tiles + 1) if tiles % columns == 0]
     return min(choices, key=lambda shape: abs(width / height - shape[1] / shape[0]))
 
@@ -41,7 +41,7 @@ def padded_square(height: int, width: int) -> Region:
 
 
 def fitted(height: int, width: int, canvas_height: int, canvas_width: int) -> Region:
-    """A canvas around an image that was resized to fit into it in its own shape and put in the middle."""
+    """The canvas around an image that was resized to fit into it with its aspect ratio and centred."""
     down, across = canvas_height / height, canvas_width / width
     new_height = canvas_height if down <= across else min(math.ceil(height * across), canvas_height)
     new_width = canvas_width if across < down else min(math.ceil(width * down), canvas_width)
@@ -55,18 +55,19 @@ def fitted(height: int, width: int, canvas_height: int, canvas_width: int) -> Re
 
 
 def within(outer: Region, part: Region) -> Region:
-    """``part`` of ``outer``, relative to what ``outer`` is relative to."""
+    """``part``, given relative to ``outer``, in the coordinates of ``outer``."""
     left, top, right, bottom = outer
     width, height = right - left, bottom - top
     return (left + part[0] * width, top + part[1] * height, left + part[2] * width, top + part[3] * height)
 
 
 def resized_and_cropped(height: int, width: int, settings: Any) -> Region:
-    """What an image processor of CLIP's kind leaves of an image.
+    """The region of an image that an image processor of CLIP's kind keeps.
 
     Args:
-        height, width: of the image, in pixels.
-        settings: the image processor: ``do_pad``, ``do_resize``, ``size``, ``do_center_crop``, ``crop_size`` are read.
+        height, width: size of the image in pixels.
+        settings: image processor, of which ``do_pad``, ``do_resize``, ``size``, ``do_center_crop`` and ``crop_size``
+            are read.
     """
     if getattr(settings, "do_pad", False):
         return padded_square(height, width)
@@ -74,7 +75,7 @@ def resized_and_cropped(height: int, width: int, settings: Any) -> Region:
     if getattr(settings, "do_resize", False):
         shortest = size.get("shortest_edge")
         if not shortest:
-            return WHOLE  # squeezed to a fixed size
+            return WHOLE  # resized to a fixed size
         short, long = sorted((height, width))
         scaled = int(shortest * long / short)
         height, width = (shortest, scaled) if height <= width else (scaled, shortest)
@@ -86,7 +87,7 @@ def resized_and_cropped(height: int, width: int, settings: Any) -> Region:
 
 
 def views(images: Sequence[Sequence[Region]], device: torch.device) -> Views:
-    """Of items given as the regions that each image's crops show."""
+    """``Views`` of items, given as the regions of each image's crops."""
     number = [index for index, crops in enumerate(images) for _ in crops]
     regions = torch.tensor([region for crops in images for region in crops], dtype=torch.float64, device=device)
     return Views(torch.tensor(number, dtype=torch.long, device=device), regions.view(-1, 4))

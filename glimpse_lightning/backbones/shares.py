@@ -1,7 +1,7 @@
-"""Models too large for one rank: built without memory, sharded, and then loaded share by share.
+"""Loading of models that are too large for one rank: built without memory, sharded, and then loaded by shares.
 
-Hugging Face's ``from_pretrained`` would read all weights on every rank. Here each rank reads from the safetensors files
-the rows that it holds and nothing else, so that no rank ever has the whole model in memory.
+Hugging Face's ``from_pretrained`` would read all weights on every rank. Here each rank reads only its own rows from the
+safetensors files, so that no rank ever has the whole model in memory.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def empty_model(
 
     Args:
         source: hub id or folder.
-        dtype: data type of the weights to come.
+        dtype: data type of the weights.
         attn_implementation: attention kernel, as in ``from_pretrained``.
-        **where: arguments of ``from_pretrained`` that say where files are.
+        **where: arguments of ``from_pretrained`` that locate files.
     """
     config = AutoConfig.from_pretrained(source, **where)
     with torch.device("meta"):
@@ -43,22 +43,22 @@ def empty_model(
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty_like(buffer, device="cpu"))
         module._is_hf_initialized = False
-    model.initialize_weights()  # nothing happens to what is on the meta device: these are the buffers
-    with suppress(OSError):  # where it has none, its configuration says what there is to say
+    model.initialize_weights()  # affects the buffers only, as parameters are on the meta device
+    with suppress(OSError):  # without one, the defaults of its configuration apply
         model.generation_config = GenerationConfig.from_pretrained(source, **where)
     return model.eval()
 
 
 def load_shares(backbone: Backbone, source: str, **where: Any) -> None:
-    """Fill the parameters that are on the meta device: sharded ones with this rank's rows, others whole.
+    """Load the parameters that are on the meta device: this rank's rows of sharded ones, and others whole.
 
     Args:
         backbone: the backbone to fill.
         source: hub id or folder of its weights.
-        **where: arguments of ``from_pretrained`` that say where files are, as the backbone was loaded with.
+        **where: arguments of ``from_pretrained`` that locate files, as given when the backbone was loaded.
 
     Raises:
-        GlimpseError: where ``source`` holds no safetensors, is quantized, or lacks a parameter.
+        GlimpseError: if ``source`` holds no safetensors, is quantized, or lacks a parameter.
     """
     model = backbone.model
     if getattr(model.config, "quantization_config", None) is not None:
@@ -70,7 +70,7 @@ def load_shares(backbone: Backbone, source: str, **where: Any) -> None:
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
-                # PEFT puts the weights of a layer that has adapters one step down.
+                # PEFT moves the weights of an adapted layer one level down.
                 owners.setdefault(f"{path}.{name}".replace(".base_layer.", "."), []).append((module, name))
     renamed = _names(model, owners)
     for file in _files(source, where):
@@ -89,7 +89,7 @@ def load_shares(backbone: Backbone, source: str, **where: Any) -> None:
 
 
 def _fill(owners: dict[str, list[tuple[nn.Module, str]]], meta: Tensor, value: Tensor) -> None:
-    """Put ``value`` wherever ``meta`` stands: tied weights are in the file once, under one of their names."""
+    """Replace all uses of ``meta`` by ``value``: tied weights are in the file once, under one of their names."""
     parameter = nn.Parameter(value, requires_grad=meta.requires_grad)
     for module, name in [place for places in owners.values() for place in places]:
         if getattr(module, name) is meta:
@@ -112,7 +112,7 @@ def _share(rows: Any, like: Tensor) -> Tensor:
 
 
 def _names(model: PreTrainedModel, known: dict[str, Any]) -> Any:
-    """From names in a published file to those of the model, as Hugging Face itself renames them."""
+    """Function from names in a published file to those of the model, by Hugging Face's own rules."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, rename_source_key
 

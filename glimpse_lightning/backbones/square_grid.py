@@ -1,4 +1,4 @@
-"""Families whose vision tower turns every image, or crop of one, into the same square grid of tokens."""
+"""Base class of families whose vision tower makes the same square grid of tokens of every image or crop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from glimpse_lightning.data.sample import Sample
 class SquareGridBackbone(PlaceholderBackbone):
     """A family with one fixed square grid per image or crop; each crop is an item of its own.
 
-    The state of a visual token is the mean over the patches that were merged into it (one, where none are merged) of a
+    The state of a visual token is the mean over the patches that were merged into it (one patch without merging) of a
     vision block's output; a class token is left out.
     """
 
@@ -55,17 +55,19 @@ class SquareGridBackbone(PlaceholderBackbone):
         return grid, torch.ones(placeholders, dtype=torch.bool, device=device)
 
     def views(self, inputs: Mapping[str, Any], grid: Tensor) -> Views | None:
-        """What each of the items with ``grid [I, 3]`` shows; ``None`` = a whole image each."""
+        """Part of an image that each of the items with ``grid [I, 3]`` shows; ``None`` = a whole image each."""
         return None
 
     def merge_states(self, inputs: Mapping[str, Any], states: Tensor) -> Tensor:
         """A vision block's output ``[crops, patches, Dv]`` -> ``[V, Dv]``, in the order of the placeholders."""
         side, merge = self.tokens_per_side, self.patches_per_side // self.tokens_per_side
-        patches = states[:, -(self.patches_per_side**2) :]  # a class token stands in front
+        patches = states[:, -(self.patches_per_side**2) :]  # without a class token, which comes first
         return patches.reshape(-1, side, merge, side, merge, states.shape[-1]).mean((2, 4)).flatten(0, 2)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """As every backbone's, with ``image_sizes`` ``[images, 2]`` (height, width) where the processor says none."""
+        """As in the base class; ``image_sizes`` ``[images, 2]`` (height, width) are added if the processor returns
+        none.
+        """
         batch = super().collate(samples)
         sizes = [(image.height, image.width) for sample in samples for image in sample.images]
         if sizes:
@@ -73,7 +75,7 @@ class SquareGridBackbone(PlaceholderBackbone):
         return batch
 
     def hf_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # Sizes only tell us where evidence boxes lie; these models would hand them to a tower that takes none.
+        # Sizes serve to place evidence boxes; these models would pass them to a tower that does not take them.
         return {name: value for name, value in inputs.items() if name != "image_sizes"}
 
     def example_image(self, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

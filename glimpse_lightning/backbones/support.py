@@ -1,4 +1,4 @@
-"""Which checkpoints can be loaded, told by their config.json before any weights are read."""
+"""Checks of a checkpoint's config.json for support, before any weights are read."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ NEAREST = {
     "Qwen2_5OmniForConditionalGeneration": QWEN,
     "Qwen3VLMoeForConditionalGeneration": ("Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Instruct"),
 }
-"""Architectures as their authors' own code calls them, and the checkpoints of a supported one that come nearest."""
+"""Architectures by their names in the authors' own code, and the nearest checkpoints of a supported architecture."""
 DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
-"""Data types of weights that models are trained and run in."""
+"""Supported data types of weights."""
 READY = "bitsandbytes"
-"""The kind of quantized checkpoints that loads: its layers keep the interface of plain ones on every device."""
+"""The supported kind of quantized checkpoints: its layers keep the interface of plain ones on every device."""
 
 
 def families() -> dict[str, type[Backbone]]:
-    """Adapters by the architectures that they know; those of imported modules of a user's among them."""
+    """Adapters by the architectures that they support, including adapters in a user's imported modules."""
     return {
         name: family
         for family in _below(Backbone)  # type: ignore[type-abstract]
@@ -60,11 +60,11 @@ def family_of(architecture: str, name: str = "") -> type[Backbone]:
     """The adapter for an architecture.
 
     Args:
-        architecture: class name of the Hugging Face model, or of its authors' own one.
-        name: hub id or folder, by which the nearest checkpoint that loads is found.
+        architecture: class name of the Hugging Face model, or of the authors' own model.
+        name: hub id or folder, by which an error suggests the nearest supported checkpoint.
 
     Raises:
-        GlimpseError: where there is none.
+        GlimpseError: if no adapter supports the architecture.
     """
     known = families()
     if architecture in known:
@@ -80,7 +80,7 @@ def family_of(architecture: str, name: str = "") -> type[Backbone]:
 
 
 def _nearest(architecture: str, name: str) -> str:
-    """Of the checkpoints that stand in for an architecture, the one whose name is most like ``name``."""
+    """Of the suggested checkpoints of an architecture, the one whose name is most similar to ``name``."""
 
     def likeness(choice: str) -> float:
         return difflib.SequenceMatcher(None, name.rpartition("/")[2].lower(), choice.rpartition("/")[2].lower()).ratio()
@@ -89,10 +89,10 @@ def _nearest(architecture: str, name: str) -> str:
 
 
 def checked(name: str, config: Any) -> dict[str, Any]:
-    """A checkpoint's config.json, if what is read of it here has the kinds that transformers writes.
+    """A checkpoint's config.json, if the fields that are read here have the types that transformers writes.
 
     Raises:
-        GlimpseError: that names the field, what it holds and what was expected.
+        GlimpseError: if a field has another type; the message names the field, its value and the expected type.
     """
     if not isinstance(config, dict):
         raise GlimpseError(f"{name!r}: expected its config.json to hold fields by name, but got {config!r}.")
@@ -116,21 +116,21 @@ def checked(name: str, config: Any) -> dict[str, Any]:
 
 
 def check_checkpoint(name: str, config: Mapping[str, Any], quantization: str | None = None) -> None:
-    """Raise where a checkpoint cannot be loaded.
+    """Raise an error if a checkpoint cannot be loaded.
 
     Args:
         name: hub id or folder, for errors.
         config: contents of its config.json.
-        quantization: kind of quantization that loading shall add.
+        quantization: kind of quantization that loading adds.
 
     Raises:
-        GlimpseError: where no adapter knows its architecture, or it is quantized in a way that does not load.
+        GlimpseError: if no adapter supports its architecture, or its quantization is not supported.
     """
     kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.get("model_type", ""))
     loaded = {kind} if isinstance(kind, str) else set(kind or ())
     named = config.get("architectures") or []
-    # A user's subclass of a supported class loads as that class. Authors' own code has names such as
-    # LlavaLlamaForCausalLM, under the model type of Hugging Face's Llava, and weights that fit none of that class's.
+    # A user's subclass of a supported class loads as the supported class. Authors' own code has names such as
+    # LlavaLlamaForCausalLM, under the model type of Hugging Face's Llava, with weights that do not fit that class.
     if loaded & families().keys() and all("ForConditionalGeneration" in each for each in named):
         named = []
     for architecture in named or sorted(loaded):

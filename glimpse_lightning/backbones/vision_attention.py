@@ -1,4 +1,4 @@
-"""How much attention each patch of a vision tower receives, from q and k, without a map of all pairs.
+"""Attention that each patch of a vision tower receives, computed from q and k without a map of all pairs.
 
 Suffixes: ``B`` sequences (crops, images, windows), ``H`` heads, ``N`` patches, ``d`` head width.
 """
@@ -15,14 +15,14 @@ from glimpse_lightning.core.visual_tokens import VisionAttention, VisionKeys
 from glimpse_lightning.runtime.errors import GlimpseError
 
 LOGITS = 2**24
-"""Attention logits that may be in memory at once (64 MiB), where one row of them fits."""
+"""Largest number of attention logits in memory at once (64 MiB), if one row fits."""
 
 
 class AttentionReader:
-    """Takes what one tap asks for from each attention call of a block.
+    """Collects one tap's attention or keys from each attention call of a block.
 
     Args:
-        tap: what is asked for.
+        tap: requested attention or keys.
         class_token: whether sequences start with a class token.
     """
 
@@ -53,7 +53,7 @@ class AttentionReader:
         return row(query, key, scaling, mask)
 
     def result(self, like: Tensor) -> Tensor:
-        """What was taken, in the layout of ``like``, the block's output: ``[B, N, D]`` or ``[N, D]``."""
+        """The collected values, in the layout of ``like``, the block's output: ``[B, N, D]`` or ``[N, D]``."""
         states = torch.cat(self.calls, 1) if like.ndim == 2 else torch.cat(self.calls)
         self.calls.clear()
         return states.reshape(*like.shape[:-1], states.shape[-1])
@@ -67,11 +67,11 @@ def class_row(query: Tensor, key: Tensor, scaling: float, mask: Any = None) -> T
 def received(query: Tensor, key: Tensor, scaling: float, mask: Any = None) -> Tensor:
     """``[B, N]`` attention weights that each token receives, summed over queries and averaged over heads.
 
-    A sum, so that the average token gets 1 whatever the length of its sequence. Padding asks nothing and gets nothing.
+    With a sum, the average over tokens is 1 for every sequence length. Padding neither gives nor receives attention.
     """
     batch, heads, length, _ = query.shape
     allowed = _allowed(mask)
-    asks = None if allowed is None else allowed.any(2)[:, 0]  # [B, N]: a token that nobody may see is padding
+    asks = None if allowed is None else allowed.any(2)[:, 0]  # [B, N]: a token that no query sees is padding
     total = query.new_zeros(batch, length, dtype=torch.float32)
     step = max(1, LOGITS // max(1, batch * heads * length))
     for start in range(0, length, step):
@@ -90,7 +90,7 @@ def _weights(query: Tensor, key: Tensor, scaling: float, allowed: Tensor | None,
 
 
 def _allowed(mask: Any) -> Tensor | None:
-    """``[B, 1, 1 or N, N]`` true where a query may see a key, from any kind of mask that kernels take."""
+    """``[B, 1, 1 or N, N]`` true where a query may attend to a key, from any kind of mask that kernels take."""
     if mask is None:
         return None
     if not isinstance(mask, Tensor):

@@ -1,4 +1,4 @@
-"""States, keys and attention of chosen vision blocks, taken as they pass by."""
+"""States, keys and attention of chosen vision blocks, captured by hooks."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ def capture_blocks(
     merge: Callable[[Tensor], Tensor] | None = None,
     class_token: bool = False,
 ) -> Iterator[dict[VisionTap, Tensor]]:
-    """While the context is open, what each tap asks for of this thread's forward is stored under the tap, laid out as
-    the block's output is.
+    """Context in which the values requested by each tap are stored under the tap, from this thread's forward, in the
+    layout of the block's output.
 
     Args:
-        blocks: of the vision tower.
-        layers: a number = the output of that block; see ``VisionTap`` for others.
-        merge: makes of something so laid out, a row per patch, what is stored instead. Done as soon as a block has run:
-            the tower's peak memory has no room for all patches of several blocks.
+        blocks: blocks of the vision tower.
+        layers: taps to capture; a number is the output of that block (see ``VisionTap``).
+        merge: function applied to the values of a block, one row per patch, before they are stored; ``None``: they are
+            stored unchanged. It runs as soon as the block has run, because all patches of several blocks would raise
+            the tower's peak memory.
         class_token: whether the tower's sequences start with a class token.
 
     Raises:
-        GlimpseError: where a layer does not exist.
+        GlimpseError: if a layer does not exist.
     """
     states: dict[VisionTap, Tensor] = {}
     mine = get_ident()

@@ -1,4 +1,4 @@
-"""Visual inputs as a vision tower sees them."""
+"""Visual inputs of a batch after the vision tower."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Visuals:
     """The images (or the videos) of a batch, in the order of their placeholders.
 
     Attributes:
-        token_id: the placeholder.
+        token_id: id of the placeholder token.
         features: ``[P, D]`` embeddings that replace the placeholders.
         grid: ``[I, 3]`` (t, h, w) of each item; ``t * h * w`` summed over items is ``V``, the prunable tokens.
-        prunable: ``[P]`` false at structure tokens (row ends), which are kept as text is.
+        prunable: ``[P]`` false at structure tokens (row ends), which are kept like text.
         states: outputs of vision blocks, by tap: ``[V, Dv]``.
         layer_features: features added after a decoder layer, by layer: ``[V, D]``.
         views: the part of an image that each item shows; ``None`` = a whole image (or video) each.
@@ -33,12 +33,14 @@ class Visuals:
     views: Views | None = None
 
     def all_kept(self) -> Visuals:
-        """The same tokens as ones that no pruner sees."""
+        """A copy whose tokens pruners do not see, so that all are kept."""
         states = {layer: state[:0] for layer, state in self.states.items()}
         return Visuals(self.token_id, self.features, self.grid[:0], torch.zeros_like(self.prunable), states)
 
     def taken(self, items: Tensor) -> Visuals:
-        """``items [I]`` of these, in that order and as often as they are named; whole images, no structure tokens."""
+        """A copy with the given ``items [I]``, in that order and with repetitions; for whole images without structure
+        tokens.
+        """
         sizes = self.grid.prod(-1)
         ends, counts = sizes.cumsum(0), sizes[items]
         within = torch.arange(int(counts.sum()), device=counts.device)
