@@ -1,4 +1,4 @@
-"""Glimpse Lightning: dynamic visual-token pruning for vision-language models, out of swappable parts.
+"""Glimpse Lightning: dynamic visual-token pruning for vision-language models, composed of exchangeable parts.
 
 >>> import glimpse_lightning as gl
 >>> backbone = gl.load_backbone("glimpse-tiny")
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
     from glimpse_lightning.training.module import PruningModule
 
-# Where each public name lives. Imported when first asked for, so that `--help` does not wait for transformers.
+# Module of each public name. Imported on first access, so that `--help` does not wait for transformers.
 _HOMES = {
     "AttentionProbe": "scorers.base",
     "Backbone": "backbones.base",

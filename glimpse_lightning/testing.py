@@ -1,10 +1,7 @@
-"""The conformance kit: what every backbone must satisfy, for our tests and for anyone who writes an adapter.
+"""The conformance kit: properties that every backbone must have, for this package's tests and authors of adapters.
 
->>> from glimpse_lightning.testing import check_backbone
->>> check_backbone(hf_model)
-
-makes its own tensor batches, so it needs neither processor nor hub, and raises an ``AssertionError`` that names the
-property that does not hold. Models should be small, in float32, on any device.
+``check_backbone(hf_model)`` makes its own tensor batches, so it needs neither processor nor hub. It raises an
+``AssertionError`` that names the first property that does not hold. Models should be small, in float32, on any device.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ from glimpse_lightning.policies import KeepRatio
 from glimpse_lightning.scorers import VIP, AttentionRank, Random
 
 Sizes = list[list[tuple[int, int]]]
-"""Per sample, the (height, width) in visual tokens of each of its images."""
+"""(height, width) in visual tokens of each image, by sample."""
 
 SIZES: Sizes = [[(3, 4)], [(2, 3), (5, 2)], [], [(4, 4)]]
 TOLERANCE = 1e-4
@@ -41,18 +38,18 @@ def check_backbone(model: PreTrainedModel, processor: Any | None = None) -> None
     """Run every conformance check over ``model``.
 
     Args:
-        model: any supported Hugging Face model, in float32 and evaluation mode.
-        processor: kept on the backbone; not needed.
+        model: supported Hugging Face model, in float32 and evaluation mode.
+        processor: processor of the backbone; not needed.
 
     Raises:
-        AssertionError: naming the first property that does not hold.
+        AssertionError: if a property does not hold; the message names it.
     """
     for check in CHECKS:
         check(wrap_backbone(model, processor))
 
 
 def pruners(backbone: Backbone) -> Iterator[tuple[str, Pruner]]:
-    """Small pruners that between them use every hook of the engine."""
+    """Small pruners that together use every hook of the engine, by name."""
     middle = len(backbone.layers) // 2
     vision = (backbone.facts.vision_layers - 1, 0)
     vip: dict[str, Any] = {"vision_layers": vision, "attention_dim": 16, "condition_dim": 16, "heads": 2}
@@ -112,7 +109,7 @@ def check_plain_equals_hf(backbone: Backbone) -> None:
 
 
 def check_batch_independence(backbone: Backbone) -> None:
-    """A sample alone equals the same sample in a batch, padded on either side."""
+    """Results for a sample alone equal those for the sample in a batch, padded on either side."""
     keys = torch.arange(10, 10 + len(SIZES))
     for name, pruner in pruners(backbone):
         model = PrunedVLM(backbone, pruner)
@@ -149,7 +146,7 @@ def check_decoding_equals_recomputation(backbone: Backbone) -> None:
 
 
 def check_positions(backbone: Backbone) -> None:
-    """Only visual tokens are dropped; each layer's cache holds what it should, at the positions that it should."""
+    """Only visual tokens are dropped; each layer's cache holds the expected tokens, at the expected positions."""
     inputs = backbone.example_inputs(SIZES)
     prompt = backbone.embed(inputs)
     for name, pruner in pruners(backbone):
@@ -175,10 +172,10 @@ def check_gradients(backbone: Backbone) -> None:
     backbone.model.requires_grad_(False)
     for name, pruner in pruners(backbone):
         if not list(pruner.parameters()) or any(stage.positions == "renumber" for stage in pruner.stages):
-            continue  # nothing to train, or what training refuses
+            continue  # no parameters, or an option that training refuses
         out = PrunedVLM(backbone, pruner).distill(batch, lambda scores, _: torch.nn.functional.logsigmoid(scores))
         (out.teacher_logits - out.student_logits).square().mean().backward()
-        glimpse_layers = pruner.stages[-1].after_layer + 1  # vectors of later layers are only read by the answers
+        glimpse_layers = pruner.stages[-1].after_layer + 1  # vectors of later layers are used in answers only
         for parameter, value in pruner.named_parameters():
             assert value.grad is not None, f"{name}: no gradient reaches {parameter}"
             grad = value.grad[:glimpse_layers] if parameter.endswith("glimpse.embeddings") else value.grad
@@ -189,12 +186,12 @@ def check_gradients(backbone: Backbone) -> None:
 
 
 def check_closed_gates_equal_pruning(backbone: Backbone) -> None:
-    """The training forward with gates fully open or closed predicts what decoding on the pruned cache does."""
+    """The training forward with fully open or closed gates gives the predictions of decoding on the pruned cache."""
     inputs = backbone.example_inputs(SIZES)
     for name, pruner in pruners(backbone):
         if any(stage.after_layer >= len(backbone.layers) - 1 for stage in pruner.stages):
             continue
-        if any(stage.positions == "renumber" for stage in pruner.stages):  # which training refuses
+        if any(stage.positions == "renumber" for stage in pruner.stages):  # training refuses these
             continue
         model = PrunedVLM(backbone, pruner)
         keys = torch.arange(len(SIZES), device=backbone.model.device)
@@ -205,7 +202,7 @@ def check_closed_gates_equal_pruning(backbone: Backbone) -> None:
         ids = generated.sequences
         batch = _batch(inputs, ids)
         windows = any(backbone.window(layer) is not None for layer in range(len(backbone.layers)))
-        # Tokens are closed and gone; or all but closed, and then count in windows.
+        # A gate of 0 removes tokens. A gate near 0 leaves them in windows, so it is not tested there.
         for closed in (-torch.inf,) if windows else (-torch.inf, -1e4):
             waiting = iter([torch.where(keep, 0.0, closed) for keep in out.keep])
             with torch.no_grad():
@@ -214,8 +211,8 @@ def check_closed_gates_equal_pruning(backbone: Backbone) -> None:
 
 
 def check_forward(backbone: Backbone) -> None:
-    """``model(**inputs, labels=...)`` is Hugging Face's with keep-all; pruned, it is prefill and teacher-forced
-    decoding, and nothing behind the prompt changes what is kept.
+    """``model(**inputs, labels=...)`` equals Hugging Face's with keep-all. With pruning it equals prefill and
+    teacher-forced decoding, and the tokens after the prompt do not change the kept ones.
     """
     batch, device = len(SIZES), backbone.model.device
     more = torch.arange(20, 20 + 3 * batch, device=device).view(batch, 3)
@@ -255,7 +252,7 @@ def check_forward(backbone: Backbone) -> None:
 
 
 def _continued(prompts: dict[str, Tensor], more: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Prompts with ``more [B, A]`` behind each, labels of these tokens, and their columns ``[B, A]``."""
+    """Prompts with ``more [B, A]`` appended, labels of these tokens, and their columns ``[B, A]``."""
     ids, mask = prompts["input_ids"], prompts["attention_mask"]
     ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1, keepdim=True)
     places = ends + torch.arange(more.shape[1], device=ids.device)
@@ -271,7 +268,7 @@ def _continued(prompts: dict[str, Tensor], more: Tensor) -> tuple[dict[str, Tens
 def check_untouched(backbone: Backbone) -> None:
     """No module of the model was replaced, and removing the attention wrapper restores the registry."""
     inputs = backbone.example_inputs(SIZES)
-    _hf_logits(backbone, inputs)  # some models hang up hooks of their own the first time they run
+    _hf_logits(backbone, inputs)  # some models register hooks in their first forward
     classes = [type(module) for module in backbone.model.modules()]
     hooks = [len(module._forward_hooks) for module in backbone.model.modules()]
     model = PrunedVLM(backbone, next(iter(pruners(backbone)))[1])
@@ -311,9 +308,9 @@ def recompute_logits(
     """Logits ``[B, 1 + A, vocab]`` after the prompt and after each of ``new_ids [B, A]``, with no cache and no
     compaction: every token stays in place, and dropped ones are masked out of attention.
 
-    Prompt tokens miss what a stage dropped from the layer after it on; new tokens miss it in every layer, but for
-    those up to a stage that keeps their keys and values. Positions are those of each layer's numbering. A sliding
-    window counts what is not masked out.
+    Dropped tokens are masked out for prompt tokens from the layer after the stage on. For new tokens they are masked
+    out in every layer, except in layers up to a stage that keeps their keys and values. Positions are those of each
+    layer's numbering. A sliding window counts the tokens that are not masked out.
     """
     prompt = backbone.embed(inputs)
     batch, length = prompt.mask.shape
@@ -334,7 +331,7 @@ def recompute_logits(
         cached = _visible(prompt, _missing(pruner, out.keep, layer), total)
         seen = torch.where(new[None, :, None], cached[:, None], _visible(prompt, gone, total)[:, None])
         window = backbone.window(layer)
-        if window is not None:  # which counts what a row may see
+        if window is not None:  # it counts the columns that a row sees
             number = seen.long().cumsum(-1)
             seen = seen & (number > number.diagonal(dim1=1, dim2=2)[..., None] - window)
         allowed = causal & seen | torch.eye(total, dtype=torch.bool, device=embeds.device)
@@ -347,13 +344,13 @@ def recompute_logits(
 
 
 def _batch(inputs: dict[str, Tensor], ids: Tensor) -> Batch:
-    """Prompts with answers, on the device of these."""
+    """Prompts with answers, on the device of the prompts."""
     keys = torch.arange(len(ids), device=ids.device)
     return Batch(inputs, ids, torch.ones_like(ids), keys, torch.ones(len(ids), device=ids.device), [])
 
 
 def _missing(pruner: Pruner, keeps: list[Tensor], layer: int) -> list[Tensor]:
-    """Those of ``keeps`` (one per stage) that decide what new tokens do not see in ``layer``."""
+    """The masks in ``keeps`` (one per stage) that hide tokens from new tokens in ``layer``."""
     stages = pruner.stages
     return [
         keep
@@ -363,7 +360,9 @@ def _missing(pruner: Pruner, keeps: list[Tensor], layer: int) -> list[Tensor]:
 
 
 def _numbering(prompt: Any, pruner: Pruner, keeps: list[Tensor], layer: int) -> Tensor:
-    """``[..., B, N]`` positions of the prompt in ``layer``, closing gaps one by one; any number at dropped columns."""
+    """``[..., B, N]`` positions of the prompt in ``layer``, closing gaps one by one; numbers at dropped columns have no
+    meaning.
+    """
     numbers, length = prompt.position_ids.clone(), prompt.mask.shape[1]
     for index, stage in enumerate(pruner.stages):
         if stage.after_layer >= layer or stage.positions == "keep":
@@ -410,7 +409,7 @@ def _hf_logits(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
 
 def _hf_generate(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-    with caches_kept(backbone):  # else its answers are wrong: it decodes as if there were no prompt
+    with caches_kept(backbone):  # else it would decode without the prompt
         ids = backbone.model.generate(**backbone.hf_inputs(inputs), **options)
     return ids[:, inputs["input_ids"].shape[1] :]
 

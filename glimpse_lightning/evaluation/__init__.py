@@ -1,4 +1,4 @@
-"""Questions to the full model, the pruned one and baselines, and the figures of their answers."""
+"""Evaluation of the full model, the pruned model and baselines on the same questions."""
 
 from __future__ import annotations
 

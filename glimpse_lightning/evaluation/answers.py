@@ -1,4 +1,4 @@
-"""Asking a model: greedy answers, and those that the full model writes where a question has none."""
+"""Greedy answers of a model, and the full model's answers to questions without references."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from glimpse_lightning.runtime.ranks import any_rank
 def prefill(
     model: PrunedVLM, batch: Batch, prompt: Prompt | None = None, select: Select | None = None
 ) -> PrefillOutput:
-    """The batch's prompts through ``model``; ``prompt`` where they are embedded already, ``select`` in place of the
+    """Prefill of the batch's prompts. ``prompt`` holds the embedded prompts, if they exist; ``select`` replaces the
     stages' policies.
     """
     inputs: dict[str, Any] = batch.inputs
@@ -50,15 +50,15 @@ def answers(
     """Greedy answers to a batch of questions, and the prefill that they continue.
 
     Args:
-        prompt: the batch's prompts, where they are embedded already.
-        select: selection of tokens in place of the stages' policies.
+        prompt: embedded prompts of the batch; ``None``: they are embedded here.
+        select: selection of tokens in place of the stages' policies; ``None``: the policies select.
     """
     out = prefill(model, batch, prompt, select)
     return model.backbone.decode(greedy(model, out, max_new_tokens)), out
 
 
 def answer_rows(model: PrunedVLM, batch: Batch, said: Tensor) -> list[list[int]]:
-    """The tokens of each sample's first answer; of ``said [B, new]``, end token included, where it has none."""
+    """The tokens of each sample's first reference answer, or, without any, of ``said [B, new]``, end token included."""
     own, lengths = batch.answer_mask.sum(1).tolist(), sequence_mask(said, end_ids(model)).sum(1).tolist()
     return [
         batch.answer_ids[row, : own[row]].tolist() if sample.answers else said[row, : lengths[row]].tolist()
@@ -67,11 +67,11 @@ def answer_rows(model: PrunedVLM, batch: Batch, said: Tensor) -> list[list[int]]
 
 
 def with_answers(model: PrunedVLM, batch: Batch, rows: Sequence[Sequence[int]]) -> Batch:
-    """``batch`` with ``rows`` of answer tokens; itself where every sample has answers of its own."""
+    """``batch`` with ``rows`` of answer tokens; ``batch`` itself if every sample has reference answers."""
     if all(sample.answers for sample in batch.samples):
         return batch
     ids, mask = padded_answers(rows, model.backbone.end_token_ids[0])
-    if model.sharded and ids.shape[1] == 1:  # no token would run through the layers, and other ranks wait for this one
+    if model.sharded and ids.shape[1] == 1:  # else no token would run through the layers, while other ranks wait
         ids, mask = one_more(ids), one_more(mask)
     return replace(batch, answer_ids=ids.to(batch.answer_ids.device), answer_mask=mask.to(batch.answer_mask.device))
 
@@ -79,15 +79,16 @@ def with_answers(model: PrunedVLM, batch: Batch, rows: Sequence[Sequence[int]]) 
 class WrittenAnswers:
     """The full model's greedy answers to unlabelled questions, each written once and kept on disk.
 
-    They lie in ``<folder>/<key>/<run>.jsonl``, under a key of whatever an answer depends on but the question: weights
-    and their data type, processor, chat template and generation settings. Within a file they lie under
-    ``Sample.content()``, wording and pixels. Of a sharded model, whose weights no rank can tell, nothing is kept.
+    The files are ``<folder>/<key>/<run>.jsonl``. The key is a digest of everything besides the question that changes an
+    answer: weights and their data type, processor, chat template and generation settings. Within a file, the name of an
+    answer is ``Sample.content()``, a digest of wording and pixels. Answers of a sharded model are not kept, because no
+    rank has all of its weights.
 
     Args:
         model: the full model.
-        folder: where they are kept; ``None``: nowhere.
+        folder: folder of the files; ``None``: answers are not kept.
         max_new_tokens: length of the longest answer.
-        run: name of this run and rank: each writes to a file of its own, and reads all.
+        run: name of this run and rank, which writes to a file of its own and reads all files.
     """
 
     def __init__(self, model: PrunedVLM, folder: Path | None, max_new_tokens: int, run: str = "run") -> None:
@@ -101,7 +102,7 @@ class WrittenAnswers:
 
     @torch.no_grad()
     def filled(self, batch: Batch) -> Batch:
-        """``batch`` with answers where samples have none; those that are not known yet are written, all at once."""
+        """``batch`` with answers for samples without any. Answers that are not known yet are generated in one batch."""
         names = ["" if sample.answers else sample.content() for sample in batch.samples]
         new = {name for name in names if name and name not in self.rows}
         if any_rank(bool(new), self.model.device) if self.model.sharded else new:

@@ -23,7 +23,7 @@ from glimpse_lightning.scorers.base import Scorer
 def training_free_scorers(pruner: Pruner) -> dict[str, Scorer]:
     """One of each scorer in ``glimpse_lightning.scorers`` that needs no training and works where ``pruner`` prunes.
 
-    A scorer added to that package shows up in every comparison table by this.
+    A scorer that is added to that package therefore appears in every comparison table.
     """
     kinds = {name: getattr(scorers, name) for name in sorted(scorers.__all__)}
     return {name: kind() for name, kind in kinds.items() if _is_training_free(kind, pruner)}
@@ -49,20 +49,20 @@ def _is_training_free(kind: Any, pruner: Pruner) -> bool:
 def baseline_models(
     model: PrunedVLM, rivals: Mapping[str, Scorer], share: float = 1.0, tokens: float = 1.0
 ) -> dict[str, PrunedVLM]:
-    """Baselines of ``model``: its stages, each with a rival's score in place of its own.
+    """Baselines of ``model``: pruners with its stages, in which another scorer replaces the stage's own.
 
-    A baseline prunes after the same layers, with the same ``early_kv`` and ``positions``; dropped tokens are gone,
-    whatever becomes of them in ``model``. A comparison asks it with :func:`as_many`: then it has of every question as
-    many tokens as ``model``, behind every stage. By itself it keeps a fixed share of each question's tokens, for
-    callers who know no more than a mean share.
+    A baseline prunes after the same layers, with the same ``early_kv`` and ``positions``; dropped tokens are removed,
+    even if ``model`` merges them. In a comparison, :func:`as_many` replaces its policy, so that it keeps as many tokens
+    of every question as ``model``, after every stage. Its own policy keeps a fixed share of each question's tokens, for
+    callers that know the mean share only.
 
     Args:
         model: the pruned model to compare with.
-        rivals: scorers, by name.
-        share: mean share of its tokens that a question keeps in ``model``, in [0, 1].
-        tokens: mean number of visual tokens of a question. The baselines' ``KeepRatio`` keeps ``share`` and one in
-            ``tokens`` more, since it rounds down, by less than a token a question: of all tokens of any questions with
-            this mean it keeps ``share`` or more. Questions of one size keep ``share``, rounded up to a whole token.
+        rivals: scorers of the baselines, by name.
+        share: mean share of a question's tokens that ``model`` keeps, in [0, 1].
+        tokens: mean number of visual tokens of a question. The baselines' ``KeepRatio`` rounds down, by less than one
+            token per question, so its ratio is raised by one token in ``tokens``. Over all questions it then keeps
+            ``share`` or more. Questions of equal size keep ``share``, rounded up to a whole token.
     """
     assert model.pruner is not None
     ratio = min(1.0, share + (1 - 1e-6) / tokens) if tokens else share
@@ -79,11 +79,11 @@ def _rival_stage(stage: PruneStage, scorer: Scorer, ratio: float) -> PruneStage:
 
 
 def as_many(model: PrunedVLM, left: Sequence[Sequence[int]]) -> Select:
-    """A selection for ``model`` that keeps the best tokens of each question, as many as are said for it.
+    """A selection for ``model`` that keeps a given number of best tokens of each question.
 
     Args:
-        model: a baseline.
-        left: for each question of the batch, the tokens to leave behind each stage (:func:`left_by_stage`).
+        model: baseline.
+        left: number of tokens to keep after each stage, for each question of the batch (:func:`left_by_stage`).
     """
     assert model.pruner is not None
     stages = list(model.pruner.stages)

@@ -1,4 +1,4 @@
-"""A metric of answers by its name and options, and the file beside predictions that says how they were scored."""
+"""A metric of answers by its name and options, and the file next to predictions that records it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PREDICTIONS = "predictions"
 
 @dataclass(frozen=True)
 class MetricChoice:
-    """How the answers of a task are scored.
+    """The metric of a task's answers.
 
     Args:
-        name: of a metric: `ANLS`, `VQAAccuracy`, ...; as of `score --metric`.
-        options: its arguments, such as `{lengths: normalised}`; as of `score --option`.
+        name: name of a metric: `ANLS`, `VQAAccuracy`, ...; as in `score --metric`.
+        options: arguments of the metric, such as `{lengths: normalised}`; as in `score --option`.
     """
 
     name: str
@@ -36,11 +36,12 @@ class MetricChoice:
 
 
 def find_metric(name: str, options: Mapping[str, Any] | None = None) -> AnswerMetric:
-    """A metric of answers by its name, for predictions of all ranks: it does not gather from them.
+    """A metric of answers by its name. It does not gather from other ranks, because it gets the predictions of all
+    ranks.
 
     Raises:
-        GlimpseError: where there is none, or it has no such option.
-        ValueError: where an option has no such value.
+        GlimpseError: if there is no such metric, or it has no such option.
+        ValueError: if an option cannot have the given value.
     """
     known = {
         kind.__name__: kind
@@ -58,18 +59,20 @@ def find_metric(name: str, options: Mapping[str, Any] | None = None) -> AnswerMe
 
 
 def write_choices(folder: Path, choices: Mapping[str, MetricChoice]) -> None:
-    """Note beside the predictions in ``folder`` how those of each task are scored, where somebody chose."""
+    """Write the chosen metrics of tasks next to the predictions in ``folder``; tasks with their own metric are left
+    out.
+    """
     if choices:
         text = json.dumps({task: asdict(choice) for task, choice in choices.items()}, indent=2, ensure_ascii=False)
         write_text(folder / FILE, text + "\n")
 
 
 def read_choices(folder: Path) -> dict[str, MetricChoice]:
-    """What :func:`write_choices` noted; nothing where it did not. Outside a suite's ``predictions`` folder, another's
-    file of this common name is passed over.
+    """The metrics that :func:`write_choices` has written; empty without such a file. Outside a suite's ``predictions``
+    folder, a file of the same name from another program is ignored.
 
     Raises:
-        GlimpseError: where the file is broken.
+        GlimpseError: if the file is broken.
     """
     path = folder / FILE
     if not path.is_file():

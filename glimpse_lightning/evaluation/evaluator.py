@@ -1,4 +1,4 @@
-"""Evaluation of a pruner: the same questions to the full model and to the pruned one."""
+"""Evaluation of a pruner: the full model and the pruned one answer the same questions."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from glimpse_lightning.model.resolution import ResolutionCut, check_fewer
 from glimpse_lightning.runtime.ranks import any_rank
 
 TEACHER_TOKENS = 1024
-"""Tokens of the full model's distribution that are remembered one by one; the rest is one remainder."""
+"""Number of tokens of the full model's distribution that are stored; all others are summed up."""
 
 
 def answer_log_probs(model: PrunedVLM, out: PrefillOutput, batch: Batch) -> Tensor:
-    """``[B, A, vocab]`` log-probabilities where the reference answer's tokens stand, decoding from ``out``."""
+    """``[B, A, vocab]`` log-probabilities at the tokens of the reference answers, decoded from ``out``."""
     logits, ids = out.logits[:, None], batch.answer_ids[:, :-1]
     if ids.shape[1]:
         step = step_after(model.backbone, out, ids, out.fork().cache)
@@ -38,13 +38,13 @@ def answer_log_probs(model: PrunedVLM, out: PrefillOutput, batch: Batch) -> Tens
 
 
 class Evaluator:
-    """Puts the same questions to the full model and to pruned ones.
+    """Evaluates the full model and pruned ones on the same questions.
 
     Args:
-        full: the plain model.
-        metric: scores an answer.
-        max_new_tokens: of an answer.
-        shared: where other models of this process are asked the same questions.
+        full: full model.
+        metric: metric of answers.
+        max_new_tokens: length of the longest answer.
+        shared: work shared with other models of this process that get the same questions; ``None``: no other model.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Evaluator:
 
     @torch.no_grad()
     def embed(self, models: Iterable[PrunedVLM], batch: Batch) -> Prompt:
-        """The batch's prompts, embedded once for all of ``models``, which are over one backbone."""
+        """The batch's prompts, embedded once for all of ``models``, which share a backbone."""
         if batch.prompt is not None:
             return batch.prompt
         taps = dict.fromkeys(tap for model in models for tap in model.vision_layers)
@@ -70,7 +70,9 @@ class Evaluator:
 
     @torch.no_grad()
     def full_answers(self, batch: Batch, prompt: Prompt | None = None) -> list[FullAnswer]:
-        """The full model's answers; computed once and remembered, by content: names are unique within one dataset."""
+        """The full model's answers, computed once and stored under the questions' contents, because names are unique
+        within one dataset only.
+        """
         names = [sample.content() for sample in batch.samples]
         missing = not all(name in self.cache for name in names)
         if any_rank(missing, self.full.device) if self.full.sharded else missing:
@@ -95,12 +97,12 @@ class Evaluator:
         resolution: ResolutionCut | None = None,
         select: Select | None = None,
     ) -> tuple[list[Record], PrefillOutput]:
-        """A record for every sample that counts, and the prefill they come from.
+        """Records of all samples with a weight above 0, and the prefill that they come from.
 
         Args:
-            resolution: what shrinks the images that ``model`` sees, but not those that the full model sees; tokens are
-                counted against those of whole images, and overlap with evidence is not defined.
-            select: what decides which tokens ``model`` keeps, in place of its stages' policies.
+            resolution: resolution cut of the images for ``model``, but not for the full model; kept tokens are counted
+                relative to those of whole images, and overlap with evidence is not defined. ``None``: whole images.
+            select: selection of tokens for ``model``, in place of its stages' policies; ``None``: the policies select.
         """
         prompt = self.embed([model], batch) if prompt is None else prompt
         fulls = self.full_answers(batch, prompt)
@@ -155,7 +157,7 @@ class Evaluator:
 
 
 def token_counts(model: PrunedVLM, out: PrefillOutput, samples: int) -> list[TokenCounts]:
-    """How many visual tokens each of ``samples`` questions kept."""
+    """Visual tokens that each of ``samples`` questions kept, counted in four ways."""
     total = _per_sample(torch.ones_like(out.tokens.item, dtype=torch.bool), out, samples)
     survivors = _per_sample(out.kept(), out, samples)
     text = [columns - left for columns, left in zip(out.prompt_keep.sum(1).tolist(), survivors, strict=True)]
@@ -168,7 +170,7 @@ def token_counts(model: PrunedVLM, out: PrefillOutput, samples: int) -> list[Tok
 
 
 def left_by_stage(out: PrefillOutput, samples: int) -> list[list[int]]:
-    """For each of ``samples`` questions, the visual tokens left behind each stage."""
+    """Number of visual tokens after each stage, for each of ``samples`` questions."""
     alive = torch.ones_like(out.tokens.item, dtype=torch.bool)
     counts: list[list[int]] = [[] for _ in range(samples)]
     for keep in out.keep:
@@ -182,7 +184,7 @@ def cut_counts(model: PrunedVLM, out: PrefillOutput, whole: Prompt) -> list[Toke
     """Visual tokens of questions about shrunk images, none of them pruned; FLOPs against those of ``whole`` images.
 
     Raises:
-        GlimpseError: where there are as many as of whole ones.
+        GlimpseError: if there are as many tokens as for whole images.
     """
     entering = _per_sample(out.kept(), out, len(whole.visual))
     check_fewer(sum(entering), int(whole.visual.sum()), model.backbone)
@@ -193,7 +195,7 @@ def cut_counts(model: PrunedVLM, out: PrefillOutput, whole: Prompt) -> list[Toke
 
 
 def kept_and_total(out: PrefillOutput, samples: int) -> list[tuple[int, int]]:
-    """Of each sample the visual tokens that decoding sees, and those there were."""
+    """For each sample, the number of visual tokens that decoding sees, and the number before pruning."""
     keep = out.kept()
     return list(zip(_per_sample(keep, out, samples), _per_sample(torch.ones_like(keep), out, samples), strict=True))
 
@@ -204,7 +206,7 @@ def _per_sample(mask: Tensor, out: PrefillOutput, samples: int) -> list[int]:
 
 
 def kept_by_item(out: PrefillOutput) -> list[dict[str, Any]]:
-    """For each image or video its ``sample``, its ``grid`` (t, h, w) and which tokens were ``kept`` ``[t * h * w]``."""
+    """For each image or video its ``sample``, ``grid`` (t, h, w) and mask of ``kept`` tokens ``[t * h * w]``."""
     keep = out.kept().cpu()
     return [
         {"sample": int(sample), "grid": tuple(grid.tolist()), "kept": keep[(out.tokens.item == item).cpu()]}

@@ -14,7 +14,7 @@ import numpy as np
 from glimpse_lightning.runtime.errors import GlimpseError
 
 RESAMPLES = 10_000
-SEED = 0  # resamples are alike for all cells, on every machine
+SEED = 0  # resamples are the same for all cells and on every machine
 BLOCK = 2**22  # numbers drawn at once
 
 
@@ -32,13 +32,13 @@ def mean_estimate(values: Sequence[float], images: Sequence[str] = (), least: fl
     """Mean of scores with its 95 % confidence interval, where questions about one image count together.
 
     Agresti and Coull's interval (1998; for differences Bonett and Price's, 2012) with an effective number of questions,
-    as Korn and Graubard (1998) have it. The variance of the mean comes from leaving out one image after the other, and
-    is never below that of independent questions. The number of independent questions with the same scores whose mean
-    has that variance is the effective one; where all scores are equal, it is the number of images. To these are added
-    ``t^2 / 2`` scores (for differences ``t^2 / 4``) at each end of the range. The interval is the mean of them all and
-    ``t`` standard errors to each side, within the range. ``t`` is Student's, of one degree of freedom less than there
-    would be images of equally many questions. One image alone tells nothing about others: its interval is the whole
-    range.
+    after Korn and Graubard (1998). The variance of the mean comes from leaving out one image after the other, and is
+    never below that of independent questions. The number of independent questions with the same scores whose mean has
+    that variance is the effective one; if all scores are equal, it is the number of images. To these are added ``t^2 /
+    2`` scores (for differences ``t^2 / 4``) at each end of the range. The interval is the mean of them all and ``t``
+    standard errors to each side, within the range. ``t`` is Student's, with one degree of freedom less than the
+    equivalent number of images of equal size. For a single image, which carries no information about others, the
+    interval is the whole range.
 
     Simulated coverage (``benchmarks/intervals.md``; in brackets that of a percentile bootstrap over questions):
 
@@ -51,12 +51,12 @@ def mean_estimate(values: Sequence[float], images: Sequence[str] = (), least: fl
 
     Args:
         values: score of each question, in [``least``, 1].
-        images: name of the image that each question is about; ``""`` where it is not known, then the question counts
-            as an image of its own. Default: no image is known.
+        images: name of the image of each question; ``""``: unknown, so that the question counts as an image of its own.
+            Default: all unknown.
         least: lower end of the range: 0 for scores, -1 for differences of two scores.
 
     Raises:
-        GlimpseError: where a value lies outside the range, or there is none.
+        GlimpseError: if a value lies outside the range, or there are no values.
     """
     data = np.asarray(values, dtype=np.float64)
     if not len(data) or not (least <= data.min() and data.max() <= 1):
@@ -109,7 +109,7 @@ def bootstrap(
     return _bootstrap(tuple(values), level, resamples, of)
 
 
-@lru_cache(maxsize=4096)  # table and plots show the same estimates
+@lru_cache(maxsize=4096)  # tables and plots ask for the same estimates
 def _bootstrap(values: tuple[float, ...], level: float, resamples: int, of: str) -> Estimate:
     middle: Callable[..., Any] = np.median if of == "median" else np.mean
     data = np.asarray(values, dtype=np.float64)

@@ -23,7 +23,7 @@ from glimpse_lightning.runtime.ranks import gathered
 from glimpse_lightning.scorers.base import Scorer
 
 REMEMBERED = 1e9
-"""Bytes of main memory for a test's questions, between the pruner's pass and the baselines'."""
+"""Bytes of main memory for a test's questions, from the pruner's pass to the baselines'."""
 
 
 class EvaluationModule(VLMModule):
@@ -31,8 +31,8 @@ class EvaluationModule(VLMModule):
 
     Args:
         metric: score of an answer; default: ExactMatch.
-        baselines: scorers that `test` compares with, after the same layers, each question with as many tokens as the
-            pruner keeps of it; default: every one that needs no training.
+        baselines: scorers that `test` compares with, after the same layers and with as many tokens of each question as
+            the pruner keeps; default: all scorers that need no training.
         args, kwargs: arguments of :class:`VLMModule`.
 
     Attributes:
@@ -65,11 +65,11 @@ class EvaluationModule(VLMModule):
         self._left: list[list[tuple[str, list[int]]]] = []  # by batch: questions, and tokens left after each stage
 
     def share(self, backbone: Backbone, questions: SharedQuestions) -> None:
-        """Run over a loaded backbone, and share the work on each question with other modules over it.
+        """Use a loaded backbone, and share the work on each question with other modules that use it.
 
         Args:
-            backbone: the one that they have in common.
-            questions: work that the first of them does, and the others reuse.
+            backbone: backbone of all these modules.
+            questions: results of the first module that the others reuse.
         """
         self.over(backbone)
         self._common, self.skipped = questions, list(questions.skipped)
@@ -85,17 +85,19 @@ class EvaluationModule(VLMModule):
 
     @property
     def compared(self) -> list[Scorer] | None:
-        """Scorers that a test compares with; ``None``: every one that needs no training."""
+        """Scorers that a test compares with; ``None``: all scorers that need no training."""
         return self.baselines
 
     @property
     def test_passes(self) -> int:
-        """Number of passes over the test split: baselines keep as many tokens as the pruned model has kept before."""
+        """Number of passes over the test split. Baselines need a second pass, because they keep as many tokens as the
+        pruned model kept in the first one.
+        """
         return 1 if self.compared == [] or (self.vlm is not None and self.vlm.pruner is None) else 2
 
     @override
     def test_loaders(self, loader: Any) -> Sequence[Any]:
-        """One loader for the pruner, and one for the baselines, which come after all of its questions."""
+        """One loader for the pruner, and one for the baselines, which run after all questions of the pruner."""
         if self._common is not None and self._common.complete:
             ready: Any = self._common.batches
             return [DataLoader(ready, batch_size=None, collate_fn=_unchanged)]
@@ -118,7 +120,7 @@ class EvaluationModule(VLMModule):
             self.evaluator.cache.clear()  # the full model itself is being trained
 
     def _finish_evaluation(self, stage: str) -> None:
-        release(self)  # optimizers and checkpoints know the shards only
+        release(self)  # optimizers and checkpoints use the shards only
         records = gathered(self._records)
         self.share_skipped()
         if self.skipped and not records:
@@ -157,7 +159,9 @@ class EvaluationModule(VLMModule):
 
     @override
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any] | None:
-        """First pass: full and pruned model; second pass: the baselines, with as many tokens as the first has kept."""
+        """First pass: full and pruned model; second pass: the baselines, with the numbers of tokens kept in the first
+        one.
+        """
         if dataloader_idx == 0:
             return self._evaluate(batch)
         self.evaluator.shared = self._common
@@ -170,7 +174,7 @@ class EvaluationModule(VLMModule):
         return None
 
     def _left_of(self, batch: Batch, batch_idx: int) -> list[list[int]]:
-        """The tokens that the pruner has left after each stage in the first pass, for each question of a batch."""
+        """Number of tokens after each stage of the pruner in the first pass, for each question of a batch."""
         if [name for name, _ in self._left[batch_idx]] != [sample.id for sample in batch.samples]:
             raise GlimpseError(
                 "Expected the test split to come in the same order twice, once for the pruner and once for the "
@@ -200,11 +204,11 @@ class EvaluationModule(VLMModule):
 
 
 class _Again:
-    """A second pass over the batches of a loader: those remembered in the first pass, where that is all of them.
+    """A second pass over a loader. It reuses the batches of the first pass if all of them are in memory.
 
     Args:
-        loader: read again otherwise.
-        remembered: batches of the first pass, which is still to come.
+        loader: loader that is read again otherwise.
+        remembered: store of the first pass's batches, still empty here.
     """
 
     def __init__(self, loader: DataLoader[Any], remembered: SharedQuestions) -> None:

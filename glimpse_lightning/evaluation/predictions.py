@@ -1,4 +1,4 @@
-"""Saved predictions: one JSON object a question, written as it is answered, so that a killed run loses one batch."""
+"""Saved predictions: one JSON object a question, written after each batch, so that a killed run loses one batch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ class Prediction:
     """One question's answers.
 
     Attributes:
-        task: that the question is of.
-        id, family, question, references: of the sample; the id is unique within the task.
-        prediction, full_prediction: answers with pruned and with all tokens; ``None``: the full model was not asked.
-        score, full_score: of these, in [0, 1]; ``None`` without references.
-        kept, total: visual tokens that all stages keep, and visual tokens there are.
-        image: ``Sample.image_name``; ``""`` where the question has no image, or its line is older than this field.
+        task: task of the question.
+        id, family, question, references: values of the sample; the id is unique within the task.
+        prediction, full_prediction: answers with pruned and with all tokens; ``None``: no such answer was computed.
+        score, full_score: scores of these answers, in [0, 1]; ``None`` without references.
+        kept, total: visual tokens that all stages keep, and visual tokens before pruning.
+        image: ``Sample.image_name``; ``""`` if the question has no image, or its line was written before this field
+            existed.
     """
 
     task: str
@@ -43,8 +44,8 @@ class PredictionFiles:
     """The predictions of a run: a file for each task and rank.
 
     Args:
-        folder: where they lie.
-        rank: of this process; it writes to its own files only.
+        folder: folder of the files.
+        rank: number of this process, which writes to its own files only.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
@@ -53,12 +54,12 @@ class PredictionFiles:
         self._files: dict[str, AppendedLines] = {}
 
     def add(self, predictions: Sequence[Prediction]) -> None:
-        """Append predictions to their tasks' files and hand them to the system."""
+        """Append predictions to their tasks' files and flush them to the operating system."""
         for task, mine in by_task(predictions).items():
             self._of(task).add([asdict(prediction) for prediction in mine])
 
     def read(self, task: str) -> dict[str, Prediction]:
-        """What all ranks have of a task, by id, in the order of ids."""
+        """Predictions of a task by all ranks, by id, in the order of ids."""
         lines = [line for path in self._of(task).paths for line in read_predictions(path, partial=True)]
         return dict(sorted({line.id: line for line in lines}.items()))
 
@@ -71,14 +72,14 @@ def read_predictions(path: Path, partial: bool = False) -> list[Prediction]:
 
     Args:
         path: a JSONL file that a suite, or ``test``, wrote.
-        partial: whether a last line without its end is left out: a killed run leaves such.
+        partial: whether an unfinished last line, left by a killed run, is left out.
 
     Raises:
-        GlimpseError: where it holds anything else.
+        GlimpseError: if the file holds anything else.
     """
     try:
         data = path.read_bytes()
-        if partial:  # which may end in the middle of a character
+        if partial:  # the file may end in the middle of a character
             data = data[: data.rfind(b"\n") + 1]
         lines = data.decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:

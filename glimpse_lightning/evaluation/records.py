@@ -1,4 +1,4 @@
-"""What evaluation finds out about each question, and the figures over all of them."""
+"""Records of evaluated questions, and figures over them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclass(frozen=True)
 class Record:
-    """One question, answered by one model under test (the pruned one, or a baseline).
+    """Result of one question for one model under test (the pruned model, or a baseline).
 
     Attributes:
-        id, family, question, references: of the sample.
+        id, family, question, references: values of the sample.
         prediction, full_prediction: answers with pruned and with all tokens.
-        score, full_score: of these answers against the references, by the accuracy metric, in [0, 1]; ``None`` without
-            references.
-        kept, total: visual tokens that all stages keep, and visual tokens there are.
-        entering, layer_mean, kv, flops: other counts of what is kept; see ``token_counts.TokenCounts``.
-        kl: mean over the tokens of the first reference, or, without any, of the full model's answer, of KL(full ||
-            pruned) in nats.
+        score, full_score: scores of these answers by the accuracy metric, in [0, 1]; ``None`` without references.
+        kept, total: visual tokens that all stages keep, and visual tokens before pruning.
+        entering, layer_mean, kv, flops: other counts of the kept tokens; see ``token_counts.TokenCounts``.
+        kl: KL(full || pruned) in nats, mean over the tokens of the first reference, or, without any, of the full
+            model's answer.
         evidence: tokens touched by evidence boxes; ``None`` without annotation.
-        evidence_recall, evidence_precision, evidence_iou: how the kept tokens overlap with those.
-        image: ``Sample.image_name``; ``""`` where the question has no image.
+        evidence_recall, evidence_precision, evidence_iou: overlap of the kept tokens with them.
+        image: ``Sample.image_name``; ``""`` if the question has no image.
     """
 
     id: str
@@ -64,13 +63,13 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 
 
 def retention(record: Record) -> float | None:
-    """Share of its visual tokens that a question keeps; ``None`` where it has none."""
+    """Share of visual tokens that a question keeps; ``None`` if it has none."""
     return _ratio(record.kept, record.total)
 
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
-    """Figures over ``records``; ``None`` where one is not defined. Of ``n`` questions ``scored`` have references, over
-    which accuracy is the mean.
+    """Figures over ``records``; an undefined figure is ``None``. ``n`` is the number of questions, and ``scored`` the
+    number of those with references, over which accuracy is the mean.
 
     ``relative_accuracy`` is the ratio of the accuracies. ``agreement`` is the share of answers equal to the full
     model's, right or wrong. ``oracle_retention`` is the share of tokens touched by evidence boxes. ``retention`` counts
@@ -122,11 +121,11 @@ def snake_case(name: str) -> str:
 
 @dataclass
 class Summary:
-    """Figures of one evaluation.
+    """Results of one evaluation.
 
     Attributes:
-        records: the pruned model's, of all ranks.
-        baselines: those of each baseline, by name.
+        records: records of the pruned model, from all ranks.
+        baselines: records of each baseline, by name.
     """
 
     records: list[Record]

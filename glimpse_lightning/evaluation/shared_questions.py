@@ -1,4 +1,4 @@
-"""What several models over one backbone, asked the same questions in one process, need not compute twice."""
+"""Work that several models over one backbone share when they answer the same questions in one process."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FullAnswer:
-    """What the full model says to one question.
+    """The full model's answer to one question.
 
     Attributes:
-        text: its answer.
-        along: tokens of the reference answer, or, of a question without any, of its own.
-        ids, log_probs: ``[A, k]`` its likeliest next tokens along these.
+        text: text of the answer.
+        along: tokens of the reference answer, or, without any, of the full model's own answer.
+        ids, log_probs: the most probable next tokens at each of these, ``[A, k]``.
     """
 
     text: str
@@ -34,7 +34,7 @@ class FullAnswer:
     def kl(self, pruned: Tensor) -> float:
         """Mean over the answer of KL(full || pruned) in nats, from the pruned log-probabilities ``[>= A, vocab]``.
 
-        Tokens beyond the ``k`` likeliest count as one, so with a large vocabulary this is a lower bound.
+        Tokens beyond the ``k`` most probable ones count as one token, so with a large vocabulary this is a lower bound.
         """
         student = pruned[: len(self.ids)].cpu().gather(-1, self.ids.long())
         kl = (self.log_probs.exp() * (self.log_probs - student)).sum(-1)
@@ -46,16 +46,16 @@ class FullAnswer:
 class SharedQuestions:
     """The questions of one split: rendered and embedded once, and answered once by the full model.
 
-    The first model that goes through them fills this; where they do not fit into memory, later models render and embed
-    them again, and only the full model's answers are shared.
+    The first model stores its batches here. If they do not fit into memory, later models render and embed the questions
+    again, and share only the full model's answers.
 
     Attributes:
-        taps: what any of the models asks of the vision tower.
+        taps: requests of all models to the vision tower.
         limit: bytes of main memory that embedded questions may take.
-        answers: the full model's, by ``Sample.content()``.
-        batches: the questions, embedded, in main memory.
-        complete: whether ``batches`` are all of them.
-        skipped: what was wrong with samples that were left out.
+        answers: answers of the full model, by ``Sample.content()``.
+        batches: embedded questions in main memory.
+        complete: whether ``batches`` hold all questions.
+        skipped: messages about samples that were left out.
     """
 
     taps: tuple[VisionTap, ...] = ()
@@ -67,12 +67,12 @@ class SharedQuestions:
     used: int = 0
 
     def start(self) -> None:
-        """A model begins to go through all questions."""
+        """Mark the start of a model's pass over all questions."""
         if not self.complete:
             self.batches, self.used = [], 0
 
     def add(self, batch: Batch, prompt: Prompt) -> None:
-        """Remember a batch and its embedded prompts, with what ``taps`` name of the vision tower."""
+        """Store a batch and its embedded prompts, with the values of ``taps``."""
         prompt = replace(prompt, vision={tap: prompt.vision[tap] for tap in self.taps})
         self.used += prompt.nbytes + sum(_pixels(batch))
         if self.used > self.limit:
@@ -83,10 +83,10 @@ class SharedQuestions:
         self.batches.append(replace(batch, inputs={}, prompt=prompt.to(cpu), **small))
 
     def finish(self) -> None:
-        """A model has gone through all questions."""
+        """Mark the end of a model's pass over all questions."""
         self.complete = bool(self.batches) and self.used <= self.limit
 
 
 def _pixels(batch: Batch) -> Iterable[int]:
-    """Bytes of each image, which goes along for overlays."""
+    """Bytes of each image; images are stored for overlays."""
     return (3 * image.width * image.height for sample in batch.samples for image in sample.images)

@@ -1,4 +1,4 @@
-"""Several datasets in one run: the data module that opens them, and the module that answers them."""
+"""Several datasets in one run: data module and Lightning module."""
 
 from __future__ import annotations
 
@@ -33,20 +33,21 @@ PREDICTIONS, REPORT = "predictions", "suite.json"
 
 
 class SuiteData(LightningDataModule):
-    """The questions of several tasks, less those that this run has answered already.
+    """The questions of several tasks, without those that this run has already answered.
 
     Args:
         tasks: names of benchmarks (`docvqa_val`, `gqa`, ...), `visual_cot/<set>`, or `glyph_vqa`.
         own: datasets of your own by name.
-        metrics: by the name of a task or of a dataset of your own, how its answers are scored; default: a task's own
-            metric, and ExactMatch for your own.
-        places: where data lies.
-        limit: use the first so many questions of each task.
-        max_new_tokens: longest answer; default: what each task allows (1,024 for Visual-CoT, 64 for your own).
-        brief: ask Visual-CoT's questions for a single word or phrase.
-        ocr: show TextVQA's words, read in the image, below each of its questions.
-        streaming: fetch the questions from the Hub without storing the datasets; needs `limit`.
-        on_error: what a row that cannot be used does: `raise`, or `skip` to leave it out and count it.
+        metrics: metrics by the name of a task or of a dataset of your own; default: the task's own metric, and
+            ExactMatch for your own.
+        places: folders of the data.
+        limit: number of questions of each task, from the first one on; default: all.
+        max_new_tokens: length of the longest answer; default: the limit of each task (1,024 for Visual-CoT, 64 for your
+            own).
+        brief: whether Visual-CoT's prompts ask for a single word or phrase.
+        ocr: whether TextVQA's questions are followed by the words read in the image.
+        streaming: whether to fetch the questions from the Hub without storing the datasets; needs `limit`.
+        on_error: treatment of a row that cannot be used: `raise` stops, `skip` leaves the row out and counts it.
         eval_batch_size: questions per step and rank.
         num_workers: processes that read images.
 
@@ -93,7 +94,7 @@ class SuiteData(LightningDataModule):
 
     @property
     def skipped(self) -> list[str]:
-        """What was wrong with lines of your own files that were left out."""
+        """Messages about lines of your own files that were left out."""
         return [message for dataset in self.own.values() for message in getattr(dataset, "skipped", [])]
 
     @override
@@ -116,7 +117,7 @@ class SuiteData(LightningDataModule):
 
     @override
     def test_dataloader(self) -> list[Any]:
-        """A loader for each task, over the questions that are not answered yet."""
+        """One loader for each task, over the questions that are not answered yet."""
         assert self.trainer is not None
         files = PredictionFiles(Path(self.trainer.default_root_dir) / PREDICTIONS)
         answered = [files.read(task.name) for task in self.tasks]
@@ -134,14 +135,15 @@ class SuiteData(LightningDataModule):
 
 
 class SuiteModule(VLMModule):
-    """Answers the tasks of a suite with the pruned model and with the full one.
+    """Runs a suite: the pruned model and the full one answer the questions of all tasks.
 
     Every batch's answers are written before the next one starts, to `predictions/` in the run's folder; the same
-    command takes up a run that was killed. When all is answered, `suite.json` holds the figures of every task.
+    command resumes a killed run. At the end `suite.json` gets the figures of every task.
 
     Args:
-        full: whether the full model answers as well.
-        args, kwargs: arguments of :class:`VLMModule`; how long answers may be is the tasks' business, or the data's.
+        full: whether the full model answers, too.
+        args, kwargs: arguments of :class:`VLMModule`; the length of answers is set by the tasks or by
+            :class:`SuiteData`.
 
     Examples:
         >>> from lightning.pytorch import Trainer
@@ -184,7 +186,7 @@ class SuiteModule(VLMModule):
 
     @override
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Answer a batch and write the answers down."""
+        """Answer a batch and write the answers to the run's files."""
         assert self._files is not None
         task = self._data.tasks[dataloader_idx]
         longest = self._data.max_new_tokens or task.max_new_tokens
@@ -198,7 +200,7 @@ class SuiteModule(VLMModule):
             full = texts if plain else answers(self._plain[0], batch, longest, prompt)[0]
         done = self._done[task.name]
         lines = []
-        whole = prompt.visual.sum(1).tolist()  # of uncut images
+        whole = prompt.visual.sum(1).tolist()  # for images before the resolution cut
         for row, ((kept, _), total) in enumerate(zip(kept_and_total(out, len(whole)), whole, strict=True)):
             sample = batch.samples[row]
             if batch.weight[row] == 0 or sample.id in done:
@@ -228,7 +230,7 @@ class SuiteModule(VLMModule):
 
     @override
     def on_test_epoch_end(self) -> None:
-        """Figures of all tasks, from what all ranks have written."""
+        """Compute the figures of all tasks from the predictions of all ranks."""
         assert self._files is not None
         self.trainer.strategy.barrier("predictions are written")
         tasks = {

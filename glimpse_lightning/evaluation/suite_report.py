@@ -1,4 +1,4 @@
-"""Figures of a suite from its predictions, and the table of them."""
+"""Figures of a suite from its predictions, and their table."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ INTERVALS = "Brackets: 95 % intervals in which questions about one image count t
 
 
 def task_figures(predictions: Sequence[Prediction], metric: AnswerMetric) -> dict[str, Any]:
-    """Figures of one task, answers scored afresh.
+    """Figures of one task; its answers are scored anew.
 
     ``accuracy`` and ``full_accuracy`` are the mean scores of the pruned and of the full model, each with its 95 %
     ``..._interval`` (:func:`~glimpse_lightning.evaluation.intervals.mean_estimate`); ``difference`` is pruned less full
-    on the same questions, ``images`` the number of images that they are about, ``metric`` everything that the task's
-    metric computes, without intervals. ``None`` where something is not known: answers of hidden test splits, the full
-    model where it was not asked, the images where a prediction does not name its own.
+    on the same questions, ``images`` the number of their images, ``metric`` all figures of the task's metric, without
+    intervals. Unknown figures are ``None``: scores of hidden test splits, those of the full model if it did not answer,
+    and ``images`` if a prediction does not name its image.
     """
     scored = [p for p in predictions if p.references]
     asked = [p for p in scored if p.full_prediction is not None]
@@ -48,7 +48,7 @@ def task_figures(predictions: Sequence[Prediction], metric: AnswerMetric) -> dic
 
 
 def suite_figures(tasks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Means over tasks, each weighing the same; ``None`` where no task has the figure."""
+    """Unweighted means over tasks; ``None`` if no task has the figure."""
     out: dict[str, Any] = {"n": sum(figures["n"] for figures in tasks.values())}
     for name in ("accuracy", "full_accuracy", "difference", "agreement", "retention"):
         values = [figures[name] for figures in tasks.values() if figures[name] is not None]
@@ -58,11 +58,11 @@ def suite_figures(tasks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def print_suite(tasks: Mapping[str, dict[str, Any]], console: Console | None = None, remark: str = "") -> None:
-    """The table: a row for each task and one for their mean, the full model next to the pruned one.
+    """Print a table with a row for each task and one for their mean, and the full model next to the pruned one.
 
     Args:
         tasks: figures of each task, by its name.
-        console: where the table is printed; default: the terminal.
+        console: console that prints the table; default: the terminal.
         remark: a sentence for the caption.
     """
     unknown = [name for name, figures in tasks.items() if figures["images"] is None]

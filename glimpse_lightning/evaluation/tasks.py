@@ -1,4 +1,4 @@
-"""What an evaluation can be made of: a dataset, how its answers are scored, and how long they may be."""
+"""Tasks of a suite: a dataset, the metric of its answers, and their greatest length."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Task:
     """One dataset of a suite.
 
     Attributes:
-        name: of the task.
-        dataset: its questions.
-        max_new_tokens: longest answer.
-        metric: how answers are scored.
+        name: name of the task.
+        dataset: questions of the task.
+        max_new_tokens: length of the longest answer.
+        metric: metric of the answers.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Places:
-    """Where data lies.
+    """Folders of the data of tasks.
 
     Args:
         data_dir: folder with a copy of each Hub repository under its own name (`DocVQA`, ...); default: the Hub, or its
@@ -56,10 +56,10 @@ class Places:
 
 
 def check_name(name: str) -> None:
-    """Raise where no task has this name.
+    """Raise an error if no task has this name.
 
     Raises:
-        GlimpseError: with the names there are.
+        GlimpseError: if no task has this name; the message lists all names.
     """
     if name not in NAMES:
         raise GlimpseError(f"Expected `data.tasks` out of {', '.join(NAMES)}, but got {name!r}.")
@@ -77,16 +77,16 @@ def make_task(
     """Open the data of a task.
 
     Args:
-        name: of the task.
-        places: where data lies.
-        limit: use the first so many questions.
-        brief: ask Visual-CoT's questions for a single word or phrase.
-        streaming: fetch these questions from the Hub without storing the dataset.
-        on_error: what a row that cannot be used does.
-        ocr: show the words read in an image below its question, where a benchmark has them.
+        name: name of the task.
+        places: folders of the data.
+        limit: number of questions, from the first one on; ``None``: all.
+        brief: whether Visual-CoT's prompts ask for a single word or phrase.
+        streaming: whether to fetch these questions from the Hub without storing the dataset.
+        on_error: treatment of a row that cannot be used.
+        ocr: whether the words read in an image are shown below its question, if the benchmark has them.
 
     Raises:
-        GlimpseError: where the name is unknown or the data is not there.
+        GlimpseError: if the name is unknown or the data is missing.
     """
     check_name(name)
     if name == GLYPH_VQA:
@@ -115,11 +115,11 @@ def make_task(
 
 
 def task_metric(name: str) -> AnswerMetric:
-    """How answers of a task are scored where nobody chose.
+    """The default metric of a task.
 
-    Visual-CoT's are scored by similarity (:class:`ANLS`) until a judge has read them: ``score --judge``. Questions of
-    your own, and those without a task, by :class:`ExactMatch`. The metric does not gather from ranks: it is for
-    predictions of all of them, read from their files.
+    Answers to Visual-CoT are scored by similarity (:class:`ANLS`) until a judge scores them (``score --judge``).
+    Answers to questions of your own, and those without a task, are scored by :class:`ExactMatch`. The metric does not
+    gather from other ranks, because it gets the predictions of all ranks, read from their files.
     """
     if name in BENCHMARKS:
         return find_metric(BENCHMARKS[name].metric, BENCHMARKS[name].metric_options)

@@ -1,4 +1,4 @@
-"""VLMModule: a vision-language model and its pruner under Lightning, held and asked."""
+"""VLMModule: a Lightning module that holds a vision-language model and its pruner, and answers questions."""
 
 from __future__ import annotations
 
@@ -37,44 +37,45 @@ from glimpse_lightning.runtime.source import Source
 from glimpse_lightning.scorers.base import Scorer
 
 GATHERED: dict[Any, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""Data type in which sharded weights are gathered, by the trainer's precision; they are kept in their own."""
+"""Data type in which sharded weights are gathered, by the trainer's precision. The shards keep their own data type."""
 
 
 class VLMModule(BatchReader):
-    """A backbone with what prunes its visual tokens; answers the questions of a data module.
+    """A backbone and its pruner as a Lightning module, which answers the questions of a data module.
 
-    Give one stage as ``after_layer``, ``scorer``, ``policy`` and ``reducer``; or several as ``stages``; or a saved
-    pruner as ``pruner``; or nothing, for the full model alone.
+    The pruner is given as one stage (``after_layer``, ``scorer``, ``policy`` and ``reducer``), as several ``stages``,
+    or as a saved ``pruner``. Without any of these, and without ``resolution``, the module is the full model.
 
     Args:
         backbone: ``glimpse-tiny``, a hub id or a folder; in Python also a loaded backbone.
-        dtype: data type of the backbone's weights; default: as they were saved, and float32 for glimpse-tiny and where
-            an objective trains them; `auto`: as they were saved, but float32 in place of half precision where the
-            device is slow at it.
+        dtype: data type of the backbone's weights; default: as they were saved, and float32 for glimpse-tiny and if an
+            objective trains them; `auto`: as they were saved, but float32 in place of half precision if the device is
+            slow at it.
         attn_implementation: attention kernel of the backbone; or one for each part of it, as ``{text_config: eager,
             vision_config: sdpa}``.
         processor: settings of the backbone's image processor by name: `{min_pixels: 200704, max_pixels: 1605632}` for
             Qwen-VL, `{do_pad: true}` for LLaVA-1.5; default: as saved with it.
-        source: version (`revision`) of the backbone on the Hub, and where downloads are kept.
-        after_layer: 0-based index of the last decoder layer that runs on all tokens; -1 = prune before layer 0;
-            between 0 and 1 = the share of the layers that do.
+        source: version (`revision`) of the backbone on the Hub, and folder of downloads.
+        after_layer: 0-based index of the last decoder layer that runs on all tokens; -1 = prune before layer 0; a
+            number between 0 and 1 = the share of layers that run on all tokens.
         scorer: component that scores each visual token.
         policy: component that turns scores into a keep mask.
         reducer: treatment of dropped tokens; default: they are removed.
         early_kv: whether layers up to ``after_layer`` `keep` the keys and values of dropped tokens; default: `prune`.
-        positions: `keep` the kept tokens' positions (default), or `renumber` them.
+        positions: positions of the kept tokens: `keep` leaves them unchanged (default), `renumber` closes the gaps.
         stages: several prune stages, in order.
-        resolution: shrink images instead (`{ratio: 0.11}` or `{max_pixels: 50176}`), in place of anything that prunes;
-            the full model still sees whole images, and tokens are counted against theirs.
-        pruner: folder or hub id of a saved pruner, with its own layers, scorers and policies; with ``policy``, under
-            that one.
-        pruner_source: version of the saved pruner on the Hub, and where downloads are kept.
+        resolution: resolution cut (`{ratio: 0.11}` or `{max_pixels: 50176}`) in place of a pruner. The full model still
+            gets whole images, and tokens are counted relative to theirs.
+        pruner: folder or hub id of a saved pruner, with its own layers, scorers and policies; ``policy`` replaces its
+            policies.
+        pruner_source: version of the saved pruner on the Hub, and folder of downloads.
         max_new_tokens: length of the longest answer.
-        allow_empty: permit policies that may keep nothing and layers beyond the model (methods like VTW).
-        any_backbone: accept a saved pruner that was trained on a backbone of other weights.
+        allow_empty: whether policies may keep no token and layers may lie beyond the model (methods like VTW); default:
+            an error.
+        any_backbone: whether a saved pruner may have been trained on a backbone with other weights; default: an error.
 
     Attributes:
-        resumable: whether a command that was stopped goes on in the same folder.
+        resumable: whether a stopped command is resumed in the same folder.
         trainable: glob patterns over the names of ``PrunedVLM.named_parameters()``: parameters to train.
 
     Examples:
@@ -127,7 +128,7 @@ class VLMModule(BatchReader):
         self.pruner_source = pruner_source
         self.allow_empty = allow_empty
         self.any_backbone = any_backbone
-        # In a tuple, or it would be registered a second time beside `vlm.pruner`.
+        # In a tuple, or it would be registered a second time next to `vlm.pruner`.
         self._policy = policy if pruner else None
         single = {"after_layer": after_layer, "scorer": scorer, "policy": None if pruner else policy}
         options = {"reducer": reducer, "early_kv": early_kv, "positions": positions}
@@ -152,24 +153,25 @@ class VLMModule(BatchReader):
         return dict(self._loading)
 
     def over(self, backbone: str | Backbone, **options: Any) -> None:
-        """Choose another backbone than the recipe's, before the model is built.
+        """Replace the recipe's backbone, before the model is built.
 
         Args:
-            backbone: its name, or a loaded one.
-            options: arguments of ``load_backbone`` in place of the recipe's; settings in `processor` are added to its.
+            backbone: name of a backbone, or a loaded one.
+            options: arguments of ``load_backbone`` that replace the recipe's; settings in `processor` are added to the
+                recipe's.
         """
         processor = {**(self._loading["processor"] or {}), **(options.pop("processor", None) or {})}
         self.backbone, self._loading = backbone, {**self._loading, **options, "processor": processor or None}
 
     @override
     def configure_model(self) -> None:
-        """Load the backbone and build the pruner for it; does nothing the second time."""
+        """Load the backbone and build the pruner for it. A second call has no effect."""
         if self.vlm is not None:
             return
         backbone, later = self.backbone, None
         if isinstance(backbone, str):
             if self.device_mesh is not None and not backbone.startswith(PREFIX):
-                later = source_of(backbone)  # each rank loads its share once it knows which that is
+                later = source_of(backbone)  # each rank loads its share once the sharding is known
             placement: dict[str, Any] = {"device_map": "meta"} if later else {}
             backbone = load_backbone(backbone, **self.backbone_options, **placement)
         (source,) = self._source
@@ -188,7 +190,7 @@ class VLMModule(BatchReader):
         self.vlm = vlm
 
     def prepare(self, model: PrunedVLM) -> None:
-        """Change a model that has been built, before its parameters are frozen or sharded."""
+        """Change a built model before its parameters are frozen or sharded. The default does nothing."""
 
     def _shard(self, vlm: PrunedVLM, mesh: DeviceMesh, source: str | None) -> None:
         if mesh.size(1) > 1:
@@ -196,7 +198,7 @@ class VLMModule(BatchReader):
                 f"Expected `tensor_parallel_size: 1`, but got {mesh.size(1)}: the engine is sharded over samples only. "
                 "Use the overlay recipes/trainer/fsdp2.yaml, which sets it."
             )
-        for parameter in vlm.parameters():  # what was drawn at random must be the same everywhere
+        for parameter in vlm.parameters():  # random initial values must be the same on all ranks
             if parameter.requires_grad and not parameter.is_meta:
                 parameter.data = parameter.data.to(self.trainer.strategy.root_device)
                 distributed.broadcast(parameter.data, 0)
@@ -216,13 +218,13 @@ class VLMModule(BatchReader):
 
     @property
     def learns(self) -> bool:
-        """Whether weights have to be trained first, because nothing saved brings them: those of a new pruner."""
+        """Whether the pruner is new and has weights, which have to be trained before use."""
         (pruner,) = self._source
         return isinstance(pruner, Pruner) and self.has_weights(pruner)
 
     def has_weights(self, pruner: Pruner) -> bool:
         """Whether ``pruner``, built for the backbone, has any parameter."""
-        if pruner.facts is None:  # the model itself is loaded once the strategy is known, which may shard it
+        if pruner.facts is None:  # the model is loaded later, when the strategy (sharded or not) is known
             backbone = self.backbone
             if isinstance(backbone, str):
                 backbone = load_backbone(backbone, **self.backbone_options, device_map="meta")
@@ -230,10 +232,10 @@ class VLMModule(BatchReader):
         return next(pruner.parameters(), None) is not None
 
     def check_fit(self) -> None:
-        """Raise where `fit` would train nothing, which is known before the model is loaded.
+        """Raise an error, before the model is loaded, if `fit` would train no parameter.
 
         Raises:
-            GlimpseError: here always, as there is no objective.
+            GlimpseError: always in this class, which has no objective.
         """
         raise GlimpseError("Expected `model.objective` for `fit`, but got none; evaluate this recipe with `test`.")
 
@@ -244,25 +246,25 @@ class VLMModule(BatchReader):
 
     @property
     def model(self) -> PrunedVLM:
-        """Backbone and pruner; there once :meth:`configure_model` has run."""
+        """Backbone and pruner, available after :meth:`configure_model`."""
         assert self.vlm is not None, "configure_model has not run"
         return self.vlm
 
     @override
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The parameters that are trained, and the pruner's buffers; nothing of the frozen backbone."""
+        """The trained parameters and the pruner's buffers, without the frozen backbone."""
         state = super().state_dict(*args, **kwargs)
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: value for name, value in state.items() if name in trained or name.startswith("vlm.pruner.")}
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load what :meth:`state_dict` gave, if :meth:`check_state` has no objection."""
+        """Load a result of :meth:`state_dict` that has passed :meth:`check_state`."""
         self.check_state(state_dict)
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def check_state(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Raise GlimpseError where names or shapes are those of another pruner or backbone."""
+        """Raise a GlimpseError if names or shapes belong to another pruner or backbone."""
         own = self.state_dict()
         wrong = sorted(set(own) ^ set(state_dict)) or [
             name for name, value in state_dict.items() if own[name].shape != value.shape
@@ -279,17 +281,17 @@ class VLMModule(BatchReader):
     def collate(self, samples: list[Sample]) -> Batch:
         batch = self.model.backbone.collate(samples)
         if self.model.sharded and batch.answer_ids.shape[1] == 1:
-            # No token of such an answer runs through the layers, and other ranks would wait for this one.
+            # No token of such an answer would run through the layers, while other ranks wait.
             batch.answer_ids, batch.answer_mask = one_more(batch.answer_ids), one_more(batch.answer_mask)
         return batch
 
     def cut(self, batch: Batch) -> Batch:
-        """The batch as the model under test gets it: with smaller images where its resolution is cut."""
+        """The batch for the model under test, with smaller images if ``resolution`` is set."""
         return batch if self.resolution is None else self.resolution.applied(batch, self.model.backbone)
 
     @override
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Answers of the pruned model, which samples count, and which of their tokens were kept."""
+        """Answers of the pruned model, indices of the samples that count, and masks of their kept tokens."""
         texts, out = answers(self.model, self.cut(batch), self.max_new_tokens)
         counts = [row for row, weight in enumerate(batch.weight.tolist()) if weight]
         return {"answers": texts, "counts": counts, "kept": kept_by_item(out)}
@@ -307,11 +309,11 @@ class VLMModule(BatchReader):
 def _pruner_source(
     single: Mapping[str, Any], options: Mapping[str, Any], stages: list[PruneStage] | None, pruner: str | None
 ) -> Pruner | str | None:
-    """What prunes, said in one of three ways: one stage by its parts, several stages, a saved pruner's folder.
+    """The pruner's stages or the saved pruner's folder, from one of three ways to give them.
 
     Args:
-        single: what one stage needs, by name; ``None`` where it is not given.
-        options: what it may have besides.
+        single: required arguments of a single stage, by name; ``None``: not given.
+        options: optional arguments of a single stage.
     """
     given = {name: value for name, value in {**single, **options}.items() if value is not None}
     ways = [", ".join(given)] * bool(given) + ["stages"] * bool(stages) + ["pruner"] * bool(pruner)
@@ -330,7 +332,7 @@ def _pruner_source(
 
 
 def _check_recipe(pruner: Pruner, num_layers: int) -> None:
-    """Raise where a recipe prunes beyond the model, or may leave a sample without any visual token."""
+    """Raise an error if a recipe prunes beyond the model, or may leave a sample without visual tokens."""
     for stage in pruner.stages:
         assert isinstance(stage, PruneStage)
         if stage.after_layer >= num_layers:
