@@ -154,7 +154,7 @@ def _where(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _only_spelling(dtype: str | torch.dtype | None, torch_dtype: Any) -> str | torch.dtype | None:
-    """``torch_dtype``, unless ``dtype`` was given as well and says something else."""
+    """``torch_dtype``, or an error if ``dtype`` was given with another value."""
     if dtype not in (None, "float32", torch_dtype):
         raise GlimpseError(f"Expected `dtype` or `torch_dtype`, but got {dtype!r} and {torch_dtype!r}; leave one out.")
     return torch_dtype

@@ -74,7 +74,7 @@ def floor_share(share: float | Tensor, total: Tensor) -> Tensor:
 
 
 def cumsum_before(values: Tensor, group: Tensor, num_groups: int, rank: Tensor) -> Tensor:
-    """Sum of those integers ``values [V]`` that come before each token in its group, in the order of ``rank [V]``.
+    """Sum of the integers ``values [V]`` before each token in its group, in the order of ``rank [V]``.
 
     Integers only: their sums are exact, so that a group's result cannot depend on the groups before it.
     """

@@ -52,7 +52,7 @@ class Batch:
 
     @property
     def boxes(self) -> list[list[list[Box]] | None]:
-        """The evidence boxes of each sample, by image; ``None`` where it has no annotation."""
+        """The evidence boxes of each sample, by image; ``None`` for a sample without annotation."""
         return [sample.boxes for sample in self.samples]
 
     @property

@@ -98,7 +98,7 @@ def _decoded(source: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Ima
             raise BadSampleError(f"{name}: expected pixels, but it is a program (EPS); convert it to PNG.")
         _check_size(image, name, max_pixels)
         image.load()
-        _check_size(image, name, max_pixels)  # an icon may hold another size than it says
+        _check_size(image, name, max_pixels)  # an icon may hold another size than declared
         return upright_rgb(image, name)
 
 

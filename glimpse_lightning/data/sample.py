@@ -22,7 +22,7 @@ class Sample:
         question: question in the user's words, without image placeholders or chat template.
         answers: reference answers; the first one is the training target.
         images: RGB images in the order in which they precede the question.
-        boxes: evidence boxes of each image; ``None`` where the dataset has no annotation.
+        boxes: evidence boxes of each image; ``None``: not annotated.
         family: question family, by which metrics are grouped; ``""`` for none.
         where: place in the data file, shown in errors; ``""``: errors show the id.
 

@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Works for a file and for a folder.
 
     Raises:
-        GlimpseError: where the disk is full.
+        GlimpseError: if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
