@@ -35,7 +35,9 @@ def pruner(**kwargs: Any) -> Pruner:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    saved = pruner(vision_layers=(3, 1), glimpse_length=2, glimpse_norm="layernorm", deep_supervision=True)
+    saved = pruner(
+        vision_layers=(3, 1), upstream={"glimpse_length": 2, "glimpse_norm": "layernorm", "deep_supervision": True}
+    )
     random_state = torch.get_rng_state()
     loaded = load_pruner(save_pruner(saved, tmp_path / "deep" / "pruner", backbone="tiny"))
     assert torch.equal(random_state, torch.get_rng_state()), "loading must not disturb anyone's random numbers"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -112,8 +112,11 @@ def test_public_and_documented(kind: type) -> None:
 @pytest.mark.parametrize("kind", [*SCORERS, *POLICIES, *REDUCERS, PruneStage])
 def test_arguments_that_name_layers_take_shares(kind: Any) -> None:
     """Else a recipe that names them would mean another part of a deeper model."""
-    named = {name for name in inspect.signature(kind).parameters if "layer" in name}
-    assert named == set(kind.layer_arguments)
+    blocks = [
+        hint for union in get_type_hints(kind.__init__).values() for hint in get_args(union) if is_dataclass(hint)
+    ]
+    arguments = [*inspect.signature(kind).parameters, *(field.name for block in blocks for field in fields(block))]
+    assert {name for name in arguments if "layer" in name} == set(kind.layer_arguments)
 
 
 @pytest.mark.parametrize("name", BATCHES)

@@ -16,7 +16,7 @@ from glimpse_lightning.core.visual_tokens import ModelFacts
 from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.model.storage import load_pruner, save_pruner
 from glimpse_lightning.policies import Threshold, TopK
-from glimpse_lightning.scorers import VIP, FixedRatio
+from glimpse_lightning.scorers import VIP, FixedRatio, UpstreamOptions
 
 LLAVA = ModelFacts(6, 4, 4, 16, 64, 96, 1e-5, vision_layers=4, vision_hidden_size=32, model_type="llava")
 WEIGHTS = "new_modules_gp.pt"
@@ -61,8 +61,9 @@ def test_reference_folder_is_reproduced(tmp_path: Path, folder: str) -> None:
 def test_round_trip_of_a_pruner_of_ours(
     tmp_path: Path, facts: ModelFacts, dtype: torch.dtype, recwarn: pytest.WarningsRecorder
 ) -> None:
-    options = {} if facts is LLAVA else {"window": 4, "glimpse_norm": "layernorm"}
-    scorer = VIP([3, 1], [2], "log_softmax", 32, 48, deep_supervision=True, glimpse_layers=[0, 2], **options)
+    options: dict[str, Any] = {"deep_supervision": True, "glimpse_layers": [0, 2]}
+    options |= {} if facts is LLAVA else {"window": 4, "glimpse_norm": "layernorm"}
+    scorer = VIP([3, 1], [2], "log_softmax", 32, 48, upstream=UpstreamOptions(**options))
     pruner = Pruner([PruneStage(4, scorer, Threshold(0.4, max_ratio=0.2, min_tokens=3, anchors=["tl"]))])
     pruner.build(facts)
     pruner.to(dtype).float()
@@ -115,7 +116,7 @@ def test_base_model_goes_along(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ([PruneStage(1, FixedRatio(), Threshold())], ["scorer VIP", "FixedRatio"]),
         ([PruneStage(1, VIP(), TopK(3))], ["policy Threshold", "TopK"]),
         ([PruneStage(1, VIP(), Threshold(per="item"))], ["per='sample'", "'item'"]),
-        ([PruneStage(1, VIP(window=3), Threshold())], ["window=None", "LLaVA", "3"]),
+        ([PruneStage(1, VIP(upstream=UpstreamOptions(window=3)), Threshold())], ["window=None", "LLaVA", "3"]),
     ],
 )
 def test_what_the_reference_cannot_say(

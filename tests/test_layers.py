@@ -118,7 +118,8 @@ def test_all_kinds_of_arguments() -> None:
     facts = replace(FACTS, num_layers=12, vision_layers=8)
     parts = [
         s.AttentionRank(0.25), s.AttentionRank(), s.TextRank(4), s.VisionTextRank(0.5, 0.75), s.VisionRank(-2),
-        s.Holistic(0.125), s.VIP([0.9, 3], [0.2, 5], glimpse_layers=[0, 0.5]), s.VIP(attention_layers="all"),
+        s.Holistic(0.125), s.VIP([0.9, 3], [0.2, 5], upstream=s.UpstreamOptions(glimpse_layers=[0, 0.5])),
+        s.VIP(attention_layers="all"),
         r.MergeNearest(key_layer=0.5), r.MergeNearest(), r.MergeNeighbours(key_layer=0.99),
     ]  # fmt: skip
     for part in parts:

@@ -90,7 +90,7 @@ def test_vip_without_one_of_its_parts_trains(tmp_path: Path, part: dict[str, Any
 
 
 def test_a_checkpoint_of_another_shape_is_refused() -> None:
-    module, other = vip(), vip(glimpse_length=2)
+    module, other = vip(), vip(upstream={"glimpse_length": 2})
     module.configure_model()
     other.configure_model()
     with pytest.raises(GlimpseError, match="other trained parameters"):

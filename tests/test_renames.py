@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from dataclasses import fields
 from importlib import import_module, reload
 
 import pytest
@@ -85,6 +86,16 @@ def test_old_modules_are_attributes_of_the_package() -> None:
     with pytest.warns(DeprecationWarning, match="is now glimpse_lightning.runtime.errors"):
         old = gl.errors
     assert old.GlimpseError is gl.GlimpseError
+
+
+def test_arguments_of_old_configurations_are_put_into_their_block() -> None:
+    for path in ("VIP", "glimpse_lightning.scorers.vip.VIP"):
+        old = {"scorer": {"class_path": path, "init_args": {"heads": 2, "window": 4, "masks": "zero"}}}
+        new = {"scorer": {"class_path": path, "init_args": {"heads": 2, "upstream": {"window": 4, "masks": "zero"}}}}
+        assert renames.current(old) == renames.current(new) == new
+    for other in ({"class_path": "mine.VIP", "init_args": {"window": 4}}, {"class_path": "VIP", "init_args": None}):
+        assert renames.current(other) == other
+    assert set(renames.BLOCKS["VIP"][1]) == {field.name for field in fields(gl.scorers.UpstreamOptions)}
 
 
 def test_one_finder_is_enough() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 
+from glimpse_lightning.runtime import renames
 from glimpse_lightning.runtime.errors import GlimpseError
 
 
@@ -56,4 +57,4 @@ def _checkpoint_model(path: Path) -> dict[str, Any] | None:
             f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}); it may be truncated: use another "
             "one of the same run."
         ) from None
-    return checkpoint.get("hyper_parameters", {}).get("model")
+    return renames.current(checkpoint.get("hyper_parameters", {}).get("model"))

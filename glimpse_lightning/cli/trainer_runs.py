@@ -470,7 +470,7 @@ def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> N
 def _trained_otherwise(folder: Path, config: Mapping[str, Any]) -> str:
     """Why a finished fit is not one of this configuration; empty where it is."""
     saved = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else {}
-    found = differences(renames.current(saved), config)
+    found = differences(renames.current(saved), renames.current(config))
     if found:
         return f"was trained with other settings ({'; '.join(found[:3])})"
     changed = changed_since(folder, "data.train")

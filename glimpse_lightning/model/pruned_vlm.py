@@ -161,7 +161,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
             questions: raw questions, for scorers that read them.
             boxes: evidence boxes of each image, or ``None``, by sample; for oracles only.
             state: entries of ``VisualTokens.state`` as the first stage finds it, for scorers that read some, such as
-                ``{"reference_masks": [...]}`` for ``VIP(masks="reference")``. Empty by default.
+                ``{"reference_masks": [...]}`` for VIP with ``masks="reference"``. Empty by default.
             select: function that chooses the kept tokens in place of the stages' policies, called with stage, scores
                 ``[V]`` and tokens; by default the policies choose.
             shared: the common prefixes of prompts (or copies) that begin alike, which then run once, from

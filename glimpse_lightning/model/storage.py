@@ -26,6 +26,7 @@ from glimpse_lightning.engine.pruner import Pruner, PruneStage, check_facts
 from glimpse_lightning.model import upstream
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.reducers.base import Reducer
+from glimpse_lightning.runtime import renames
 from glimpse_lightning.runtime.dtypes import dtype_named
 from glimpse_lightning.runtime.errors import GlimpseError, nearest
 from glimpse_lightning.runtime.gathering import own_class
@@ -201,7 +202,7 @@ def init_args(part: object) -> dict[str, Any]:
     for name in () if blocks else rest:
         values[name] = _attribute(part, name)
     plain = {name: _plain(part, name, value) for name, value in values.items() if name not in blocks}
-    return plain | {name: value for block in blocks.values() for name, value in block.items()}
+    return plain | {name: _plain(part, name, value) for block in blocks.values() for name, value in block.items()}
 
 
 def _attribute(part: object, name: str) -> Any:
@@ -264,7 +265,7 @@ def _restore(saved: dict[str, Any], base: type) -> Any:
         ) from error
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise GlimpseError(f"Expected {saved['class_path']} to be a {base.__name__}, but it is not. Correct {CONFIG}.")
-    return cls(**saved["init_args"])
+    return cls(**renames.current(saved)["init_args"])
 
 
 def _local_folder(path_or_hub_id: str | Path, where: Mapping[str, Any]) -> Path:

@@ -18,6 +18,7 @@ from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.policies.threshold import Threshold
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.paths import read_text
+from glimpse_lightning.scorers.upstream_options import UpstreamOptions
 from glimpse_lightning.scorers.vip import VIP
 
 WEIGHTS = "new_modules_gp.pt"
@@ -152,15 +153,17 @@ def _pruner(field: dict[str, Any], glimpse: bool, facts: ModelFacts, window: int
         attention_dim=field["attn_fuse_size"],
         condition_dim=field["visual_cond_size"],
         heads=field["attn_fuse_num_heads"],
-        window=window,
-        deep_supervision=field["deep_supervision"],
-        glimpse_length=field["le_length"],
-        glimpse_layers=list(field["le_layers"]),
-        glimpse_norm="rmsnorm" if llava else field["le_norm_type"],
         dropout=field["le_dropout_prob"],
-        masks=masks,
         query="glimpse" if glimpse else "last",
-        activation=field["attn_fuse_hidden_act"],
+        upstream=UpstreamOptions(
+            window=window,
+            deep_supervision=field["deep_supervision"],
+            glimpse_length=field["le_length"],
+            glimpse_layers=list(field["le_layers"]),
+            glimpse_norm="rmsnorm" if llava else field["le_norm_type"],
+            masks=masks,
+            activation=field["attn_fuse_hidden_act"],
+        ),
     )
     policy = Threshold(
         threshold=field["reduce_threshold"],

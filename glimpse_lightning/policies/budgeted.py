@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from glimpse_lightning.core.blocks import InBlock
 from glimpse_lightning.core.segments import rank_in_group
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget, Per
-
-
-def _of_budget(name: str) -> Any:
-    """An attribute that reads and sets one argument of the policy's budget."""
-
-    def put(policy: Budgeted, value: Any) -> None:
-        policy.budget = replace(policy.budget, **{name: value})
-
-    return property(attrgetter(f"budget.{name}"), put)
 
 
 class Budgeted(Policy):
@@ -42,8 +33,11 @@ class Budgeted(Policy):
     """
 
     default_per: ClassVar[Per] = "sample"
-    ratio, count, per = _of_budget("ratio"), _of_budget("count"), _of_budget("per")
-    min_tokens, flops = _of_budget("min_tokens"), _of_budget("flops")
+    ratio = InBlock("budget")
+    count = InBlock("budget")
+    per = InBlock("budget")
+    min_tokens = InBlock("budget")
+    flops = InBlock("budget")
 
     def __init__(self, budget: Budget | float | None = None, **keys: Any) -> None:
         found = Budget.of(budget, **keys)

@@ -93,13 +93,36 @@ MOVED = {
 """Modules and packages by their old names, below the package."""
 
 
+BLOCKS = {
+    "VIP": (
+        "upstream",
+        ("window", "deep_supervision", "glimpse_length", "glimpse_layers", "glimpse_norm", "masks", "activation"),
+    ),
+}
+"""Arguments that a class now takes as one block: the block's name and theirs, by the class's name."""
+
+
 def current(value: Any) -> Any:
-    """A nested configuration in which class paths are the new ones."""
+    """A nested configuration as this version writes it: classes at their new places, and arguments in their blocks."""
     if isinstance(value, dict):
-        return {key: current(item) for key, item in value.items()}
+        return {key: current(item) for key, item in _in_blocks(value).items()}
     if isinstance(value, list):
         return [current(item) for item in value]
     return _renamed(value) or value if isinstance(value, str) and value.startswith(PACKAGE) else value
+
+
+def _in_blocks(value: dict[Any, Any]) -> dict[Any, Any]:
+    """A component's ``class_path`` and ``init_args`` with its arguments in their block; anything else as it is."""
+    path, args = value.get("class_path"), value.get("init_args")
+    name = path.rpartition(".")[2] if isinstance(path, str) and (path.startswith(PACKAGE) or "." not in path) else ""
+    if name not in BLOCKS or not isinstance(args, dict):
+        return value
+    block, names = BLOCKS[name]
+    flat = {key: args[key] for key in names if key in args}
+    if not flat:
+        return value
+    rest = {key: item for key, item in args.items() if key not in flat}
+    return value | {"init_args": rest | {block: flat | (args.get(block) or {})}}
 
 
 def _renamed(name: str) -> str | None:

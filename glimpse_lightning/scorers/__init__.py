@@ -18,6 +18,7 @@ from glimpse_lightning.scorers.oracle import Oracle
 from glimpse_lightning.scorers.question_relevance import QuestionRelevance
 from glimpse_lightning.scorers.random import Random
 from glimpse_lightning.scorers.text_rank import TextRank
+from glimpse_lightning.scorers.upstream_options import UpstreamOptions
 from glimpse_lightning.scorers.vip import VIP
 from glimpse_lightning.scorers.vision_rank import VisionRank
 from glimpse_lightning.scorers.vision_selector import VisionSelector
@@ -25,6 +26,6 @@ from glimpse_lightning.scorers.vision_text_rank import VisionTextRank
 
 __all__ = [
     "VIP", "AttentionProbe", "AttentionRank", "FixedRatio", "GlimpseTokens", "Holistic", "Oracle", "QuestionRelevance",
-    "Random", "Requires", "Scorer", "TextRank", "VisionRank", "VisionSelector",
+    "Random", "Requires", "Scorer", "TextRank", "UpstreamOptions", "VisionRank", "VisionSelector",
     "VisionTextRank",
 ]  # fmt: skip

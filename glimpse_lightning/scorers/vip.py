@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
+from glimpse_lightning.core.blocks import InBlock
 from glimpse_lightning.core.layers import Layer, checked
 from glimpse_lightning.core.segments import Padding
 from glimpse_lightning.core.token_places import index_in_item
@@ -16,14 +16,15 @@ from glimpse_lightning.core.visual_tokens import LOG_GATES, ModelFacts, VisualTo
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers.base import UNSEEN, AttentionProbe, Requires, Scorer
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
+from glimpse_lightning.scorers.upstream_options import UpstreamOptions
 from glimpse_lightning.scorers.vip_network import Standardise, VIPNetwork, rotary_2d
 
 CERTAIN = 1e4
 """Logit whose sigmoid is exactly 1."""
 
 REFERENCE_MASKS = "reference_masks"
-"""Key of ``VisualTokens.state`` under which ``VIP(masks="reference")`` finds its masks: a boolean or a probability for
-each visual token, as one tensor of any shape per image, in the order of the prompts."""
+"""Key of ``VisualTokens.state`` under which VIP with ``masks="reference"`` finds its masks: a boolean or a probability
+for each visual token, as one tensor of any shape per image, in the order of the prompts."""
 
 OUT_OF_SIGHT = -20.0
 """Feature of a token that a row does not see: less than any likely one, and no outlier for a network."""
@@ -46,17 +47,8 @@ class VIP(Scorer):
         attention_dim: width of the fused features.
         condition_dim: width that vision states are projected to.
         heads: attention heads of the predictor.
-        window: ``None``: all tokens of an image see each other; ``n``: those of the same n x n window (in tokens).
-        deep_supervision: an output head on every layer; see :meth:`forward_rows`.
-        glimpse_length: number of glimpse tokens; the last one's attention is read.
-        glimpse_layers: decoder layers that feed the glimpse a vector; ``None``: all.
-        glimpse_norm: norm of these vectors.
-        glimpse_scale: their size at the start; see :class:`GlimpseTokens`.
-        dropout: of these vectors, in training.
-        masks: ``"predicted"``, by the network; ``"reference"``: scores are the logits of the masks that ``prefill`` was
-            given, as ``state={"reference_masks": [...]}``; ``"zero"``: every token scores as one outside such
-            masks. With the latter two neither glimpse nor network runs (the reference's ``use_ref_masks`` and
-            ``use_zero_masks``).
+        glimpse_scale: size of the glimpse token's vectors at the start; see :class:`GlimpseTokens`.
+        dropout: dropout of these vectors, in training.
         shares_glimpse: read the glimpse token of an earlier stage, which runs on to this one, and have none of its own;
             the other glimpse arguments then count for nothing.
         query: whose attention is read: the ``"glimpse"`` token's, as in the paper, the ``"last"`` prompt token's (no
@@ -67,11 +59,22 @@ class VIP(Scorer):
         standardise: whether attention and vision states are brought to mean 0 and variance 1, feature by feature, as
             measured on the first batch of a training (the reference does not). Models whose states are large drive
             untrained logits far from 0, where their sigmoid passes no gradient; logits then also start at exactly 0.
-        activation: of the layers' gated MLPs, by the name that transformers has for it.
+        upstream: options that only imported pruners set; by default those of the published Qwen2.5-VL pruner.
+        **keys: options of :class:`UpstreamOptions`, which stood here before there was ``upstream``; read until 0.4.
+
+    Attributes:
+        upstream: the options; each is an attribute of the scorer, too.
     """
 
     network: VIPNetwork
     heeds_gates = True
+    window = InBlock("upstream")
+    deep_supervision = InBlock("upstream")
+    glimpse_length = InBlock("upstream")
+    glimpse_layers = InBlock("upstream")
+    glimpse_norm = InBlock("upstream")
+    masks = InBlock("upstream")
+    activation = InBlock("upstream")
     layer_arguments = {"vision_layers": "vision", "attention_layers": "decoder", "glimpse_layers": "decoder"}
 
     def __init__(
@@ -82,29 +85,20 @@ class VIP(Scorer):
         attention_dim: int = 256,
         condition_dim: int = 512,
         heads: int = 4,
-        window: int | None = None,
-        deep_supervision: bool = False,
-        glimpse_length: int = 1,
-        glimpse_layers: Sequence[Layer] | None = None,
-        glimpse_norm: Literal["rmsnorm", "layernorm"] = "rmsnorm",
         glimpse_scale: float = 1.0,
         dropout: float = 0.1,
-        masks: Literal["predicted", "reference", "zero"] = "predicted",
         shares_glimpse: bool = False,
         query: Literal["glimpse", "last", "both"] = "glimpse",
         vision_condition: bool = True,
         rotary: bool = True,
         fusion: bool = True,
         standardise: bool = False,
-        activation: str = "silu",
+        upstream: UpstreamOptions | None = None,
+        **keys: Any,
     ) -> None:
         super().__init__()
-        if activation not in ACT2FN:
-            raise ValueError(f"Expected `activation` to be one of {', '.join(ACT2FN)}, but got {activation!r}.")
         if query not in ("glimpse", "last", "both"):
             raise ValueError(f"Expected `query` to be 'glimpse', 'last' or 'both', but got {query!r}.")
-        if masks not in ("predicted", "reference", "zero"):
-            raise ValueError(f"Expected `masks` to be 'predicted', 'reference' or 'zero', but got {masks!r}.")
         if attention_dim % heads or (attention_dim + condition_dim) % (4 * heads):
             raise ValueError(
                 f"Expected `attention_dim` to be divisible by `heads` = {heads}, and `attention_dim + condition_dim` "
@@ -112,29 +106,21 @@ class VIP(Scorer):
             )
         if shares_glimpse and query == "last":
             raise ValueError("Expected `query` to be 'glimpse' or 'both' with `shares_glimpse`, but got 'last'.")
-        if window is not None and window < 1:
-            raise ValueError(f"Expected `window` to be None (whole image) or at least 1 token, but got {window}.")
         self.vision_layers: Sequence[int] | None = checked("vision_layers", vision_layers)
         self.attention_layers: Sequence[int] | Literal["all"] | None = checked("attention_layers", attention_layers)
         self.attention = attention
         self.attention_dim = attention_dim
         self.condition_dim = condition_dim
         self.heads = heads
-        self.window = window
-        self.deep_supervision = deep_supervision
-        self.glimpse_length = glimpse_length
-        self.glimpse_layers: Sequence[int] | None = checked("glimpse_layers", glimpse_layers)
-        self.glimpse_norm = glimpse_norm
         self.glimpse_scale = glimpse_scale
         self.dropout = dropout
-        self.masks = masks
         self.shares_glimpse = shares_glimpse
         self.query = query
         self.vision_condition = vision_condition
         self.rotary = rotary
         self.fusion = fusion
         self.standardise = standardise
-        self.activation = activation
+        self.upstream = UpstreamOptions.of(upstream, **keys)
         self.attended: tuple[int, ...] = ()
         self.conditions: tuple[int, ...] = ()
 

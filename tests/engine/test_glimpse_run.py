@@ -31,7 +31,7 @@ def stage(layer: int, scorer: gl.scorers.Scorer, ratio: float, **options: Any) -
 
 PRUNERS: dict[str, Callable[[], list[gl.PruneStage]]] = {
     "one": lambda: [stage(1, vip(), 0.5)],
-    "three tokens, all layers": lambda: [stage(1, vip(glimpse_length=3, attention_layers="all"), 0.5)],
+    "three tokens, all layers": lambda: [stage(1, vip(upstream={"glimpse_length": 3}, attention_layers="all"), 0.5)],
     "weights": lambda: [stage(1, vip(attention="log_softmax"), 0.5)],
     "and the last prompt token": lambda: [stage(1, vip(query="both", attention_layers="all"), 0.5)],
     "everything kept": lambda: [stage(1, vip(), 1.0)],
@@ -41,7 +41,7 @@ PRUNERS: dict[str, Callable[[], list[gl.PruneStage]]] = {
     "shared, early keys kept": lambda: [
         stage(0, vip(), 0.5, early_kv="keep"), stage(1, vip(shares_glimpse=True), 0.5, early_kv="keep")
     ],
-    "one for each stage": lambda: [stage(0, vip(), 0.5), stage(1, vip(glimpse_length=2), 0.5)],
+    "one for each stage": lambda: [stage(0, vip(), 0.5), stage(1, vip(upstream={"glimpse_length": 2}), 0.5)],
     "only for the second stage": lambda: [stage(0, gl.scorers.AttentionRank(), 0.5), stage(1, vip(), 0.5)],
     "beside a reader of keys": lambda: [gl.PruneStage(1, vip(), gl.policies.DART(0.5))],
     "beside raters": lambda: [stage(0, gl.scorers.TextRank(), 0.5), stage(1, vip(), 0.5)],

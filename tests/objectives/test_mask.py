@@ -70,7 +70,7 @@ def test_samples_without_boxes_or_weight_do_not_count() -> None:
 
 
 def test_deep_supervision_sums_over_heads() -> None:
-    model, vip = model_of([[(1, 3, 3)]], deep_supervision=True, vision_layers=[3, 1])
+    model, vip = model_of([[(1, 3, 3)]], upstream={"deep_supervision": True}, vision_layers=[3, 1])
     batch = batch_of([[[BOX]]], [1.0])
     loss = Mask(answer_weight=0).step(model, batch).loss
     (output,) = model.glimpse_forward(batch)

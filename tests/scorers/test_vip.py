@@ -13,7 +13,7 @@ from glimpse_lightning.bench.memory import peak_bytes
 from glimpse_lightning.core.segments import Padding
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.runtime.errors import GlimpseError
-from glimpse_lightning.scorers import VIP
+from glimpse_lightning.scorers import VIP, UpstreamOptions
 from glimpse_lightning.scorers.vip_network import ConditionedAttention
 
 
@@ -43,7 +43,7 @@ def test_tokens_see_their_own_image_and_frame() -> None:
 
 
 def test_window() -> None:
-    scorer = vip(window=2)
+    scorer = vip(upstream={"window": 2})
     tokens = visual_tokens([[(1, 3, 4)]], scorer.requires)
     assert seen_by(scorer, tokens, 0) == [0, 1, 4, 5]
     assert seen_by(scorer, tokens, 6) == [2, 3, 6, 7]
@@ -67,7 +67,7 @@ def test_place_matters() -> None:
 
 
 def test_deep_supervision() -> None:
-    scorer = vip(deep_supervision=True, vision_layers=[3, 1])
+    scorer = vip(upstream={"deep_supervision": True}, vision_layers=[3, 1])
     tokens = visual_tokens([[(1, 2, 3)], [(1, 4, 1)]], scorer.requires)
     rows = scorer.forward_rows(tokens)
     assert rows.shape == (2, 10)
@@ -77,7 +77,8 @@ def test_deep_supervision() -> None:
 
 
 def test_several_layers_and_glimpse_tokens() -> None:
-    scorer = vip(attention_layers=[1, 3], glimpse_length=2, glimpse_layers=[0, 2], attention="log_softmax")
+    glimpse = UpstreamOptions(glimpse_length=2, glimpse_layers=[0, 2])
+    scorer = vip(attention_layers=[1, 3], attention="log_softmax", upstream=glimpse)
     probe = scorer.requires.probes["glimpse"]
     assert (probe.layers, probe.query, probe.scale) == ((1, 3), "glimpse", "log_softmax")
     assert scorer.network.attn_in_proj.in_features == 8
@@ -146,9 +147,9 @@ def test_dropout_is_of_the_glimpse_in_training_only() -> None:
         (lambda: vip(-1), "`after_layer` to be at least 0 for VIP"),
         (lambda: vip(2, attention_layers=[3]), "`attention_layers` to lie between 0 and .* = 2"),
         (lambda: vip(vision_layers=[4]), r"4 blocks of this model's vision tower \(0 to 3\), but got \[4\]"),
-        (lambda: vip(glimpse_layers=[1]), "contain layer 0"),
+        (lambda: vip(upstream={"glimpse_layers": [1]}), "contain layer 0"),
         (lambda: VIP(heads=5), "divisible by `heads` = 5"),
-        (lambda: VIP(window=0), "`window` to be None"),
+        (lambda: UpstreamOptions(window=0), "`window` to be None"),
     ],
 )
 def test_bad_settings(make: Any, message: str) -> None:
