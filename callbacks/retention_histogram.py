@@ -9,16 +9,11 @@ from typing_extensions import override
 
 from glimpse_lightning.evaluation.records import by_family, retention
 
+BINS = 50
+
 
 class RetentionHistogram(Callback):
-    """Writes histograms of retention to TensorBoard after validation and test, over all and per question family.
-
-    Args:
-        bins: number of bins of each histogram.
-    """
-
-    def __init__(self, bins: int = 50) -> None:
-        self.bins = bins
+    """Writes histograms of retention to TensorBoard after validation and test, over all and per question family."""
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -40,5 +35,5 @@ class RetentionHistogram(Callback):
                 shares = [share for share in map(retention, records) if share is not None]
                 if shares:
                     logger.experiment.add_histogram(
-                        f"{stage}_retention/{name}", torch.tensor(shares), trainer.global_step, bins=self.bins
+                        f"{stage}_retention/{name}", torch.tensor(shares), trainer.global_step, bins=BINS
                     )

@@ -23,6 +23,7 @@ from glimpse_lightning.model.storage import init_args, load_pruner, save_pruner
 from glimpse_lightning.policies import Policy
 from glimpse_lightning.reducers import Reducer
 from glimpse_lightning.scorers import Scorer
+from glimpse_lightning.scorers.vision_text_rank import information
 from glimpse_lightning.testing import SIZES
 
 # Arguments of classes that cannot do without; all others are built with their defaults.
@@ -214,7 +215,7 @@ def budgets(policy: Any, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
     """``(group [V], most tokens of each group)``, from what the policy's arguments say."""
     group, total = tokens.groups(policy.per)
     if isinstance(policy, policies.LogisticRatio):
-        ratio = policy.ratios(FACTS.num_layers, policy.sample_information(tokens))[policy.stage]
+        ratio = policy.ratios(FACTS.num_layers, information(tokens))[policy.stage]
         most = (ratio * total.double() + 1e-9).floor().long()
     elif getattr(policy, "count", None) is not None:
         most = total.new_full(total.shape, policy.count)

@@ -98,6 +98,13 @@ def test_arguments_of_old_configurations_are_put_into_their_block() -> None:
     assert set(renames.BLOCKS["VIP"][1]) == {field.name for field in fields(gl.scorers.UpstreamOptions)}
 
 
+def test_removed_arguments_of_old_configurations_are_left_out() -> None:
+    old = {"class_path": "HiPrune", "init_args": {"wrap": True, "anchors": 0.1}}
+    assert renames.current(old) == {"class_path": "HiPrune", "init_args": {"anchors": 0.1}}
+    other = {"class_path": "HiPrune", "init_args": {"wrap": False}}
+    assert renames.current(other) == other, "it would work otherwise"
+
+
 def test_one_finder_is_enough() -> None:
     reload(gl)
     assert sum(type(finder).__name__ == "OldPlaces" for finder in sys.meta_path) == 1

@@ -28,6 +28,8 @@ BoxType = Literal["xyxy", "xywh", "xyxy_norm1000"]
 MAPPERS = ("cot_train", "cot_train_fullmask")
 CELL = 28  # side in pixels of the square that becomes one visual token in Qwen2.5-VL
 MIN_PIXELS, UPPER_PIXELS = 4 * CELL**2, 16384 * CELL**2
+CHARACTERS_PER_TOKEN = 4.0
+TEMPLATE_TOKENS = 24  # of the chat template
 BOX_REQUEST = "Please provide the bounding box coordinate of the region that can help you answer the question better."
 
 
@@ -64,9 +66,8 @@ class VisualCoTTrain(Dataset[Sample]):
     """Training data as upstream's ``dataset_configs/*.yaml`` names it (``gqa_rand``, ``viscot_rand``, ...).
 
     The same rows are drawn as upstream. Prompt lengths are estimated without a processor: visual tokens from the
-    image's size by Qwen2.5-VL's rule, text tokens as the number of characters divided by ``characters_per_token``, plus
-    ``extra_tokens`` of the chat template. A prompt whose length is near a limit may therefore be judged differently
-    than upstream.
+    image's size by Qwen2.5-VL's rule, text tokens as the number of characters divided by four, plus 24 of the chat
+    template. A prompt whose length is near a limit may therefore be judged differently than upstream.
 
     Args:
         config: YAML file with a list `datasets` of entries.
@@ -74,7 +75,6 @@ class VisualCoTTrain(Dataset[Sample]):
         img_dir: folder of images; the images of a set lie in `<img_dir>/cot/<dataset>/`.
         on_error: treatment of a row that cannot be used: `raise` stops, `skip` leaves the row out and counts it.
         max_pixels: largest number of pixels of an image; larger images are refused.
-        characters_per_token, extra_tokens: parameters of the estimate of text tokens.
 
     Examples:
         >>> import json
@@ -93,12 +93,9 @@ class VisualCoTTrain(Dataset[Sample]):
         img_dir: str = "datas",
         on_error: OnError = "raise",
         max_pixels: int = MAX_PIXELS,
-        characters_per_token: float = 4.0,
-        extra_tokens: int = 24,
     ) -> None:
         self.path, self.img_dir = Path(config), Path(img_dir)
         self.on_error, self.max_pixels = on_error, max_pixels
-        self.characters_per_token, self.extra_tokens = characters_per_token, extra_tokens
         self.rows: list[tuple[Part, str, dict[str, Any]]] = []
         for number, part in enumerate(read_parts(self.path)):
             file = Path(data_dir) / part.json_path
@@ -144,7 +141,7 @@ class VisualCoTTrain(Dataset[Sample]):
         if part.max_input_seq_length is None and part.max_input_remain_seq_length is None:
             return True
         rows, columns = token_grid(row["width"], row["height"])
-        text = len(part.prompt.format(row["question"])) / self.characters_per_token + self.extra_tokens
+        text = len(part.prompt.format(row["question"])) / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS
         evidence = np.zeros((rows, columns), dtype=bool)
         for x1, y1, x2, y2 in part_boxes(part, row, name):
             evidence[int(y1 * rows) : int(y2 * rows) + 1, int(x1 * columns) : int(x2 * columns) + 1] = True

@@ -26,8 +26,7 @@ class HiPrune(Budgeted):
 
     As in the method's code attention is the mean over all queries also where the tower has a class token, for registers
     too: the scorer is ``VisionRank(layer: -1, queries: all)``. Neighbours are indices, not places: they are clamped to
-    the image but wrap around at the ends of rows. ``wrap: false`` leaves out those that are no neighbours on the grid
-    (a departure).
+    the image but wrap around at the ends of rows.
 
     Args:
         budget: number of tokens to keep, or a ratio; see :class:`~glimpse_lightning.policies.budgeted.Budgeted`;
@@ -35,7 +34,6 @@ class HiPrune(Budgeted):
         anchors: share of the budget for anchors and buffers (the paper's alpha).
         object_layer: block of the vision tower: a number from 0, or from -1 = the last, or a share of its depth. The
             method's own setting, 9, is the ninth block: 8 here.
-        wrap: whether neighbours wrap at row ends.
         **keys: arguments of a budget, in place of ``budget``.
     """
 
@@ -48,14 +46,12 @@ class HiPrune(Budgeted):
         *,
         anchors: float = 0.1,
         object_layer: Layer = 8,
-        wrap: bool = True,
         **keys: Any,
     ) -> None:
         super().__init__(budget, **keys)
         check_fraction("anchors", anchors)
         self.anchors = anchors
         self.object_layer: int = checked("object_layer", object_layer)
-        self.wrap = wrap
 
     @property
     def requires(self) -> Requires:
@@ -76,10 +72,6 @@ class HiPrune(Budgeted):
         index, width = index_in_item(tokens), tokens.grid[tokens.item, 2]
         marked = torch.zeros(int(size.sum()), dtype=torch.bool, device=anchor.device)
         marked[(start + index)[anchor]] = True
-        _, row, column = tokens.position.unbind(-1)
-        height = tokens.grid[tokens.item, 1]
-        steps = ((-1, column > 0), (1, column < width - 1), (-width, row > 0), (width, row < height - 1))
-        for step, inside in steps:
-            neighbour = start + torch.minimum((index + step).clamp(min=0), last)
-            marked[neighbour[anchor if self.wrap else anchor & inside]] = True
+        for step in (-1, 1, -width, width):
+            marked[(start + torch.minimum((index + step).clamp(min=0), last))[anchor]] = True
         return marked[start + index]

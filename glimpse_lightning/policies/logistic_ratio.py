@@ -42,7 +42,6 @@ class LogisticRatio(Policy):
             leaves, so that the information moves the earlier stages only (to compare at equal tokens while decoding).
         midpoint: layer about which the curve falls fastest, as a share of the decoder's depth; the method: 14.9 of 32.
         gain: how much a bit of information flattens the curve.
-        information: ``I``; ``None``: measured, as above. A number is the same for all samples.
         per, min_tokens: as in ``KeepRatio``.
     """
 
@@ -56,7 +55,6 @@ class LogisticRatio(Policy):
         reach: Literal["mean", "last"] = "mean",
         midpoint: float = 0.465625,
         gain: float = 0.2,
-        information: float | None = None,
         per: Literal["sample", "item"] = "sample",
         min_tokens: int = 1,
     ) -> None:
@@ -71,7 +69,6 @@ class LogisticRatio(Policy):
         self.reach = reach
         self.midpoint = midpoint
         self.gain = gain
-        self.information = information
         self.per = per
         self.min_tokens = min_tokens
         self._check_layers()
@@ -94,20 +91,14 @@ class LogisticRatio(Policy):
 
     @property
     def requires(self) -> Requires:
-        return INFORMATION if self.information is None else Requires()
+        return INFORMATION
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, total = tokens.groups(self.per)
-        ratio = self.ratios(tokens.facts.num_layers, self.sample_information(tokens))[self.stage]
+        ratio = self.ratios(tokens.facts.num_layers, information(tokens))[self.stage]
         ratio_G = ratio if self.per == "sample" else ratio[tokens.item_sample]
         count = floor_share(ratio_G, total).clamp(min=self.min_tokens)
         return (rank_in_group(scores, group, len(total)) < count[group]) & (scores > -torch.inf)
-
-    def sample_information(self, tokens: VisualTokens) -> Tensor:
-        """``[S]`` information ``I`` of each sample, in bits, float64; 0 where a sample has no visual tokens."""
-        if self.information is not None:
-            return torch.full(tokens.key.shape, self.information, dtype=torch.float64, device=tokens.key.device)
-        return information(tokens)
 
     def ratios(self, num_layers: int, information: Tensor) -> Tensor:
         """``[stages, S]`` share that each stage keeps, of the tokens before any pruning, from ``information [S]``.

@@ -101,28 +101,35 @@ BLOCKS = {
 }
 """Arguments that a class now takes as one block: the block's name and theirs, by the class's name."""
 
+REMOVED: dict[str, dict[str, Any]] = {"HiPrune": {"wrap": True}, "LogisticRatio": {"information": None}}
+"""Arguments that a class no longer has, with the value by which it works as if they had been given, by its name."""
+
 
 def current(value: Any) -> Any:
-    """A nested configuration as this version writes it: classes at their new places, and arguments in their blocks."""
+    """A nested configuration as this version writes it: new places of classes, blocks of arguments, no removed ones."""
     if isinstance(value, dict):
-        return {key: current(item) for key, item in _in_blocks(value).items()}
+        return {key: current(item) for key, item in _with_arguments(value).items()}
     if isinstance(value, list):
         return [current(item) for item in value]
     return _renamed(value) or value if isinstance(value, str) and value.startswith(PACKAGE) else value
 
 
-def _in_blocks(value: dict[Any, Any]) -> dict[Any, Any]:
-    """A component's ``class_path`` and ``init_args`` with its arguments in their block; anything else as it is."""
+def _with_arguments(value: dict[Any, Any]) -> dict[Any, Any]:
+    """A component's ``class_path`` and ``init_args`` with the arguments it takes now; anything else as it is."""
     path, args = value.get("class_path"), value.get("init_args")
-    name = path.rpartition(".")[2] if isinstance(path, str) and (path.startswith(PACKAGE) or "." not in path) else ""
-    if name not in BLOCKS or not isinstance(args, dict):
+    if not isinstance(path, str) or not isinstance(args, dict) or not (path.startswith(PACKAGE) or "." not in path):
         return value
-    block, names = BLOCKS[name]
+    name = path.rpartition(".")[2]
+    gone = REMOVED.get(name, {}).items()
+    return value | {"init_args": _in_block(name, {key: item for key, item in args.items() if (key, item) not in gone})}
+
+
+def _in_block(name: str, args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the class ``name`` with those in its block that belong there."""
+    block, names = BLOCKS.get(name, ("", ()))
     flat = {key: args[key] for key in names if key in args}
-    if not flat:
-        return value
     rest = {key: item for key, item in args.items() if key not in flat}
-    return value | {"init_args": rest | {block: flat | (args.get(block) or {})}}
+    return rest | {block: flat | (args.get(block) or {})} if flat else args
 
 
 def _renamed(name: str) -> str | None:

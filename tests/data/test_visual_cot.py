@@ -9,6 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from glimpse_lightning.data import visual_cot
 from glimpse_lightning.data.visual_cot import (
     BOX_REQUEST,
     VisualCoTBenchmark,
@@ -75,16 +76,17 @@ def test_box_types(folder: Path, kind: str, raw: list[int]) -> None:
     assert load(folder, {"bbox_type": kind})[0].boxes == [[(0.25, 0.25, 0.5, 0.5)]]
 
 
-def test_lengths(folder: Path) -> None:
+def test_lengths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The image is 2 x 3 visual tokens, of which the evidence touches columns 0-1 and rows 0-1."""
     assert token_grid(56, 84) == (3, 2)
-    text = {"characters_per_token": 1e9, "extra_tokens": 10}
-    assert len(load(folder, {"max_input_seq_length": 17}, **text)) == 20
-    assert len(load(folder, {"max_input_remain_seq_length": 15}, **text)) == 20
+    monkeypatch.setattr(visual_cot, "CHARACTERS_PER_TOKEN", 1e9)
+    monkeypatch.setattr(visual_cot, "TEMPLATE_TOKENS", 10)
+    assert len(load(folder, {"max_input_seq_length": 17})) == 20
+    assert len(load(folder, {"max_input_remain_seq_length": 15})) == 20
     with pytest.warns(UserWarning, match="20 of 20 rows are longer"), pytest.raises(GlimpseError, match="short enough"):
-        load(folder, {"max_input_seq_length": 15}, **text)
+        load(folder, {"max_input_seq_length": 15})
     with pytest.warns(UserWarning, match="longer"), pytest.raises(GlimpseError):
-        load(folder, {"max_input_remain_seq_length": 13}, **text)
+        load(folder, {"max_input_remain_seq_length": 13})
 
 
 @pytest.mark.parametrize(

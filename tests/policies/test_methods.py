@@ -30,6 +30,7 @@ from glimpse_lightning.policies import (
 )
 from glimpse_lightning.policies import greedy as greedy_module
 from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.scorers.vision_text_rank import information
 
 BATCH = [[(1, 5, 6)], [], [(1, 2, 2), (2, 4, 3)], [(1, 9, 1)], [(1, 1, 1)]]
 
@@ -170,21 +171,17 @@ def test_thinning_ends_with_equal_or_broken_states() -> None:
 # -- HiPrune -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrap", [True, False])
-def test_hi_prune(wrap: bool) -> None:
-    policy = HiPrune(ratio=0.6, anchors=0.7, object_layer=1, wrap=wrap)
+def test_hi_prune() -> None:
+    policy = HiPrune(ratio=0.6, anchors=0.7, object_layer=1)
 
     def rule(tokens: VisualTokens, scores: list[float], mine: list[int]) -> list[int]:
         budget = max(1, floor(0.6, len(mine)))
         attention = tokens.vision[VisionAttention(1)][:, 0].tolist()
         anchors = best_first(attention, mine)[: round(budget * 0.7 / 5)]
-        _, h, w = tokens.grid[tokens.item[mine[0]]].tolist()
+        _, _, w = tokens.grid[tokens.item[mine[0]]].tolist()
         first = set(anchors)
         for i in anchors:
-            flat = i - mine[0]
-            _, row, column = tokens.position[i].tolist()
-            steps = [(-1, column > 0), (1, column < w - 1), (-w, row > 0), (w, row < h - 1)]
-            first |= {mine[min(max(flat + s, 0), len(mine) - 1)] for s, inside in steps if wrap or inside}
+            first |= {mine[min(max(i - mine[0] + step, 0), len(mine) - 1)] for step in (-1, 1, -w, w)}
         rest = [i for i in mine if i not in first]
         return [*best_first(scores, first), *best_first(scores, rest)][:budget]
 
@@ -196,15 +193,13 @@ def test_trap_neighbours_wrap_at_row_ends() -> None:
     policy = HiPrune(count=5, anchors=1.0, object_layer=0)
     tokens, _ = drawn(policy, [[(1, 4, 4)]])
 
-    def kept(anchor: int, **changed: Any) -> list[int]:
+    def kept(anchor: int) -> list[int]:
         attention = torch.zeros(16, 1)
         attention[anchor] = 1
         picture = replace(tokens, vision={VisionAttention(0): attention})
-        rule = HiPrune(count=5, anchors=1.0, object_layer=0, **changed)
-        return rule.select(-torch.arange(16.0), picture).nonzero().flatten().tolist()
+        return policy.select(-torch.arange(16.0), picture).nonzero().flatten().tolist()
 
     assert kept(7) == [3, 6, 7, 8, 11]  # 8 lies at the other end of the next row
-    assert kept(7, wrap=False) == [0, 3, 6, 7, 11]  # one more register in its place
     assert kept(0)[:3] == [0, 1, 2] and 4 in kept(0)  # -1 and -4 clamp to 0
 
 
@@ -391,11 +386,11 @@ def test_logistic_schedule_follows_each_samples_information() -> None:
     heads = FACTS.num_heads
     shown = torch.where(tokens.sample[:, None] == 0, 0.1, 0.6).expand(-1, heads)
     tokens = replace(tokens, probes={"information": shown})
-    information = policy.sample_information(tokens)
-    assert information.tolist() == pytest.approx([0.1 * heads / math.log(2), 0.0, 0.6 * heads / math.log(2)])
+    bits = information(tokens)
+    assert bits.tolist() == pytest.approx([0.1 * heads / math.log(2), 0.0, 0.6 * heads / math.log(2)])
     scores = torch.randn(len(tokens), generator=torch.Generator().manual_seed(3))
     keep = policy.select(scores, tokens)
-    ratios = policy.ratios(FACTS.num_layers, information)[1].tolist()
+    ratios = policy.ratios(FACTS.num_layers, bits)[1].tolist()
     assert ratios[0] != ratios[2]
     for sample, size in ((0, 100), (2, 125)):
         mine = tokens.sample == sample
@@ -405,19 +400,14 @@ def test_logistic_schedule_follows_each_samples_information() -> None:
     by_item = LogisticRatio(1, [0, 3], 0.5, per="item").select(scores, tokens)
     assert by_item[-25:].sum() == floor(ratios[2], 25)
     later = tokens.subset(keep)  # an earlier stage has dropped some: the information is still the whole image's
-    assert policy.sample_information(later).tolist() == pytest.approx(information.tolist())
+    assert information(later).tolist() == pytest.approx(bits.tolist())
 
 
 def best_start(mine: Tensor) -> int:
     return int(mine.nonzero()[0])
 
 
-def test_logistic_schedule_selects_and_complains() -> None:
-    policy = LogisticRatio(1, [0, 3], 0.5, information=0.5)
-    tokens, scores = drawn(policy, [[(1, 10, 10)]])
-    assert not policy.requires.probes
-    ratio = float(policy.ratios(FACTS.num_layers, torch.tensor([0.5]))[1, 0])
-    assert policy.select(scores, tokens).sum() == int(ratio * 100)
+def test_logistic_schedule_complains() -> None:
     with pytest.raises(GlimpseError, match=r"at least 0\.500.*reach: last"):
         LogisticRatio(0, [2, 3], 0.3).ratios(6, torch.zeros(1))
     with pytest.raises(ValueError, match="to rise"):

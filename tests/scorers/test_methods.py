@@ -28,6 +28,7 @@ from glimpse_lightning.scorers import (
     VisionRank,
     VisionTextRank,
 )
+from glimpse_lightning.scorers.vision_text_rank import information
 from glimpse_lightning.testing import SIZES
 
 BATCH = [[(1, 5, 6)], [], [(1, 2, 2), (2, 4, 3)], [(1, 9, 1)], [(1, 1, 1)]]
@@ -185,7 +186,7 @@ class _Informed(LogisticRatio):
     """Remembers what it was told."""
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
-        self.told = self.sample_information(tokens)
+        self.told = information(tokens)
         return super().select(scores, tokens)
 
 
