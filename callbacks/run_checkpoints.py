@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from glimpse_lightning.runtime.ranks import any_rank
 from glimpse_lightning.runtime.run_folder import saved_checkpoints
-from glimpse_lightning.runtime.whole_files import remove, replacing, sync
+from glimpse_lightning.runtime.whole_files import put, remove, replacing
 
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 """Signals that stop a fit; its exit status is then 128 + the signal's number, as of a process that a signal ended."""
@@ -109,16 +109,13 @@ class RunCheckpoints(Checkpoint):
     def _save_together(self, trainer: Trainer, path: Path) -> None:
         """Let all ranks write to one draft; the first then renames the complete checkpoint."""
         if trainer.is_global_zero:
-            for left in path.parent.glob(".*.draft"):  # of a run that was killed while it wrote
+            for left in path.parent.glob(".*.draft*"):  # of a run that was killed while it wrote
                 remove(left)
         trainer.strategy.barrier()
         draft = path.with_name(f".{path.name}.draft")
         trainer.save_checkpoint(draft)  # waits for all ranks
         if trainer.is_global_zero:
-            for file in draft.rglob("*") if draft.is_dir() else [draft]:
-                sync(file)
-            remove(path)
-            draft.rename(path)
+            put(draft, path)
         trainer.strategy.barrier()
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -32,7 +30,7 @@ from glimpse_lightning.runtime.errors import GlimpseError, nearest
 from glimpse_lightning.runtime.gathering import own_class
 from glimpse_lightning.runtime.source import NAMES, located
 from glimpse_lightning.runtime.version import __version__
-from glimpse_lightning.runtime.whole_files import sync
+from glimpse_lightning.runtime.whole_files import drafted
 from glimpse_lightning.scorers.base import Scorer
 
 if TYPE_CHECKING:
@@ -91,8 +89,6 @@ def save_pruner(
     with whole_or_nothing(Path(folder)) as temporary:
         (temporary / WEIGHTS).write_bytes(file)
         (temporary / CONFIG).write_bytes(text.encode())
-        for written in temporary.iterdir():
-            sync(written)  # a full disk shows up here, not after the rename
     return Path(folder)
 
 
@@ -299,23 +295,13 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
             f"Expected {folder} to be new, empty, or to hold a saved pruner, but it holds something else, which saving "
             "would replace. Name another folder."
         )
-    temporary = folder.absolute().parent / f".{folder.absolute().name}.{os.getpid()}.new"
-    previous = temporary.with_suffix(".old")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        if folder.exists():
-            folder.rename(previous)
-        temporary.rename(folder)
+        with drafted(folder.absolute()) as temporary:
+            temporary.mkdir()
+            yield temporary
     except OSError as error:
-        if previous.is_dir() and not folder.exists():
-            previous.rename(folder)
         raise GlimpseError(
             f"The pruner could not be saved to {folder}: {error.strerror or error}. Nothing was left there"
             f"{' but the pruner that it held before' if folder.exists() else ''}. Free some space or name a folder "
             "that can be written, and save again."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(previous, ignore_errors=True)

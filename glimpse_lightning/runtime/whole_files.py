@@ -26,23 +26,45 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         GlimpseError: if the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        yield draft
-        if draft.is_file():
-            sync(draft)
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(draft, path)
-    except BaseException as error:
-        remove(draft)
-        if isinstance(error, OSError) and error.errno in FULL_DISK:
+        with drafted(path) as draft:
+            yield draft
+    except OSError as error:
+        if error.errno in FULL_DISK:
             raise full_disk(path) from error
         raise
 
 
-def sync(path: Path) -> None:
+@contextmanager
+def drafted(path: Path) -> Iterator[Path]:
+    """As :func:`replacing`, for callers with an error of their own for a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    remove(draft)
+    try:
+        yield draft
+        put(draft, path)
+    finally:
+        remove(draft)
+
+
+def put(draft: Path, path: Path) -> None:
+    """Rename a whole file or folder. Whatever had the name before is removed, or has its name again if this fails."""
+    for file in draft.rglob("*") if draft.is_dir() else [draft]:
+        _sync(file)
+    before = draft.with_name(f"{draft.name}.old")
+    if path.is_dir():  # a folder cannot be replaced in one step
+        path.rename(before)
+    try:
+        os.replace(draft, path)
+    except OSError:
+        if before.exists():
+            before.rename(path)
+        raise
+    remove(before)
+
+
+def _sync(path: Path) -> None:
     """Force a file to the disk. Without this before the renaming, a crash could leave the name with incomplete
     contents.
     """
