@@ -10,7 +10,7 @@ from torch import Tensor
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
-from glimpse_lightning.policies.checks import check_count
+from glimpse_lightning.policies.checks import check_positive
 from glimpse_lightning.policies.greedy import Rows
 from glimpse_lightning.policies.thinning import thin
 
@@ -34,9 +34,7 @@ class BipartiteMatching(Budgeted):
 
     def __init__(self, budget: Budget | float | None = None, *, rounds: int = 24, **keys: Any) -> None:
         super().__init__(budget, **keys)
-        check_count("rounds", rounds)
-        if rounds == 0:
-            raise ValueError("Expected argument `rounds` to be at least 1, but got 0.")
+        check_positive("rounds", rounds)
         self.rounds = rounds
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:

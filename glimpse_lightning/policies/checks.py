@@ -15,6 +15,13 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"Expected argument `{name}` to be an integer of at least 0 tokens, but got {value!r}.")
 
 
+def check_positive(name: str, value: int, unit: str = "") -> None:
+    """Raise unless ``value`` is a whole number of at least 1; ``unit``, as in ``" token"``, is for the error."""
+    check_count(name, value)
+    if value == 0:
+        raise ValueError(f"Expected argument `{name}` to be at least 1{unit}, but got 0.")
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     if value not in choices:

@@ -12,7 +12,7 @@ from glimpse_lightning.core.token_places import crop_label
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
-from glimpse_lightning.policies.checks import check_choice, check_count
+from glimpse_lightning.policies.checks import check_choice, check_positive
 from glimpse_lightning.policies.scale import weights
 
 
@@ -47,10 +47,8 @@ class CropRatio(Budgeted):
         **keys: Any,
     ) -> None:
         super().__init__(budget, **keys)
-        check_count("crops", crops)
+        check_positive("crops", crops)
         check_choice("scale", scale, ("log", "raw"))
-        if crops == 0:
-            raise ValueError("Expected argument `crops` to be at least 1, but got 0.")
         self.crops = crops
         self.scale = scale
         self.fill = fill

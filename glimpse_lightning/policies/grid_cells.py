@@ -9,7 +9,7 @@ from glimpse_lightning.core.segments import rank_in_group
 from glimpse_lightning.core.token_places import cell_label
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.base import Policy
-from glimpse_lightning.policies.checks import check_count
+from glimpse_lightning.policies.checks import check_positive
 
 
 class GridCells(Policy):
@@ -23,9 +23,7 @@ class GridCells(Policy):
     """
 
     def __init__(self, size: int = 2) -> None:
-        check_count("size", size)
-        if size == 0:
-            raise ValueError("Expected argument `size` to be at least 1 token, but got 0.")
+        check_positive("size", size, " token")
         self.size = size
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:

@@ -13,7 +13,7 @@ from glimpse_lightning.core.token_places import cell_label
 from glimpse_lightning.core.visual_tokens import VisionAttention, VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
-from glimpse_lightning.policies.checks import check_count, check_fraction
+from glimpse_lightning.policies.checks import check_fraction, check_positive
 from glimpse_lightning.scorers.base import Requires
 
 
@@ -50,9 +50,7 @@ class LocalGlobal(Budgeted):
     ) -> None:
         super().__init__(budget, **keys)
         check_fraction("local", local)
-        check_count("window", window)
-        if window == 0:
-            raise ValueError("Expected argument `window` to be at least 1 token, but got 0.")
+        check_positive("window", window, " token")
         self.local = local
         self.window = window
         self.shallow_layer: int = checked("shallow_layer", shallow_layer)

@@ -11,7 +11,7 @@ from glimpse_lightning.core.segments import floor_share, rank_in_group, segment_
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
-from glimpse_lightning.policies.checks import check_count, check_fraction
+from glimpse_lightning.policies.checks import check_fraction, check_positive
 from glimpse_lightning.policies.greedy import Rows
 
 
@@ -43,9 +43,7 @@ class Recycled(Budgeted):
     ) -> None:
         super().__init__(budget, **keys)
         check_fraction("recycle", recycle)
-        check_count("per_cluster", per_cluster)
-        if per_cluster == 0:
-            raise ValueError("Expected argument `per_cluster` to be at least 1, but got 0.")
+        check_positive("per_cluster", per_cluster)
         self.recycle = recycle
         self.per_cluster = per_cluster
 

@@ -11,7 +11,7 @@ from glimpse_lightning.core.segments import floor_share, rank_in_group
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
-from glimpse_lightning.policies.checks import check_count, check_fraction
+from glimpse_lightning.policies.checks import check_fraction, check_positive
 from glimpse_lightning.policies.greedy import Rows
 from glimpse_lightning.policies.thinning import thin
 
@@ -39,9 +39,7 @@ class VisPruner(Budgeted):
     ) -> None:
         super().__init__(budget, **keys)
         check_fraction("important", important)
-        check_count("step", step)
-        if step == 0:
-            raise ValueError("Expected argument `step` to be at least 1 token per round, but got 0.")
+        check_positive("step", step, " token per round")
         self.important = important
         self.step = step
 

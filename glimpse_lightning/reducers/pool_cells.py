@@ -8,7 +8,7 @@ from torch import Tensor
 from glimpse_lightning.core.segments import segment_count
 from glimpse_lightning.core.token_places import cell_label
 from glimpse_lightning.core.visual_tokens import VisualTokens
-from glimpse_lightning.policies.checks import check_count
+from glimpse_lightning.policies.checks import check_positive
 from glimpse_lightning.reducers.base import Reducer
 
 
@@ -20,9 +20,7 @@ class PoolCells(Reducer):
     """
 
     def __init__(self, size: int = 2) -> None:
-        check_count("size", size)
-        if size == 0:
-            raise ValueError("Expected argument `size` to be at least 1 token, but got 0.")
+        check_positive("size", size, " token")
         self.size = size
 
     def reduce(self, hidden: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor:
