@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,7 +15,8 @@ from glimpse_lightning.ablation.rows import Row, read_rows
 from glimpse_lightning.ablation.runs import CellFolders, CellRunner, checked, process_key
 from glimpse_lightning.ablation.schedule import jobs, slots, visible_devices
 from glimpse_lightning.ablation.settings import UNNAMED, Settings, read
-from glimpse_lightning.cli.packaged_recipes import find_recipe
+from glimpse_lightning.cli.command_parser import CommandParser
+from glimpse_lightning.cli.packaged_recipes import recipe_file
 from glimpse_lightning.runtime.errors import GlimpseError, nearest
 from glimpse_lightning.runtime.whole_files import write_text
 
@@ -27,16 +25,9 @@ FLAGS = ("base", "mode", "pruner", "limit", "devices_per_cell", "output")
 SETTINGS = "ablation.yaml"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise GlimpseError(f"{message[0].upper()}{message[1:]}. See `ablate --help`.")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="glimpse-lightning ablate",
-        description="Run one recipe many times, changed along axes, and compare. Finished cells are not run again.",
-        allow_abbrev=False,
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "ablate", "Run one recipe many times, changed along axes, and compare. Finished cells are not run again."
     )
     parser.add_argument("--config", required=True, help="the ablation's YAML, or the name of a packaged one")
     parser.add_argument("--base", help="recipe that every cell starts from")
@@ -64,9 +55,8 @@ def run(args: Sequence[str]) -> int:
         GlimpseError: where the ablation, or any of its cells' recipes, cannot be understood; nothing has run then.
     """
     options = _parser().parse_args(list(args))
-    path = Path(options.config) if Path(options.config).is_file() else find_recipe(options.config)
     flags = {name: getattr(options, name) for name in FLAGS}
-    settings = read(path).with_flags(flags | {"pruner": _pruners(options.pruner)})
+    settings = read(recipe_file(options.config)).with_flags(flags | {"pruner": _pruners(options.pruner)})
     every = {cell.name: cell for cell in cells(settings)}
     if options.list:
         print("\n".join(every))

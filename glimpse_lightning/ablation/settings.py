@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from glimpse_lightning.runtime.errors import GlimpseError, nearest
-from glimpse_lightning.runtime.paths import expanded, read_text
+from glimpse_lightning.cli.settings_file import expecting, read_settings
 
 MODES = ("fit", "test")
 UNNAMED = "pruner"
@@ -72,24 +71,12 @@ def read(path: Path) -> Settings:
     Raises:
         GlimpseError: where it is no YAML mapping, or has an unknown key or an impossible value.
     """
-    try:
-        data = expanded(yaml.safe_load(read_text(path)))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GlimpseError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(data, dict) or not {"base", "axes"} <= set(data):
-        raise GlimpseError(f"{path}: expected a YAML mapping with at least `base` (a recipe) and `axes`.")
-    known = [entry.name for entry in fields(Settings)]
-    for key in data:
-        if key not in known:
-            raise GlimpseError(f"{path}: there is no key {key!r}.{nearest(str(key), known)} Keys: {', '.join(known)}.")
+    data = read_settings(path, Settings, {"base", "axes"}, "`base` (a recipe) and `axes`")
     return _checked(Settings(**{"name": path.stem, **data}), str(path))
 
 
 def _checked(settings: Settings, where: str) -> Settings:
-    def expect(key: str, what: str, good: bool) -> None:
-        if not good:
-            raise GlimpseError(f"{where}: expected `{key}` to be {what}, but got {getattr(settings, key)!r}.")
-
+    expect = expecting(settings, where)
     expect("mode", " or ".join(MODES), settings.mode in MODES)
     expect("base", "the name or file of a recipe", isinstance(settings.base, str))
     expect("axes", "a mapping of at least one axis to a list of values", _is_axes(settings.axes))

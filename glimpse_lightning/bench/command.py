@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
@@ -22,7 +21,8 @@ from glimpse_lightning.bench.plots import write_plot
 from glimpse_lightning.bench.settings import Settings, read
 from glimpse_lightning.bench.sweep import sweep
 from glimpse_lightning.bench.variants import backbone_of, check_layers, variants
-from glimpse_lightning.cli.packaged_recipes import find_recipe
+from glimpse_lightning.cli.command_parser import CommandParser
+from glimpse_lightning.cli.packaged_recipes import recipe_file
 from glimpse_lightning.runtime import machine
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.whole_files import write_text
@@ -39,18 +39,9 @@ YAML: dict[Any, str] = {list: " (YAML list: '[1, 4]')", dict: " (YAML mapping: '
 """Form of a flag's value, for the help, by kind."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise GlimpseError(f"{message[0].upper()}{message[1:]}. See `bench --help`.")
-
-
-def arguments() -> argparse.ArgumentParser:
+def arguments() -> CommandParser:
     """The parser of `bench`'s command line."""
-    parser = _Parser(
-        prog="glimpse-lightning bench",
-        description="Measure plain Hugging Face against pruned models, in one process, round by round.",
-        allow_abbrev=False,
-    )
+    parser = CommandParser("bench", "Measure plain Hugging Face against pruned models, in one process, round by round.")
     parser.add_argument("--config", required=True, help="the benchmark's YAML, or the name of a packaged one")
     parser.add_argument("--output", default="bench.json", help="JSON to write; Markdown and plot come next to it")
     parser.add_argument("--data", help="glyph_vqa or a JSONL file: measure whole generations on its questions instead")
@@ -71,8 +62,8 @@ def run(args: Sequence[str]) -> int:
         GlimpseError: where a setting is wrong or the model cannot be loaded; nothing is written then.
     """
     options = arguments().parse_args(list(args))
-    path = Path(options.config) if Path(options.config).is_file() else find_recipe(options.config)
-    settings = read(path).with_flags({name: getattr(options, name) for name in (*FLAGS, "trace")})
+    flags = {name: getattr(options, name) for name in (*FLAGS, "trace")}
+    settings = read(recipe_file(options.config)).with_flags(flags)
     output = Path(options.output)
     if output.suffix != ".json":
         raise GlimpseError(f"Expected `--output` to end in .json, but got {options.output!r}.")

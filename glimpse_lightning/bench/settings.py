@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from glimpse_lightning.bench.training_theory import STEPS
+from glimpse_lightning.cli.settings_file import expecting, read_settings
 from glimpse_lightning.model.pruned_vlm import CACHES
-from glimpse_lightning.runtime.errors import GlimpseError, nearest
-from glimpse_lightning.runtime.paths import expanded, read_text
 from glimpse_lightning.runtime.source import FIELDS
 
 CLOCKS = ("wall", "process")
@@ -95,26 +92,13 @@ def read(path: Path) -> Settings:
     Raises:
         GlimpseError: where it is no YAML mapping, or has an unknown key or an impossible value.
     """
-    try:
-        data = expanded(yaml.safe_load(read_text(path)))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GlimpseError(f"{path}: not valid YAML: {error}") from None
-    if isinstance(data, dict) and "backbone" in data and "model" not in data:
-        data["model"] = data.pop("backbone")  # its name in all other recipes
-    if not isinstance(data, dict) or "model" not in data:
-        raise GlimpseError(f"{path}: expected a YAML mapping with at least `model`, the backbone to measure.")
-    known = [entry.name for entry in fields(Settings)]
-    for key in data:
-        if key not in known:
-            raise GlimpseError(f"{path}: there is no key {key!r}.{nearest(str(key), known)} Keys: {', '.join(known)}.")
-    return _checked(Settings(**data), str(path))
+    names = {"backbone": "model"}  # as all other recipes call it
+    values = read_settings(path, Settings, {"model"}, "`model`, the backbone to measure", names)
+    return _checked(Settings(**values), str(path))
 
 
 def _checked(settings: Settings, where: str) -> Settings:
-    def expect(key: str, what: str, good: bool) -> None:
-        if not good:
-            raise GlimpseError(f"{where}: expected `{key}` to be {what}, but got {getattr(settings, key)!r}.")
-
+    expect = expecting(settings, where)
     for key in ("model", "attn_implementation", "device", "scorer"):
         expect(key, "a name", isinstance(getattr(settings, key), str))
     expect("dtype", "a name, or null", settings.dtype is None or isinstance(settings.dtype, str))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.load import saved_dtype
 from glimpse_lightning.backbones.lora import base_model, load_lora, merge_lora
+from glimpse_lightning.cli.command_parser import CommandParser
 from glimpse_lightning.model.storage import load_pruner, save_pruner, whole_or_nothing
 from glimpse_lightning.model.upstream import read_json
 from glimpse_lightning.model.upstream_export import write_upstream
@@ -18,18 +17,13 @@ from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.whole_files import replacing
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise GlimpseError(f"{message[0].upper()}{message[1:]}. See `export --help`.")
-
-
 def run(args: Sequence[str]) -> Path:
     """Export what the command line names; returns the folder that was written.
 
     Raises:
         GlimpseError: where pruner or adapters cannot be read, or the format cannot describe them.
     """
-    parser = _Parser(prog="glimpse-lightning export", description=__doc__, allow_abbrev=False)
+    parser = CommandParser("export", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--pruner", help="folder or hub id of a saved pruner, this package's or the reference's")
     what.add_argument(

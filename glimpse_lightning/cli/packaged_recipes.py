@@ -33,6 +33,15 @@ def find_recipe(name: str) -> Path:
     raise GlimpseError(f"No file and no recipe is called {name!r}.{hint} Recipes: {', '.join(known)}.")
 
 
+def recipe_file(name: str) -> Path:
+    """The file of this name, or else the packaged recipe.
+
+    Raises:
+        GlimpseError: where there is neither.
+    """
+    return Path(name) if Path(name).is_file() else find_recipe(name)
+
+
 def purpose(path: Path) -> str:
     """The first line of a recipe's header comment."""
     first = path.read_text(encoding="utf-8").split("\n", 1)[0]

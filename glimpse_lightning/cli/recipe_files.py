@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from glimpse_lightning.cli.packaged_recipes import find_recipe
+from glimpse_lightning.cli.packaged_recipes import recipe_file
 from glimpse_lightning.runtime.errors import GlimpseError, nearest
 from glimpse_lightning.runtime.paths import read_text
 from glimpse_lightning.runtime.run_folder import CONFIG, RECIPE
@@ -22,7 +22,7 @@ def with_recipes(args: Sequence[str]) -> tuple[list[str], list[Path]]:
     for arg in args:
         name = arg if expected else arg.removeprefix("--config=") if arg.startswith("--config=") else None
         if name is not None:
-            path = Path(name) if Path(name).is_file() else find_recipe(name)
+            path = recipe_file(name)
             found.append(path)
             arg = str(path) if expected else f"--config={path}"
         expected = not expected and arg in ("-c", "--config")
