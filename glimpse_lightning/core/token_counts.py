@@ -10,7 +10,7 @@ from glimpse_lightning.core.visual_tokens import ModelFacts
 
 
 @dataclass(frozen=True)
-class TokenCounts:
+class SampleCounts:
     """Visual tokens of one question.
 
     Attributes:
@@ -43,7 +43,7 @@ class StageTokens(NamedTuple):
     early_kv: str = "prune"
 
 
-def count_tokens(total: int, text: int, stages: Sequence[StageTokens], facts: ModelFacts) -> TokenCounts:
+def count_tokens(total: int, text: int, stages: Sequence[StageTokens], facts: ModelFacts) -> SampleCounts:
     """Count a question's visual tokens.
 
     Args:
@@ -54,7 +54,7 @@ def count_tokens(total: int, text: int, stages: Sequence[StageTokens], facts: Mo
     """
     layers = tokens_per_layer(total, stages, facts.num_layers)
     kv = sum(cached_per_layer(total, stages, facts.num_layers)) / facts.num_layers
-    return TokenCounts(layers[0], sum(layers) / len(layers), kv, flops_ratio(layers, total, text, facts))
+    return SampleCounts(layers[0], sum(layers) / len(layers), kv, flops_ratio(layers, total, text, facts))
 
 
 def tokens_per_layer(total: int, stages: Sequence[StageTokens], num_layers: int) -> list[int]:

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glimpse_lightning.engine.decoder import Decoder
 from glimpse_lightning.engine.prefill import PrefillOutput
-from glimpse_lightning.engine.prompt_cache import Columns, PromptCache
+from glimpse_lightning.engine.prompt_cache import PromptCache, PromptColumns
 
 
 def decode_step(decoder: Decoder, **kwargs: Any) -> Any:
@@ -63,7 +63,7 @@ def step_by_layers(
     decoded = cache.layers[-1].get_seq_length() - final.mask.shape[1] + input_ids.shape[1]
     new = final.mask.new_ones(len(input_ids), decoded) if attention_mask is None else attention_mask[:, -decoded:]
     hidden = decoder.model.get_input_embeddings()(input_ids)
-    columns: Columns | None = None
+    columns: PromptColumns | None = None
     masks: dict[str, Any] = {}
     for layer in range(len(decoder.layers)):
         if cache.columns[layer] is not columns:

@@ -17,7 +17,7 @@ from glimpse_lightning.engine.compaction import Compaction
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
+class PromptColumns:
     """Mask, position and origin of each column of a left-padded prompt, of which some may have been dropped.
 
     Attributes:
@@ -48,14 +48,14 @@ class Columns:
         """``[B, M]`` columns of text, and of visual tokens that ``keep [V]`` keeps."""
         return self.mask & torch.cat([keep, keep.new_ones(1)])[self.slot]  # slot -1 = text: always kept
 
-    def compacted(self, plan: Compaction) -> Columns:
+    def compacted(self, plan: Compaction) -> PromptColumns:
         """The columns that ``plan`` keeps, at the positions that they have."""
-        return Columns(
+        return PromptColumns(
             plan.mask, plan.columns(self.position_ids, 1), plan.columns(self.slot, -1), plan.columns(self.column),
             self.numbering,
         )  # fmt: skip
 
-    def renumbered(self, before: Columns) -> Columns:
+    def renumbered(self, before: PromptColumns) -> PromptColumns:
         """These columns of ``before`` at positions without the gaps of the dropped ones.
 
         A position that some column held (on any axis) and none holds any more disappears, and all later ones move
@@ -81,11 +81,11 @@ class Columns:
         """``[B, M]`` of ``values [V]`` at visual tokens, and 0 elsewhere."""
         return torch.cat([values, values.new_zeros(1)])[self.slot]
 
-    def repeated(self, repeats: int) -> Columns:
+    def repeated(self, repeats: int) -> PromptColumns:
         """Each sample ``repeats`` times."""
         positions = self.position_ids.repeat_interleave(repeats, self.position_ids.ndim - 2)
         mask, slot, column = (x.repeat_interleave(repeats, 0) for x in (self.mask, self.slot, self.column))
-        return Columns(mask, positions, slot, column, self.numbering)
+        return PromptColumns(mask, positions, slot, column, self.numbering)
 
 
 class PromptCache(DynamicCache):
@@ -102,7 +102,7 @@ class PromptCache(DynamicCache):
 
     def __init__(self) -> None:
         super().__init__()
-        self.columns: list[Columns] = []
+        self.columns: list[PromptColumns] = []
         self.ran_on: list[Tensor] = []
 
     @property
@@ -110,7 +110,9 @@ class PromptCache(DynamicCache):
         """Whether all layers hold the same columns at the same positions: Hugging Face's own step then decodes."""
         return all(columns is self.columns[-1] for columns in self.columns)
 
-    def compact(self, keep: Tensor, before: Columns, plan: Compaction, after: Columns, first: int = 0) -> None:
+    def compact(
+        self, keep: Tensor, before: PromptColumns, plan: Compaction, after: PromptColumns, first: int = 0
+    ) -> None:
         """Remove dropped visual tokens from the filled layers from ``first`` on, and the tail from all layers.
 
         Keys are already rotated, so those that stay are moved as they are.

@@ -34,8 +34,8 @@ class PruneStage(Layered, nn.Module):
             ``keep``: this stage leaves it unchanged, so cache lengths differ by layer (FastV, PyramidDrop, SparseVLM).
         positions: position ids of the kept tokens in later layers. ``keep``: they stay the original ones, and decoding
             goes on at the original next position. ``renumber``: the gaps are closed
-            (:meth:`~.prompt_cache.Columns.renumbered`), and in those layers decoding goes on at the new next position
-            (PyramidDrop's and VScan's LLaVA).
+            (:meth:`~.prompt_cache.PromptColumns.renumbered`), and in those layers decoding goes on at the new next
+            position (PyramidDrop's and VScan's LLaVA).
 
     Examples:
         >>> stage = gl.PruneStage(after_layer=1, scorer=gl.scorers.AttentionRank(), policy=gl.policies.KeepRatio(0.1))

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Cache
 
 from glimpse_lightning.engine.decoder import Decoder
-from glimpse_lightning.engine.prompt_cache import Columns, PrefixView, PromptCache
+from glimpse_lightning.engine.prompt_cache import PrefixView, PromptCache, PromptColumns
 from glimpse_lightning.engine.taps import AttentionTap
 
 
@@ -39,7 +39,7 @@ class SideStream:
         self._masks: dict[str, Any] = {}
         self._set_mask(prompt_mask)
 
-    def set_prompt(self, prompt: Columns, counted: Tensor | None = None) -> None:
+    def set_prompt(self, prompt: PromptColumns, counted: Tensor | None = None) -> None:
         """Set the columns of the prompt that the layers hold from now on; the rows are numbered after them.
 
         Args:

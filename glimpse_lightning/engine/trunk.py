@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from glimpse_lightning.engine.compaction import Compaction
 from glimpse_lightning.engine.decoder import Decoder
 from glimpse_lightning.engine.prompt import Prompt, TokenLayout
-from glimpse_lightning.engine.prompt_cache import Columns, PromptCache
+from glimpse_lightning.engine.prompt_cache import PromptCache, PromptColumns
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.taps import AttentionTap
 
@@ -43,7 +43,7 @@ class Trunk:
     prompt: Prompt
     layout: TokenLayout
     states: Tensor
-    columns: Columns
+    columns: PromptColumns
     alive: Tensor
     cache: PromptCache
     masks: dict[str, Any] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Trunk:
         layout = TokenLayout.of(visual, prompt.grid, prompt.views)
         column = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
         alive = torch.arange(len(layout.item), device=visual.device)
-        columns = Columns(prompt.mask, prompt.position_ids, slot, column)
+        columns = PromptColumns(prompt.mask, prompt.position_ids, slot, column)
         return cls(
             decoder, prompt, layout, prompt.embeds, columns, alive, PromptCache(), shared_prefix=shared_prefix,
             _places=(layout.sample, layout.column),
@@ -157,7 +157,7 @@ class Trunk:
             reduced: ``[kept, D]`` new states of the kept ones; ``None``: they keep theirs.
             first: first layer whose cache loses the dropped tokens; earlier caches stay unchanged. By default all
                 caches lose them.
-            renumber: whether the remaining columns get positions without gaps, see :meth:`Columns.renumbered`; by
+            renumber: whether the remaining columns get positions without gaps, see :meth:`PromptColumns.renumbered`; by
                 default they keep their positions.
         """
         before = self.columns

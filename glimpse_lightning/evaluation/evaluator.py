@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glimpse_lightning.core.token_counts import StageTokens, TokenCounts, count_tokens
+from glimpse_lightning.core.token_counts import SampleCounts, StageTokens, count_tokens
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.evidence import evidence_mask
 from glimpse_lightning.engine.decoding import step_after
@@ -156,7 +156,7 @@ class Evaluator:
         return records, out
 
 
-def token_counts(model: PrunedVLM, out: PrefillOutput, samples: int) -> list[TokenCounts]:
+def token_counts(model: PrunedVLM, out: PrefillOutput, samples: int) -> list[SampleCounts]:
     """Visual tokens that each of ``samples`` questions kept, counted in four ways."""
     total = _per_sample(torch.ones_like(out.tokens.item, dtype=torch.bool), out, samples)
     survivors = _per_sample(out.kept(), out, samples)
@@ -180,7 +180,7 @@ def left_by_stage(out: PrefillOutput, samples: int) -> list[list[int]]:
     return counts
 
 
-def cut_counts(model: PrunedVLM, out: PrefillOutput, whole: Prompt) -> list[TokenCounts]:
+def cut_counts(model: PrunedVLM, out: PrefillOutput, whole: Prompt) -> list[SampleCounts]:
     """Visual tokens of questions about shrunk images, none of them pruned; FLOPs against those of ``whole`` images.
 
     Raises:
@@ -191,7 +191,7 @@ def cut_counts(model: PrunedVLM, out: PrefillOutput, whole: Prompt) -> list[Toke
     cost = model.backbone.facts.layer_flops
     columns = zip(out.prompt_keep.sum(1).tolist(), whole.mask.sum(1).tolist(), strict=True)
     shares = [cost(small) / cost(large) for small, large in columns]
-    return [TokenCounts(left, left, left, share) for left, share in zip(entering, shares, strict=True)]
+    return [SampleCounts(left, left, left, share) for left, share in zip(entering, shares, strict=True)]
 
 
 def kept_and_total(out: PrefillOutput, samples: int) -> list[tuple[int, int]]:

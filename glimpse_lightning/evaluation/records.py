@@ -23,7 +23,7 @@ class Record:
         prediction, full_prediction: answers with pruned and with all tokens.
         score, full_score: scores of these answers by the accuracy metric, in [0, 1]; ``None`` without references.
         kept, total: visual tokens that all stages keep, and visual tokens before pruning.
-        entering, layer_mean, kv, flops: other counts of the kept tokens; see ``token_counts.TokenCounts``.
+        entering, layer_mean, kv, flops: other counts of the kept tokens; see ``token_counts.SampleCounts``.
         kl: KL(full || pruned) in nats, mean over the tokens of the first reference, or, without any, of the full
             model's answer.
         evidence: tokens touched by evidence boxes; ``None`` without annotation.
@@ -74,7 +74,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     ``relative_accuracy`` is the ratio of the accuracies. ``agreement`` is the share of answers equal to the full
     model's, right or wrong. ``oracle_retention`` is the share of tokens touched by evidence boxes. ``retention`` counts
     the visual tokens that all stages keep; ``entering_retention``, ``layer_retention``, ``kv_retention`` and
-    ``flops_ratio`` are the counts of ``token_counts.TokenCounts``.
+    ``flops_ratio`` are the counts of ``token_counts.SampleCounts``.
     """
     accuracy, full_accuracy = _mean(r.score for r in records), _mean(r.full_score for r in records)
     shares = [share for share in map(retention, records) if share is not None]

@@ -11,7 +11,7 @@ from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_positive
-from glimpse_lightning.policies.greedy import Rows
+from glimpse_lightning.policies.greedy import GroupRows
 from glimpse_lightning.policies.thinning import thin
 
 
@@ -39,7 +39,7 @@ class BipartiteMatching(Budgeted):
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, budget = self.budget(tokens)
-        rows = Rows.of(scores, tokens, group, budget)
+        rows = GroupRows.of(scores, tokens, group, budget)
         order = torch.arange(rows.open.shape[1], device=group.device).expand_as(rows.open)
         excess = (rows.open.sum(1) - rows.budget).clamp(min=1)
         left = thin(rows, rows.open, rows.budget, order, (excess + self.rounds - 1) // self.rounds)

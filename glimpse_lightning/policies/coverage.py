@@ -11,7 +11,7 @@ from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_choice
-from glimpse_lightning.policies.greedy import Rows, greedy
+from glimpse_lightning.policies.greedy import GroupRows, greedy
 from glimpse_lightning.policies.scale import weights
 
 
@@ -46,12 +46,12 @@ class Coverage(Budgeted):
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, budget = self.budget(tokens)
-        rows = Rows.of(scores, tokens, group, budget)
+        rows = GroupRows.of(scores, tokens, group, budget)
         rows.scores = rows.padding.pad(weights(scores, self.scale, group, len(budget)).clamp(min=0) ** self.power)
         chosen = [self._select(part) for part in rows.parts()]
         return rows.padding.unpad(torch.cat(chosen)) if chosen else torch.zeros_like(scores, dtype=torch.bool)
 
-    def _select(self, rows: Rows) -> Tensor:
+    def _select(self, rows: GroupRows) -> Tensor:
         cosine = rows.features @ rows.features.transpose(1, 2)
         covered = torch.zeros_like(rows.scores).masked_fill(~rows.present, torch.inf)
 

@@ -13,7 +13,7 @@ from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_count
-from glimpse_lightning.policies.greedy import Rows
+from glimpse_lightning.policies.greedy import GroupRows
 from glimpse_lightning.scorers.base import Requires
 
 
@@ -53,7 +53,7 @@ class DART(Budgeted):
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         assert tokens.keys is not None
         group, budget = self.budget(tokens)
-        rows = Rows.of(scores, tokens, group, budget)
+        rows = GroupRows.of(scores, tokens, group, budget)
         groups = len(rows.open)
         if not groups:
             return torch.zeros_like(scores, dtype=torch.bool)
@@ -82,7 +82,7 @@ class DART(Budgeted):
         return table[sample_G], there[sample_G]
 
 
-def _share_out(rows: Rows, chosen: Tensor, pivots_GPD: Tensor, active_GP: Tensor) -> Tensor:
+def _share_out(rows: GroupRows, chosen: Tensor, pivots_GPD: Tensor, active_GP: Tensor) -> Tensor:
     """Each active pivot in turn adds its share of the budget to ``chosen [G, L]``."""
     rest, count = rows.budget - chosen.sum(1), active_GP.sum(1).clamp(min=1)
     each = (rest + count - 1) // count

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budgeted import Budgeted
-from glimpse_lightning.policies.greedy import Rows, greedy
+from glimpse_lightning.policies.greedy import GroupRows, greedy
 from glimpse_lightning.policies.scale import min_max
 
 EPSILON = 1e-6
@@ -26,7 +26,7 @@ class DPP(Budgeted):
     """
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
-        rows = Rows.of(scores, tokens, *self.budget(tokens))
+        rows = GroupRows.of(scores, tokens, *self.budget(tokens))
         clean = torch.where(scores.isnan(), -torch.inf, scores.detach().float())
         relevance = rows.padding.pad(min_max(clean, tokens.item, tokens.num_items, EPSILON))
         groups, length = relevance.shape

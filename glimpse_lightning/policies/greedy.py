@@ -21,7 +21,7 @@ PAIRS = 2**24
 
 
 @dataclass
-class Rows:
+class GroupRows:
     """Tokens group by group.
 
     Attributes:
@@ -41,7 +41,7 @@ class Rows:
     budget: Tensor
 
     @classmethod
-    def of(cls, scores: Tensor, tokens: VisualTokens, group: Tensor, budget: Tensor) -> Rows:
+    def of(cls, scores: Tensor, tokens: VisualTokens, group: Tensor, budget: Tensor) -> GroupRows:
         """From packed ``scores [V]`` and ``group [V]``, and ``budget [groups]``; features are the stage's states."""
         padding = Padding(group)
         scores = scores.detach().float()
@@ -69,19 +69,19 @@ class Rows:
             rows = slice(start, min(start + step, length))
             yield rows, self.features[:, rows] @ self.features.transpose(1, 2)
 
-    def parts(self) -> Iterator[Rows]:
+    def parts(self) -> Iterator[GroupRows]:
         """The same groups, as many at a time as may have all their similarities in memory; at least one."""
         groups, length = self.present.shape
         step = max(1, PAIRS // max(1, length * length))
         for start in range(0, groups, step):
             part = slice(start, start + step)
-            yield Rows(
+            yield GroupRows(
                 self.padding, self.features[part], self.scores[part], self.present[part], self.open[part],
                 self.budget[part],
             )  # fmt: skip
 
 
-def greedy(rows: Rows, gain: Tensor, update: Callable[[Tensor, int], Tensor]) -> Tensor:
+def greedy(rows: GroupRows, gain: Tensor, update: Callable[[Tensor, int], Tensor]) -> Tensor:
     """Choose the token of the largest gain, again and again; of equal gains the earlier token.
 
     Args:

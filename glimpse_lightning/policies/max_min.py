@@ -7,7 +7,7 @@ from torch import Tensor
 
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budgeted import Budgeted
-from glimpse_lightning.policies.greedy import Rows, greedy
+from glimpse_lightning.policies.greedy import GroupRows, greedy
 
 
 class MaxMin(Budgeted):
@@ -23,7 +23,7 @@ class MaxMin(Budgeted):
     """
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
-        rows = Rows.of(scores, tokens, *self.budget(tokens))
+        rows = GroupRows.of(scores, tokens, *self.budget(tokens))
         nearest = torch.full_like(rows.scores, -torch.inf)
 
         def update(pick: Tensor, step: int) -> Tensor:
@@ -34,7 +34,7 @@ class MaxMin(Budgeted):
         return rows.padding.unpad(greedy(rows, -_nearest_other(rows), update))
 
 
-def _nearest_other(rows: Rows) -> Tensor:
+def _nearest_other(rows: GroupRows) -> Tensor:
     """``[G, L]`` largest cosine of each token with another one of its group that may be kept."""
     nearest = torch.full_like(rows.scores, -torch.inf)
     for block, cosine in rows.blocks():

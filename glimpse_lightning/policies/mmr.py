@@ -11,7 +11,7 @@ from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_choice, check_fraction
-from glimpse_lightning.policies.greedy import Rows, greedy
+from glimpse_lightning.policies.greedy import GroupRows, greedy
 from glimpse_lightning.policies.scale import min_max, weights
 
 
@@ -49,7 +49,7 @@ class MMR(Budgeted):
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, budget = self.budget(tokens)
         importance = min_max(weights(scores, self.scale, group, len(budget)), group, len(budget))
-        rows = Rows.of(scores, tokens, group, budget)
+        rows = GroupRows.of(scores, tokens, group, budget)
         gain = self.trade_off * rows.padding.pad(importance)
         nearest = torch.full_like(gain, -torch.inf)
 

@@ -12,7 +12,7 @@ from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_fraction, check_positive
-from glimpse_lightning.policies.greedy import Rows
+from glimpse_lightning.policies.greedy import GroupRows
 
 
 class Recycled(Budgeted):
@@ -64,12 +64,12 @@ class Recycled(Budgeted):
         some = tokens.subset(recycled)
         if len(some):
             clusters = (count // self.per_cluster + 1).minimum(count)
-            rows = Rows.of(scores[recycled], some, group[recycled], clusters)
+            rows = GroupRows.of(scores[recycled], some, group[recycled], clusters)
             rows.features = rows.padding.pad(some.hidden.detach().float()) / some.hidden.shape[-1] ** 0.5
             centres[recycled] = rows.padding.unpad(torch.cat([self._peaks(part) for part in rows.parts()]))
         return centres
 
-    def _peaks(self, rows: Rows) -> Tensor:
+    def _peaks(self, rows: GroupRows) -> Tensor:
         """``[G, L]`` true at each group's ``budget`` cluster centres."""
         length = rows.open.shape[1]
         distance = torch.cdist(rows.features, rows.features, compute_mode="donot_use_mm_for_euclid_dist")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glimpse_lightning.policies.greedy import Rows
+from glimpse_lightning.policies.greedy import GroupRows
 
 
-def thin(rows: Rows, free: Tensor, target: Tensor, order: Tensor, step: Tensor, reorder: bool = False) -> Tensor:
+def thin(rows: GroupRows, free: Tensor, target: Tensor, order: Tensor, step: Tensor, reorder: bool = False) -> Tensor:
     """Drop tokens until each group has ``target [G]`` of its ``free [G, L]`` ones left.
 
     Free tokens stand in the order of ``order [G, L]`` (small first). In each round those at even places whose cosine
@@ -27,7 +27,7 @@ def thin(rows: Rows, free: Tensor, target: Tensor, order: Tensor, step: Tensor, 
     return torch.cat(left) if left else free
 
 
-def _thin(rows: Rows, free: Tensor, target: Tensor, order: Tensor, step: Tensor, reorder: bool) -> Tensor:
+def _thin(rows: GroupRows, free: Tensor, target: Tensor, order: Tensor, step: Tensor, reorder: bool) -> Tensor:
     cosine = rows.features @ rows.features.transpose(1, 2)
     free, order = free.clone(), order.clone()
     each = torch.arange(len(free), device=free.device)[:, None]

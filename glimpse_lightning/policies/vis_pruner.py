@@ -12,7 +12,7 @@ from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.policies.checks import check_fraction, check_positive
-from glimpse_lightning.policies.greedy import Rows
+from glimpse_lightning.policies.greedy import GroupRows
 from glimpse_lightning.policies.thinning import thin
 
 
@@ -45,7 +45,7 @@ class VisPruner(Budgeted):
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, budget = self.budget(tokens)
-        rows = Rows.of(scores, tokens, group, budget)
+        rows = GroupRows.of(scores, tokens, group, budget)
         rank = rows.padding.pad(rank_in_group(scores, group, len(budget)))
         best = floor_share(self.important, rows.budget)
         important = rows.open & (rank < best[:, None])

@@ -141,7 +141,7 @@ def oracle_features(model: Model, words_VW: Tensor, noise: float = 0.03) -> Tens
     return shown @ table[:-1] + table[-1] + noise * torch.randn(len(shown), table.shape[1], device=table.device)
 
 
-def answer_loss(model: Model, features_VD: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+def packed_answer_loss(model: Model, features_VD: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """Cross-entropy on the answers of all packed questions, and which questions were answered exactly.
 
     Returns:
@@ -273,7 +273,7 @@ class PretrainModule(lightning.LightningModule):
             figures |= {name: [value.item()] for name, value in logs.items()}
             figures["vision_loss"] = [seen.item()]
         if kind != "vision":
-            answers, exact = answer_loss(self.model, features, batch)
+            answers, exact = packed_answer_loss(self.model, features, batch)
             loss = loss + answers
             figures["answer_loss"] = [answers.item()]
             for family, right in zip(batch.families, exact.tolist(), strict=True):
