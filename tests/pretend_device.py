@@ -40,9 +40,9 @@ class PretendDevice(TorchFunctionMode):
         self._of_host: dict[int, Any] = {}
 
     def __enter__(self) -> PretendDevice:
-        for thing in gc.get_objects():  # constants of modules, say
-            if issubclass(type(thing), Tensor):
-                self._put(thing, False)
+        kinds = {Tensor, *_below(Tensor)}
+        for tensor in [thing for thing in gc.get_objects() if type(thing) in kinds]:  # constants of modules, say
+            self._put(tensor, False)
         return super().__enter__()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -147,6 +147,12 @@ def _place(tensor: Tensor) -> int | None:
         return tensor.untyped_storage()._cdata
     except (RuntimeError, NotImplementedError):  # without a storage
         return None
+
+
+def _below(kind: type) -> Iterator[type]:
+    for direct in type.__subclasses__(kind):
+        yield direct
+        yield from _below(direct)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
