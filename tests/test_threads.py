@@ -54,9 +54,13 @@ def state(backbone: Any) -> list[Any]:
     return [len(module._forward_hooks) for module in backbone.model.modules()] + kernels
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "internvl"])
-@pytest.mark.parametrize("name", NAMES)
+# Every scorer; and under each kernel of each family, the one whose state is in the most places.
+PLACES = [(family, attention) for family in ("qwen2_5_vl", "llava", "internvl") for attention in ("sdpa", "eager")]
+RUNS = [(name, *PLACES[0]) for name in NAMES] + [("VIP", *place) for place in PLACES[1:]]
+RUNS += [("VisionRank", *place) for place in PLACES[1:]]  # of the vision tower's attention
+
+
+@pytest.mark.parametrize(("name", "family", "attention"), RUNS)
 def test_threads_keep_and_answer_what_one_does(name: str, family: str, attention: str) -> None:
     backbone = gl.wrap_backbone(FAMILIES[family](attention))
     model = model_of(backbone, name)
