@@ -9,9 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
@@ -49,16 +48,35 @@ def test_a_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     assert done.returncode == -9
 
 
-@pytest.mark.parametrize(("end", "status"), [("", 0), ("raise ValueError", 1), ("sys.exit(3)", 3)])
-def test_workers_that_are_left_do_not_keep_a_process(end: str, status: int, tmp_path: Path) -> None:
-    """They ignore SIGTERM, by which Python would end them before it waits for them."""
+# Forks once all is imported; each child ends as a script of its own, with the interpreter's last steps.
+LEFT = """\
+    ends = ["pass", "raise ValueError", "sys.exit(3)"]
+    children = []
+    for end in ends:
+        if (child := os.fork()) == 0:
+            break
+        children.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    else:
+        print(children)
+        sys.exit()
+"""
+
+
+def test_workers_that_are_left_do_not_keep_a_process(tmp_path: Path) -> None:
+    """They ignore SIGTERM, by which Python would end them before it waits for them: at the script's end, after an
+    error, and after ``sys.exit``.
+    """
     script = tmp_path / "left.py"
-    script.write_text(KILLED.replace("import os, signal", "import os, signal, sys").replace(
-        "os.kill(os.getpid(), signal.SIGKILL)", f"from multiprocessing import active_children as left\n    {end}"
-    ))  # fmt: skip
+    script.write_text(
+        KILLED.replace("import os, signal", "import os, signal, sys")
+        .replace('__main__":\n', f'__main__":\n{LEFT}')
+        .replace(
+            "os.kill(os.getpid(), signal.SIGKILL)", "from multiprocessing import active_children as left\n    exec(end)"
+        )
+    )
     begin = time.monotonic()
     done = subprocess.run([sys.executable, str(script)], capture_output=True, timeout=60, text=True)
-    assert (done.stdout, done.returncode) == ("2\n", status)
+    assert (done.stdout, done.returncode) == ("2\n2\n2\n[0, 1, 3]\n", 0), done.stderr
     assert time.monotonic() - begin < 40
 
 
@@ -71,9 +89,9 @@ def _dataset(kind: str, folder: Path) -> Dataset[Sample]:
     return JSONL(str(folder / "data.jsonl")) if kind == "JSONL" else Table(str(folder / "data.jsonl"))
 
 
-@pytest.mark.parametrize("kind", ["GlyphVQA", "JSONL", "Table"])
-def test_workers_that_inherit_nothing(kind: str, tmp_path: Path) -> None:
+def test_workers_that_inherit_nothing(tmp_path: Path) -> None:
     """As on macOS and Windows, and on Linux from Python 3.14 on, where processes are not forked."""
-    loader = VQAData(val=_dataset(kind, tmp_path), eval_batch_size=2, num_workers=1).val_dataloader()
+    every = ConcatDataset([_dataset(kind, tmp_path) for kind in ("GlyphVQA", "JSONL", "Table")])
+    loader = VQAData(val=every, eval_batch_size=2, num_workers=1).val_dataloader()
     loader.multiprocessing_context = multiprocessing.get_context("spawn")
-    assert sum(len(batch.samples) for batch in loader) == len(loader.dataset)  # type: ignore[arg-type]
+    assert sum(len(batch.samples) for batch in loader) == len(every) == 5
