@@ -58,11 +58,13 @@ def test_a_persons_words_are_not_yaml(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("glimpse_lightning.cli.trainer_runs.Sample", sample)
     monkeypatch.setattr("lightning.pytorch.Trainer.predict", lambda *_, **__: None)
-    for question in QUESTIONS:
+    for index, question in enumerate(QUESTIONS):
+        spellings = ["--question", question], [f"--question={question}"]  # each is run for every other question
+        named = ["--question", "__text_0__"], ["--question=__text_0__"]
+        assert [texts_aside(spelling) for spelling in spellings] == [(name, {"__text_0__": question}) for name in named]
         flags = ["--config", "attention_rank", "--trainer.default_root_dir", str(tmp_path)]
-        assert main(["predict", *flags, "--image", str(tmp_path / "a.png"), "--question", question]) == 0
-        assert main(["predict", *flags, "--image", str(tmp_path / "a.png"), f"--question={question}"]) == 0
-    assert asked == [question for question in QUESTIONS for _ in range(2)]
+        assert main(["predict", *flags, "--image", str(tmp_path / "a.png"), *spellings[index % 2]]) == 0
+    assert asked == QUESTIONS
     assert texts_aside(["--limit", "3", "--other", "null"]) == (["--limit", "3", "--other", "null"], {})
 
 
