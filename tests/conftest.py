@@ -15,8 +15,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from glimpse_lightning.cli.trainer_runs import RunCLI
-
 torch.set_num_threads(1)
 gc.set_threshold(20_000, 20, 20)  # parsers make so many small objects that collecting them takes a sixth of their time
 
@@ -24,13 +22,15 @@ gc.set_threshold(20_000, 20, 20)  # parsers make so many small objects that coll
 @pytest.fixture(autouse=True, scope="session")
 def _one_parser_a_command() -> Iterator[None]:
     """Each run in this process builds the parser of its own command; Lightning builds all four, in twice the time."""
+    from glimpse_lightning.cli.trainer_runs import RunCLI  # not where pytest-xdist only hands out tests
+
     build, offered = RunCLI.__init__, RunCLI.subcommands
 
     @wraps(build)
-    def init(cli: RunCLI, args: list[str], *more: Any) -> None:
+    def init(cli: Any, args: list[str], *more: Any) -> None:
         every = offered()
         asked = {name: every[name] for name in args[:1] if name in every}
-        cli.subcommands = lambda: asked or every  # type: ignore[method-assign]
+        cli.subcommands = lambda: asked or every
         build(cli, args, *more)
 
     with pytest.MonkeyPatch.context() as patch:
