@@ -10,22 +10,47 @@ from methods import METHODS
 from tiny_models import FAMILIES
 
 import glimpse_lightning as gl
-from glimpse_lightning.testing import CHECKS, SIZES
+from glimpse_lightning.testing import (
+    CHECKS,
+    SIZES,
+    check_decoding_equals_recomputation,
+    check_forward,
+    check_gradients,
+)
 
 REHEARSED = ("qwen2_5_vl", "gemma3", "llava_next")
 """Families that differ most: positions, masks, tiles. Rehearsals of the others take minutes, and are slow tests."""
+OF_FAMILIES = (check_decoding_equals_recomputation, check_gradients, check_forward)
+"""Checks that between them run all code of a family; what the other checks add is the same for every family."""
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in REHEARSED else pytest.mark.slow) for name in FAMILIES]
-)
+def rehearsed(family: str, check: Any) -> bool:
+    return family == REHEARSED[0] or (family in REHEARSED and check in OF_FAMILIES)
+
+
+RUNS = [
+    pytest.param(family, check, marks=() if rehearsed(family, check) else pytest.mark.slow)
+    for family in FAMILIES
+    for check in CHECKS
+]
+
+
+@pytest.mark.parametrize(("family", "check"), RUNS, ids=lambda value: getattr(value, "__name__", value))
 def test_conformance(family: str, check: Any, device: str) -> None:
     check(gl.wrap_backbone(FAMILIES[family]().to("cuda")))
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_next", "idefics3"])
+def each_method_once() -> list[Any]:
+    """Every method on every family; rehearsed once, on the families in turn."""
+    families = ("qwen2_5_vl", "llava_next", "idefics3")
+    return [
+        pytest.param(family, method, marks=() if index % len(families) == place else pytest.mark.slow)
+        for index, method in enumerate(METHODS)
+        for place, family in enumerate(families)
+    ]
+
+
+@pytest.mark.parametrize(("family", "method"), each_method_once())
 def test_methods(family: str, method: str, device: str) -> None:
     """What is kept and answered is what the CPU keeps and answers."""
     found = []
