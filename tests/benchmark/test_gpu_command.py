@@ -18,7 +18,15 @@ import torch
 from devices import PRETENDED, entered, glimpse_tiny
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MEASURES = ["article", "equality", "prefill", "decoding", "scoring", "training"]
+REPORTED = {  # what the report shows of each part
+    "article": ["article", "| decoder's prefill | 0.691 |"],
+    "equality": ["| 16 | keep-all |"],
+    "prefill": ["K=-1 r=0.11"],
+    "decoding": ["decoding, batch 2"],
+    "scoring": ["VIP", "AttentionRank"],
+    "training": ["| kl | 36 |", "| mask | 36 |", "| grpo | 36 |"],
+}
+MEASURES = list(REPORTED)
 
 
 @pytest.fixture
@@ -31,12 +39,43 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_the_whole_command_on_a_cpu(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--rehearse", "--output", str(tmp_path), "--limit", "280"]
-    done = subprocess.run(command, capture_output=True, text=True)
+def rehearsed(folder: Path, *flags: str) -> dict[str, Any]:
+    """The parts in the record of a rehearsal."""
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--rehearse", "--output", str(folder), "--limit", "280"]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    record = json.loads((tmp_path / "gpu.json").read_text())
-    parts = record["parts"]
+    return json.loads((folder / "gpu.json").read_text())["parts"]
+
+
+def test_a_measurement_and_a_job_on_a_cpu(tmp_path: Path) -> None:
+    parts = rehearsed(tmp_path, "--parts", "equality,tests")
+    assert list(parts) == ["equality", "tests"]
+    assert not any("error" in part for part in parts.values())
+    assert all(row["difference"] == 0 for row in parts["equality"]["rows"])
+    text = (tmp_path / "gpu.md").read_text()
+    for expected in ("## Goals", " tests collected"):
+        assert expected in text
+    assert len(list(tmp_path.iterdir())) <= 8
+
+
+def test_the_main_job_is_recorded_with_its_results(gpu: Any, tmp_path: Path) -> None:
+    """Its command is README's, with fewer steps: the slow test runs it."""
+    run = gpu.Run(argparse.Namespace(output=tmp_path, wheels=None, rehearse=True, commit=None, limit=100.0), [])
+    about = {"processor": "p", "precision": "32-true", "wall_time_s": 1.5, "steps": 2, "n": 3}
+    results = {**about, "recipe": "vip_kl", "metrics": {"retention": 0.1, "accuracy": 0.5}}
+    (run.runs / "results.json").write_text(json.dumps(results))
+    (tmp_path / "main_job.log").write_text("said")
+    process = subprocess.Popen([sys.executable, "-S", "-c", ""], start_new_session=True)
+    found = run.finish("main_job", process, tmp_path / "main_job.log", time.monotonic())
+    figures = {"relative_accuracy": None, "retention": 0.1, "random_relative_accuracy": None}
+    assert (found["rows"], found["note"]) == ([about | figures], "```text\nsaid\n```")
+    assert "error" not in found
+
+
+@pytest.mark.slow
+def test_the_whole_command_on_a_cpu(tmp_path: Path) -> None:
+    """By default each part runs on a pretended GPU, below, and the command with one of them, above."""
+    parts = rehearsed(tmp_path)
     assert list(parts) == [*MEASURES, "main_job", "tests"]
     assert not any("error" in part or part.get("rows") == [] for part in parts.values())
     assert not [row["note"] for name in MEASURES for row in parts[name].get("rows", []) if "note" in row]
@@ -69,6 +108,7 @@ class _Event:
 def test_parts_on_a_pretended_gpu(part: str, gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What they do on CUDA alone, too: events, the allocator's peaks, and waits of the host."""
     import gpu_parts
+    from gpu_report import markdown
 
     monkeypatch.setattr(torch.cuda, "Event", _Event)
     for name in ("synchronize", "reset_peak_memory_stats", "empty_cache", "set_sync_debug_mode"):
@@ -85,7 +125,10 @@ def test_parts_on_a_pretended_gpu(part: str, gpu: Any, monkeypatch: pytest.Monke
     assert not [row["note"] for row in rows if "note" in row]
     if part == "scoring":
         assert {row["host waits"] for row in rows} == {0}
-    json.dumps(found)
+    record = {**gpu_parts.record(bench, "", None), "parts": {part: {"seconds": 0.0, **found}}}
+    text = markdown(json.loads(json.dumps(record)))
+    for expected in REPORTED[part]:
+        assert expected in text
 
 
 SCRIPT = """\
