@@ -1,6 +1,6 @@
 """A few rows of each benchmark, in the column layout that the Hub has, and a folder like a copy of its repository.
 
-Columns as in lmms-eval's task files and shared/protocols.md section 4.
+Columns as in lmms-eval's task files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Metrics of answers, on worked examples of shared/protocols.md."""
+"""Metrics of answers, on worked examples of their definitions."""
 
 from __future__ import annotations
 

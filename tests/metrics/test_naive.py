@@ -1,4 +1,4 @@
-"""Metrics beside scorers written a second time, plainly, from shared/protocols.md section 4."""
+"""Metrics next to scorers written a second time, plainly, from the benchmarks' own rules."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_tokens_of_a_full_model_and_of_a_prompt_without_image() -> None:
 
 
 def test_theory_of_prefill_cost() -> None:
-    """shared/protocols.md section 5: Qwen2.5-VL-7B, K = 19 of 28 layers, 5,000 visual and 74 text tokens."""
+    """The paper's efficiency table: Qwen2.5-VL-7B, K = 19 of 28 layers, 5,000 visual and 74 text tokens."""
     facts = ModelFacts(28, 28, 4, 128, 3584, 18944, 1e-6, 32, 1280)
     keep = torch.zeros(5000, dtype=torch.bool)
     keep[:130] = True  # 2.6 %
