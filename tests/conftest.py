@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
-from functools import wraps
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: workers of pytest-xdist share the cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,25 +15,6 @@ import torch
 
 torch.set_num_threads(1)
 gc.set_threshold(20_000, 20, 20)  # parsers make so many small objects that collecting them takes a sixth of their time
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_parser_a_command() -> Iterator[None]:
-    """Each run in this process builds the parser of its own command; Lightning builds all four, in twice the time."""
-    from glimpse_lightning.cli.trainer_runs import RunCLI  # not where pytest-xdist only hands out tests
-
-    build, offered = RunCLI.__init__, RunCLI.subcommands
-
-    @wraps(build)
-    def init(cli: Any, args: list[str], *more: Any) -> None:
-        every = offered()
-        asked = {name: every[name] for name in args[:1] if name in every}
-        cli.subcommands = lambda: asked or every
-        build(cli, args, *more)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunCLI, "__init__", init)
-        yield
 
 
 @pytest.fixture(autouse=True)

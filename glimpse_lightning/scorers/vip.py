@@ -137,9 +137,9 @@ class VIP(Scorer):
             dim=self.attention_dim,
             condition_dim=self.condition_dim,
             heads=self.heads,
-            deep_supervision=self.deep_supervision,
+            deep_supervision=self.upstream.deep_supervision,
             fusion=self.fusion,
-            activation=self.activation,
+            activation=self.upstream.activation,
         )
         if self.standardise:
             self.network.start_at_zero()
@@ -157,8 +157,8 @@ class VIP(Scorer):
         self.glimpse = GlimpseTokens(
             hidden_size=facts.hidden_size,
             layers=glimpse_layers,
-            length=self.glimpse_length,
-            norm=self.glimpse_norm,
+            length=self.upstream.glimpse_length,
+            norm=self.upstream.glimpse_norm,
             eps=facts.rms_norm_eps,
             dropout=self.dropout,
             scale=self.glimpse_scale,
@@ -166,7 +166,7 @@ class VIP(Scorer):
 
     @property
     def requires(self) -> Requires:
-        if self.masks != "predicted":
+        if self.upstream.masks != "predicted":
             return Requires()
         probes: dict[str, AttentionProbe] = {
             query: AttentionProbe(layers=self.attended, query=query, scale=self.attention) for query in self.queries
@@ -185,7 +185,7 @@ class VIP(Scorer):
 
     def forward_rows(self, tokens: VisualTokens) -> Tensor:
         """Logits of every output head ``[rows, V]``: one, or one per layer with deep supervision; the last counts."""
-        if self.masks != "predicted":
+        if self.upstream.masks != "predicted":
             return self._given(tokens)[None]
         dtype = self.network.attn_in_proj.weight.dtype
         attention = torch.cat([tokens.probes[query] for query in self.queries], -1)
@@ -214,7 +214,7 @@ class VIP(Scorer):
 
     def _given(self, tokens: VisualTokens) -> Tensor:
         """Logits ``[V]`` of the caller's masks; finite, so that a policy's floor can still keep a token."""
-        if self.masks == "zero":
+        if self.upstream.masks == "zero":
             return tokens.hidden.new_full((len(tokens),), -CERTAIN, dtype=torch.float32)
         given = tokens.state.get(REFERENCE_MASKS)
         sizes = tokens.grid.prod(-1)
@@ -238,10 +238,10 @@ class VIP(Scorer):
         """Label ``[V]`` of the set of tokens that see each other: an image's temporal slice, or a window of it."""
         t, row, column = tokens.position.unbind(-1)
         label = tokens.item * 2**20 + t
-        if self.window is None:
+        if self.upstream.window is None:
             return label
         # 2^20 slices per item and 2^12 windows per side are beyond any input, and fit an int64 together.
-        return (label * 2**12 + row // self.window) * 2**12 + column // self.window
+        return (label * 2**12 + row // self.upstream.window) * 2**12 + column // self.upstream.window
 
 
 def _checked_layers(layers: Sequence[int], after_layer: int) -> tuple[int, ...]:

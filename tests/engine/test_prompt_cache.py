@@ -12,7 +12,7 @@ import glimpse_lightning as gl
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.engine.compaction import Compaction
-from glimpse_lightning.engine.prompt_cache import Columns
+from glimpse_lightning.engine.prompt_cache import PromptColumns
 from glimpse_lightning.policies import DART, KeepRatio
 from glimpse_lightning.scorers import VIP, AttentionRank, FixedRatio
 from glimpse_lightning.testing import SIZES, recompute_logits
@@ -26,12 +26,12 @@ def stage(layer: int, ratio: float, **options: Any) -> gl.PruneStage:
     return gl.PruneStage(layer, AttentionRank() if layer >= 0 else FixedRatio(), KeepRatio(ratio), **options)
 
 
-def columns_of(position_ids: Any, keep: Any) -> tuple[Columns, Columns]:
-    """Columns at ``position_ids [..., 1, N]``, and what ``keep [N]`` leaves of them."""
+def columns_of(position_ids: Any, keep: Any) -> tuple[PromptColumns, PromptColumns]:
+    """PromptColumns at ``position_ids [..., 1, N]``, and what ``keep [N]`` leaves of them."""
     positions = torch.tensor(position_ids)
     mask = torch.ones(positions.shape[-2:], dtype=torch.bool)
     order = torch.arange(mask.shape[1]).expand_as(mask)
-    before = Columns(mask, positions, order, order)
+    before = PromptColumns(mask, positions, order, order)
     return before, before.compacted(Compaction.plan(torch.tensor([keep]) > 0))
 
 
