@@ -47,7 +47,7 @@ COMPARED = (
 )  # fmt: skip
 """Figures of TensorBoard's HParams page, in the order of its columns."""
 SETTINGS = {
-    "after_layer": "after_layer", "pruner": "pruner", "lr": "optimizer.lr", "backbone": "backbone",
+    "pruner": "pruner", "lr": "optimizer.lr", "backbone": "backbone",
     "early_kv": "early_kv", "positions": "positions",
 }  # fmt: skip
 """Columns of the HParams page next to those of the swappable parts, and where the configuration has them."""
@@ -130,7 +130,7 @@ class ResultsWriter(Callback):
                 if isinstance(logger, TensorBoardLogger):
                     figures = {f"hp/{name}": summary.metrics[name] for name in COMPARED}
                     known = {name: value for name, value in figures.items() if _is_number(value)}
-                    logger.log_hyperparams({"recipe": self.recipe, **_settings(module.hparams)}, known)
+                    logger.log_hyperparams({"recipe": self.recipe, **settings_of(module.hparams)}, known)
         results = self._results(trainer, module, split, summary) | dict(found or {})
         write_text(folder / RESULTS, json.dumps(_plain(results), indent=2, ensure_ascii=False) + "\n")
         if summary is not None:
@@ -177,16 +177,12 @@ class ResultsWriter(Callback):
         }
 
 
-def _settings(hparams: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(hparams: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that differ between runs, for a table: the parts by their class, and plain values that were given."""
     model: Mapping[str, Any] = hparams.get("model") or {}
-    found: dict[str, Any] = {}
-    for part in ("scorer", "policy", "reducer", "objective"):
-        given = model.get(part)
-        if isinstance(given, Mapping) and "class_path" in given:
-            found[part] = given["class_path"].rpartition(".")[2]
-            options = (given.get("init_args") or {}).items() if part in ("policy", "objective") else ()
-            found |= {f"{part}.{name}": value for name, value in options if name in BUDGETS}
+    by_stage = [_parts(stage) for stage in model.get("stages") or ()]
+    names = dict.fromkeys(name for parts in by_stage for name in parts)
+    found = {name: ", ".join(str(parts.get(name, "-")) for parts in by_stage) for name in names} | _parts(model)
     for name, path in SETTINGS.items():
         value: Any = model
         for key in path.split("."):
@@ -194,6 +190,23 @@ def _settings(hparams: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None:
             found[name] = value
     return {**found, "seed": hparams.get("seed")}
+
+
+def _parts(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Classes and budgets of the swappable parts of one stage, or of a module with a single one."""
+    found: dict[str, Any] = {}
+    for part in ("after_layer", "scorer", "policy", "reducer", "objective"):
+        value = given.get(part)
+        if not isinstance(value, Mapping):
+            found |= {} if value is None else {part: value}
+        elif "class_path" in value:
+            found[part] = value["class_path"].rpartition(".")[2]
+            options = dict(value.get("init_args") or {})
+            budget = options.pop("budget", None) or {}
+            options |= budget if isinstance(budget, Mapping) else {"ratio": budget}
+            kept = {name: options[name] for name in BUDGETS if options.get(name) is not None and part != "scorer"}
+            found |= {f"{part}.{name}": option for name, option in kept.items()}
+    return found
 
 
 def _in_brief(trainer: Trainer) -> bool:

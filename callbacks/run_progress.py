@@ -11,7 +11,7 @@ from rich.progress import TaskID
 from typing_extensions import override
 
 from glimpse_lightning.callbacks.results_writer import peak_memory_mb
-from glimpse_lightning.callbacks.training_speed import RunningSpeed, visual_tokens
+from glimpse_lightning.callbacks.training_speed import RunningSpeed
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.evaluation.module import EvaluationModule
 from glimpse_lightning.evaluation.suite import SuiteData
@@ -43,7 +43,7 @@ class RunProgress(RichProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if isinstance(batch, Batch):
-            self._speed.add(batch, visual_tokens(pl_module, batch))
+            self._speed.add(batch)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override

@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.evaluation.vlm_module import VLMModule
 
 SMOOTHING = 0.9
 """Share of the past in the running mean of a batch's figures."""
@@ -27,18 +25,13 @@ class RunningSpeed:
         """Leave out the time until the next batch ends."""
         self._last = None
 
-    def add(self, batch: Batch, visual: int) -> None:
-        """Count a batch that has just ended.
-
-        Args:
-            batch: its samples.
-            visual: number of its visual tokens.
-        """
+    def add(self, batch: Batch) -> None:
+        """Count a batch that has just ended."""
         now = time.monotonic()
         if self._last is not None:
             self._seconds = SMOOTHING * self._seconds + now - self._last
             self._samples = SMOOTHING * self._samples + len(batch.samples)
-            self._visual = SMOOTHING * self._visual + visual
+            self._visual = SMOOTHING * self._visual + batch.visual_tokens
         self._last = now
 
     @property
@@ -61,7 +54,7 @@ class TrainingSpeed(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if isinstance(batch, Batch):
-            self._speed.add(batch, visual_tokens(pl_module, batch))
+            self._speed.add(batch)
         if self._speed.figures is not None:
             names = ("train/samples_per_second", "train/visual_tokens_per_second")
             pl_module.log_dict(dict(zip(names, self._speed.figures, strict=True)), batch_size=1, rank_zero_only=True)
@@ -69,11 +62,3 @@ class TrainingSpeed(Callback):
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._speed.pause()
-
-
-def visual_tokens(module: LightningModule, batch: Batch) -> int:
-    """Number of placeholders of visual tokens in the prompts of a batch."""
-    ids, vlm = batch.inputs.get("input_ids"), module.vlm if isinstance(module, VLMModule) else None
-    if ids is None or vlm is None:
-        return 0
-    return int(torch.isin(ids, torch.tensor(vlm.backbone.visual_token_ids, device=ids.device)).sum())

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-gc.set_threshold(20_000, 20, 20)  # parsers make so many small objects that collecting them takes a sixth of their time
+gc.set_threshold(20_000, 20, 20)  # building a parser is a sixth faster: it creates many small objects
 
 
 @pytest.fixture(autouse=True)

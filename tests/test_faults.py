@@ -23,7 +23,6 @@ from torch.distributed.tensor import Shard, distribute_tensor
 import glimpse_lightning as gl
 from glimpse_lightning.__main__ import explain
 from glimpse_lightning.callbacks import RunCheckpoints, RunProgress
-from glimpse_lightning.callbacks.run_progress import visual_tokens
 from glimpse_lightning.objectives import GRPO, KL, StepResult
 from glimpse_lightning.runtime.run_folder import RunFolder, damage, saved_checkpoints
 from glimpse_lightning.training.module import PruningModule
@@ -254,8 +253,8 @@ def test_the_bar_shows_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
     module = PruningModule()
     module.configure_model()
     data = gl.GlyphVQA("val", 2, image_size=224)
-    batch = module.model.backbone.collate([data[0], data[1]])
-    assert visual_tokens(module, batch) == 2 * 64
+    batch = module.collate([data[0], data[1]])
+    assert batch.visual_tokens == 2 * 64
     bar, clock = RunProgress(), iter([10.0, 12.0, 14.0])
     trainer: Any = SimpleNamespace(progress_bar_metrics={"train/loss": 1.0, "train/hard_retention": 0.1}, loggers=[])
     bar._trainer = trainer

@@ -28,6 +28,8 @@ class Batch:
         vision_output: cached output of the frozen vision tower, reused when prompts are embedded again.
         shared: ``SharedPrefix`` that runs common prefixes of the prompts (or of their copies) once; ``None``: each
             prompt runs on its own.
+        visual_tokens: number of placeholders of visual tokens in all prompts, counted where a module collates the
+            batch; 0 for others.
 
     Examples:
         >>> batch = gl.load_backbone("glimpse-tiny").collate([gl.GlyphVQA("test")[i] for i in range(2)])
@@ -44,6 +46,7 @@ class Batch:
     prompt: Any = None
     vision_output: Any = None
     shared: Any = None
+    visual_tokens: int = 0
 
     @property
     def questions(self) -> list[str]:

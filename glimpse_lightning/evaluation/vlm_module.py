@@ -279,7 +279,10 @@ class VLMModule(BatchReader):
 
     @override
     def collate(self, samples: list[Sample]) -> Batch:
-        batch = self.model.backbone.collate(samples)
+        backbone = self.model.backbone
+        batch = backbone.collate(samples)
+        places = torch.isin(batch.inputs["input_ids"], torch.tensor(backbone.visual_token_ids))
+        batch.visual_tokens = int(places.sum())  # on a GPU, each such count would wait for the device
         if self.model.sharded and batch.answer_ids.shape[1] == 1:
             # No token of such an answer would run through the layers, while other ranks wait.
             batch.answer_ids, batch.answer_mask = one_more(batch.answer_ids), one_more(batch.answer_mask)

@@ -203,10 +203,10 @@ def save_backbone(model: Model, weights: dict[str, Tensor], source: str | Path, 
         if file.suffix in (".json", ".jinja") and source.resolve() != folder.resolve():
             shutil.copyfile(file, folder / file.name)
     halves = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
-    with TemporaryDirectory(dir=folder.parent, prefix=".") as beside, replacing(folder / "model.safetensors") as draft:
-        model.save_pretrained(beside, state_dict=halves)
-        os.chmod(Path(beside) / "model.safetensors", 0o644)
-        os.replace(Path(beside) / "model.safetensors", draft)
+    with TemporaryDirectory(dir=folder.parent, prefix=".") as scratch, replacing(folder / "model.safetensors") as draft:
+        model.save_pretrained(scratch, state_dict=halves)
+        os.chmod(Path(scratch) / "model.safetensors", 0o644)
+        os.replace(Path(scratch) / "model.safetensors", draft)
 
 
 class PretrainModule(lightning.LightningModule):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from runs import run, write_recipe
 
-from glimpse_lightning.callbacks.results_writer import why_nothing_is_right
+from glimpse_lightning.callbacks.results_writer import settings_of, why_nothing_is_right
 from glimpse_lightning.evaluation.records import Record, Summary
 from glimpse_lightning.metrics import ANLS
 from glimpse_lightning.training.module import PruningModule
@@ -45,3 +46,24 @@ def test_the_table_says_so(tmp_path: Path, answer: str | None, said: bool, capsy
     (tmp_path / "d.jsonl").write_text(json.dumps(row))
     assert run("test", write_recipe(tmp_path, RECIPE.replace("PATH", str(tmp_path / "d.jsonl"))), tmp_path) == 0
     assert ("The full model answers no question right" in capsys.readouterr().out) == said
+
+
+def part(name: str, **options: Any) -> dict[str, Any]:
+    return {"class_path": f"glimpse_lightning.anything.{name}", "init_args": options}
+
+
+def test_budgets_are_columns_however_they_are_given() -> None:
+    for options in ({"ratio": 0.1}, {"budget": {"ratio": 0.1, "per": "item"}}, {"budget": 0.1}):
+        model = {"after_layer": 2, "scorer": part("VIP", heads=2), "policy": part("DPP", **options)}
+        shown = {"after_layer": 2, "scorer": "VIP", "policy": "DPP", "policy.ratio": 0.1, "seed": 1}
+        assert settings_of({"model": model, "seed": 1}) == shown
+
+
+def test_several_stages_share_columns() -> None:
+    stages = [
+        {"after_layer": 1, "scorer": part("VIP"), "policy": part("Threshold", threshold=0.5)},
+        {"after_layer": 3, "scorer": part("Random"), "policy": part("TopK", count=4)},
+    ]
+    shown = settings_of({"model": {"stages": stages, "optimizer": {"lr": 0.1}}, "seed": 0})
+    assert (shown["after_layer"], shown["scorer"], shown["policy"]) == ("1, 3", "VIP, Random", "Threshold, TopK")
+    assert (shown["policy.threshold"], shown["policy.count"], shown["lr"]) == ("0.5, -", "-, 4", 0.1)
