@@ -47,6 +47,8 @@ OBJECTIVES: dict[str, Any] = {
         prefills=2,
     ),
 }
+QUICK = [pytest.param(name, marks=pytest.mark.slow if name == "grpo" else ()) for name in OBJECTIVES]
+"""By default grpo_both stands for grpo, which trains less."""
 STEPS = 3
 END, GO_ON = 2, 100
 """Token ids: the one that ends an answer, and a word's."""

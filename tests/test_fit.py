@@ -226,7 +226,6 @@ QUICK = ("--trainer.max_steps", "2", "--trainer.val_check_interval", "2")
         ["--trainer.limit_test_batches", "0"],
         ["--trainer.limit_test_batches", "0.0", "--trainer.limit_val_batches", "0"],
         ["--trainer.limit_val_batches", "0"],
-        ["--data.test", "null"],
         ["--data.test", "null", "--data.val", "null", "--trainer.limit_val_batches", "0"],
     ],
 )

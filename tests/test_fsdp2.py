@@ -11,7 +11,7 @@ import pytest
 import torch
 from halves import attends_in_bfloat16
 from ranks import on_two_ranks
-from sharded_runs import OBJECTIVES, STEPS, fit
+from sharded_runs import QUICK, STEPS, fit
 from torch.distributed.device_mesh import init_device_mesh
 
 import glimpse_lightning as gl
@@ -22,7 +22,7 @@ from glimpse_lightning.training.module import RECOMPUTES_SHARDED
 from glimpse_lightning.training.strategies import FSDP2
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", QUICK)
 def test_two_ranks_train_as_one(name: str, tmp_path: Path) -> None:
     """Losses, gradients, and figures of a validation split of 5, which two ranks pad."""
     # Where answers are drawn, the third gradient of grpo_both is nothing but rounding.
@@ -42,6 +42,7 @@ def _fit_in_bfloat16(root: Path) -> dict[str, Any]:
     return fit(root, "grpo_both", 2, **options, max_steps=2, val_check_interval=100)
 
 
+@pytest.mark.slow
 @attends_in_bfloat16
 @pytest.mark.skipif(not RECOMPUTES_SHARDED, reason="torch of this version does not; the module refuses it")
 def test_mixed_precision_and_activation_checkpointing(tmp_path: Path) -> None:
@@ -113,6 +114,7 @@ def test_two_ranks_resume_from_what_two_saved(name: str, distributed: bool, tmp_
         assert value.shape == alone["state"][key].shape and type(value) is torch.Tensor
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_from_what_one_saved(tmp_path: Path) -> None:
     options: dict[str, Any] = {"val_check_interval": 100}
     alone = fit(tmp_path, "kl", 1, max_steps=4, **options)

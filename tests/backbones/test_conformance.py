@@ -43,7 +43,11 @@ def checkpointing(model):
     return [(name, module) for name, module in model.named_modules() if hasattr(module, "gradient_checkpointing")]
 
 
-@pytest.mark.parametrize(("family", "heads"), [("qwen2_5_vl", 1), ("qwen3_vl", 4), ("llava", 1), ("gemma3", 4)])
+SLOW_HEADS = [("llava", 1), ("gemma3", 4)]
+HEADS = [("qwen2_5_vl", 1), ("qwen3_vl", 4), *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW_HEADS)]
+
+
+@pytest.mark.parametrize(("family", "heads"), HEADS)
 def test_heads_that_share_keys(monkeypatch, family, heads):
     """One key head for all query heads, or one each; input and output embeddings tied; wrapped twice before."""
     monkeypatch.setitem(tiny_models.TEXT, "num_key_value_heads", heads)

@@ -47,14 +47,11 @@ def rehearsed(folder: Path, *flags: str) -> dict[str, Any]:
     return json.loads((folder / "gpu.json").read_text())["parts"]
 
 
-def test_a_measurement_and_a_job_on_a_cpu(tmp_path: Path) -> None:
-    parts = rehearsed(tmp_path, "--parts", "equality,tests")
-    assert list(parts) == ["equality", "tests"]
-    assert not any("error" in part for part in parts.values())
+def test_a_measurement_on_a_cpu(tmp_path: Path) -> None:
+    parts = rehearsed(tmp_path, "--parts", "equality")
+    assert list(parts) == ["equality"] and "error" not in parts["equality"]
     assert all(row["difference"] == 0 for row in parts["equality"]["rows"])
-    text = (tmp_path / "gpu.md").read_text()
-    for expected in ("## Goals", " tests collected"):
-        assert expected in text
+    assert "## Goals" in (tmp_path / "gpu.md").read_text()
     assert len(list(tmp_path.iterdir())) <= 8
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from devices import CUDA, ON_CUDA, PRETENDED, glimpse_tiny, trained_on
 from runs import run, write_recipe
-from sharded_runs import OBJECTIVES, STEPS, fit
+from sharded_runs import QUICK, STEPS, fit
 
 from glimpse_lightning.training.strategies import FSDP2
 
@@ -28,9 +28,7 @@ def single_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", QUICK)
 def test_steps_are_the_cpus(name: str, tmp_path: Path, device: str) -> None:
     """Losses, gradients and the figures of a validation, in float32; in bfloat16 the first step's, within rounding."""
     want = fit(tmp_path, name, 1, fixed=True)
