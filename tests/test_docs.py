@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from glimpse_lightning.cli.trainer_runs import RunCLI, run
+from glimpse_lightning.runtime.renames import MOVED
 
 ROOT = Path(__file__).parents[1]
 FRONT = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
@@ -34,6 +35,12 @@ def test_paths_are_there(name: str) -> None:
     named = set(re.findall(rf"`((?:{folders})/[\w./]*|[\w]+\.(?:yml|cfg|md|txt))`", (ROOT / name).read_text()))
     assert len(named) > 15
     assert not {path for path in named if not (ROOT / path).exists()}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_modules_are_named_by_their_places_of_today(page: Path) -> None:
+    named = set(re.findall(r"\bglimpse_lightning\.([a-z_.]+)", page.read_text()))
+    assert not {name for name in named for old in MOVED if f"{name}.".startswith(f"{old}.")}
 
 
 COMMANDS = sorted(
