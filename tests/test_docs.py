@@ -22,6 +22,11 @@ def _blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
+def code(page: str) -> list[str]:
+    """The Python blocks of a page in docs/."""
+    return _blocks(ROOT / "docs" / page, "python")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
@@ -98,6 +103,11 @@ def test_streaming(capsys: pytest.CaptureFixture[str]) -> None:
     plain = space["model"].generate(**space["inputs"], max_new_tokens=16)
     assert torch.equal(space["ids"], plain)
     assert capsys.readouterr().out.strip() == space["backbone"].decode(plain)[0] != ""
+
+
+def test_a_glyph_vqa_sample() -> None:
+    sample = _run("glyph_vqa.md", code("glyph_vqa.md"))["sample"]
+    assert f"# {(sample.question, sample.answers, sample.family)}"[3:-1] in code("glyph_vqa.md")[0]
 
 
 def test_the_readmes_scorer_fits_in_15_lines() -> None:
