@@ -80,18 +80,22 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 
 
 def write_copy(name: str, folder: Path) -> str:
-    """Write rows of a benchmark as a copy of its repository on the Hub: Parquet files and a README that names them."""
+    """Write rows of a benchmark as a copy of its repository on the Hub: Parquet files and a README that names them.
+
+    A repository that holds several benchmarks is written by a call for each of them.
+    """
     benchmark = BENCHMARKS[name]
     tables = {(benchmark.config or "default", benchmark.split): ROWS[name]}
     if benchmark.join:
         tables[(benchmark.join.config, benchmark.join.split)] = [{"id": "n1", "image": PICTURE}]
-    configs = []
+    readme = folder / "README.md"
+    configs = yaml.safe_load(readme.read_text().strip("-\n"))["configs"] if readme.is_file() else []
     for (config, split), rows in tables.items():
         path = f"{config}/{split}-00000-of-00001.parquet"
         (folder / config).mkdir(parents=True)
         datasets.Dataset.from_list([_stored(row) for row in rows], features=_features(rows)).to_parquet(folder / path)
         configs.append({"config_name": config, "data_files": [{"split": split, "path": path}]})
-    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    readme.write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
     return str(folder)
 
 

@@ -50,7 +50,7 @@ def test_modules_are_named_by_their_places_of_today(page: Path) -> None:
 
 COMMANDS = sorted(
     {
-        match
+        " ".join(match.split())
         for page in PAGES
         for block in _blocks(page, "bash")
         for match in re.findall(r"(?:-lightning|-m glimpse_lightning) ([^&\n]+)", block.replace("\\\n", " "))
