@@ -168,7 +168,6 @@ CHAPTERS = {
             f"test --config eval/documents {QWEN} --pruner runs/qwen2_5_vl_7b/vip_kl/fit_0/pruner",
             suite("runs/documents/test_0", "docvqa_val", "infovqa_val", "textvqa_val", "chartqa"),
             COPIED,
-            printed=False,
         ),
         Step("score runs/documents/test_0/predictions", prints="mean of tasks"),
     ],
@@ -245,7 +244,6 @@ CHAPTERS = {
 
 NOT_RUN = {
     "test --config eval/documents --data.places.data_dir data": "the page downloads one of the three repositories",
-    f"test --config eval/documents {QWEN} --pruner runs/vip_kl/fit_0/pruner": "a pruner for glimpse-tiny",
     "export --format upstream --pruner runs/vip_mask/fit_0/pruner --base /models/Qwen2.5-VL-7B-Instruct --output gp":
         "glimpse-tiny's VIP, which the format cannot describe",
 }  # fmt: skip
