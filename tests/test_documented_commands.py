@@ -97,7 +97,6 @@ CHAPTERS = {
             'test --config eval/documents --data.tasks "[docvqa_val, infovqa_val]" --data.places.data_dir data',
             suite("runs/documents/test_0", "docvqa_val", "infovqa_val"),
             SUITE,
-            printed=False,
         ),
     ],
     "command line": [
@@ -243,7 +242,6 @@ CHAPTERS = {
 }
 
 NOT_RUN = {
-    "test --config eval/documents --data.places.data_dir data": "the page downloads one of the three repositories",
     "export --format upstream --pruner runs/vip_mask/fit_0/pruner --base /models/Qwen2.5-VL-7B-Instruct --output gp":
         "glimpse-tiny's VIP, which the format cannot describe",
 }  # fmt: skip
