@@ -20,9 +20,11 @@ from typing import NamedTuple
 
 import datasets
 import pytest
+from hub_cache import store
 from test_docs import COMMANDS, code
 from user_folder import COPIES, write_hub, write_inputs, write_replies
 
+import glimpse_lightning as gl
 from glimpse_lightning.__main__ import main
 
 FIT = "--trainer.accelerator cpu --data.num_workers 0 --model.max_new_tokens 2"
@@ -320,22 +322,52 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     gc.collect()  # later tests do not find its scorer as a part
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("chapter", "step"), PRINTED)
-def test_a_command_does_what_its_page_says(
-    chapter: str, step: Step, user: User, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def enter(user: User, chapter: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The chapter's folder, which becomes the current one; downloads are those of the user's cache."""
     folder = user.folder(chapter)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(user.hub))
     monkeypatch.setenv("HF_HUB_CACHE", str(user.hub))  # for launched processes
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", user.root / "datasets")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("chapter", "step"), PRINTED)
+def test_a_command_does_what_its_page_says(
+    chapter: str, step: Step, user: User, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = enter(user, chapter, monkeypatch)
     status, said = user.give(chapter, step, capsys)
     assert status == 0, said
     assert step.prints in said
     for pattern in step.leaves.split():
         assert [*folder.glob(pattern)], pattern
+
+
+@pytest.mark.slow
+def test_the_python_of_the_backbones_page_runs(
+    user: User, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a CPU, with the cache and the exported pruner of the test's folder."""
+    enter(user, "reproduction", monkeypatch)
+    (export,) = [step for step in CHAPTERS["reproduction"] if step.command.endswith("--output gp")]
+    user.give("reproduction", export, capsys)
+    store(user.hub, "user/pruner", {"v1": gl.save_pruner(gl.load_pruner("gp"), user.root / "pruner")})
+    loaded = gl.load_backbone("Qwen/Qwen2.5-VL-7B-Instruct")
+    space = {"model": loaded.model, "processor": loaded.processor}
+    blocks = [block for block in code("backbones.md") if "TextStreamer" not in block]  # test_docs.py runs that one
+    assert len(blocks) == 4
+    for block in blocks:
+        for page, here in {
+            '"cuda"': '"cpu"',
+            "/data/hub": str(user.hub),
+            "folder-with-new_modules_gp.pt": "gp",
+        }.items():
+            block = block.replace(page, here)
+        exec(compile(block, "backbones.md", "exec"), space)
+    assert isinstance(space["model"], gl.PrunedVLM)
 
 
 def test_every_command_is_run() -> None:
