@@ -235,6 +235,11 @@ CHAPTERS = {
             "--visual_tokens [16] --after_layers [1] --retention [0.11] --new_tokens 2 --warmup 0 --repetitions 2",
         ),
         Step(
+            "bench --config bench/cpu --scorer AttentionRank --after_layers '[2]' --output fastv.json",
+            "fastv.json fastv.md fastv.png",
+            "--visual_tokens [16] --retention [0.11] --new_tokens 2 --warmup 0 --repetitions 2",
+        ),
+        Step(
             "bench --config bench/training --output training.json",
             "training.json training.md",
             "--visual_tokens [16] --batch_sizes [1] --after_layers [2] --warmup 0 --repetitions 2",

@@ -32,7 +32,7 @@ FLAGS = {
     "batch_sizes": list, "visual_tokens": list, "after_layers": list, "retention": list, "text_tokens": int,
     "new_tokens": int, "training": list, "answer_tokens": int, "warmup": int, "repetitions": int,
     "max_prompt_tokens": int, "samples": int, "threads": int, "clock": str,
-    "cache_implementation": str, "processor": dict, "source": dict, "pruner_source": dict,
+    "cache_implementation": str, "scorer_args": dict, "processor": dict, "source": dict, "pruner_source": dict,
 }  # fmt: skip
 
 YAML: dict[Any, str] = {list: " (YAML list: '[1, 4]')", dict: " (YAML mapping: '{name: value}')"}
@@ -69,6 +69,8 @@ def run(args: Sequence[str]) -> int:
         raise GlimpseError(f"Expected `--output` to end in .json, but got {options.output!r}.")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    if options.data is not None and options.repetitions is not None:
+        raise GlimpseError("Expected no `--repetitions` with `--data`: each question is one round; use `--samples`.")
     if options.data is not None and settings.training:
         raise GlimpseError("Expected either `--data` or `training`: training steps are measured on random prompts.")
     if options.data is not None:

@@ -80,10 +80,15 @@ class Settings:
     def with_flags(self, flags: Mapping[str, Any]) -> Settings:
         """These settings under command-line flags; a flag of ``None`` changes nothing.
 
+        Another scorer has its own arguments: ``scorer_args`` of the settings belong to the settings' scorer.
+
         Raises:
             GlimpseError: for an impossible value.
         """
-        return _checked(replace(self, **{name: value for name, value in flags.items() if value is not None}), "flags")
+        given = {name: value for name, value in flags.items() if value is not None}
+        if given.get("scorer", self.scorer) != self.scorer:
+            given = {"scorer_args": {}} | given
+        return _checked(replace(self, **given), "flags")
 
 
 def read(path: Path) -> Settings:

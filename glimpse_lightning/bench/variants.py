@@ -64,7 +64,8 @@ def check_layers(settings: Settings, backbone: Backbone) -> None:
         if layer >= backbone.facts.num_layers - 1:
             raise GlimpseError(
                 f"Expected `after_layers` below {backbone.facts.num_layers - 1}, the model's last layer, but got "
-                f"{layer}; behind it prefill saves nothing."
+                f"{layer}; after it prefill saves nothing. Name earlier ones, such as `--after_layers "
+                f"'[{backbone.facts.num_layers // 4}]'`."
             )
 
 
@@ -79,7 +80,9 @@ def scorer_of(settings: Settings) -> Scorer:
     try:
         return kind(**settings.scorer_args)
     except TypeError as error:
-        raise GlimpseError(f"`scorer_args` do not fit {settings.scorer}: {error}.") from error
+        raise GlimpseError(
+            f"`scorer_args` do not fit {settings.scorer}: {error}. Give its own, such as `--scorer_args '{{}}'`."
+        ) from error
 
 
 def _is_scorer(kind: object) -> bool:

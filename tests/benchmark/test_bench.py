@@ -22,7 +22,7 @@ from glimpse_lightning.bench.inputs import make_inputs
 from glimpse_lightning.bench.measure import Variant, decoder_seconds, sizes
 from glimpse_lightning.bench.memory import peak_bytes
 from glimpse_lightning.bench.report import SCALES
-from glimpse_lightning.bench.settings import read
+from glimpse_lightning.bench.settings import Settings, read
 from glimpse_lightning.bench.sweep import case_of
 from glimpse_lightning.bench.theory import Case
 from glimpse_lightning.cli import main
@@ -152,8 +152,8 @@ def test_data_protocol(tmp_path: Path, name: str) -> None:
         ({"retension": [0.5]}, ["'retension'", "Did you mean retention"]),
         ({"retention": [1.5]}, ["`retention`", "[1.5]"]),
         ({"scorer": "AttentonRank"}, ["'AttentonRank'", "Did you mean AttentionRank"]),
-        ({"scorer_args": {"layers": 3}}, ["`scorer_args`", "'layers'"]),
-        ({"after_layers": [99]}, ["`after_layers`", "99"]),
+        ({"scorer_args": {"layers": 3}}, ["`scorer_args`", "'layers'", "`--scorer_args '{}'`"]),
+        ({"after_layers": [99]}, ["`after_layers`", "99", "`--after_layers '[2]'`"]),
         ({"clock": "process"}, ["`threads`", "process"]),
         ({"new_tokens": 1}, ["`new_tokens`", "at least 2"]),
     ],
@@ -266,3 +266,15 @@ def test_the_model_goes_by_the_name_that_other_recipes_give_it(tmp_path: Path) -
         read(recipe)
     for flag in ("--model", "--backbone"):
         assert arguments().parse_args(["--config", "x", flag, "glimpse-tiny"]).model == "glimpse-tiny"
+
+
+def test_another_scorer_has_its_own_arguments() -> None:
+    settings = Settings("glimpse-tiny", scorer="VIP", scorer_args={"heads": 1})
+    assert settings.with_flags({"scorer": "AttentionRank"}).scorer_args == {}
+    assert settings.with_flags({"scorer": "VIP"}).scorer_args == {"heads": 1}
+    assert settings.with_flags({"scorer": "AttentionRank", "scorer_args": {"layer": 1}}).scorer_args == {"layer": 1}
+
+
+def test_repetitions_of_questions_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--config", str(write(tmp_path)), "--data", "glyph_vqa", "--repetitions", "2"]) == 1
+    assert "`--samples`" in capsys.readouterr().err
