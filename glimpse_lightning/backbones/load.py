@@ -81,6 +81,7 @@ def load_backbone(
         torch.Size([1, 265])
     """
     settings = _settings(processor, min_pixels=min_pixels, max_pixels=max_pixels)
+    _check_folder(name)
     if "torch_dtype" in kwargs:  # its name until transformers 5
         dtype = _only_spelling(dtype, kwargs.pop("torch_dtype"))
     given = {key for key, value in {**kwargs, "quantization": quantization}.items() if value not in (None, False)}
@@ -252,6 +253,8 @@ def _explained(name: str, error: Exception) -> GlimpseError:
     if isinstance(error, GlimpseError):
         return error
     reason = str(error).strip().splitlines()[0].rstrip(".")
+    if not name.startswith(PREFIX) and not Path(source_of(name)).exists():
+        reason += "; there is no folder of this name either"
     if command := installing(error):
         remedy = f"Install it: `{command}`."
     elif isinstance(error, ImportError):
@@ -264,6 +267,14 @@ def _explained(name: str, error: Exception) -> GlimpseError:
             f"model first and give its folder), or {PREFIX}<preset>."
         )
     return GlimpseError(f"Could not load backbone {name!r}: {reason}. {remedy}")
+
+
+def _check_folder(name: str) -> None:
+    """Raise if ``name`` can only be a folder, and there is none: a hub id has one slash, between two names."""
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name) and not Path(name).is_dir():
+        raise GlimpseError(
+            f"There is no folder {name!r}; check its path, or give {TINY!r}, a hub id, or {PREFIX}<preset>."
+        )
 
 
 def _placement(device_map: Any, quantization: str | None) -> tuple[Any, Any]:

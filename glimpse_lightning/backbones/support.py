@@ -71,7 +71,9 @@ def family_of(architecture: str, name: str = "") -> type[Backbone]:
         return known[architecture]
     if architecture in UNFIT:
         raise GlimpseError(f"Unsupported architecture {architecture}: {UNFIT[architecture]}. Choose another model.")
-    near = f" The nearest checkpoint that loads is {_nearest(architecture, name)}." if architecture in NEAREST else ""
+    near = ""
+    if architecture in NEAREST:
+        near = f" The nearest checkpoint that loads is {_nearest(architecture, name)}, judged by the name alone."
     raise GlimpseError(
         f"No backbone adapter for {architecture}{f', the architecture of {name!r}' * bool(name)}.{near} Supported: "
         f"{', '.join(sorted(known))}. To add one, subclass glimpse_lightning.backbones.base.Backbone and import your "

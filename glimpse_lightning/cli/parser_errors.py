@@ -33,6 +33,8 @@ def readable(message: str, options: Sequence[str] = ()) -> str:
     if unknown := re.search(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'", message):
         return _unknown_option(key, unknown[1] or unknown[2], options)
     if flag := re.match(r"unrecognized arguments: (--[\w.]+)", message):
+        if flag[1] == "--data.limit":  # what `--limit` is short for
+            return "`--limit` is for suites; elsewhere `--data.test_size` is the number of questions of a test."
         return f"there is no option {flag[1]}.{nearest(flag[1], options)} `fit --help all` lists every one."
     given = re.search(r"Given value: (?!NestedArg)(.{1,60})$", message)
     reasons = "; ".join(_reasons(message))

@@ -81,7 +81,7 @@ def _read(source: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Image:
                     raise
                 return _decoded(io.BytesIO(_pixels_alone(data)), name, max_pixels)
     except FileNotFoundError:
-        raise BadSampleError(f"{name}: no such image; check the path in the data file.") from None
+        raise BadSampleError(f"{name}: no such image; check its path.") from None
     except (PermissionError, UnidentifiedImageError) as error:
         raise BadSampleError(f"{name}: not a readable image ({type(error).__name__}); replace the file.") from None
     except Image.DecompressionBombError as error:

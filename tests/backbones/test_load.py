@@ -258,3 +258,9 @@ def test_architectures_that_do_not_fit_say_why(architecture):
     )
     with pytest.raises(gl.GlimpseError, match=rf"Unsupported architecture {architecture}: its? "):
         gl.wrap_backbone(model)
+
+
+@pytest.mark.parametrize("name", ["./models/none", "/models/none", "~/none", "my/models/none"])
+def test_a_folder_that_is_not_there_is_no_hub_id(name: str) -> None:
+    with pytest.raises(gl.GlimpseError, match=f"There is no folder '{name}'"):
+        gl.load_backbone(name)
