@@ -20,6 +20,7 @@ from glimpse_lightning import scorers as s
 from glimpse_lightning.cli.packaged_recipes import recipes
 from glimpse_lightning.cli.trainer_runs import RunCLI
 from glimpse_lightning.engine.pruner import Pruner
+from glimpse_lightning.evaluation.module import EvaluationModule
 from glimpse_lightning.model.storage import load_pruner, save_pruner
 from glimpse_lightning.runtime.errors import GlimpseError
 
@@ -175,3 +176,18 @@ def test_a_run_says_the_number(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     results = json.loads((tmp_path / "runs" / "small" / "test_0" / "results.json").read_text())
     assert results["after_layers"] == [3]
     assert "pruned after layer 3 of 8" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("layers", "said", "warns"),
+    [([-1], "pruned before the language model.", False), ([-1, 2], "model and after layer 2 of 8", False),
+     ([1, 3], "after layer 1, 3 of 8", False), ([7], "after layer 7 of 8", True)],
+)  # fmt: skip
+def test_a_run_says_where_and_warns_where_no_layer_is_saved(
+    layers: list[int], said: str, warns: bool, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    caplog.set_level("INFO")
+    stages = [gl.PruneStage(layer, gl.scorers.Random(), gl.policies.KeepRatio(0.5)) for layer in layers]
+    EvaluationModule("glimpse-tiny", stages=stages).configure_model()
+    assert said in caplog.text
+    assert any("only the KV cache" in str(warning.message) for warning in recwarn) == warns

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, distributed
 from torch.distributed import DeviceMesh
 from typing_extensions import override
@@ -180,8 +180,7 @@ class VLMModule(BatchReader):
             _check_recipe(source, len(backbone.layers))
         vlm = PrunedVLM(backbone, pruner)
         if pruner is not None:
-            layers = ", ".join(str(stage.after_layer) for stage in pruner.stages)
-            rank_zero_info(f"Visual tokens are pruned after layer {layers} of {len(backbone.layers)}, counted from 0.")
+            _say_where(pruner, len(backbone.layers))
         self.prepare(vlm)
         for name, parameter in vlm.named_parameters():
             parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in self.trainable))
@@ -332,6 +331,20 @@ def _pruner_source(
             f"is missing (given: {', '.join(given)})."
         )
     return Pruner([PruneStage(**given)])
+
+
+def _say_where(pruner: Pruner, num_layers: int) -> None:
+    """Print where tokens are pruned, with a warning where no layer runs on fewer tokens."""
+    layers = [stage.after_layer for stage in pruner.stages]
+    after = ", ".join(str(layer) for layer in layers if layer >= 0)
+    places = ["before the language model"] if layers[0] < 0 else []
+    places += [f"after layer {after} of {num_layers}, counted from 0"] if after else []
+    rank_zero_info(f"Visual tokens are pruned {' and '.join(places)}.")
+    if layers[0] >= num_layers - 1:
+        rank_zero_warn(
+            f"Layer {layers[0]} is the last one: only the KV cache that decoding reads is pruned, and no layer of a "
+            "prefill runs on fewer tokens. An earlier `model.after_layer` saves time there, too."
+        )
 
 
 def _check_recipe(pruner: Pruner, num_layers: int) -> None:
