@@ -9,12 +9,14 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from glimpse_lightning.cli.brief_help import brief
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.paths import expanded_flags
+from glimpse_lightning.runtime.renames import UNTIL
 from glimpse_lightning.runtime.terminal import forgiving
 
 HELP = """\
@@ -64,6 +66,8 @@ COMMANDS = ("fit", "validate", "test", "predict", "ablate", "score", "bench", "e
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. An error that a user can act on becomes one paragraph on stderr."""
+    # Python hides a deprecation that a library triggers, and the parser is what meets old names in a recipe.
+    warnings.filterwarnings("default", rf".* works until {UNTIL}", DeprecationWarning)
     args = expanded_flags(sys.argv[1:] if argv is None else argv)
     with forgiving():
         try:

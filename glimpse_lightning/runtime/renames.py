@@ -16,6 +16,8 @@ from types import ModuleType
 from typing import Any
 
 PACKAGE = "glimpse_lightning."
+UNTIL = "version 0.4"
+"""The version that no longer accepts old names; every warning about one says so."""
 MOVED = {
     "adapters": "backbones.lora",
     "annotations": "training.annotations",
@@ -156,7 +158,8 @@ class OldPlaces(MetaPathFinder, Loader):
         new = _renamed(module.__name__)
         assert new is not None
         home = import_module(new)
-        warnings.warn(f"{module.__name__} is now {new}.", DeprecationWarning, stacklevel=2)
+        message = f"{module.__name__} is now {new}; the old path works until {UNTIL}."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
         module.__dict__["__getattr__"] = partial(getattr, home)
 
 

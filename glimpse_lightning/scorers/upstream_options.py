@@ -10,6 +10,7 @@ from typing import Any, Literal
 from transformers.activations import ACT2FN
 
 from glimpse_lightning.core.layers import Layer, checked
+from glimpse_lightning.runtime.renames import UNTIL
 
 
 @dataclass(frozen=True)
@@ -62,5 +63,6 @@ class UpstreamOptions:
         given = block if isinstance(block, UpstreamOptions) else cls(**(block or {}))
         changed = {name: value for name, value in vars(cls(**keys)).items() if value != getattr(cls, name)}
         for name in changed:
-            warnings.warn(f"`{name}` of VIP is now `upstream.{name}`.", DeprecationWarning, stacklevel=3)
+            message = f"`{name}` of VIP is now `upstream.{name}`; the old argument works until {UNTIL}."
+            warnings.warn(message, DeprecationWarning, stacklevel=3)
         return replace(given, **changed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import yaml
 from factories import FACTS
 
 import glimpse_lightning as gl
+from glimpse_lightning.cli import main
 from glimpse_lightning.cli.checkpoint_config import checkpoint_config
 from glimpse_lightning.cli.identity import differences
 from glimpse_lightning.cli.recipe_check import CheckCLI, check
@@ -73,6 +74,13 @@ def test_an_argument_of_before_warns_and_replaces_the_blocks() -> None:
         VIP(widnow=3)
 
 
+@pytest.mark.parametrize("name", [field.name for field in fields(UpstreamOptions)])
+def test_every_argument_of_before_warns(name: str) -> None:
+    value = (FLAT | {"glimpse_length": 2, "glimpse_norm": "layernorm", "activation": "gelu"})[name]
+    with pytest.warns(DeprecationWarning, match=rf"`{name}` of VIP is now `upstream\.{name}`; .* version 0\.4\."):
+        assert VIP(**{name: value}).upstream == UpstreamOptions(**{name: value})
+
+
 def test_an_option_can_be_changed_through_the_scorer() -> None:
     scorer = VIP()
     scorer.masks = "reference"
@@ -90,6 +98,16 @@ def test_recipes_take_the_block(tmp_path: Path) -> None:
 def test_recipes_take_the_arguments_of_before(tmp_path: Path) -> None:
     with pytest.warns(DeprecationWarning, match="of VIP is now"):
         assert options_of(recipe(tmp_path, **FLAT)) == UpstreamOptions(**FLAT)
+
+
+def test_the_command_line_shows_what_python_hides(tmp_path: Path) -> None:
+    path = recipe(tmp_path, window=3)
+    text = yaml.safe_load(path.read_text()) | {"trainer": {"default_root_dir": str(tmp_path)}}
+    path.write_text(yaml.safe_dump(text), encoding="utf-8")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert main(["test", "--config", str(path)]) == 1, "VIP was not trained"
+    assert any("`window` of VIP is now" in str(warning.message) for warning in said)
 
 
 @pytest.mark.parametrize("flag", ["--model.scorer.upstream.window", "--model.scorer.window"])
