@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.version import Version
 from setuptools import find_packages
+
+from glimpse_lightning.runtime import renames
 
 ROOT = Path(__file__).parents[1]
 LINKS = ("callbacks", "recipes")
@@ -54,6 +59,19 @@ def test_there_is_one_constraints_file_and_it_pins_exactly() -> None:
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
     assert all("==" in line for line in lines)
     assert "torch==2.13.0" in lines
+
+
+def test_changelog_and_citation_name_the_version(config: configparser.ConfigParser) -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    version = config["metadata"]["version"]
+    assert headings[:2] == ["Unreleased", f"{version} ({citation['date-released']})"]
+    assert citation["version"] == version
+
+
+def test_old_names_go_with_the_version_that_their_warnings_name(config: configparser.ConfigParser) -> None:
+    assert Version(config["metadata"]["version"]) < Version(renames.UNTIL.removeprefix("version "))
+    assert f"### Deprecated: works until {renames.UNTIL}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_callbacks_from_the_repository_root_are_refused() -> None:
