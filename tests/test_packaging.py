@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.metadata import Metadata
 from packaging.version import Version
 from setuptools import find_packages
 
@@ -86,7 +87,7 @@ def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     folder = tmp_path / "checkout"
     for name in ("glimpse_lightning", *LINKS):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     if request.param == "no links":
         for name in LINKS:
@@ -95,17 +96,22 @@ def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return folder
 
 
-def build(checkout: Path, kind: str) -> zipfile.ZipFile:
-    """The ``wheel`` or ``editable`` wheel that pip makes of a checkout."""
-    code = f"from setuptools import build_meta; build_meta.build_{kind}('built')"
+def build(checkout: Path, kind: str) -> Path:
+    """The ``wheel``, ``editable`` wheel or ``sdist`` that pip or ``build`` makes of a checkout."""
+    code = f"from setuptools import build_meta; build_meta.build_{kind}('built/{kind}')"
     done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (path,) = (checkout / "built").glob("*.whl")
-    return zipfile.ZipFile(path)
+    (path,) = (checkout / "built" / kind).iterdir()
+    return path
+
+
+def contents(wheel: Path) -> dict[str, int]:
+    """Checksums of a wheel's files, by name."""
+    return {file.filename: file.CRC for file in zipfile.ZipFile(wheel).infolist()}
 
 
 def test_a_wheel_holds_every_file_once(checkout: Path) -> None:
-    built = {name for name in build(checkout, "wheel").namelist() if ".dist-info/" not in name}
+    built = {name for name in contents(build(checkout, "wheel")) if ".dist-info/" not in name}
     package = {path for path in (ROOT / "glimpse_lightning").rglob("*") if not set(LINKS) & set(path.parts)}
     files = {path for path in package if path.is_file()} | {
         path for name in LINKS for path in (ROOT / name).rglob("*.*")
@@ -114,12 +120,38 @@ def test_a_wheel_holds_every_file_once(checkout: Path) -> None:
     assert built == {name if name.startswith("glimpse") else f"glimpse_lightning/{name}" for name in names}
 
 
+def test_a_source_distribution_makes_the_same_wheel(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "tests").mkdir()
+    (checkout / "tests" / "test_any.py").touch()
+    shutil.unpack_archive(build(checkout, "sdist"), tmp_path, filter="data")
+    (unpacked,) = tmp_path.glob("glimpse_lightning-*")
+    assert not (unpacked / "tests").exists()
+    assert contents(build(unpacked, "wheel")) == contents(build(checkout, "wheel"))
+
+
+@pytest.mark.parametrize("checkout", ["links"], indirect=True)
+def test_the_metadata_are_those_of_the_sources(checkout: Path, config: configparser.ConfigParser) -> None:
+    wheel = zipfile.ZipFile(build(checkout, "wheel"))
+    (folder,) = {name.partition("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
+    found = Metadata.from_email(wheel.read(f"{folder}/METADATA"), validate=True)
+    written = config["metadata"]
+    assert (found.name, str(found.version), found.summary) == tuple(
+        map(written.get, ("name", "version", "description"))
+    )
+    assert found.requires_python == config["options"]["python_requires"]
+    assert (found.license_expression, found.license_files) == (written["license_expression"], ["LICENSE"])
+    assert found.description == (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(found.provides_extra or []) == set(config["options.extras_require"])
+    scripts = wheel.read(f"{folder}/entry_points.txt").decode()
+    assert "glimpse-lightning = glimpse_lightning.cli:main" in scripts
+
+
 @pytest.mark.parametrize("checkout", ["links"], indirect=True)
 def test_mypy_sees_the_editable_install_from_elsewhere(checkout: Path, tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     venv.create(tmp_path / "environment")
     (site,) = (tmp_path / "environment").rglob("site-packages")
-    build(checkout, "editable").extractall(site)
+    zipfile.ZipFile(build(checkout, "editable")).extractall(site)
     (python,) = (path for path in site.parents[2].glob("*/python*") if path.stem == "python")
     options = ["--ignore-missing-imports", "--no-incremental", "--python-executable", str(python)]
     environment = {name: value for name, value in os.environ.items() if name != "MYPYPATH"}
