@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import zipfile
 from pathlib import Path
 
 import nox
@@ -20,6 +22,38 @@ PROCESSORS = {
     "default": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX2"},  # with AMX, torch's attention fails
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
 }
+
+# Folders that the package holds by a link.
+LINKS = ("callbacks", "recipes")
+# The README's main job, and commands that use its result, shrunk to seconds: `nox -s wheel`.
+JOBS = (
+    "fit --config vip_kl --trainer.max_steps 2 --trainer.val_check_interval 2 --data.val.size 8 --data.fit_test_size 8",
+    "predict --config vip_kl --data.test.size 4 --overlays 1",
+    "bench --config bench/glimpse_tiny --pruner runs/vip_kl/fit_0/pruner --batch_sizes [1] --new_tokens 2 --warmup 1 "
+    "--repetitions 2 --output bench.json",
+)
+WRITTEN = ("runs/vip_kl/fit_0/results.json", "runs/vip_kl/predict_0/answers.jsonl", "bench.json", "bench.md")
+# Tests that go through every room within some minutes, and need no file of the checkout except tests/ and setup.cfg.
+# Those of pages, noxfile, benchmarks and packaging do.
+QUICK = """
+    tests/metrics tests/scorers tests/policies tests/reducers tests/rewards tests/callbacks
+    tests/data --ignore=tests/data/test_workers.py
+    tests/backbones/test_chat.py tests/backbones/test_glimpse_tiny_files.py tests/test_golden_model.py
+    tests/engine/test_glimpse_run.py tests/engine/test_prompt_cache.py
+    tests/objectives/test_kl.py tests/objectives/test_losses.py tests/objectives/test_mask.py
+    tests/ablation/test_cells.py tests/ablation/test_budgets.py tests/benchmark/test_straightforward.py
+    tests/test_contracts.py tests/test_public_api.py tests/test_renames.py tests/test_architecture.py
+    tests/test_cli.py tests/test_recipes.py tests/test_written_before.py tests/test_evaluation.py
+    tests/test_fit.py::test_what_a_run_leaves
+""".split()
+# The conftest.py of a folder where tests shall find the installed package alone.
+INSTALLED = """\
+import sysconfig
+
+import glimpse_lightning
+
+assert glimpse_lightning.__file__.startswith(sysconfig.get_path("purelib")), glimpse_lightning.__file__
+"""
 
 
 def install(session: nox.Session, *extras: str) -> None:
@@ -108,18 +142,56 @@ def main_job(session: nox.Session) -> None:
     session.run("glimpse-lightning", "fit", "--config", "vip_kl", *session.posargs)
 
 
-@nox.session
+@nox.session(reuse_venv=False)
 def wheel(session: nox.Session) -> None:
-    """Build the wheel, install it elsewhere, and use it without a checkout."""
-    folder = session.create_tmp()
-    for old in Path(folder).glob("*.whl"):
-        old.unlink()
-    session.run("pip", "wheel", "--no-deps", "--wheel-dir", folder, ".")
-    (built,) = Path(folder).glob("glimpse_lightning-*.whl")
-    session.install("-c", CONSTRAINTS, str(built))
-    session.chdir(folder)
-    session.run("glimpse-lightning", "recipes", "list")
-    session.run("glimpse-lightning", "fit", "--config", "vip_kl", "--print_config", silent=True)
+    """Build sdist and wheel into dist/, and use the wheel in an empty environment, without a checkout."""
+    built = build(session)
+    check_files(session, built)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        folder = Path(elsewhere)
+        session.install("-c", CONSTRAINTS, str(built))
+        session.run("pip", "check")
+        run_jobs(session, folder)
+        session.install("-c", CONSTRAINTS, f"{built}[test]")
+        session.run("pip", "check")
+        run_quick_tests(session, folder)
+
+
+def build(session: nox.Session) -> Path:
+    """The wheel made from the sdist, as for a release."""
+    shutil.rmtree("dist", ignore_errors=True)
+    session.install("-c", CONSTRAINTS, "build")
+    session.run("python", "-m", "build")
+    (built,) = Path("dist").resolve().glob("*.whl")
+    return built
+
+
+def check_files(session: nox.Session, built: Path) -> None:
+    """Refuse a wheel that holds other files of the package than git does."""
+    listed = session.run("git", "ls-files", "glimpse_lightning", *LINKS, external=True, silent=True)
+    tracked = {name.removeprefix("glimpse_lightning/") for name in str(listed).split()} - set(LINKS)
+    names = (name for name in zipfile.ZipFile(built).namelist() if ".dist-info/" not in name)
+    held = {name.removeprefix("glimpse_lightning/") for name in names}
+    if held != tracked:
+        session.error(f"The wheel lacks {sorted(tracked - held)} and should not hold {sorted(held - tracked)}.")
+
+
+def run_jobs(session: nox.Session, folder: Path) -> None:
+    """Train, answer and measure, without a download."""
+    with session.chdir(folder):
+        for job in JOBS:
+            session.run("glimpse-lightning", *job.split(), env={"HF_HUB_OFFLINE": "1"})
+    if missing := [name for name in WRITTEN if not (folder / name).is_file()]:
+        session.error(f"The jobs have not written {', '.join(missing)}.")
+
+
+def run_quick_tests(session: nox.Session, folder: Path) -> None:
+    """The quick part of the tests, which finds no package but the installed one."""
+    shutil.copytree("tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy("setup.cfg", folder)
+    (folder / "conftest.py").write_text(INSTALLED)
+    with session.chdir(folder):
+        session.run("pytest", *QUICK, *session.posargs)
 
 
 @nox.session
