@@ -100,7 +100,8 @@ class RowDataset(Dataset[Sample]):
                 hint = nearest(name, rows.names)
                 raise GlimpseError(
                     f"{source}: expected a column `{name}`, but there are only {', '.join(rows.names)}.{hint} "
-                    "Say in `columns` which column holds what."
+                    "Say in `columns` which column holds what"
+                    + (", and `answers: null` there if the table has no answers." if name == columns.answers else ".")
                 )
         self.rows, self.source, self.columns, self.wording, self.root = rows, source, columns, wording, root
         self.on_error, self.require_answers, self.require_images = on_error, require_answers, require_images
