@@ -144,10 +144,13 @@ class RunTrainer(Trainer):
 
 
 class RunParser(LightningArgumentParser):
-    """A parser whose errors are one paragraph."""
+    """A parser whose errors are one paragraph, and that takes no beginning of a flag's name for the flag."""
 
     flags: Sequence[str] = ()
     """Flags of the subcommand, from which errors suggest the nearest one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
