@@ -191,7 +191,8 @@ def run_quick_tests(session: nox.Session, folder: Path) -> None:
     shutil.copy("setup.cfg", folder)
     (folder / "conftest.py").write_text(INSTALLED)
     with session.chdir(folder):
-        session.run("pytest", *QUICK, *session.posargs)
+        # Not `pytest` alone: processes that a test starts import it as a module below the current folder.
+        session.run("python", "-m", "pytest", *QUICK, *session.posargs)
 
 
 @nox.session
