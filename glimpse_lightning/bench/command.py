@@ -35,6 +35,11 @@ FLAGS = {
     "cache_implementation": str, "scorer_args": dict, "processor": dict, "source": dict, "pruner_source": dict,
 }  # fmt: skip
 
+RANDOM_PROMPTS = (
+    "batch_sizes", "visual_tokens", "text_tokens", "repetitions", "max_prompt_tokens", "answer_tokens", "trace",
+)  # fmt: skip
+"""Flags about random prompts, which ``--data`` replaces."""
+
 YAML: dict[Any, str] = {list: " (YAML list: '[1, 4]')", dict: " (YAML mapping: '{name: value}')"}
 """Form of a flag's value, for the help, by kind."""
 
@@ -69,8 +74,11 @@ def run(args: Sequence[str]) -> int:
         raise GlimpseError(f"Expected `--output` to end in .json, but got {options.output!r}.")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    if options.data is not None and options.repetitions is not None:
-        raise GlimpseError("Expected no `--repetitions` with `--data`: each question is one round; use `--samples`.")
+    if options.data is not None and (unread := [name for name in RANDOM_PROMPTS if flags[name] is not None]):
+        raise GlimpseError(
+            f"Expected no --{', --'.join(unread)} with `--data`, whose questions are measured one by one, each in one "
+            "round. `--samples` is their number."
+        )
     if options.data is not None and settings.training:
         raise GlimpseError("Expected either `--data` or `training`: training steps are measured on random prompts.")
     if options.data is not None:

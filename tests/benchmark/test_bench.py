@@ -275,6 +275,10 @@ def test_another_scorer_has_its_own_arguments() -> None:
     assert settings.with_flags({"scorer": "AttentionRank", "scorer_args": {"layer": 1}}).scorer_args == {"layer": 1}
 
 
-def test_repetitions_of_questions_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--config", str(write(tmp_path)), "--data", "glyph_vqa", "--repetitions", "2"]) == 1
-    assert "`--samples`" in capsys.readouterr().err
+@pytest.mark.parametrize("flag", [["--repetitions", "2"], ["--batch_sizes", "[1]"], ["--trace"]])
+def test_flags_about_random_prompts_are_refused_with_questions(
+    flag: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--config", str(write(tmp_path)), "--data", "glyph_vqa", *flag]) == 1
+    error = capsys.readouterr().err
+    assert f"no {flag[0]} with" in error and "`--samples`" in error
