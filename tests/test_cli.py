@@ -164,6 +164,7 @@ def test_mistakes_in_a_recipe_are_one_paragraph(
         (["--model.after_layer", "8"], ["`after_layer` below 8", "allow_empty"]),
         (["--model.policy.min_tokens", "0"], ["Threshold may keep no token", "allow_empty"]),
         (["--model.backbone", "/nowhere"], ["/nowhere", "glimpse-tiny"]),
+        (["--seed", "1"], ["there is no option --seed. Did you mean --seed_everything"]),
         (["--trainer.max_step", "3"], ["there is no option --trainer.max_step.", "--trainer.max_steps"]),
         (["--limit", "4"], ["`--limit` is for suites", "`--data.test_size`"]),
         (["--model.objective", "null"], ["`model.objective`", "test"]),

@@ -39,8 +39,10 @@ class RefusedSamplesError(BadSampleError):
 def nearest(name: str, choices: Sequence[str]) -> str:
     """`` Did you mean ...?`` with up to three of ``choices``; an empty text if none resembles ``name``.
 
-    If none resembles it closely, the nearest one is named, because a recipe's name without its folder is only half of
-    it.
+    Those that begin with ``name`` come first. If none resembles it closely, the nearest one is named, because a
+    recipe's name without its folder is only half of it.
     """
-    near = difflib.get_close_matches(name, choices, n=3) or difflib.get_close_matches(name, choices, n=1, cutoff=0.4)
+    longer = sorted((choice for choice in choices if choice.startswith(name)), key=len) if name else []
+    close = difflib.get_close_matches(name, choices, n=3)
+    near = list(dict.fromkeys(longer + close))[:3] or difflib.get_close_matches(name, choices, n=1, cutoff=0.4)
     return f" Did you mean {' or '.join(near)}?" if near else ""
