@@ -18,6 +18,7 @@ from glimpse_lightning.backbones.shares import empty_model
 from glimpse_lightning.backbones.support import check_checkpoint, checked, family_of
 from glimpse_lightning.runtime.dtypes import AUTO, default_device, dtype_named, fast_dtype, warn_if_slow
 from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.paths import expanded
 from glimpse_lightning.runtime.source import located
 
 TINY = "glimpse-tiny"
@@ -82,6 +83,7 @@ def load_backbone(
     """
     settings = _settings(processor, min_pixels=min_pixels, max_pixels=max_pixels)
     _check_folder(name)
+    name = expanded(name)
     if "torch_dtype" in kwargs:  # its name until transformers 5
         dtype = _only_spelling(dtype, kwargs.pop("torch_dtype"))
     given = {key for key, value in {**kwargs, "quantization": quantization}.items() if value not in (None, False)}
@@ -271,7 +273,7 @@ def _explained(name: str, error: Exception) -> GlimpseError:
 
 def _check_folder(name: str) -> None:
     """Raise if ``name`` can only be a folder, and there is none: a hub id has one slash, between two names."""
-    if (name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name) and not Path(name).is_dir():
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name) and not Path(expanded(name)).is_dir():
         raise GlimpseError(
             f"There is no folder {name!r}; check its path, or give {TINY!r}, a hub id, or {PREFIX}<preset>."
         )

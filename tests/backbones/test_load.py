@@ -264,3 +264,9 @@ def test_architectures_that_do_not_fit_say_why(architecture):
 def test_a_folder_that_is_not_there_is_no_hub_id(name: str) -> None:
     with pytest.raises(gl.GlimpseError, match=f"There is no folder '{name}'"):
         gl.load_backbone(name)
+
+
+def test_a_folder_below_the_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").symlink_to(load.source_of("glimpse-tiny"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert gl.load_backbone("~/mine").name == str(tmp_path / "mine")
