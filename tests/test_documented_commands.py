@@ -339,6 +339,7 @@ def enter(user: User, chapter: str, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # `ablate` takes two minutes where nothing else runs
 @pytest.mark.parametrize(("chapter", "step"), PRINTED)
 def test_a_command_does_what_its_page_says(
     chapter: str, step: Step, user: User, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -226,6 +226,7 @@ QUICK = ("--trainer.max_steps", "2", "--trainer.val_check_interval", "2")
         ["--trainer.limit_test_batches", "0"],
         ["--trainer.limit_test_batches", "0.0", "--trainer.limit_val_batches", "0"],
         ["--trainer.limit_val_batches", "0"],
+        pytest.param(["--data.test", "null"], marks=pytest.mark.slow),
         ["--data.test", "null", "--data.val", "null", "--trainer.limit_val_batches", "0"],
     ],
 )

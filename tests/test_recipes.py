@@ -26,7 +26,7 @@ ALL = sorted(recipes().items())
 # What `ablate` and `bench` read is no recipe of a run: tests/ablation/, tests/benchmark/. An overlay is none by itself.
 RECIPES = [(name, path) for name, path in ALL if not name.startswith(("ablations/", "bench/", "trainer/"))]
 ALIKE = {name for name, _ in RECIPES if name.startswith("methods/")} - {"methods/pyramid_drop", "methods/tome"}
-"""Methods whose resolved configurations have the keys of another's: of stages, or of a reducer."""
+"""Methods whose resolved configurations have the keys of another's, of stages or of a reducer: run in slow tests."""
 OVERLAYS = {"fsdp2": FSDP2, "ddp": DDPStrategy}
 STAND_INS = {  # recipe folder: the stand-in's family, the published model's preset, blocks of its vision tower
     "qwen2_5_vl_3b": (tiny_models.qwen2_5_vl, "qwen2.5-vl-3b", 32),
@@ -109,8 +109,20 @@ def test_recipe_parses_and_instantiates(name: str, path: Path, tmp_path: Path, m
         cli.model.configure_model()
         assert cli.datamodule is not None
     if name not in ALIKE:
-        resolved = tmp_path / "runs" / path.stem / "fit_0" / "config.yaml"
-        assert run("fit", resolved, tmp_path / "again") == 0  # what a run leaves can be run
+        _run_what_it_left(path, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ALIKE))
+def test_what_a_method_leaves_can_be_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = recipes()[name]
+    test_recipe_parses_and_instantiates(name, path, tmp_path, monkeypatch)
+    _run_what_it_left(path, tmp_path)
+
+
+def _run_what_it_left(path: Path, folder: Path) -> None:
+    """Run the resolved configuration in the folder of a recipe's run."""
+    assert run("fit", folder / "runs" / path.stem / "fit_0" / "config.yaml", folder / "again") == 0
 
 
 @pytest.mark.parametrize(("name", "path"), ALL, ids=[name for name, _ in ALL])
