@@ -69,6 +69,7 @@ class AnswerWriter(Callback, AnsweredBefore):
             rows.append(
                 {
                     "id": sample.id,
+                    "images": sample.files,
                     "question": sample.question,
                     "answer": outputs["answers"][place],
                     "references": sample.answers,

@@ -138,7 +138,7 @@ class RunTrainer(Trainer):
             files = [image] if isinstance(image, str) else image
             pictures = [load_image(Path(file)) for file in files]
             name, where = Path(files[0]).stem, ", ".join(files)
-            sample = Sample(id=name, key=0, question=question, answers=[], images=pictures, where=where)
+            sample = Sample(id=name, key=0, question=question, answers=[], images=pictures, where=where, files=files)
             datamodule = VQAData(predict=[sample], num_workers=0)  # type: ignore[arg-type]
         return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
 

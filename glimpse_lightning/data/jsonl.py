@@ -32,6 +32,7 @@ class _Row:
     id: str
     question: str
     answers: list[str]
+    files: list[str]
     images: list[Path]
     boxes: list[list[Box]] | None
     family: str
@@ -114,6 +115,7 @@ class JSONL(Dataset[Sample]):
             boxes=self._boxes_of(row, images),
             family=row.family,
             where=row.where,
+            files=row.files,
         )
 
     def annotated(self, what: Literal["answers", "boxes"]) -> int:
@@ -165,14 +167,15 @@ class JSONL(Dataset[Sample]):
         question = data.get("question")
         if not isinstance(question, str) or not question.strip():
             raise BadSampleError(f"{where}: expected `question` to be a text that is not empty, but got {question!r}.")
-        images = self._paths(data, where)
+        files = self._files(data, where)
         return _Row(
             where=where,
             id=str(data.get("id", default_id)),
             question=question,
             answers=self._answers(data, where),
-            images=images,
-            boxes=self._raw_boxes(data, len(images), where),
+            files=files,
+            images=self._paths(files, where),
+            boxes=self._raw_boxes(data, len(files), where),
             family=str(data.get("family", "")),
         )
 
@@ -192,13 +195,16 @@ class JSONL(Dataset[Sample]):
             )
         return texts
 
-    def _paths(self, data: dict[str, Any], where: str) -> list[Path]:
+    def _files(self, data: dict[str, Any], where: str) -> list[str]:
         if ("image" in data) == ("images" in data):
             raise BadSampleError(f"{where}: expected either `image` (a path) or `images` (a list of paths).")
         names = data["images"] if "images" in data else [data["image"]]
         if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
             raise BadSampleError(f"{where}: expected image paths, but got {data.get('image', data.get('images'))!r}.")
-        paths = [path_inside(self.path.parent, name, where) for name in names]
+        return names
+
+    def _paths(self, files: list[str], where: str) -> list[Path]:
+        paths = [path_inside(self.path.parent, name, where) for name in files]
         for path in paths:
             if not path.is_file():
                 raise BadSampleError(f"{where}: no such image: {path}; paths are relative to the data file.")

@@ -25,6 +25,7 @@ class Sample:
         boxes: evidence boxes of each image; ``None``: not annotated.
         family: question family, by which metrics are grouped; ``""`` for none.
         where: place in the data file, shown in errors; ``""``: errors show the id.
+        files: path of each image, as the data names it; ``""`` for an image without one.
 
     Examples:
         >>> from PIL import Image
@@ -41,6 +42,7 @@ class Sample:
     boxes: list[list[Box]] | None = None
     family: str = ""
     where: str = ""
+    files: list[str] = field(default_factory=list)
 
     @property
     def place(self) -> str:

@@ -127,6 +127,7 @@ class VisualCoTTrain(Dataset[Sample]):
             boxes=[boxes],
             family="+".join(part.score_funcs),
             where=where,
+            files=[f"cot/{row['dataset']}/{row['image']}"],
         )
 
     def identity(self, index: int) -> list[Any]:
@@ -316,6 +317,7 @@ class VisualCoTBenchmark(Dataset[Sample]):
             boxes=[clipped(box, "xyxy", image.size, where)],
             family=self.path.stem,
             where=where,
+            files=[first],
         )
 
     def identity(self, index: int) -> list[Any]:

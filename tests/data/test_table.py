@@ -127,7 +127,7 @@ def test_paths_stay_in_the_root(folder: Path, name: str) -> None:
     (inner / "link.png").symlink_to(folder / "secret.png")
     path = inner / "x.jsonl"
     path.write_text(json.dumps({"question": "q", "answers": "a", "image": name}))
-    with pytest.raises(BadSampleError, match=r"x\.jsonl, row 0: .*(leaves the folder|not a readable image)"):
+    with pytest.raises(BadSampleError, match=r"x\.jsonl, line 1: .*(leaves the folder|not a readable image)"):
         Table(str(path))[0]
 
 
@@ -156,7 +156,7 @@ def test_bad_cells_are_reported_by_workers_in_words(folder: Path, cell: dict, me
     assert batches[0].error is None
     assert batches[1].error is not None
     assert message in batches[1].error
-    assert "row 1" in batches[1].error
+    assert "line 2" in batches[1].error
     skipping = VQAData(val=Table(str(path), columns, on_error="skip"), eval_batch_size=2, num_workers=0)
     (batch,) = skipping.val_dataloader()
     assert (batch.weight, len(batch.skipped)) == ([1.0, 0.0], 1)
@@ -165,7 +165,7 @@ def test_bad_cells_are_reported_by_workers_in_words(folder: Path, cell: dict, me
 def test_unforeseen_cells_are_skipped_as_well(folder: Path) -> None:
     path = folder / "x.jsonl"
     path.write_text(json.dumps({"question": "q", "answers": ["a", "b"], "image": "a.png", "options": ["x"]}))
-    with pytest.raises(BadSampleError, match="row 0"):
+    with pytest.raises(BadSampleError, match="line 1"):
         Table(str(path), Columns(options="options"))[0]
 
 
@@ -187,7 +187,7 @@ def test_a_tsv_means_its_quotes_and_may_hold_images(tmp_path: Path) -> None:
     assert [table[i].images[0].size for i in range(4)] == [(56, 56)] * 3 + [(300, 300)]
     assert table[0].question == '"STOP" is "where"?' and table[0].answers == ['it\'s "here"']
     (tmp_path / "b.csv").write_text(f"question,answers,image\nq,a,{'QUFB' * 30}\n")
-    with pytest.raises(BadSampleError, match="row 0: its image: not a readable image"):
+    with pytest.raises(BadSampleError, match="line 2: its image: not a readable image"):
         Table(str(tmp_path / "b.csv"))[0]
 
 
@@ -201,10 +201,43 @@ def test_a_broken_line_of_a_csv_has_a_number_and_may_be_skipped(tmp_path: Path) 
     assert table[0].question == "q"
 
 
+def test_rows_are_called_by_the_line_on_which_they_begin(tmp_path: Path) -> None:
+    """Also after blank lines, cells of two lines and rows that were left out; counted from 1, as editors do."""
+    picture(tmp_path)
+    lines = ["question,answers,image", '"what', 'is it",cat,a.png', "", "why,,a.png", '"q"x,a,a.png', "who,,a.png"]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    (tmp_path / "t.tsv").write_text("question\tanswers\timage\nq\ta\ta.png\n\nwhy\t\ta.png\n")
+    (tmp_path / "t.jsonl").write_text('\n{"question": "q", "answers": "a", "image": "a.png"}\n\n{"question": "why"}\n')
+    csv, tsv, jsonl = (Table(str(tmp_path / name), on_error="skip") for name in ("t.csv", "t.tsv", "t.jsonl"))
+    assert (csv[0].where, tsv[0].where, jsonl[0].where) == tuple(
+        f"{tmp_path / name}, line {line}" for name, line in (("t.csv", 2), ("t.tsv", 2), ("t.jsonl", 2))
+    )
+    for table, index, line in ((csv, 1, 5), (csv, 2, 7), (tsv, 1, 4), (jsonl, 1, 4)):
+        with pytest.raises(BadSampleError, match=f", line {line}: expected an"):
+            table[index]
+
+
+def test_a_sample_names_the_files_of_its_images(tmp_path: Path) -> None:
+    """As the data name them; images that are in the table have no name, unless `datasets` keeps one."""
+    data = base64.b64encode(picture(tmp_path)).decode()
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "in" / "b.png")
+    rows = [{"question": "q", "answers": "a", "image": image} for image in (["a.png", "in/b.png"], data)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [sample.files for sample in (Table(str(tmp_path / "t.jsonl"))[0], Table(str(tmp_path / "t.jsonl"))[1])] == [
+        ["a.png", "in/b.png"], [""],
+    ]  # fmt: skip
+    (tmp_path / "u.jsonl").write_text('{"question": "q", "answer": "a", "images": ["in/b.png", "./a.png"]}')
+    assert JSONL(str(tmp_path / "u.jsonl"))[0].files == ["in/b.png", "./a.png"]
+    (tmp_path / "in" / "metadata.csv").write_text("file_name,question,answers\nb.png,q,a\n")
+    (file,) = Table(str(tmp_path / "in"))[0].files
+    assert Path(file).name == "b.png"
+
+
 def test_a_row_without_its_image_is_no_text_question(tmp_path: Path) -> None:
     picture(tmp_path)
     (tmp_path / "t.csv").write_text("question,answers,image\nwhat is it,cat,a.png\nwhat is it,cat\n")
-    with pytest.raises(BadSampleError, match=r"row 1: expected an image in column `image`.*require_images: false"):
+    with pytest.raises(BadSampleError, match=r"line 3: expected an image in column `image`.*require_images: false"):
         Table(str(tmp_path / "t.csv"))[1]
     assert Table(str(tmp_path / "t.csv"), require_images=False)[1].images == []
 

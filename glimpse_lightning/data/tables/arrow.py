@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-class ArrowRows:
+class ArrowRows(Rows):
     """Rows of a ``datasets.Dataset``.
 
     Args:
@@ -38,7 +38,7 @@ class ArrowRows:
         return self.table.select_columns(name)[:][name].to_pylist()
 
 
-class JoinedRows:
+class JoinedRows(Rows):
     """Rows whose images lie in another table (GQA).
 
     Args:
@@ -52,14 +52,14 @@ class JoinedRows:
     def __init__(self, rows: Rows, images: Rows, key: str, image_key: str = "id", image: str = "image") -> None:
         self.rows, self.images, self.key, self.image = rows, images, key, image
         self.names = [*rows.names, image]
-        self.place = {name: index for index, name in enumerate(images.column(image_key))}
+        self._place = {name: index for index, name in enumerate(images.column(image_key))}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         row = self.rows[index]
-        return {**row, self.image: self.images[self.place[row[self.key]]][self.image]}
+        return {**row, self.image: self.images[self._place[row[self.key]]][self.image]}
 
     def column(self, name: str) -> Sequence[Any]:
         return self.rows.column(name)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from PIL import Image
 from torch.utils.data import Dataset
+from typing_extensions import override
 
 from glimpse_lightning.data.boxes import BoxFormat, inside, read_box, relative
 from glimpse_lightning.data.digest import of_file
@@ -27,23 +28,26 @@ OnError = Literal["raise", "skip"]
 class Rows(Protocol):
     """Rows by number, with images in their stored form."""
 
-    @property
-    def names(self) -> Sequence[str]: ...
+    names: Sequence[str]
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Mapping[str, Any]: ...
     def column(self, name: str) -> Sequence[Any]: ...
+    def place(self, index: int) -> str:
+        """Where a row stands in its source, for errors."""
+        return f"row {index}"
 
 
-class ListRows:
+class ListRows(Rows):
     """Rows in memory.
 
     Args:
         rows: mappings with the same keys.
+        lines: line of the file on which each row begins, counted from 1; ``None``: rows are counted from 0.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.rows = rows
+    def __init__(self, rows: Sequence[Mapping[str, Any]], lines: Sequence[int] | None = None) -> None:
+        self.rows, self.lines = rows, lines
         self.names = list(dict.fromkeys(name for row in rows for name in row))
 
     def __len__(self) -> int:
@@ -54,6 +58,15 @@ class ListRows:
 
     def column(self, name: str) -> Sequence[Any]:
         return [row.get(name) for row in self.rows]
+
+    @override
+    def place(self, index: int) -> str:
+        return super().place(index) if self.lines is None else f"line {self.lines[index]}"
+
+    def only(self, indices: Sequence[int]) -> ListRows:
+        """The rows of ``indices``, at the lines where they stand."""
+        lines = None if self.lines is None else [self.lines[index] for index in indices]
+        return ListRows([self.rows[index] for index in indices], lines)
 
 
 class RowDataset(Dataset[Sample]):
@@ -106,7 +119,6 @@ class RowDataset(Dataset[Sample]):
         self.rows, self.source, self.columns, self.wording, self.root = rows, source, columns, wording, root
         self.on_error, self.require_answers, self.require_images = on_error, require_answers, require_images
         self.box_format, self.max_pixels = box_format, max_pixels
-        self.numbers: Sequence[int] = range(len(rows))
         names = rows.column(columns.id) if columns.id else range(len(rows))
         self.ids = unique_names([str(int(name) % id_modulo if id_modulo else name) for name in names])
 
@@ -114,7 +126,7 @@ class RowDataset(Dataset[Sample]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        where = f"{self.source}, row {self.numbers[index]}"
+        where = f"{self.source}, {self.rows.place(index)}"
         try:
             return self._sample(self.rows[index], self.ids[index], where)
         except BadSampleError:
@@ -142,7 +154,8 @@ class RowDataset(Dataset[Sample]):
         return of_file(self.root, value) if isinstance(value, str) and base64_image(value) is None else value
 
     def _sample(self, row: Mapping[str, Any], name: str, where: str) -> Sample:
-        images = [self._image(value, where) for value in self._image_values(row)]
+        values = self._image_values(row)
+        images = [self._image(value, where) for value in values]
         if self.require_images and not images:
             raise BadSampleError(
                 f"{where}: expected an image in column `{self.columns.image}`, but it is empty; mend the row, or set "
@@ -158,6 +171,7 @@ class RowDataset(Dataset[Sample]):
             boxes=self._boxes(row, images, where),
             family="" if is_missing(family) else str(family),
             where=where,
+            files=[_file(value) for value in values],
         )
 
     def _image_values(self, row: Mapping[str, Any]) -> list[Any]:
@@ -197,6 +211,13 @@ class RowDataset(Dataset[Sample]):
 
     def _box(self, box: Box, image: Image.Image, where: str) -> Box:
         return relative(box, image.size, where) if self.box_format == "pixels" else inside(box, where, self.box_format)
+
+
+def _file(value: Any) -> str:
+    """The path in an image's cell; empty where the cell holds the image itself and no name."""
+    if isinstance(value, Mapping):
+        value = value.get("path")
+    return value if isinstance(value, str) and base64_image(value) is None else ""
 
 
 def base64_image(text: str) -> bytes | None:

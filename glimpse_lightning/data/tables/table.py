@@ -85,14 +85,16 @@ class Table(RowDataset):
     def _drop_broken_images(self, rows: ListRows) -> None:
         """Leave out rows with a base64 cell whose first bytes are not those of an image."""
         good = []
-        for index, row in enumerate(rows.rows):
-            texts = [value for value in self._image_values(row) if isinstance(value, str)]
+        for index in range(len(rows)):
+            texts = [value for value in self._image_values(rows[index]) if isinstance(value, str)]
             cells = [data for data in map(base64_image, texts) if data is not None]
             if all(map(looks_like_an_image, cells)):
                 good.append(index)
             else:
-                self.skipped.append(f"{self.path}, row {index}: its image: not a readable image; mend the cell.")
-        self.rows, self.numbers = ListRows([rows.rows[index] for index in good]), good
+                self.skipped.append(
+                    f"{self.path}, {rows.place(index)}: its image: not a readable image; mend the cell."
+                )
+        self.rows = rows.only(good)
         self.ids = [self.ids[index] for index in good]
         if not good:
             raise GlimpseError(f"{self.path}: expected a usable row, but all are bad; the first: {self.skipped[0]}")
@@ -117,9 +119,9 @@ def read_rows(path: Path, split: str | None = None, size: int | None = None, ski
         return parquet_rows(path, size)
     try:
         if path.suffix in (".jsonl", ".json"):
-            return ListRows((_json_lines(path, skipped) if path.suffix == ".jsonl" else _json_rows(path))[:size])
+            return _json_lines(path, skipped, size) if path.suffix == ".jsonl" else ListRows(_json_rows(path)[:size])
         if path.suffix in (".csv", ".tsv"):
-            return ListRows(_delimited(path, skipped)[:size])
+            return _delimited(path, skipped, size)
     except GlimpseError:
         raise
     except (OSError, ValueError, csv.Error) as error:
@@ -129,14 +131,14 @@ def read_rows(path: Path, split: str | None = None, size: int | None = None, ski
     )
 
 
-def _delimited(path: Path, skipped: list[str] | None) -> list[dict[str, Any]]:
+def _delimited(path: Path, skipped: list[str] | None, size: int | None) -> ListRows:
     """Rows of a CSV, whose cells may be quoted, or of a TSV, where a quote is a plain character for most writers. A
     TSV's cell that is quoted because of the quotes inside (``"[""a""]"``) is unquoted.
     """
     csv.field_size_limit(LARGEST_CELL)  # large enough for images in base64
     tabs = path.suffix == ".tsv"
     options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
-    rows: list[dict[str, Any]] = []
+    rows, lines = list[dict[str, Any]](), list[int]()
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, **options)
         while True:
@@ -145,11 +147,12 @@ def _delimited(path: Path, skipped: list[str] | None) -> list[dict[str, Any]]:
                 row = next(reader)
                 problem = "more cells than columns" if None in row else ""
             except StopIteration:
-                return rows
+                return ListRows(rows[:size], lines[:size])
             except csv.Error as error:
                 problem, row = str(error), {}
             if not problem:
                 rows.append({name: _unquoted(cell) for name, cell in row.items()} if tabs else row)
+                lines.append(reader.line_num - sum(cell.count("\n") for cell in row.values() if cell))
                 continue
             message = f"{path}, line {reader.line_num + (not row)}: {problem}; mend the line."
             if skipped is None:
@@ -172,8 +175,8 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _json_lines(path: Path, skipped: list[str] | None) -> list[dict[str, Any]]:
-    rows = []
+def _json_lines(path: Path, skipped: list[str] | None, size: int | None) -> ListRows:
+    rows, lines = list[dict[str, Any]](), list[int]()
     for number, line in enumerate(read_text(path).split("\n"), start=1):  # U+2028 is legal in JSON
         if not line.strip():
             continue
@@ -183,9 +186,10 @@ def _json_lines(path: Path, skipped: list[str] | None) -> list[dict[str, Any]]:
             row, problem = None, f"broken JSON ({error.msg})"
         if isinstance(row, dict):
             rows.append(row)
+            lines.append(number)
             continue
         message = f"{path}, line {number}: {problem}; mend the line."
         if skipped is None:
             raise GlimpseError(message)
         skipped.append(message)
-    return rows
+    return ListRows(rows[:size], lines[:size])
