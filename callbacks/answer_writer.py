@@ -13,6 +13,7 @@ from typing_extensions import override
 from glimpse_lightning.callbacks.results_writer import write_jsonl
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.reader import AnsweredBefore
+from glimpse_lightning.evaluation.remarks import cropped_away
 from glimpse_lightning.evaluation.vlm_module import VLMModule
 from glimpse_lightning.runtime.appended_lines import AppendedLines
 from glimpse_lightning.runtime.errors import GlimpseError
@@ -31,6 +32,7 @@ class AnswerWriter(Callback, AnsweredBefore):
         self._lines = AppendedLines(Path(), ANSWERS)
         self._before: frozenset[str] = frozenset()
         self._done: set[str] = set()
+        self._cropped: list[str] = []
 
     @override
     def answered(self, trainer: Trainer) -> set[str]:
@@ -65,7 +67,9 @@ class AnswerWriter(Callback, AnsweredBefore):
                     f"Two questions are called {sample.id!r}; give each a name of its own, as answers are kept by name."
                 )
             self._done.add(sample.id)
-            masks = [item["kept"] for item in outputs["kept"] if item["sample"] == place]
+            items = [item for item in outputs["kept"] if item["sample"] == place]
+            masks, cropped = [item["kept"] for item in items], cropped_away(items)
+            self._cropped += [cropped] if cropped else []
             rows.append(
                 {
                     "id": sample.id,
@@ -90,7 +94,10 @@ class AnswerWriter(Callback, AnsweredBefore):
         for part in self._lines.paths:
             remove(part)
         if len(rows) == 1:
-            show(rows[0]["answer"], _kept(pl_module, rows[0]), *map(str, (folder / "overlays").glob("*.png")))
+            overlays = map(str, (folder / "overlays").glob("*.png"))
+            show(rows[0]["answer"], _kept(pl_module, rows[0]), *self._cropped, *overlays)
+        elif self._cropped:
+            show(f"{self._cropped[0]} So it is with {len(self._cropped)} of the questions answered now.")
         show(f"Written: {path} ({len(rows)} answers).")
 
     @override

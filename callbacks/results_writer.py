@@ -21,10 +21,15 @@ from rich.table import Table
 from typing_extensions import override
 
 from glimpse_lightning.backbones.base import Backbone
-from glimpse_lightning.backbones.load import TINY
 from glimpse_lightning.data.digest import digest
 from glimpse_lightning.evaluation.module import EvaluationModule
 from glimpse_lightning.evaluation.records import Summary, summarise
+from glimpse_lightning.evaluation.remarks import (
+    foreign_to_tiny,
+    no_better_than_random,
+    off_budget,
+    why_nothing_is_right,
+)
 from glimpse_lightning.evaluation.vlm_module import VLMModule
 from glimpse_lightning.metrics import ExactMatch
 from glimpse_lightning.runtime.machine import describe, device_name
@@ -131,21 +136,36 @@ class ResultsWriter(Callback):
                     figures = {f"hp/{name}": summary.metrics[name] for name in COMPARED}
                     known = {name: value for name, value in figures.items() if _is_number(value)}
                     logger.log_hyperparams({"recipe": self.recipe, **settings_of(module.hparams)}, known)
+        remarks = self._remarks(trainer, module, split, summary)
         results = self._results(trainer, module, split, summary) | dict(found or {})
+        results["remarks"] += remarks
         write_text(folder / RESULTS, json.dumps(_plain(results), indent=2, ensure_ascii=False) + "\n")
         if summary is not None:
             backbone = _backbone(module)
-            remarks = [backbone.asked() if backbone else "", why_nothing_is_right(summary, module)]
-            print_summary(summary, remark="\n".join(filter(None, remarks)))
+            print_summary(summary, remark="\n".join(filter(None, [backbone.asked() if backbone else "", *remarks])))
+        elif remarks:
+            show(*map(plain, remarks))
+
+    def _remarks(
+        self, trainer: Trainer, module: LightningModule, split: str | None, summary: Summary | None
+    ) -> list[str]:
+        """What to know about the figures before they are read."""
+        found = [foreign_to_tiny(_backbone_name(module), _dataset(trainer, split))]
+        if summary is not None:
+            metric = module.metric if isinstance(module, EvaluationModule) else None
+            found += [
+                why_nothing_is_right(summary, type(metric or ExactMatch()).__name__),
+                off_budget(summary, getattr(module, "objective", None)),
+                no_better_than_random(summary),
+            ]
+        return list(filter(None, found))
 
     def _results(
         self, trainer: Trainer, module: LightningModule, split: str | None, summary: Summary | None
     ) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        dataset: Any = getattr(data, split or "train", None)
-        if dataset is None and split == "predict":
-            dataset = getattr(data, "test", None)
-        skipped = {message for holder in (module, data, dataset) for message in getattr(holder, "skipped", [])}
+        dataset = _dataset(trainer, split)
+        skipped = [message for holder in (module, data, dataset) for message in getattr(holder, "skipped", [])]
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         return {
             "recipe": self.recipe,
@@ -164,7 +184,7 @@ class ResultsWriter(Callback):
             "metrics": summary.metrics if summary else logged,
             "families": summary.families if summary else {},
             "steps": trainer.global_step,
-            "skipped": sorted(skipped),
+            "skipped": list(dict.fromkeys(skipped)),
             "remarks": list(getattr(module, "remarks", [])),
             "wall_time_s": round(self.elapsed, 1),
             "peak_memory_mb": peak_memory_mb(),
@@ -175,6 +195,13 @@ class ResultsWriter(Callback):
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
             **_circumstances(trainer.strategy.root_device),
         }
+
+
+def _dataset(trainer: Trainer, split: str | None) -> Any:
+    """The dataset that a command reads; `predict` reads that of the test where it has none of its own."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    found = getattr(data, split or "train", None)
+    return getattr(data, "test", None) if found is None and split == "predict" else found
 
 
 def settings_of(hparams: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,23 +261,6 @@ def print_summary(summary: Summary, console: Console | None = None, remark: str 
     for name, figures in summary.families.items():
         families.add_row(plain(name), str(figures["n"]), *(_percent(figures[column]) for column in FAMILY_SHOWN))
     show(families, console=console)
-
-
-def why_nothing_is_right(summary: Summary, module: LightningModule) -> str:
-    """Advice where the full model answers no question with references right; empty where it answers some."""
-    figures = summarise(summary.records)
-    if not figures["scored"] or figures["full_accuracy"]:
-        return ""
-    chosen = module.metric if isinstance(module, EvaluationModule) else None
-    metric = type(chosen or ExactMatch()).__name__
-    reasons = [
-        f"{metric} may ask for more than a right answer (--model.metric)",
-        "the prompt may not say how short an answer is wanted (--data.prompt '{question} Answer with a single word.')",
-        "answers may be cut off (--model.max_new_tokens)",
-    ]
-    if _backbone_name(module) == TINY:
-        reasons.insert(0, f"{TINY} knows GlyphVQA's questions and pictures, and no others")
-    return f"The full model answers no question right: {'; '.join(reasons)}. predictions.jsonl shows its answers."
 
 
 def _table(title: str, first: str, columns: list[str]) -> Table:

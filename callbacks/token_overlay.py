@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,59 +13,67 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 from typing_extensions import override
 
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Box, Sample
 from glimpse_lightning.evaluation.records import Record
+from glimpse_lightning.evaluation.remarks import cropped_away
 from glimpse_lightning.runtime.whole_files import replacing
 
 DIMMED = 0.25
-BOX_COLOUR, KEPT_COLOUR = (255, 60, 60), (90, 220, 120)
+BOX_COLOUR, KEPT_COLOUR, UNSEEN_COLOUR = (255, 60, 60), (90, 220, 120), (60, 60, 72)
 LINE_HEIGHT, FONT_SIZE, MIN_WIDTH, MAX_WIDTH = 20, 15, 448, 1024
 
 
-def overlay(image: Image.Image, grid: tuple[int, int, int], kept: Tensor, boxes: Sequence[Box] = ()) -> Image.Image:
-    """``image`` with the cells of dropped tokens dimmed, and evidence boxes in red.
+def overlay(image: Image.Image, items: Sequence[Mapping[str, Any]], boxes: Sequence[Box] = ()) -> Image.Image:
+    """``image`` with the cells of dropped tokens dimmed, parts that the model did not see blacked out, and evidence
+    boxes in red.
+
+    Each item, as from ``kept_by_item``, lies over the ``region`` of the image that it shows. Where several show the
+    same part (tiles and a thumbnail, frames), it is bright if any of them keeps its cell. An item whose region is not
+    known is left out.
 
     Args:
         image: as in the sample, of any size.
-        grid: (t, h, w) of its tokens; of several frames, a cell is bright where any of them is kept.
-        kept: boolean ``[t * h * w]``.
+        items: for each item of the image its ``grid`` (t, h, w), mask of ``kept`` tokens ``[t * h * w]`` and
+            ``region`` (x1, y1, x2, y2).
         boxes: evidence boxes, normalised.
     """
     width = min(max(image.width, MIN_WIDTH), MAX_WIDTH)
     image = image.convert("RGB").resize((width, max(1, round(image.height * width / image.width))))
-    cells = kept.reshape(grid).any(0).numpy().astype(np.uint8) * 255
-    mask = Image.fromarray(cells).resize(image.size, Image.Resampling.NEAREST)
     dim = Image.blend(Image.new("RGB", image.size, (128, 128, 128)), image, DIMMED).point(lambda value: value * 0.7)
-    shown = Image.composite(image, dim, mask)
+    kept, seen = Image.new("L", image.size), Image.new("L", image.size)
+    for item in items:
+        if math.isnan(item["region"][0]):
+            continue
+        cells = item["kept"].reshape(item["grid"]).any(0).numpy().astype(np.uint8) * 255
+        _brighten(kept, cells, item["region"])
+        _brighten(seen, np.full_like(cells, 255), item["region"])
+    shown = Image.composite(image, dim, kept)
+    shown.paste(UNSEEN_COLOUR, mask=ImageChops.invert(seen))
+    shown.paste(KEPT_COLOUR, mask=_border(kept))
     draw = ImageDraw.Draw(shown)
-    _outline(draw, cells > 0, shown.size)
     for x1, y1, x2, y2 in boxes:
         draw.rectangle((x1 * shown.width, y1 * shown.height, x2 * shown.width, y2 * shown.height), None, BOX_COLOUR, 2)
     return shown
 
 
-def _outline(draw: ImageDraw.ImageDraw, cells: np.ndarray, size: tuple[int, int]) -> None:
-    """Draw the border of the kept area."""
-    rows, columns = cells.shape
-    step_x, step_y = size[0] / columns, size[1] / rows
-    padded = np.pad(cells, 1)
-    for row, column in zip(*np.nonzero(cells), strict=True):
-        left, top = column * step_x, row * step_y
-        right, bottom = left + step_x - 1, top + step_y - 1
-        sides = {
-            (row, column + 1): (left, top, right, top),
-            (row + 2, column + 1): (left, bottom, right, bottom),
-            (row + 1, column): (left, top, left, bottom),
-            (row + 1, column + 2): (right, top, right, bottom),
-        }
-        for neighbour, line in sides.items():
-            if not padded[neighbour]:
-                draw.line(line, KEPT_COLOUR)
+def _brighten(mask: Image.Image, cells: np.ndarray, region: Sequence[float]) -> None:
+    """Lay ``cells [h, w]`` over ``region`` of a mask, keeping the brighter value of each pixel."""
+    left, right = (round(x * mask.width) for x in region[::2])
+    top, bottom = (round(y * mask.height) for y in region[1::2])
+    size = (max(right - left, 1), max(bottom - top, 1))
+    layer = Image.new("L", mask.size)
+    layer.paste(Image.fromarray(cells).resize(size, Image.Resampling.NEAREST), (left, top))
+    mask.paste(ImageChops.lighter(mask, layer))
+
+
+def _border(mask: Image.Image) -> Image.Image:
+    """Pixels of the bright area of a mask that touch its outside, or the edge."""
+    inner = ImageOps.expand(mask, 1).filter(ImageFilter.MinFilter(3)).crop((1, 1, mask.width + 1, mask.height + 1))
+    return ImageChops.difference(mask, inner)
 
 
 def picture(sample: Sample, items: Sequence[Mapping[str, Any]], answers: Mapping[str, str]) -> Image.Image:
@@ -72,19 +81,20 @@ def picture(sample: Sample, items: Sequence[Mapping[str, Any]], answers: Mapping
 
     Args:
         sample: the question.
-        items: ``grid`` and ``kept`` of each of its images.
+        items: items of its images, as from ``kept_by_item``.
         answers: text by label, the label naming the model that answered.
     """
     boxes = sample.boxes or [[] for _ in sample.images]
     panels = [
-        overlay(image, item["grid"], item["kept"], group)
-        for image, item, group in zip(sample.images, items, boxes, strict=True)
+        overlay(image, [item for item in items if item["image"] == number], group)
+        for number, (image, group) in enumerate(zip(sample.images, boxes, strict=True))
     ]
     kept = sum(int(item["kept"].sum()) for item in items)
     total = sum(len(item["kept"]) for item in items)
     share = f" ({kept / total:.1%})" if total else ""
     lines = [f"Q: {sample.question}", *(f"{label}: {text}" for label, text in answers.items())]
     lines.append(f"kept {kept} of {total} tokens{share}")
+    lines += filter(None, [cropped_away(items)])
     width = max(sum(panel.width for panel in panels), MIN_WIDTH)
     lines = [part for line in lines for part in textwrap.wrap(line, width // 8) or [""]]
     height = max((panel.height for panel in panels), default=0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from crops import IMAGE, internvl_inputs
 from tiny_models import FAMILIES
 from torch import Tensor
 
@@ -15,8 +16,6 @@ from glimpse_lightning.backbones.base import pad_rows
 from glimpse_lightning.data.evidence import evidence_mask
 from glimpse_lightning.data.sample import Box
 from glimpse_lightning.engine.prompt import TokenLayout
-
-IMAGE = 5
 
 
 def touched(backbone: gl.Backbone, inputs: dict[str, Any], boxes: list[list[list[Box]]]) -> list[set[tuple[int, ...]]]:
@@ -98,14 +97,6 @@ def test_one_of_several_images_is_padded_to_a_square():
     assert first == cells(range(1, 2), range(4))
     assert second == {(0, 0)}
     assert touched(backbone, inputs, [[[(0.0, 0.0, 1.0, 1.0)], []]]) == [cells(range(1, 3), range(4)), set()]
-
-
-def internvl_inputs(crops: list[list[int]], sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
-    """Samples whose images have these numbers of crops, of 2 x 2 tokens each."""
-    rows = [[20, *(token for count in sample for token in (7, *[IMAGE] * (4 * count), 8)), 21] for sample in crops]
-    total = sum(map(sum, crops))
-    inputs = pad_rows([torch.tensor(row) for row in rows], "left", 0)
-    return inputs | {"pixel_values": torch.randn(total, 3, 16, 16), "image_sizes": torch.tensor(sizes)}
 
 
 def test_internvl_tiles_and_thumbnail():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,6 +60,20 @@ def within(outer: Region, part: Region) -> Region:
     left, top, right, bottom = outer
     width, height = right - left, bottom - top
     return (left + part[0] * width, top + part[1] * height, left + part[2] * width, top + part[3] * height)
+
+
+def share_seen(regions: Sequence[Region]) -> float:
+    """The share of an image's area that at least one of ``regions`` shows; NaN if one of them is not known."""
+    if any(math.isnan(edge) for region in regions for edge in region):
+        return math.nan
+    inside = [tuple(min(max(edge, 0.0), 1.0) for edge in region) for region in regions]
+    columns, rows = (sorted({edge for region in inside for edge in region[axis::2]}) for axis in (0, 1))
+    return sum(
+        (right - left) * (bottom - top)
+        for left, right in pairwise(columns)
+        for top, bottom in pairwise(rows)
+        if any(x1 <= left and right <= x2 and y1 <= top and bottom <= y2 for x1, y1, x2, y2 in inside)
+    )
 
 
 def resized_and_cropped(height: int, width: int, settings: Any) -> Region:

@@ -9,7 +9,7 @@ item by item. A component that sees only this cannot depend on batch mates or on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -161,6 +161,12 @@ class Views:
     def to(self, device: torch.device) -> Views:
         """A copy on another device."""
         return Views(self.image.to(device), self.region.to(device))
+
+    def within(self, samples: Sequence[int]) -> list[int]:
+        """Number of each item's image within its sample, for items of ``samples``."""
+        images = self.image.tolist()
+        first = dict(reversed([*zip(samples, images, strict=True)]))
+        return [image - first[sample] for sample, image in zip(samples, images, strict=True)]
 
     def repeated(self, items: Tensor, copies: int) -> Views:
         """Views in which every sample, with its ``items [B]`` items, is repeated ``copies`` times in a row."""

@@ -49,22 +49,18 @@ def evidence_mask(tokens: TokenPlaces, boxes: Sequence[Sequence[Sequence[Box]] |
     """
     touched = torch.zeros_like(tokens.item, dtype=torch.bool)
     views = tokens.views or Views.whole(len(tokens.grid), tokens.grid.device)
-    owners, images, regions = tokens.item_sample.tolist(), views.image.tolist(), views.region.tolist()
-    seen: dict[int, list[int]] = {}
-    for sample, image in zip(owners, images, strict=True):
-        mine = seen.setdefault(sample, [])
-        if image not in mine:
-            mine.append(image)
-    for sample, mine in seen.items():
+    owners, regions = tokens.item_sample.tolist(), views.region.tolist()
+    places = views.within(owners)
+    for sample, count in {sample: place + 1 for sample, place in zip(owners, places, strict=True)}.items():
         groups = boxes[sample]
-        if groups is not None and len(mine) > len(groups):
+        if groups is not None and count > len(groups):
             raise GlimpseError(
-                f"Expected evidence boxes for each of the {len(mine)} images of a sample, but got them for "
+                f"Expected evidence boxes for each of the {count} images of a sample, but got them for "
                 f"{len(groups)}. Where images are cut into tiles, it may not be known which belong together: make the "
                 "batch with `backbone.collate`, or leave `boxes` out."
             )
-    for item, (sample, image) in enumerate(zip(owners, images, strict=True)):
-        groups, place = boxes[sample], seen[sample].index(image)
+    for item, (sample, place) in enumerate(zip(owners, places, strict=True)):
+        groups = boxes[sample]
         if groups is None or not groups[place]:
             continue
         here = tokens.item == item

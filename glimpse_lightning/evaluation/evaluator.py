@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.core.token_counts import SampleCounts, StageTokens, count_tokens
+from glimpse_lightning.core.visual_tokens import Views
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.evidence import evidence_mask
 from glimpse_lightning.engine.decoding import step_after
@@ -206,9 +207,21 @@ def _per_sample(mask: Tensor, out: PrefillOutput, samples: int) -> list[int]:
 
 
 def kept_by_item(out: PrefillOutput) -> list[dict[str, Any]]:
-    """For each image or video its ``sample``, ``grid`` (t, h, w) and mask of ``kept`` tokens ``[t * h * w]``."""
-    keep = out.kept().cpu()
+    """For each item (image, tile of one, frame) its ``sample``, the number of its ``image`` in the sample, the
+    ``region`` (x1, y1, x2, y2) of the image that it shows, its ``grid`` (t, h, w) and the mask of ``kept`` tokens
+    ``[t * h * w]``. The region is NaN where it is not known.
+    """
+    tokens, keep = out.tokens, out.kept().cpu()
+    views = tokens.views or Views.whole(len(tokens.grid), tokens.grid.device)
+    samples = tokens.item_sample.tolist()
+    images = views.within(samples)
     return [
-        {"sample": int(sample), "grid": tuple(grid.tolist()), "kept": keep[(out.tokens.item == item).cpu()]}
-        for item, (sample, grid) in enumerate(zip(out.tokens.item_sample, out.tokens.grid, strict=True))
+        {
+            "sample": samples[item],
+            "image": images[item],
+            "region": tuple(views.region[item].tolist()),
+            "grid": tuple(grid.tolist()),
+            "kept": keep[(tokens.item == item).cpu()],
+        }
+        for item, grid in enumerate(tokens.grid)
     ]

@@ -1,4 +1,4 @@
-"""Where the full model answers nothing right, the table says what to look at."""
+"""What a run says about its figures, and the settings that it is told apart by."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ import pytest
 from PIL import Image
 from runs import run, write_recipe
 
-from glimpse_lightning.callbacks.results_writer import settings_of, why_nothing_is_right
-from glimpse_lightning.evaluation.records import Record, Summary
-from glimpse_lightning.metrics import ANLS
-from glimpse_lightning.training.module import PruningModule
+from glimpse_lightning.callbacks.results_writer import settings_of
 
 RECIPE = """\
 # The full model alone.
@@ -23,29 +20,22 @@ trainer: {accelerator: cpu, enable_progress_bar: false, logger: false}
 """
 
 
-def summary(*scores: float | None) -> Summary:
-    records = [Record(str(i), "", "q", [], "a", "a", score, score, 1, 2) for i, score in enumerate(scores)]
-    return Summary(records, {})
-
-
-def test_reasons_are_those_of_the_run() -> None:
-    said = why_nothing_is_right(summary(0.0, None), PruningModule(backbone="some/model", metric=ANLS()))
-    assert "ANLS may ask for more" in said and "--data.prompt" in said and "glimpse-tiny" not in said
-    assert "glimpse-tiny knows GlyphVQA's questions" in why_nothing_is_right(summary(0.0), PruningModule())
-
-
-@pytest.mark.parametrize("scores", [(0.0, 1.0), (0.1,), (None, None), ()])
-def test_nothing_is_said_where_something_is_right_or_nothing_is_known(scores: tuple[float | None, ...]) -> None:
-    assert why_nothing_is_right(summary(*scores), PruningModule()) == ""
-
-
 @pytest.mark.parametrize(("answer", "said"), [("no such answer", True), (None, False)])
-def test_the_table_says_so(tmp_path: Path, answer: str | None, said: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_remarks_stand_below_the_table_and_in_the_results(
+    tmp_path: Path, answer: str | None, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     Image.new("RGB", (224, 224)).save(tmp_path / "a.png")
     row = {"question": "what is it", "image": "a.png"} | ({"answer": answer} if answer else {})
     (tmp_path / "d.jsonl").write_text(json.dumps(row))
-    assert run("test", write_recipe(tmp_path, RECIPE.replace("PATH", str(tmp_path / "d.jsonl"))), tmp_path) == 0
-    assert ("The full model answers no question right" in capsys.readouterr().out) == said
+    recipe = write_recipe(tmp_path, RECIPE.replace("PATH", str(tmp_path / "d.jsonl")))
+    assert run("test", recipe, tmp_path) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    results = json.loads((tmp_path / "small" / "test_0" / "results.json").read_text())
+    assert len(results["remarks"]) == 1 + said
+    assert all(remark in shown for remark in results["remarks"])
+    assert ("The full model answers no question right" in shown) == said
+    assert run("predict", recipe, tmp_path) == 0
+    assert "about your images its answers mean nothing" in " ".join(capsys.readouterr().out.split())
 
 
 def part(name: str, **options: Any) -> dict[str, Any]:

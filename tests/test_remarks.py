@@ -1,0 +1,70 @@
+"""Remarks about figures that are easily misread, each where it holds and nowhere else."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import glimpse_lightning as gl
+from glimpse_lightning.evaluation.records import Record, Summary
+from glimpse_lightning.evaluation.remarks import (
+    foreign_to_tiny,
+    no_better_than_random,
+    off_budget,
+    why_nothing_is_right,
+)
+
+
+def records(*scores: float | None, said: str = "a", kept: int = 1) -> list[Record]:
+    return [Record(str(i), "", "q", [], said, "a", score, score, kept, 10) for i, score in enumerate(scores)]
+
+
+def test_a_full_model_that_is_never_right_has_reasons() -> None:
+    said = why_nothing_is_right(Summary(records(0.0, None), {}), "ANLS")
+    assert "ANLS may ask for more" in said and "--data.prompt" in said
+
+
+@pytest.mark.parametrize("scores", [(0.0, 1.0), (0.1,), (None, None), ()])
+def test_there_are_none_where_something_is_right_or_nothing_is_known(scores: tuple[float | None, ...]) -> None:
+    assert why_nothing_is_right(Summary(records(*scores), {}), "ANLS") == ""
+
+
+@pytest.mark.parametrize(
+    ("own", "random", "said"),
+    [
+        (records(0.0, 1.0), records(1.0, 1.0), "(accuracy 100.0% against 50.0%)"),
+        (records(1.0, 0.0), records(0.0, 1.0), ""),
+        (records(None, None, said="b"), records(None, None), "(agreement 100.0% against 0.0%)"),
+        (records(None, None), records(None, None, said="b"), ""),
+        (records(1.0), [], ""),
+        ([], [], ""),
+    ],
+)
+def test_chance_is_named_where_it_does_better(own: list[Record], random: list[Record], said: str) -> None:
+    found = no_better_than_random(Summary(own, {"AttentionRank": records(1.0), "Random": random}))
+    assert (said in found) if said else found == ""
+
+
+@pytest.mark.parametrize(
+    ("objective", "kept", "said"),
+    [
+        (gl.objectives.KL(retention=0.3), 1, "asked for 30.0% of the tokens, and this evaluation kept 10.0%"),
+        (gl.objectives.KL(retention=0.2), 5, "asked for 20.0% of the tokens, and this evaluation kept 50.0%"),
+        (gl.objectives.KL(retention=0.2), 3, ""),
+        (gl.objectives.KL(retention=0.1, flops=0.5), 5, ""),  # a budget of compute
+        (gl.objectives.Mask(), 5, ""),
+        (None, 5, ""),
+    ],
+)
+def test_a_test_that_keeps_another_share_than_was_trained_says_so(objective: Any, kept: int, said: str) -> None:
+    found = off_budget(Summary(records(1.0, kept=kept), {}), objective)
+    assert (said in found) if said else found == ""
+
+
+def test_tiny_knows_its_own_pages_only() -> None:
+    pages, photographs = gl.GlyphVQA("test", size=1), SimpleNamespace()
+    assert "its answers mean nothing" in foreign_to_tiny("glimpse-tiny", photographs)
+    assert foreign_to_tiny("glimpse-tiny", pages) == foreign_to_tiny("some/model", photographs) == ""
+    assert foreign_to_tiny("glimpse-tiny", None) == foreign_to_tiny(None, photographs) == ""
