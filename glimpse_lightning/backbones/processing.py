@@ -63,7 +63,7 @@ class ImageOnlyProcessor(ProcessorMixin):
         if audio is not None:
             raise GlimpseError("Expected text and images, but got `audio`, which Qwen-VL models do not hear.")
         if videos is not None:
-            raise GlimpseError("Video needs torchvision: `pip install glimpse_lightning[video]`.")
+            raise GlimpseError(f"Video needs torchvision: `{install_command('video')}`.")
         prompts = [text] if isinstance(text, str) else list(text)
         nested = [images] if isinstance(images, Image.Image) else list(images or [])
         pictures = [one for some in nested for one in ([some] if isinstance(some, Image.Image) else some)]
@@ -100,7 +100,7 @@ def load_processor(name: str, **kwargs: Any) -> Any:
     ``None`` for a folder that holds a model alone, which takes ready tensor batches only.
 
     Raises:
-        GlimpseError: if the stock processor needs a missing package.
+        GlimpseError: if the stock processor needs a package that is missing, or that does not fit torch.
     """
     if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in PROCESSOR_FILES):
         return None
@@ -108,13 +108,14 @@ def load_processor(name: str, **kwargs: Any) -> Any:
     if is_torchvision_available() or not _has_stand_in(model_type):
         try:
             return AutoProcessor.from_pretrained(name, **kwargs)
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, RuntimeError) as error:  # RuntimeError: "torchvision::nms does not exist"
             command = installing(error)
-            if not command and isinstance(error, ValueError):
+            if not command and not isinstance(error, ImportError):
                 raise
             reason = str(error).strip().splitlines()[0].partition(" Check out")[0]
             raise GlimpseError(
-                f"The processor of {name!r} ({model_type}) needs a package that is missing: {reason} "
+                f"The processor of {name!r} ({model_type}) needs a package that is missing, or not made for torch "
+                f"{torch.__version__}: {reason} "
                 f"Install it{command and f': `{command}`'}. Without a processor, `gl.wrap_backbone(model)` takes ready "
                 "tensor batches."
             ) from error
@@ -134,8 +135,17 @@ def _has_stand_in(model_type: str) -> bool:
 
 
 def installing(error: Exception) -> str:
-    """The command that installs the package reported as missing by an error of transformers; empty if no extra of this
-    package has it.
+    """The command that installs the package reported as missing by an error of transformers, with the torch that is
+    there; empty if no extra of this package has it.
     """
     found = (extra for package, extra in EXTRAS.items() if package in str(error).lower())
-    return next((f"pip install 'glimpse_lightning[{extra}]'" for extra in found), "")
+    return next(map(install_command, found), "")
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra of this package. It names this build of torch, as pip would otherwise take the
+    newest torchvision, and another torch along with it.
+    """
+    build = str(torch.__version__).partition("+")[2]
+    index = f" --extra-index-url https://download.pytorch.org/whl/{build}" if build else ""
+    return f"pip install 'glimpse_lightning[{extra}]' torch=={torch.__version__}{index}"

@@ -176,9 +176,10 @@ def test_unknown_quantization():
         (ImportError("Package `num2words` is required to run SmolVLM processor."), r"num2words.*\[video\]"),
         (
             ImportError("X requires the protobuf library."),
-            r"a package that is missing: X .*protobuf library\. Install it\.",
+            r"a package that is missing, or .*: X .*protobuf library\. Install it\.",
         ),
         (ImportError("InternVLVideoProcessor requires the Torchvision library.\nMore."), r"library\. .*\[video\]"),
+        (RuntimeError("operator torchvision::nms does not exist"), r"not made for torch \d.*nms.*\[video\]' torch==\d"),
         (ValueError("Unrecognized processing class"), "Could not load backbone .*: Unrecognized processing class"),
     ],
 )
