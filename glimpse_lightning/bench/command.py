@@ -49,7 +49,10 @@ def arguments() -> CommandParser:
     parser = CommandParser("bench", "Measure plain Hugging Face against pruned models, in one process, round by round.")
     parser.add_argument("--config", required=True, help="the benchmark's YAML, or the name of a packaged one")
     parser.add_argument("--output", default="bench.json", help="JSON to write; Markdown and plot come next to it")
-    parser.add_argument("--data", help="glyph_vqa or a JSONL file: measure whole generations on its questions instead")
+    parser.add_argument(
+        "--data",
+        help="glyph_vqa or a file of questions (JSONL, CSV, ...): measure whole generations on its questions instead",
+    )
     parser.add_argument(
         "--trace", action="store_true", default=None, help="list the operators that take most of a prefill's time"
     )
@@ -81,6 +84,10 @@ def run(args: Sequence[str]) -> int:
         )
     if options.data is not None and settings.training:
         raise GlimpseError("Expected either `--data` or `training`: training steps are measured on random prompts.")
+    if options.data is None and flags["samples"] is not None:
+        raise GlimpseError("Expected `--samples` with `--data`, whose questions it counts; rounds are `--repetitions`.")
+    if flags["answer_tokens"] is not None and not settings.training:
+        raise GlimpseError("Expected `--answer_tokens` with `training`; of a decoding, the length is `--new_tokens`.")
     if options.data is not None:
         dataset.load(options.data, 1)  # before the model is loaded
     backbone = backbone_of(settings)

@@ -16,7 +16,7 @@ from glimpse_lightning.bench.measure import HF, Variant, sizes, times
 from glimpse_lightning.bench.settings import Settings
 from glimpse_lightning.bench.sweep import Say, case_of, decoder_bytes
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
-from glimpse_lightning.data.jsonl import JSONL
+from glimpse_lightning.data.open_file import READERS, open_file
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.runtime.errors import GlimpseError
 
@@ -24,7 +24,7 @@ GLYPHS = "glyph_vqa"
 
 
 def load(name: str, size: int) -> Dataset[Sample]:
-    """The test split of ``glyph_vqa``, or a JSONL file in the format of docs/own_data.md.
+    """The test split of ``glyph_vqa``, or a file of questions: JSONL, JSON, CSV, TSV or Parquet.
 
     Raises:
         GlimpseError: where ``name`` is neither.
@@ -32,8 +32,10 @@ def load(name: str, size: int) -> Dataset[Sample]:
     if name == GLYPHS:
         return GlyphVQA("test", size)
     if not Path(name).is_file():
-        raise GlimpseError(f"Expected `--data` to be {GLYPHS} or a JSONL file, but there is no file {name!r}.")
-    return JSONL(name, require_answers=False)
+        raise GlimpseError(f"Expected `--data` to be {GLYPHS} or a file of questions, but there is no file {name!r}.")
+    if (found := open_file(name)) is None:
+        raise GlimpseError(f"{name}: expected a file of questions, its name ending in one of {', '.join(READERS)}.")
+    return found
 
 
 @torch.no_grad()

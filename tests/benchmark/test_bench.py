@@ -128,13 +128,12 @@ def test_unpruned_prefill_calls_hardly_more_operators(record: dict[str, Any]) ->
     assert unpruned < 1.15 * hf
 
 
-@pytest.mark.parametrize("name", ["glyph_vqa", "questions.jsonl"])
+@pytest.mark.parametrize("name", ["glyph_vqa", "questions.csv"])
 def test_data_protocol(tmp_path: Path, name: str) -> None:
     if name != "glyph_vqa":
         Image.new("RGB", (224, 224)).save(tmp_path / "image.png")
-        rows = [{"question": f"{i}?", "image": "image.png"} for i in range(2)]  # answers may be missing
         name = str(tmp_path / name)
-        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        Path(name).write_text("question,image\n0?,image.png\n1?,image.png\n")  # answers may be missing
     config = str(write(tmp_path, scorer="VIP", scorer_args={"attention_dim": 32, "condition_dim": 32}))
     assert main(["bench", "--config", config, "--data", name, "--output", str(tmp_path / "d.json")]) == 0
     (group,) = json.loads((tmp_path / "d.json").read_text())["groups"]
@@ -282,3 +281,11 @@ def test_flags_about_random_prompts_are_refused_with_questions(
     assert main(["bench", "--config", str(write(tmp_path)), "--data", "glyph_vqa", *flag]) == 1
     error = capsys.readouterr().err
     assert f"no {flag[0]} with" in error and "`--samples`" in error
+
+
+@pytest.mark.parametrize(("flag", "remedy"), [("--samples", "with `--data`"), ("--answer_tokens", "with `training`")])
+def test_flags_that_nothing_would_read_are_refused(
+    flag: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--config", str(write(tmp_path)), flag, "2"]) == 1
+    assert f"Expected `{flag}` {remedy}" in capsys.readouterr().err
