@@ -78,7 +78,8 @@ class AnswerWriter(Callback, AnsweredBefore):
                     "answer": outputs["answers"][place],
                     "references": sample.answers,
                     "kept": sum(int(mask.sum()) for mask in masks),
-                    "total": sum(len(mask) for mask in masks),
+                    "total": outputs["total"][place],
+                    "cut_off": outputs["cut_off"][place],
                 }
             )
         self._lines.add(rows)
@@ -96,7 +97,12 @@ class AnswerWriter(Callback, AnsweredBefore):
         if len(rows) == 1:
             overlays = map(str, (folder / "overlays").glob("*.png"))
             show(rows[0]["answer"], _kept(pl_module, rows[0]), *self._cropped, *overlays)
-        elif self._cropped:
+        if cut := sum(row["cut_off"] for row in rows):
+            show(
+                f"{cut} of {len(rows)} answers were cut off at `model.max_new_tokens`, their longest; raise it to read "
+                "them whole."
+            )
+        if len(rows) > 1 and self._cropped:
             show(f"{self._cropped[0]} So it is with {len(self._cropped)} of the questions answered now.")
         show(f"Written: {path} ({len(rows)} answers).")
 

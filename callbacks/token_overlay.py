@@ -76,13 +76,14 @@ def _border(mask: Image.Image) -> Image.Image:
     return ImageChops.difference(mask, inner)
 
 
-def picture(sample: Sample, items: Sequence[Mapping[str, Any]], answers: Mapping[str, str]) -> Image.Image:
+def picture(sample: Sample, items: Sequence[Mapping[str, Any]], answers: Mapping[str, str], total: int) -> Image.Image:
     """All images of a sample next to each other, above its question and ``answers``.
 
     Args:
         sample: the question.
         items: items of its images, as from ``kept_by_item``.
         answers: text by label, the label naming the model that answered.
+        total: number of its visual tokens before pruning.
     """
     boxes = sample.boxes or [[] for _ in sample.images]
     panels = [
@@ -90,7 +91,6 @@ def picture(sample: Sample, items: Sequence[Mapping[str, Any]], answers: Mapping
         for number, (image, group) in enumerate(zip(sample.images, boxes, strict=True))
     ]
     kept = sum(int(item["kept"].sum()) for item in items)
-    total = sum(len(item["kept"]) for item in items)
     share = f" ({kept / total:.1%})" if total else ""
     lines = [f"Q: {sample.question}", *(f"{label}: {text}" for label, text in answers.items())]
     lines.append(f"kept {kept} of {total} tokens{share}")
@@ -219,7 +219,7 @@ class TokenOverlay(Callback):
             if 0 <= wanted <= self._drawn:
                 return
             items = _items_by_sample(outputs["kept"], row)
-            drawn = picture(batch.samples[row], items, {"answer": outputs["answers"][row]})
+            drawn = picture(batch.samples[row], items, {"answer": outputs["answers"][row]}, outputs["total"][row])
             save_picture(drawn, overlay_path(Path(trainer.default_root_dir), batch.samples[row]))
             self._drawn += 1
 
@@ -229,7 +229,7 @@ class TokenOverlay(Callback):
         answers = {"pruned": record.prediction, "full": record.full_prediction}
         if sample.answers:
             answers["true"] = sample.answers[0]
-        drawn = picture(sample, candidate.items, answers)
+        drawn = picture(sample, candidate.items, answers, record.total)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(tag, np.asarray(drawn), trainer.global_step, dataformats="HWC")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -72,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with forgiving():
         try:
             return _dispatch(args)
+        except KeyboardInterrupt:  # of the imports before a run, or of one that has nothing to keep
+            if os.environ.get("GLIMPSE_DEBUG"):
+                raise
+            print("Interrupted.", file=sys.stderr)
+            return 128 + signal.SIGINT
         except Exception as error:
             message = explain(error)
             if message is None or os.environ.get("GLIMPSE_DEBUG"):

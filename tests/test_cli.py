@@ -13,6 +13,7 @@ from runs import SMALL, run, write_recipe
 
 import glimpse_lightning
 from glimpse_lightning.cli import brief_help, main, packaged_recipes
+from glimpse_lightning.cli.data_flag import files_as_datasets
 from glimpse_lightning.cli.recipe_files import recipe_name, with_recipes
 from glimpse_lightning.cli.trainer_runs import SHORT_FLAGS
 from glimpse_lightning.model.storage import save_pruner
@@ -104,6 +105,14 @@ def test_runs_are_named_after_their_recipe(tmp_path: Path) -> None:
         (["recipes", "show", "vip_lk"], ["vip_lk", "Did you mean vip_kl"]),
         (["fit", "--config", "vip_lk"], ["vip_lk", "Did you mean vip_kl"]),
         (["test", "--ckpt_path", "none.ckpt"], ["none.ckpt", "checkpoint"]),
+        (
+            ["test", "--config", "eval/quick", "--data.test", "q.csv"],
+            ["`data.test` is not read by a suite", "`data.tasks`"],
+        ),
+        (
+            ["predict", "--config", "vip_kl", "--image", "a.png", "b.png"],
+            ["no flag before 'b.png'", "'[a.png, b.png]'"],
+        ),
     ],
 )
 def test_wrong_names_are_one_paragraph(args: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +231,40 @@ def test_flags_beat_interpolated_values(tmp_path: Path, capsys: pytest.CaptureFi
     assert retention() == 0.1
     assert retention("--vars.retention", "0.3") == 0.3
     assert retention("--model.objective.retention", "0.4") == 0.4
+
+
+def test_an_early_interruption_has_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as during the imports, before there is a run."""
+
+    def interrupted(args: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("glimpse_lightning.__main__._dispatch", interrupted)
+    assert main(["fit"]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+    monkeypatch.setenv("GLIMPSE_DEBUG", "1")
+    with pytest.raises(KeyboardInterrupt):
+        main(["fit"])
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--data.test", "in/q.csv"], ["--data.test=Table", "--data.test.path=in/q.csv"]),
+        (["--data.predict=q.JSONL", "-x"], ["--data.predict=JSONL", "--data.predict.path=q.JSONL", "-x"]),
+        (["--data.train", "a.parquet", "--data.val", "b.tsv"],
+         ["--data.train=Table", "--data.train.path=a.parquet", "--data.val=Table", "--data.val.path=b.tsv"]),
+        (["--data.test", "JSONL", "--data.test.path", "q.jsonl"], None),
+        (["--data.test", "mine.yaml"], None),
+        (["--data.test", "--data.val", "b.tsv"], ["--data.test", "--data.val=Table", "--data.val.path=b.tsv"]),
+        (["--data.test"], None),
+        (["q.csv", "--question", "q.csv"], None),
+    ],
+)  # fmt: skip
+def test_a_file_of_questions_is_a_dataset(args: list[str], expected: list[str] | None) -> None:
+    assert files_as_datasets(args) == (args if expected is None else expected)
 
 
 def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,10 +114,16 @@ CHAPTERS = {
     ],
     "own data": [
         Step(
-            "fit --config vip_kl --data.train JSONL --data.train.path mine/train.jsonl --data.val JSONL"
-            " --data.val.path mine/val.jsonl --data.test JSONL --data.test.path mine/test.jsonl",
+            "fit --config vip_kl --data.train mine/train.jsonl --data.val mine/val.jsonl --data.test mine/test.jsonl",
             fitted("runs/vip_kl/fit_0"),
             TINY,
+        ),
+        Step(
+            "predict --config methods/fastv --backbone Qwen/Qwen2.5-VL-7B-Instruct --model.max_new_tokens 64 --image"
+            ' mine/photos --question "What is written on the sign?"',
+            "runs/fastv/predict_0/answers.jsonl runs/fastv/predict_0/overlays/*.png",
+            "--trainer.accelerator cpu --model.max_new_tokens 2",
+            prints="(2 answers)",
         ),
         Step(
             "test --config methods/random --model.scorer my_pruners.SalientCentre",

@@ -182,6 +182,64 @@ def test_two_questions_of_one_name_are_an_error(recipe: Path, capsys: pytest.Cap
     assert "Two questions are called 'image 0'" in capsys.readouterr().err
 
 
+def test_a_folder_of_images_gets_one_question(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One by one, other files left out; each answer names its picture."""
+    images = [str(recipe.parent / f"{index}.png") for index in range(7)]
+    assert predict(recipe, "--image", str(recipe.parent), "--question", "how many hearts?") == 0
+    rows = answers(folder(recipe) / "answers.jsonl")
+    assert [row["images"] for row in rows] == [[image] for image in images]
+    assert {row["question"] for row in rows} == {"how many hearts?"}
+    assert len(list((folder(recipe) / "overlays").iterdir())) == 7
+    (recipe.parent / "none").mkdir()
+    assert predict(recipe, "--image", str(recipe.parent / "none"), "--question", "how many?") == 1
+    assert "there is none in it" in capsys.readouterr().err
+
+
+def test_a_table_without_answers_is_answered(recipe: Path) -> None:
+    """`predict` reads no answers, so that none have to be there, whatever the class of the data."""
+    table = recipe.parent / "q.csv"
+    table.write_text("question,image\nhow many hearts?,0.png\nhow many stars?,1.png\n")
+    lines = recipe.parent / "q.jsonl"
+    lines.write_text('{"question": "how many hearts?", "image": "0.png"}')
+    assert predict(recipe, "--data.predict", str(table)) == 0
+    assert predict(recipe, "--data.predict", str(lines)) == 0
+    said = [answers(folder(recipe, number) / "answers.jsonl") for number in (0, 1)]
+    assert [row["images"] for row in said[0]] == [["0.png"], ["1.png"]]
+    assert said[0][0]["answer"] == said[1][0]["answer"]
+
+
+def test_an_answer_that_is_cut_off_is_marked(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(recipe) == 0
+    whole = {row["id"]: row for row in answers(folder(recipe) / "answers.jsonl")}
+    cut = [name for name, row in whole.items() if row["cut_off"]]
+    said = capsys.readouterr().out
+    assert (f"{len(cut)} of 7 answers were cut off at `model.max_new_tokens`" in said) == bool(cut)
+    assert predict(recipe, "--model.max_new_tokens", "12") == 0
+    longer = {row["id"]: row for row in answers(folder(recipe, 1) / "answers.jsonl")}
+    for name, row in longer.items():
+        assert not row["cut_off"]  # no answer of this data has 12 tokens
+        assert row["answer"].startswith(whole[name]["answer"])
+        assert (row["answer"] == whole[name]["answer"]) or whole[name]["cut_off"]
+    assert predict(recipe, "--model.max_new_tokens", "1") == 0
+    assert all(row["cut_off"] for row in answers(folder(recipe, 2) / "answers.jsonl"))
+    assert "7 of 7 answers were cut off" in capsys.readouterr().out
+
+
+CUT = RECIPE.replace(
+    """  after_layer: 1
+  scorer: AttentionRank
+  policy: {class_path: KeepRatio, init_args: {ratio: 0.25}}
+""",
+    "  resolution: {ratio: 0.25}\n",
+)
+
+
+def test_shrunk_images_are_counted_against_whole_ones(recipe: Path) -> None:
+    path = write_recipe(recipe.parent, CUT.replace("d.jsonl", str(recipe.parent / "d.jsonl")))
+    assert predict(path) == 0
+    assert {(row["kept"], row["total"]) for row in answers(folder(path) / "answers.jsonl")} == {(16, 64)}
+
+
 TRAINED = """\
 model:
   after_layer: 1

@@ -94,6 +94,9 @@ def write_inputs(folder: Path, hub: Path) -> None:
     for name in ("mine", "data"):
         for split in ("train", "val", "test"):
             _jsonl(folder / name / f"{split}.jsonl")
+    (folder / "mine" / "photos").mkdir()
+    for name in ("one.jpg", "two.png"):
+        Image.new("RGB", (84, 56), "green").save(folder / "mine" / "photos" / name)
     for task in filter(BENCHMARKS.__contains__, _tasks()):
         write_copy(task, folder / COPIES / BENCHMARKS[task].hub_id.split("/")[1])
     (folder / "data" / "DocVQA").symlink_to(folder / COPIES / "DocVQA")  # the one that docs/evaluation.md downloads

@@ -36,6 +36,8 @@ def readable(message: str, options: Sequence[str] = ()) -> str:
         if flag[1] == "--data.limit":  # what `--limit` is short for
             return "`--limit` is for suites; elsewhere `--data.test_size` is the number of questions of a test."
         return f"there is no option {flag[1]}.{nearest(flag[1], options)} `fit --help all` lists every one."
+    if stray := re.match(r"unrecognized arguments: ([^-\s]\S*)", message):
+        return f"there is no flag before {stray[1]!r}; a list is one argument: '[a.png, b.png]'."
     given = re.search(r"Given value: (?!NestedArg)(.{1,60})$", message)
     reasons = "; ".join(_reasons(message))
     return _at(key, reasons + (f", but got {given[1]}" if given and not reasons.endswith(".") else ""))
@@ -47,6 +49,11 @@ def _at(key: str, text: str) -> str:
 
 def _unknown_option(key: str, name: str, options: Sequence[str]) -> str:
     known = [option.removeprefix("--").removesuffix("+") for option in options if not option.endswith(".help")]
+    if name in ("train", "val", "test", "predict") and "tasks" in known:
+        return (
+            f"`data.{name}` is not read by a suite, whose data are `data.tasks`. Questions of your own go with a "
+            "recipe of a method, such as attention_rank."
+        )
     return _at(key, f"there is no option {name!r}.{nearest(name, list(dict.fromkeys(known)))}")
 
 

@@ -24,6 +24,7 @@ from typing_extensions import override
 from glimpse_lightning import callbacks, metrics, objectives, policies, reducers, scorers
 from glimpse_lightning.cli.brief_help import whole
 from glimpse_lightning.cli.checkpoint_config import checkpoint_config
+from glimpse_lightning.cli.data_flag import files_as_datasets, without_answers
 from glimpse_lightning.cli.identity import changed_since, differences, write_inputs
 from glimpse_lightning.cli.parser_errors import readable
 from glimpse_lightning.cli.part_help import listing
@@ -44,6 +45,7 @@ from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.images import load_image
 from glimpse_lightning.data.jsonl import JSONL
+from glimpse_lightning.data.one_question import OneQuestion
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.data.tables.hub import HubVQA
 from glimpse_lightning.data.tables.table import Table
@@ -123,7 +125,8 @@ class RunTrainer(Trainer):
             return_predictions: whether to return the predictions.
             ckpt_path: checkpoint to take the weights from; default: the recipe's last finished fit.
             weights_only: the argument of `torch.load`.
-            image: image file that the question is about; several as [one.png, two.png].
+            image: image file that the question is about; several as [one.png, two.png]; or a folder, whose images are
+                asked about one by one.
             question: a question to answer instead of the data module's.
             overlays: number of questions to draw, -1 for all.
         """
@@ -135,11 +138,7 @@ class RunTrainer(Trainer):
         if image is not None and question is not None:
             if not question.strip():
                 raise GlimpseError("Expected `--question` to be a text that is not empty.")
-            files = [image] if isinstance(image, str) else image
-            pictures = [load_image(Path(file)) for file in files]
-            name, where = Path(files[0]).stem, ", ".join(files)
-            sample = Sample(id=name, key=0, question=question, answers=[], images=pictures, where=where, files=files)
-            datamodule = VQAData(predict=[sample], num_workers=0)  # type: ignore[arg-type]
+            datamodule = VQAData(predict=_asked(image, question), num_workers=0)
         return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
 
 
@@ -240,6 +239,8 @@ class RunCLI(LightningCLI):
                 self.config[key] = self.texts[value]
             elif key.rpartition(".")[2] not in TEXTS:
                 self.config[key] = expanded(value)
+        if args[0] == "predict" and "class_path" not in self.config.predict.data:
+            without_answers(self.config.predict.data)
         check_settings(args[0], self.config[args[0]])
 
     @override
@@ -279,7 +280,9 @@ class RunCLI(LightningCLI):
         self._resume()
         # So that a checkpoint alone describes how its model is built, without the `--model.pruner` of later runs.
         self.model.save_hyperparameters({"model": dump.get("model"), "seed": dump.get("seed_everything")})
-        if config.trainer.logger in (None, True):
+        if config.trainer.logger in (None, True) and self.subcommand == "predict":
+            kwargs["logger"] = False  # there is nothing to log
+        elif config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(self.run.path), name="", version="", default_hp_metric=False)
         kwargs["default_root_dir"] = str(self.run.path)
         given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
@@ -432,6 +435,16 @@ class RunCLI(LightningCLI):
         model.test_fit(self.trainer, data)
 
 
+def _asked(image: str | list[str], question: str) -> Any:
+    """The dataset of a question from the command line, about one or several images, or about each image of a folder."""
+    files = [image] if isinstance(image, str) else image
+    if len(files) == 1 and Path(files[0]).is_dir():
+        return OneQuestion(Path(files[0]), question)
+    pictures = [load_image(Path(file)) for file in files]
+    name, where = Path(files[0]).stem, ", ".join(files)
+    return [Sample(id=name, key=0, question=question, answers=[], images=pictures, where=where, files=files)]
+
+
 def prepare_parsing() -> None:
     """Prepare for parsing recipes, once: import plug-ins, quieten libraries, set up the parser."""
     quieten()
@@ -454,6 +467,7 @@ def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> N
         return
     args = whole(args)
     command_line = shlex.join(["glimpse-lightning", *args])
+    args = files_as_datasets(args)
     args, config_files = with_recipes([SHORT_FLAGS.get(arg, arg) for arg in args])
     check_vars(args, config_files)
     args, texts = texts_aside(args)

@@ -190,8 +190,8 @@ class JSONL(Dataset[Sample]):
         if not texts or not all(text.strip() for text in texts):
             raise BadSampleError(
                 f"{where}: expected `answer` (a text) or `answers` (a list of texts) that are not empty, but got "
-                f"{data.get('answers', data.get('answer'))!r}; for questions without answers set "
-                "`require_answers: false`."
+                f"{data.get('answers', data.get('answer'))!r}; for questions without answers set `require_answers: "
+                "false` (--data.test.require_answers false)."
             )
         return texts
 

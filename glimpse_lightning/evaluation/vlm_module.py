@@ -23,10 +23,10 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.reader import BatchReader
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.engine.pruner import EarlyKV, Positions, Pruner, PruneStage
-from glimpse_lightning.evaluation.answers import answers
-from glimpse_lightning.evaluation.evaluator import kept_by_item
+from glimpse_lightning.evaluation.answers import answers, greedy, prefill
+from glimpse_lightning.evaluation.evaluator import kept_and_total, kept_by_item
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
-from glimpse_lightning.model.resolution import ResolutionCut
+from glimpse_lightning.model.resolution import ResolutionCut, check_fewer
 from glimpse_lightning.model.sharding import shard
 from glimpse_lightning.model.storage import load_pruner
 from glimpse_lightning.objectives.rollouts import one_more
@@ -293,10 +293,23 @@ class VLMModule(BatchReader):
 
     @override
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Answers of the pruned model, indices of the samples that count, and masks of their kept tokens."""
-        texts, out = answers(self.model, self.cut(batch), self.max_new_tokens)
-        counts = [row for row, weight in enumerate(batch.weight.tolist()) if weight]
-        return {"answers": texts, "counts": counts, "kept": kept_by_item(out)}
+        """Answers of the pruned model, indices of the samples that count, masks of their kept tokens, numbers of their
+        tokens before pruning (or before the images were shrunk), and whether answers were ``cut_off`` at their longest.
+        """
+        seen, backbone = self.cut(batch), self.model.backbone
+        out = prefill(self.model, seen)
+        said = greedy(self.model, out, self.max_new_tokens)
+        places = torch.isin(batch.inputs["input_ids"], said.new_tensor(backbone.visual_token_ids)).sum(1).tolist()
+        counted = [total for _, total in kept_and_total(out, len(batch.samples))]
+        if seen is not batch:
+            check_fewer(sum(counted), sum(places), backbone)
+        return {
+            "answers": backbone.decode(said),
+            "counts": [row for row, weight in enumerate(batch.weight.tolist()) if weight],
+            "kept": kept_by_item(out),
+            "total": counted if seen is batch else places,
+            "cut_off": [len(row) >= self.max_new_tokens for row in backbone.until_end(said)],
+        }
 
     @override
     def on_predict_epoch_end(self) -> None:

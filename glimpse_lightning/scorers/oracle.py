@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from glimpse_lightning.core.visual_tokens import VisualTokens
@@ -15,14 +16,23 @@ class Oracle(Scorer):
 
     Each of the two parts is in the order of ``FixedRatio``, so samples without boxes get the scores of ``FixedRatio``.
     The boxes mark the place of the answer. The oracle is therefore no method, but a bound on the accuracy of pruning at
-    a budget.
+    a budget. A warning says that samples have no boxes.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._spread = FixedRatio()
+        self._warned = False
 
     def forward(self, tokens: VisualTokens) -> Tensor:
         """Scores ``[V]``: in (0, 1] at evidence, in (-1, 0] elsewhere."""
         spread = self._spread(tokens)
+        if any(boxes is None for boxes in tokens.boxes or [None]):
+            self._warn()
         return spread + evidence_mask(tokens, tokens.boxes).float() if tokens.boxes else spread
+
+    def _warn(self) -> None:
+        """Say once that there are samples without boxes."""
+        if not self._warned:
+            rank_zero_warn("The oracle has no evidence boxes for some questions; there it chooses as FixedRatio does.")
+        self._warned = True

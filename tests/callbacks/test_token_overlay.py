@@ -136,10 +136,10 @@ def test_a_picture_says_how_much_of_it_was_cropped_away(items: list[dict[str, An
 def test_pictures_hold_all_images_side_by_side() -> None:
     images = [Image.new("RGB", (448, 448)), Image.new("RGB", (448, 100))]
     sample = Sample("a/b c", 5, "which is larger", ["left"], images)
-    found = picture(sample, [item((1, 2, 2), [], image=number) for number in (0, 1, 1)], {"pruned": "right " * 60})
+    found = picture(sample, [item((1, 2, 2), [], image=number) for number in (0, 1, 1)], {"pruned": "right " * 60}, 12)
     assert found.width == 896
     assert found.height > 448 + 3 * 20
-    assert picture(Sample("x", 0, "no image", ["a"]), [], {}).width > 0
+    assert picture(Sample("x", 0, "no image", ["a"]), [], {}, 0).width > 0
 
 
 def test_items_know_their_sample_and_their_image() -> None:

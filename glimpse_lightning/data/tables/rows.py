@@ -6,7 +6,7 @@ import base64
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -108,6 +108,8 @@ class RowDataset(Dataset[Sample]):
         if not len(rows):
             raise GlimpseError(f"{source}: expected at least one row, but it is empty.")
         columns = columns.in_table(rows.names)
+        if not require_answers and columns.answers == Columns().answers and columns.answers not in rows.names:
+            columns = replace(columns, answers=None)
         for name in columns.names():
             if name not in rows.names:
                 hint = nearest(name, rows.names)
@@ -189,7 +191,12 @@ class RowDataset(Dataset[Sample]):
             data = base64_image(value)
             if data is not None:
                 return decode_image(data, "its image", self.max_pixels)
-            return load_image(path_inside(self.root, value, "its image"), self.max_pixels)
+            path = path_inside(self.root, value, "its image")
+            if not path.exists():
+                raise BadSampleError(
+                    f"no such image: {path}; paths are relative to {self.root}, unless `root` names another folder."
+                )
+            return load_image(path, self.max_pixels)
         except BadSampleError as error:
             raise BadSampleError(f"{where}: {error}") from None
 
