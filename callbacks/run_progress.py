@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from rich import get_console
 from rich.progress import TaskID
 from typing_extensions import override
 
@@ -16,6 +17,8 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.evaluation.module import EvaluationModule
 from glimpse_lightning.evaluation.suite import SuiteData
 
+NARROW, FEW = 110, ("loss", "kept")
+"""Columns of a terminal below which the bar shows few figures, and which: it would go on over several lines."""
 NAMES = {"hard_retention": "kept"}
 PASSES = ("full and pruned", "baselines")
 """Names of a test's passes over its questions, in order."""
@@ -25,7 +28,7 @@ class RunProgress(RichProgressBar):
     """Shows loss, KL and the share of tokens kept, under short names; and throughput of this rank.
 
     In training it counts the steps of the whole run, those before an interruption included, and names the epoch. In a
-    test it names the pass or the task.
+    test it names the pass or the task. On a narrow terminal it shows loss and kept share alone.
 
     ``samples/s`` and ``visual/s`` (visual tokens that entered the model) are running means over training batches, the
     time between them included; ``GB`` is the peak memory, of the accelerator where there is one, else of the process.
@@ -61,6 +64,8 @@ class RunProgress(RichProgressBar):
             samples, visual = self._speed.figures
             shown["samples/s"], shown["visual/s"] = f"{samples:.2f}", f"{visual:.0f}"
             shown["GB"] = f"{_peak_gb(pl_module.device):.2f}"
+        if get_console().width < NARROW:
+            return {name: value for name, value in shown.items() if name in FEW}
         return shown
 
     @override

@@ -259,6 +259,7 @@ def test_the_bar_shows_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer: Any = SimpleNamespace(progress_bar_metrics={"train/loss": 1.0, "train/hard_retention": 0.1}, loggers=[])
     bar._trainer = trainer
     bar.disable()
+    monkeypatch.setattr("glimpse_lightning.callbacks.run_progress.get_console", lambda: SimpleNamespace(width=120))
     monkeypatch.setattr("glimpse_lightning.callbacks.training_speed.time.monotonic", lambda: next(clock))
     monkeypatch.setattr("lightning.pytorch.callbacks.RichProgressBar.on_train_batch_end", lambda *_: None)
     for index in range(3):
@@ -266,3 +267,5 @@ def test_the_bar_shows_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = bar.get_metrics(trainer, module)
     assert (shown["loss"], shown["kept"], shown["samples/s"], shown["visual/s"]) == (1.0, 0.1, "1.00", "64")
     assert float(str(shown["GB"])) > 0
+    monkeypatch.setattr("glimpse_lightning.callbacks.run_progress.get_console", lambda: SimpleNamespace(width=80))
+    assert bar.get_metrics(trainer, module) == {"loss": 1.0, "kept": 0.1}  # more would go on over several lines

@@ -227,14 +227,15 @@ QUICK = ("--trainer.max_steps", "2", "--trainer.val_check_interval", "2")
         ["--trainer.limit_test_batches", "0.0", "--trainer.limit_val_batches", "0"],
         ["--trainer.limit_val_batches", "0"],
         pytest.param(["--data.test", "null"], marks=pytest.mark.slow),
-        ["--data.test", "null", "--data.val", "null", "--trainer.limit_val_batches", "0"],
+        ["--data.test", "null", "--data.val", "null"],
     ],
 )
-def test_a_fit_ends_with_or_without_a_test(flags: list[str], tmp_path: Path) -> None:
+def test_a_fit_ends_with_or_without_a_test(flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Other commands then have weights to use, and the same one trains anew."""
     recipe, root = write_recipe(tmp_path), tmp_path / "runs"
     assert run("fit", recipe, root, *QUICK, *flags) == 0
     results = json.loads((root / "small" / "fit_0" / "results.json").read_text())
+    assert ("validates on nothing; tests on nothing." in caplog.text) == ("--data.val" in flags)
     tested = not {"--trainer.limit_test_batches", "--data.test"} & set(flags)
     assert (results["steps"], results["split"]) == (2, "test" if tested else None)
     assert run("test", recipe, root, "--model.baselines", "[]") == 0

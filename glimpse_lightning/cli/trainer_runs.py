@@ -398,6 +398,7 @@ class RunCLI(LightningCLI):
             self.model.check_fit()
             if isinstance(self.datamodule, VQAData):
                 self.datamodule.dataset("train")
+                rank_zero_info(f"The fit {self.datamodule.of_a_fit()}.")
         rank_zero_info(f"Run folder: {self.run.path if self.run else None}")
 
     def after_fit(self) -> None:

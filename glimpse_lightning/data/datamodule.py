@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -157,6 +158,11 @@ class VQAData(LightningDataModule):
             raise GlimpseError(f"Expected `data.{name}` to name a dataset (GlyphVQA, JSONL, ...), but got none.")
         return dataset
 
+    def of_a_fit(self) -> str:
+        """The datasets that a fit reads, in words: a recipe's own stay where flags name only some of them."""
+        named = {"trains on": self.train, "validates on": self.val, "tests on": self.test}
+        return "; ".join(f"{what} {_in_words(dataset)}" for what, dataset in named.items())
+
     def of_fit_test(self) -> VQAData:
         """The data of the test that ends a fit: the first ``fit_test_size`` samples of the test dataset."""
         data = copy(self)
@@ -221,7 +227,10 @@ class VQAData(LightningDataModule):
         order = EvalOrder(dataset, size=size, **self._ranks())
         return self._loader(dataset, sampler=order, batch_size=self.eval_batch_size)
 
-    def val_dataloader(self) -> DataLoader[_Item]:
+    def val_dataloader(self) -> DataLoader[_Item] | list[Any]:
+        """The validation data; for a fit without any, no loader, and Lightning validates nothing."""
+        if self.val is None and self.trainer is not None and self.trainer.state.fn == "fit":
+            return []
         return self._eval_loader(self.dataset("val"))
 
     def test_dataloader(self) -> list[Any]:
@@ -245,3 +254,11 @@ class VQAData(LightningDataModule):
         width = self.eval_batch_size * self.trainer.world_size
         batches = int(limit * -(-size // width)) if isinstance(limit, float) else limit
         return dataset if batches * width >= size else Some(dataset, range(batches * width))
+
+
+def _in_words(dataset: Any) -> str:
+    """A dataset's class, file, split and size, as far as it has them."""
+    if dataset is None:
+        return "nothing"
+    about = [str(value) for name in ("path", "split") if isinstance(value := getattr(dataset, name, None), (str, Path))]
+    return " ".join([type(dataset).__name__, *about, f"({len(dataset)} questions)"])
