@@ -97,13 +97,15 @@ class AnswerWriter(Callback, AnsweredBefore):
         if len(rows) == 1:
             overlays = map(str, (folder / "overlays").glob("*.png"))
             show(rows[0]["answer"], _kept(pl_module, rows[0]), *self._cropped, *overlays)
-        if cut := sum(row["cut_off"] for row in rows):
+        if cut := sum(bool(row.get("cut_off")) for row in rows):  # 0.2.0 began runs without it
             show(
                 f"{cut} of {len(rows)} answers were cut off at `model.max_new_tokens`, their longest; raise it to read "
                 "them whole."
             )
         if len(rows) > 1 and self._cropped:
-            show(f"{self._cropped[0]} So it is with {len(self._cropped)} of the questions answered now.")
+            show(
+                f"{len(self._cropped)} of the answers are about images that were cropped; the first: {self._cropped[0]}"
+            )
         show(f"Written: {path} ({len(rows)} answers).")
 
     @override

@@ -10,6 +10,7 @@ from glimpse_lightning.backbones.regions import Region, share_seen
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.evaluation.records import Summary, summarise
 
+PAD = "LLaVA-1.5's pads instead with --model.processor.do_pad true."
 WHOLE_ENOUGH = 0.99
 """Share of an image from which it counts as seen whole: most processors round its size."""
 
@@ -86,4 +87,6 @@ def cropped_away(items: Sequence[Mapping[str, Any]]) -> str:
         by_image.setdefault(item["image"], []).append(item["region"])
     least = min(map(share_seen, by_image.values()), default=1.0)
     which = "the image" if len(by_image) == 1 else "one of the images"
-    return f"The model saw {least:.0%} of {which}: its image processor crops." if least < WHOLE_ENOUGH else ""
+    if not least < WHOLE_ENOUGH:
+        return ""
+    return f"The model saw {least:.0%} of {which}: its processor crops. {PAD}"

@@ -26,7 +26,7 @@ from glimpse_lightning.callbacks.token_overlay import (
 from glimpse_lightning.data.sample import Box, Sample
 from glimpse_lightning.evaluation.evaluator import kept_by_item
 from glimpse_lightning.evaluation.records import Record
-from glimpse_lightning.evaluation.remarks import cropped_away
+from glimpse_lightning.evaluation.remarks import PAD, cropped_away
 
 Region = tuple[float, float, float, float]
 
@@ -118,19 +118,22 @@ def test_items_of_unknown_place_are_not_drawn() -> None:
         ([item((1, 2, 2), [], (0.0, 0.0, 0.5, 1.0)), item((1, 2, 2), [], (0.5, 0.0, 1.0, 1.0))], ""),
         ([item((1, 2, 2), [], (math.nan,) * 4)], ""),
         ([], ""),
-        ([item((1, 2, 2), [], (0.0, 0.25, 1.0, 0.75))], "The model saw 50% of the image: its image processor crops."),
+        (
+            [item((1, 2, 2), [], (0.0, 0.25, 1.0, 0.75))],
+            "The model saw 50% of the image: its processor crops.",
+        ),
         (
             [item((1, 2, 2), [], (0.0, 0.0, 0.5, 0.5)), item((1, 2, 2), [], (0.25, 0.25, 0.75, 0.75))],
-            "The model saw 44% of the image: its image processor crops.",
+            "The model saw 44% of the image: its processor crops.",
         ),
         (
             [item((1, 2, 2), []), item((1, 2, 2), [], (0.1, 0.0, 0.9, 1.0), image=1)],
-            "The model saw 80% of one of the images: its image processor crops.",
+            "The model saw 80% of one of the images: its processor crops.",
         ),
     ],
 )
 def test_a_picture_says_how_much_of_it_was_cropped_away(items: list[dict[str, Any]], said: str) -> None:
-    assert cropped_away(items) == said
+    assert cropped_away(items) == (f"{said} {PAD}" if said else "")
 
 
 def test_pictures_hold_all_images_side_by_side() -> None:
