@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.core.visual_tokens import ModelFacts, VisionAttention, VisionKeys, VisualTokens
     from glimpse_lightning.data.batch import Batch
     from glimpse_lightning.data.datamodule import VQAData
+    from glimpse_lightning.data.dense_glyph_vqa import DenseGlyphVQA
     from glimpse_lightning.data.glyph_vqa import GlyphVQA
     from glimpse_lightning.data.jsonl import JSONL
     from glimpse_lightning.data.sample import Sample
@@ -58,6 +59,7 @@ _HOMES = {
     "AttentionProbe": "scorers.base",
     "Backbone": "backbones.base",
     "Batch": "data.batch",
+    "DenseGlyphVQA": "data.dense_glyph_vqa",
     "EvaluationModule": "evaluation.module",
     "GlimpseError": "runtime.errors",
     "GlyphVQA": "data.glyph_vqa",

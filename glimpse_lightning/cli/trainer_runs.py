@@ -42,6 +42,7 @@ from glimpse_lightning.cli.recipe_files import (
 )
 from glimpse_lightning.cli.trainer_settings import check_launcher, check_settings, readable_settings
 from glimpse_lightning.data.datamodule import VQAData
+from glimpse_lightning.data.dense_glyph_vqa import DenseGlyphVQA
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.images import load_image
 from glimpse_lightning.data.jsonl import JSONL
@@ -73,7 +74,7 @@ PLUGINS = "glimpse_lightning.plugins"
 
 NAMED_IN_SHORT = (
     callbacks, metrics, objectives, policies, reducers, scorers, FSDP2,
-    GlyphVQA, HubVQA, JSONL, Table, VisualCoTBenchmark, VisualCoTTrain, SuiteData, SuiteModule,
+    DenseGlyphVQA, GlyphVQA, HubVQA, JSONL, Table, VisualCoTBenchmark, VisualCoTTrain, SuiteData, SuiteModule,
 )  # fmt: skip
 """Shelves and classes that a recipe names without their module: the parser knows the classes that are imported."""
 
