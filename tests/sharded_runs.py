@@ -49,7 +49,8 @@ OBJECTIVES: dict[str, Any] = {
 }
 QUICK = [pytest.param(name, marks=pytest.mark.slow if name == "grpo" else ()) for name in OBJECTIVES]
 """By default grpo_both stands for grpo, which trains less."""
-STEPS = 3
+STEPS = 2
+"""Of a run by default. The figures of its validation show what the second step's update was."""
 END, GO_ON = 2, 100
 """Token ids: the one that ends an answer, and a word's."""
 
