@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import tiny_models
 from tiny_models import FAMILIES
@@ -14,13 +16,25 @@ from glimpse_lightning.testing import (
     check_plain_equals_hf,
 )
 
-# Every check of every family under sdpa. Under eager, which differs in masks and taps, every check of the families
-# whose decoders differ most (positions of three axes; windows, and images that see ahead; windows alone), and of each
-# other family the comparisons with Hugging Face and with plain recomputation.
+# Every check of every family under sdpa. Under eager, which differs in masks and taps, every check of the first of the
+# families whose decoders differ most (positions of three axes; windows, and images that see ahead; windows alone), of
+# the others of these the comparison with plain recomputation, and of each family the one with Hugging Face. The rest
+# are slow tests.
 DIFFER = ("qwen2_5_vl", "gemma3", "llava_next")
-COMPARE = (check_plain_equals_hf, check_decoding_equals_recomputation)
+
+
+def usual(family: str, check: Any) -> bool:
+    """Whether a check under eager is no slow test."""
+    compares = family in DIFFER and check is check_decoding_equals_recomputation
+    return family == DIFFER[0] or compares or check is check_plain_equals_hf
+
+
 RUNS = [(family, "sdpa", check) for family in FAMILIES for check in CHECKS]
-RUNS += [(family, "eager", check) for family in FAMILIES for check in (CHECKS if family in DIFFER else COMPARE)]
+RUNS += [
+    pytest.param(family, "eager", check, marks=() if usual(family, check) else pytest.mark.slow)
+    for family in FAMILIES
+    for check in CHECKS
+]
 
 
 @pytest.mark.parametrize(("family", "attention", "check"), RUNS, ids=lambda value: getattr(value, "__name__", value))
@@ -28,7 +42,10 @@ def test_conformance(family, attention, check):
     check(gl.wrap_backbone(FAMILIES[family](attention)))
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "idefics3"])
+SLOW_TO_TRAIN = ("qwen2_5_vl", "idefics3")
+
+
+@pytest.mark.parametrize("family", ["llava", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_TO_TRAIN)])
 def test_training_mode_and_gradient_checkpointing(family):
     """A layer that checkpoints drops its cache; during our calls it does not, and afterwards it does again."""
     model = FAMILIES[family]().train()
@@ -43,8 +60,8 @@ def checkpointing(model):
     return [(name, module) for name, module in model.named_modules() if hasattr(module, "gradient_checkpointing")]
 
 
-SLOW_HEADS = [("llava", 1), ("gemma3", 4)]
-HEADS = [("qwen2_5_vl", 1), ("qwen3_vl", 4), *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW_HEADS)]
+SLOW_HEADS = [("llava", 1), ("gemma3", 4), ("qwen3_vl", 4)]
+HEADS = [("qwen2_5_vl", 1), ("llava", 4), *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW_HEADS)]
 
 
 @pytest.mark.parametrize(("family", "heads"), HEADS)

@@ -62,11 +62,23 @@ def stand_in() -> Iterator[str]:
 
 # Plain recomputation hands over masks, which this kernel does not take; test_same_as_sdpa stands in for it.
 MASKLESS = [check for check in CHECKS if check is not testing.check_decoding_equals_recomputation]
-# Every check of the families whose decoders differ most (positions of three axes; windows, and images that see ahead;
-# windows alone), and of each other family the comparisons with Hugging Face; test_same_as_sdpa prunes every family.
+# Every check of the first of the families whose decoders differ most (positions of three axes; windows, and images that
+# see ahead; windows alone), of these also the checks that depend on windows, and of each family the comparison with
+# Hugging Face; test_same_as_sdpa prunes every family. The rest are slow tests.
 DIFFER = ("qwen2_5_vl", "gemma3", "llava_next")
-COMPARE = (testing.check_plain_equals_hf, testing.check_forward)
-RUNS = [(family, check) for family in FAMILIES for check in (MASKLESS if family in DIFFER else COMPARE)]
+OF_WINDOWS = [check for check in MASKLESS if check is not testing.check_batch_independence]
+
+
+def usual(family: str, check: Any) -> bool:
+    """Whether a check is no slow test."""
+    return family == DIFFER[0] or (family in DIFFER and check in OF_WINDOWS) or check is testing.check_plain_equals_hf
+
+
+RUNS = [
+    pytest.param(family, check, marks=() if usual(family, check) else pytest.mark.slow)
+    for family in FAMILIES
+    for check in MASKLESS
+]
 
 
 @pytest.mark.parametrize(("family", "check"), RUNS, ids=lambda value: getattr(value, "__name__", value))
