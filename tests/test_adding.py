@@ -82,17 +82,21 @@ data:
 USE = """
 import sys
 
+import pytest
+
 from glimpse_lightning.backbones.support import family_of
 from glimpse_lightning.evaluation.chosen_metric import find_metric
 from glimpse_lightning.cli import main
 
-helps = [[f"--model.{name.partition('=')[0]}.help", name.partition("=")[2]] for name in sys.argv[1:]]
+tests, *named = sys.argv[1:]
+helps = [[f"--model.{name.partition('=')[0]}.help", name.partition("=")[2]] for name in named]
 for arguments in [["--config", "recipe.yaml", "--print_config"], *helps]:
     try:
         assert main(["fit", *arguments]) == 0
     except SystemExit as end:
         assert end.code in (None, 0)
 print(type(find_metric("AddedMetric")), family_of("AddedForConditionalGeneration"))
+sys.exit(pytest.main(tests.split("\\n")))
 """
 
 
@@ -110,16 +114,25 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+@pytest.fixture(scope="module")
+def out(copy: Path) -> str:
+    """What the copy says of itself, and pytest of its contract tests."""
+    tests = ["-v", "-p", "no:cacheprovider", "-k", "AddedScorer or EvenRows or MeanOfTheRest", f"--rootdir={ROOT}"]
+    tests += ["-c", str(ROOT / "setup.cfg"), str(ROOT / "tests" / "test_contracts.py")]
+    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-c",
+        USE,
+        "\n".join(tests),
+        *(f"{role}={NAMES[shelf]}" for role, shelf in ROLES.items()),
+    ]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_recipes_help_and_lists_find_what_was_added(copy: Path) -> None:
-    out = run(copy, "-c", USE, *(f"{role}={NAMES[shelf]}" for role, shelf in ROLES.items()))
+def test_recipes_help_and_lists_find_what_was_added(out: str) -> None:
     for shelf in ROLES.values():
         name = NAMES[shelf]
         assert re.search(rf"class_path: glimpse_lightning\.{shelf}\.(added\.)?{name}\n", out), shelf
@@ -128,11 +141,7 @@ def test_recipes_help_and_lists_find_what_was_added(copy: Path) -> None:
     assert "<class 'glimpse_lightning.backbones.added.AddedBackbone'>" in out
 
 
-def test_contract_tests_find_and_pass_what_was_added(copy: Path) -> None:
-    tests = [str(ROOT / "tests" / "test_contracts.py"), "-c", str(ROOT / "setup.cfg"), f"--rootdir={ROOT}"]
-    out = run(
-        copy, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", "AddedScorer or EvenRows or MeanOfTheRest", *tests
-    )
+def test_contract_tests_find_and_pass_what_was_added(out: str) -> None:
     for test in (
         "test_scorer_shapes[AddedScorer-several]",
         "test_policy[several-EvenRows]",

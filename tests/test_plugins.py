@@ -5,30 +5,31 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from forked import forked
 
+from glimpse_lightning.cli import main
 from glimpse_lightning.cli import trainer_runs as lightning_cli
 from glimpse_lightning.runtime.errors import GlimpseError
 
 PAGE = Path(__file__).parents[1] / "docs" / "plug_in_a_scorer.md"
 
-RUNS = """\
-import sys
-from glimpse_lightning.cli import main
 
-flags = ["--trainer.default_root_dir", "runs", "--trainer.accelerator", "cpu", "--data.test_size", "2",
-         "--data.num_workers", "0", "--model.max_new_tokens", "2", "--model.baselines", "[]"]
-short = ["test", "--config", "salient_centre.yaml", "--model.scorer.pull", "2.0", *flags]
-assert main(short) == 1  # nobody has announced the name yet
-sys.path.insert(0, "metadata")  # what pip leaves of an installed package
-assert main(short) == 0
-assert main(["test", "--config", "methods/random", "--model.scorer", "elsewhere.NotAnnounced", *flags]) == 0
-"""
+def _runs(folder: Path) -> None:
+    """In a process that finds the modules, but not yet the metadata of their package."""
+    os.chdir(folder)
+    sys.path.insert(0, str(folder / "modules"))
+    flags = ["--trainer.default_root_dir", "runs", "--trainer.accelerator", "cpu", "--data.test_size", "2"]
+    flags += ["--data.num_workers", "0", "--model.max_new_tokens", "2", "--model.baselines", "[]"]
+    short = ["test", "--config", "salient_centre.yaml", "--model.scorer.pull", "2.0", *flags]
+    assert main(short) == 1  # nobody has announced the name yet
+    sys.path.insert(0, "metadata")  # what pip leaves of an installed package
+    assert main(short) == 0
+    assert main(["test", "--config", "methods/random", "--model.scorer", "elsewhere.NotAnnounced", *flags]) == 0
 
 
 def block(kind: str) -> str:
@@ -53,10 +54,9 @@ def outside(tmp_path: Path) -> Path:
 
 
 def test_scorers_from_outside_by_entry_point_and_by_dotted_path(outside: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(outside / "modules")}
-    done = subprocess.run([sys.executable, "-c", RUNS], cwd=outside, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "SalientCentre" in done.stderr  # the complaint about the short name, before it was announced
+    done = forked(_runs, outside, outside)
+    assert done.status == 0, done.err
+    assert "SalientCentre" in done.err  # the complaint about the short name, before it was announced
     recipes = ("salient_centre", "random")
     for name in recipes:
         results = json.loads((outside / "runs" / name / "test_0" / "results.json").read_text())

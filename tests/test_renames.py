@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import warnings
 from dataclasses import fields
@@ -65,10 +64,14 @@ def test_what_never_was_is_not_found() -> None:
 
 
 def test_the_warning_names_the_line_of_the_caller() -> None:
-    code = "import warnings; warnings.simplefilter('always')\nfrom glimpse_lightning.pruner import Pruner\n"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
-    assert "<string>:2: DeprecationWarning: glimpse_lightning.pruner is now glimpse_lightning.engine.pruner; " in said
-    assert "the old path works until version 0.4." in said
+    sys.modules.pop("glimpse_lightning.pruner", None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exec(compile("import sys\nfrom glimpse_lightning.pruner import Pruner\n", "<caller>", "exec"), {})
+    (said,) = caught
+    assert (said.filename, said.lineno, said.category) == ("<caller>", 2, DeprecationWarning)
+    assert "glimpse_lightning.pruner is now glimpse_lightning.engine.pruner; " in str(said.message)
+    assert "the old path works until version 0.4." in str(said.message)
 
 
 def test_class_paths_of_old_configurations_are_brought_up_to_date() -> None:

@@ -48,7 +48,7 @@ def _claim_elsewhere(root: Path, answers: multiprocessing.SimpleQueue) -> None:
 
 def test_a_run_that_still_lives_is_left_alone(tmp_path: Path) -> None:
     _claim(tmp_path)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
     process = context.Process(target=_claim_elsewhere, args=(tmp_path, answers))
     process.start()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 import yaml
+from forked import forked
 from hub_layouts import write_copy
 from PIL import Image
 from ranks import on_two_ranks
@@ -142,14 +143,21 @@ def test_words_read_in_images_reach_the_question(recipe: Path, tmp_path: Path) -
     assert len(read_predictions(folder / "mme.0.jsonl")) == 2
 
 
+def _as_a_command(arguments: list[str]) -> int:
+    """As ``python -m glimpse_lightning`` runs, so that Lightning starts the other rank by this command."""
+    sys.argv = ["glimpse-lightning", *arguments]
+    sys.modules["__main__"].__spec__ = find_spec("glimpse_lightning.__main__")
+    return main(arguments)
+
+
 def test_two_ranks_give_the_figures_of_one(recipe: Path, tmp_path: Path) -> None:
     config = yaml.safe_load(recipe.read_text())
     config["data"]["init_args"] |= {"tasks": ["glyph_vqa"], "own": None}
     recipe.write_text(yaml.safe_dump(config))
     assert run("test", recipe, tmp_path / "one") == 0
     flags = ["--trainer.default_root_dir", str(tmp_path / "two"), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    command = [sys.executable, "-m", "glimpse_lightning", "test", "--config", str(recipe), *flags]
-    subprocess.run(command, check=True, timeout=200, capture_output=True)
+    done = forked(_as_a_command, tmp_path, ["test", "--config", str(recipe), *flags])
+    assert done.status == 0, done.err
     one, two = (tmp_path / name / "small/test_0" for name in ("one", "two"))
     assert sorted(path.name for path in (two / "predictions").iterdir()) == ["glyph_vqa.0.jsonl", "glyph_vqa.1.jsonl"]
     assert (two / "suite.json").read_text() == (one / "suite.json").read_text()
