@@ -213,18 +213,25 @@ def test_an_interrupted_run_resumes_on_the_same_curve_even_past_a_truncated_chec
     for tag, curve in theirs.items():
         if tag.startswith(("train/", "val/", "test/", "lr-")) and not tag.endswith("_per_second"):
             assert ours[tag] == curve, tag
-    assert run("fit", recipe, tmp_path, "--trainer.max_steps", "2", "--model.test_after_fit", "false") == 0
+    shorter = ("--trainer.max_steps", "2", "--trainer.limit_val_batches", "0", "--model.test_after_fit", "false")
+    assert run("fit", recipe, tmp_path, *shorter) == 0
     assert (tmp_path / "small" / "fit_1" / "results.json").is_file()  # other settings, or finished: anew
 
 
-QUICK = ("--trainer.max_steps", "2", "--trainer.val_check_interval", "2")
+QUICK = (
+    "--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--data.fit_test_size", "3",
+    "--model.fit_baselines", "[]",
+)  # fmt: skip
+QUICK_TEST = ("--model.baselines", "[]", "--data.test_size", "2")
 
 
 @pytest.mark.parametrize(
     "flags",
     [
         ["--trainer.limit_test_batches", "0"],
-        ["--trainer.limit_test_batches", "0.0", "--trainer.limit_val_batches", "0"],
+        pytest.param(
+            ["--trainer.limit_test_batches", "0.0", "--trainer.limit_val_batches", "0"], marks=pytest.mark.slow
+        ),
         ["--trainer.limit_val_batches", "0"],
         pytest.param(["--data.test", "null"], marks=pytest.mark.slow),
         ["--data.test", "null", "--data.val", "null"],
@@ -238,7 +245,7 @@ def test_a_fit_ends_with_or_without_a_test(flags: list[str], tmp_path: Path, cap
     assert ("validates on nothing; tests on nothing." in caplog.text) == ("--data.val" in flags)
     tested = not {"--trainer.limit_test_batches", "--data.test"} & set(flags)
     assert (results["steps"], results["split"]) == (2, "test" if tested else None)
-    assert run("test", recipe, root, "--model.baselines", "[]") == 0
+    assert run("test", recipe, root, *QUICK_TEST) == 0
     assert run("fit", recipe, root, *QUICK, *flags) == 0
     assert (root / "small" / "fit_1" / "results.json").is_file()
 
@@ -264,11 +271,11 @@ def test_a_test_that_fails_does_not_lose_the_fit(tmp_path: Path, monkeypatch: py
     monkeypatch.undo()
     folder = root / "small" / "fit_0"
     assert not (folder / "results.json").exists()
-    assert run("test", recipe, root, "--model.baselines", "[]") == 0
+    assert run("test", recipe, root, *QUICK_TEST) == 0
     monkeypatch.setattr(KL, "step", fail)  # nothing is trained a second time
     assert run("fit", recipe, root, *QUICK) == 0
     results = json.loads((folder / "results.json").read_text())
-    assert (results["steps"], results["split"], results["n"]) == (2, "test", 7)
+    assert (results["steps"], results["split"], results["n"]) == (2, "test", 3)
     assert not (root / "small" / "fit_1").exists()
 
 
@@ -368,7 +375,7 @@ def test_the_gradients_norm_is_that_of_all_parameters(tmp_path: Path, monkeypatc
     original = PruningModule.on_before_optimizer_step
     monkeypatch.setattr(PruningModule, "on_before_optimizer_step", before)
     recipe = write_recipe(tmp_path)
-    flags = ("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--model.test_after_fit", "false")
+    flags = ("--trainer.max_steps", "2", "--trainer.limit_val_batches", "0", "--model.test_after_fit", "false")
     assert run("fit", recipe, tmp_path, *flags) == 0
     logged = scalars(tmp_path / "small" / "fit_0")["train/grad_norm"]
     assert list(logged.values()) == pytest.approx(norms, rel=1e-4)
