@@ -32,10 +32,14 @@ def _on_a_rank(root: Path, strategy: str) -> dict[str, Any]:
     return _evaluate(root, devices=2, strategy=FSDP2() if strategy == "fsdp2" else strategy)
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return _evaluate(tmp_path_factory.mktemp("alone"), devices=1)
+
+
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_ranks_agree_with_one(strategy: str, tmp_path: Path) -> None:
-    alone = _evaluate(tmp_path, devices=1)
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_two_ranks_agree_with_one(strategy: str, alone: dict[str, Any], tmp_path: Path) -> None:
     assert len(alone["ids"]) == 5
     for rank in on_two_ranks(_on_a_rank, tmp_path, tmp_path, strategy):
         assert close(rank, alone)

@@ -213,7 +213,8 @@ def test_an_unlabelled_table_from_fit_to_test(tmp_path: Path, samples: list[Samp
         path = str(tmp_path / "own.csv")
         flags += [f"--data.{split}", "Table", f"--data.{split}.path", path, f"--data.{split}.columns.answers", "null"]
     root = tmp_path / "runs"
-    assert run("fit", write_recipe(tmp_path), root, *flags) == 0
+    short = ("--trainer.max_steps", "2", "--trainer.val_check_interval", "2")
+    assert run("fit", write_recipe(tmp_path), root, *flags, *short) == 0
     results = json.loads((root / "small/fit_0/results.json").read_text())
     assert results["n"] == 4
     assert results["metrics"]["accuracy"] is None

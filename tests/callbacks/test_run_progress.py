@@ -35,6 +35,9 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
     return found
 
 
+UNTESTED = ("--model.test_after_fit", "false", "--trainer.limit_val_batches", "0")
+
+
 def recipe_of(tmp_path: Path, **settings: str) -> Path:
     text = SMALL.replace("  enable_progress_bar: false\n", "")
     for old, new in settings.items():
@@ -51,12 +54,12 @@ def test_short_epochs_show_step_and_epoch(tmp_path: Path, shown: Shown) -> None:
 def test_accumulated_batches_are_one_step(tmp_path: Path, shown: Shown) -> None:
     recipe = recipe_of(tmp_path)
     flags = ("--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "4")
-    assert run("fit", recipe, tmp_path, "--model.test_after_fit", "false", *flags) == 0
+    assert run("fit", recipe, tmp_path, *UNTESTED, *flags) == 0
     assert [(count, total) for _, count, total in shown] == [(step, 4) for step in (0, 1, 1, 2, 2, 3, 3, 4)]
 
 
 def test_a_resumed_run_goes_on_counting(tmp_path: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, flags = recipe_of(tmp_path), ("--model.test_after_fit", "false")
+    recipe = recipe_of(tmp_path)
     step = PruningModule.training_step
 
     def stops(self: PruningModule, batch: Any, batch_idx: int) -> Any:
@@ -66,10 +69,10 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path, shown: Shown, monkeypatc
 
     monkeypatch.setattr(PruningModule, "training_step", stops)
     with pytest.raises(RuntimeError, match="plug"):
-        run("fit", recipe, tmp_path, *flags)
+        run("fit", recipe, tmp_path, *UNTESTED)
     monkeypatch.setattr(PruningModule, "training_step", step)
     shown.clear()
-    assert run("fit", recipe, tmp_path, *flags) == 0
+    assert run("fit", recipe, tmp_path, *UNTESTED) == 0
     assert shown == [("Training, epoch 1", count, 8) for count in (5, 6, 7, 8)]  # from the checkpoint of step 4
 
 

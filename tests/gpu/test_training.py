@@ -53,7 +53,7 @@ def test_steps_are_the_cpus(name: str, where: str, tmp_path: Path, the_cpus: Cal
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", pytest.param("cuda", marks=ON_CUDA)])
-@pytest.mark.parametrize("name", ["kl", "grpo_both"])
+@pytest.mark.parametrize("name", [pytest.param("kl", marks=pytest.mark.slow), "grpo_both"])
 def test_fsdp2_on_one_rank(
     name: str, accelerator: str, tmp_path: Path, single_rank: None, the_cpus: Callable[[str], dict[str, Any]]
 ) -> None:
