@@ -25,7 +25,15 @@ from glimpse_lightning.runtime.errors import GlimpseError
 SIZES = [[(3, 4)], [(2, 3), (5, 2)], [], [(4, 4)]]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# The families whose decoders differ most: windows alone; positions of three axes; windows, and images that see ahead.
+# The others generate by the same code, over what tests/backbones/test_conformance.py compares; they are slow tests.
+DIFFER = ("llava_next", "qwen2_5_vl", "gemma3")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in DIFFER else pytest.mark.slow) for name in FAMILIES],
+)
 def backbone(request) -> gl.Backbone:
     return gl.wrap_backbone(FAMILIES[request.param]())
 
@@ -99,14 +107,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_unpruned_equals_hugging_face(backbone, options):
+def answers_as_hugging_face(backbone: gl.Backbone, options: dict[str, Any]) -> None:
     inputs = backbone.example_inputs(expandable(backbone))
     set_seed(3)
     expected = backbone.model.generate(**backbone.hf_inputs(inputs), max_new_tokens=7, **options)
     set_seed(3)
     ids = gl.PrunedVLM(backbone).generate(**inputs, max_new_tokens=7, **options)
     assert torch.equal(ids, expected[:, inputs["input_ids"].shape[1] :])
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_unpruned_equals_hugging_face(backbone, options):
+    answers_as_hugging_face(backbone, options)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in DIFFER])
+def test_every_family_repeats_its_images_for_beams(family):
+    answers_as_hugging_face(gl.wrap_backbone(FAMILIES[family]()), OPTIONS["beams returned"])
 
 
 def test_stop_strings_and_streamer_equal_hugging_face(backbone):
@@ -294,8 +311,14 @@ def test_caches_that_cannot_hold_a_pruned_prompt_are_refused(backbone):
         pruned(backbone).generate(**backbone.example_inputs([[(3, 4)]]), cache_implementation="quantized")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("stages", ["none", "even", "uneven", "renumbered"])
+DRAFTS = [
+    pytest.param(family, stages, marks=() if family in DIFFER or stages == "even" else pytest.mark.slow)
+    for stages in ("none", "even", "uneven", "renumbered")
+    for family in FAMILIES
+]
+
+
+@pytest.mark.parametrize(("family", "stages"), DRAFTS)
 def test_tokens_drafted_from_the_prompt_change_no_answer(family, stages):
     """Of a prompt that repeats itself, so that tokens are drafted from the first step on."""
     backbone = gl.wrap_backbone(FAMILIES[family]())
