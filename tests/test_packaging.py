@@ -81,10 +81,10 @@ def test_callbacks_from_the_repository_root_are_refused() -> None:
     assert "import `glimpse_lightning.callbacks`" in out.stderr
 
 
-@pytest.fixture(params=["links", "no links"])
-def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """What a build reads of the repository; without links, as Windows checks it out by default."""
-    folder = tmp_path / "checkout"
+@pytest.fixture(scope="module", params=["links", "no links"])
+def checkout(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a build reads of the repository, and a test; without links, as Windows checks it out by default."""
+    folder = tmp_path_factory.mktemp("checkout")
     for name in ("glimpse_lightning", *LINKS):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
@@ -93,7 +93,14 @@ def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         for name in LINKS:
             (folder / "glimpse_lightning" / name).unlink()
             (folder / "glimpse_lightning" / name).write_text(f"../{name}")
+    (folder / "tests").mkdir()
+    (folder / "tests" / "test_any.py").touch()
     return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path) -> Path:
+    return build(checkout, "wheel")
 
 
 def build(checkout: Path, kind: str) -> Path:
@@ -110,8 +117,8 @@ def contents(wheel: Path) -> dict[str, int]:
     return {file.filename: file.CRC for file in zipfile.ZipFile(wheel).infolist()}
 
 
-def test_a_wheel_holds_every_file_once(checkout: Path) -> None:
-    built = {name for name in contents(build(checkout, "wheel")) if ".dist-info/" not in name}
+def test_a_wheel_holds_every_file_once(wheel: Path) -> None:
+    built = {name for name in contents(wheel) if ".dist-info/" not in name}
     package = {path for path in (ROOT / "glimpse_lightning").rglob("*") if not set(LINKS) & set(path.parts)}
     files = {path for path in package if path.is_file()} | {
         path for name in LINKS for path in (ROOT / name).rglob("*.*")
@@ -120,20 +127,18 @@ def test_a_wheel_holds_every_file_once(checkout: Path) -> None:
     assert built == {name if name.startswith("glimpse") else f"glimpse_lightning/{name}" for name in names}
 
 
-def test_a_source_distribution_makes_the_same_wheel(checkout: Path, tmp_path: Path) -> None:
-    (checkout / "tests").mkdir()
-    (checkout / "tests" / "test_any.py").touch()
+def test_a_source_distribution_makes_the_same_wheel(checkout: Path, wheel: Path, tmp_path: Path) -> None:
     shutil.unpack_archive(build(checkout, "sdist"), tmp_path, filter="data")
     (unpacked,) = tmp_path.glob("glimpse_lightning-*")
     assert not (unpacked / "tests").exists()
-    assert contents(build(unpacked, "wheel")) == contents(build(checkout, "wheel"))
+    assert contents(build(unpacked, "wheel")) == contents(wheel)
 
 
 @pytest.mark.parametrize("checkout", ["links"], indirect=True)
-def test_the_metadata_are_those_of_the_sources(checkout: Path, config: configparser.ConfigParser) -> None:
-    wheel = zipfile.ZipFile(build(checkout, "wheel"))
-    (folder,) = {name.partition("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
-    found = Metadata.from_email(wheel.read(f"{folder}/METADATA"), validate=True)
+def test_the_metadata_are_those_of_the_sources(checkout: Path, wheel: Path, config: configparser.ConfigParser) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (folder,) = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name}
+    found = Metadata.from_email(archive.read(f"{folder}/METADATA"), validate=True)
     written = config["metadata"]
     assert (found.name, str(found.version), found.summary) == tuple(
         map(written.get, ("name", "version", "description"))
@@ -142,7 +147,7 @@ def test_the_metadata_are_those_of_the_sources(checkout: Path, config: configpar
     assert (found.license_expression, found.license_files) == (written["license_expression"], ["LICENSE"])
     assert found.description == (ROOT / "README.md").read_text(encoding="utf-8")
     assert set(found.provides_extra or []) == set(config["options.extras_require"])
-    scripts = wheel.read(f"{folder}/entry_points.txt").decode()
+    scripts = archive.read(f"{folder}/entry_points.txt").decode()
     assert "glimpse-lightning = glimpse_lightning.cli:main" in scripts
 
 

@@ -119,7 +119,7 @@ def test_saved_types() -> None:
         saved_dtype("no/such")
 
 
-@pytest.mark.parametrize("isa", ["AVX2", "DEFAULT"])
+@pytest.mark.parametrize("isa", ["AVX2", pytest.param("DEFAULT", marks=pytest.mark.slow)])
 def test_what_the_libraries_may_use_decides_not_what_the_processor_has(isa: str) -> None:
     """oneDNN without AVX-512 has no product in bfloat16, whatever the processor could do."""
     ask = "import torch; from glimpse_lightning.runtime.dtypes import cost_on_cpu as cost; "
@@ -136,7 +136,8 @@ def test_what_the_libraries_may_use_decides_not_what_the_processor_has(isa: str)
 def test_what_was_chosen_is_printed_and_saved(cost: float, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     assert run("fit", write_recipe(tmp_path), tmp_path / "runs", "--trainer.precision", "auto", "--model.dtype", "auto",
-               "--trainer.max_steps", "1", "--data.fit_test_size", "1", "--model.fit_baselines", "[]") == 0  # fmt: skip
+               "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--data.fit_test_size", "1",
+               "--model.fit_baselines", "[]") == 0  # fmt: skip
     folder = tmp_path / "runs/small/fit_0"
     results = json.loads((folder / "results.json").read_text())
     config = yaml.safe_load((folder / "config.yaml").read_text())

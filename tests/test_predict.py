@@ -50,6 +50,10 @@ def predict(recipe: Path, *flags: str) -> int:
     return run("predict", recipe, recipe.parent / "runs", *flags)
 
 
+def pictures(recipe: Path, number: int = 0) -> list[Path]:
+    return list((folder(recipe, number) / "overlays").glob("*.png"))
+
+
 def answers(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -86,6 +90,7 @@ def test_a_stopped_run_goes_on(recipe: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not part.exists()
     assert predict(recipe) == 0  # finished: the next one is a new run
     assert answers(folder(recipe) / "answers.jsonl") == answers(folder(recipe, 1) / "answers.jsonl")
+    assert len(pictures(recipe, 1)) == 7
     results = json.loads((folder(recipe) / "results.json").read_text())
     assert (results["n"], results["dataset"]) == (7, "JSONL")
     assert results["metrics"]["retention"] == pytest.approx(0.25, abs=1 / 64)
@@ -108,9 +113,10 @@ def test_nothing_left_but_the_end(recipe: Path, monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as context:
         context.setattr(AnswerWriter, "on_predict_end", lambda *_: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
-            predict(recipe)
-    assert predict(recipe) == 0
+            predict(recipe, "--overlays", "0")
+    assert predict(recipe, "--overlays", "0") == 0
     assert [row["id"] for row in answers(folder(recipe) / "answers.jsonl")] == [f"q{index}" for index in range(7)]
+    assert not pictures(recipe)
 
 
 def test_a_bad_row_loses_no_answer(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,18 +129,10 @@ def test_a_bad_row_loses_no_answer(recipe: Path, capsys: pytest.CaptureFixture[s
     assert len(answers(folder(recipe, 1) / "answers.jsonl")) == 6
 
 
-@pytest.mark.parametrize(("flags", "drawn"), [([], 7), (["--overlays", "3"], 3), (["--overlays", "0"], 0)])
-def test_as_many_pictures_as_wanted(recipe: Path, flags: list[str], drawn: int) -> None:
-    assert predict(recipe, *flags) == 0
-    assert len(list((folder(recipe) / "overlays").glob("*.png"))) == drawn
-
-
-def test_a_run_that_goes_on_draws_no_more(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dies_at(1, Killed(), monkeypatch)
-    with pytest.raises(Killed):
-        predict(recipe, "--overlays", "3")
+def test_as_many_pictures_as_wanted(recipe: Path) -> None:
+    """All without a flag, and none where none are wanted: see above."""
     assert predict(recipe, "--overlays", "3") == 0
-    assert len(list((folder(recipe) / "overlays").glob("*.png"))) == 3
+    assert len(pictures(recipe)) == 3
 
 
 def test_one_question_is_answered_on_the_terminal(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,12 +159,14 @@ def test_only_bad_rows_left(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(json.loads((folder(recipe) / "results.json").read_text())["skipped"]) == 1
 
 
-def test_a_limit_is_of_the_whole_run(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_of_the_whole_run(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dies_at(1, Killed(), monkeypatch)
+    limits = ("--trainer.limit_predict_batches", "2", "--overlays", "3")
     with pytest.raises(Killed):
-        predict(recipe, "--trainer.limit_predict_batches", "2")
-    assert predict(recipe, "--trainer.limit_predict_batches", "2") == 0
+        predict(recipe, *limits)
+    assert predict(recipe, *limits) == 0
     assert [row["id"] for row in answers(folder(recipe) / "answers.jsonl")] == ["q0", "q1", "q2", "q3"]
+    assert len(pictures(recipe)) == 3
 
 
 class Twins(GlyphVQA):
@@ -254,7 +254,7 @@ data:
   batch_size: 2
   eval_batch_size: 2
   num_workers: 0
-trainer: {accelerator: cpu, enable_progress_bar: false, max_steps: 2, limit_val_batches: 0}
+trainer: {accelerator: cpu, enable_progress_bar: false, max_steps: 1, limit_val_batches: 0}
 """
 
 

@@ -218,13 +218,13 @@ def test_fit_trains_and_tests(tmp_path: Path) -> None:
     """VIP with and without its glimpse token; chance is only tested."""
     random = {"name": "random", "recipe": "random", "mode": "test", "set": {"vars.retention": 0.1}}
     methods = [{"name": "vip"}, {"name": "no_glimpse", "set": {"model.scorer.query": "last"}}, random]
-    common = {"trainer.max_steps": 2, "trainer.val_check_interval": 2}
-    config = write(tmp_path, SMALL, axes={"methods": methods}, mode="fit", set=common)
+    common = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "model.fit_baselines": []}
+    config = write(tmp_path, SMALL, axes={"methods": methods}, mode="fit", set=common, limit=2)
     assert main(["ablate", "--config", str(config)]) == 0
     root = tmp_path / "out" / "mini"
     for name, command in (("vip", "fit"), ("no_glimpse", "fit"), ("random", "test")):
         results = json.loads((root / name / f"{command}_0" / "results.json").read_text())
-        assert (results["command"], results["n"]) == (command, 4)
+        assert (results["command"], results["n"]) == (command, 2)
     assert (root / "no_glimpse" / "fit_0" / "pruner").is_dir()
 
 

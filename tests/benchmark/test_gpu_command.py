@@ -39,16 +39,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def rehearsed(folder: Path, *flags: str) -> dict[str, Any]:
-    """The parts in the record of a rehearsal."""
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--rehearse", "--output", str(folder), "--limit", "280"]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    return json.loads((folder / "gpu.json").read_text())["parts"]
-
-
-def test_a_measurement_on_a_cpu(tmp_path: Path) -> None:
-    parts = rehearsed(tmp_path, "--parts", "equality")
+def test_a_measurement_on_a_cpu(gpu: Any, tmp_path: Path) -> None:
+    """By a process that measures; the slow test starts all of the command."""
+    assert gpu.main(["--rehearse", "--output", str(tmp_path), "--limit", "280", "--parts", "equality"]) == 0
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert list(parts) == ["equality"] and "error" not in parts["equality"]
     assert all(row["difference"] == 0 for row in parts["equality"]["rows"])
     assert "## Goals" in (tmp_path / "gpu.md").read_text()
@@ -72,7 +66,10 @@ def test_the_main_job_is_recorded_with_its_results(gpu: Any, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_the_whole_command_on_a_cpu(tmp_path: Path) -> None:
     """By default each part runs on a pretended GPU, below, and the command with one of them, above."""
-    parts = rehearsed(tmp_path)
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--rehearse", "--output", str(tmp_path), "--limit", "280"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert list(parts) == [*MEASURES, "main_job", "tests"]
     assert not any("error" in part or part.get("rows") == [] for part in parts.values())
     assert not [row["note"] for name in MEASURES for row in parts[name].get("rows", []) if "note" in row]
@@ -112,9 +109,11 @@ def test_parts_on_a_pretended_gpu(part: str, gpu: Any, monkeypatch: pytest.Monke
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
     for name, size in (("memory_allocated", 1), ("max_memory_allocated", 2)):
         monkeypatch.setattr(torch.cuda, name, lambda size=size: size)
+    rounds = gpu_parts.Bench.rounds  # of which one is enough here, and one before it to warm up
+    monkeypatch.setattr(gpu_parts.Bench, "rounds", lambda self, runs, _: rounds(self, runs, 1))
     scale = gpu_parts.SCALES["rehearsal"]
     with entered(PRETENDED):
-        bench = gpu_parts.Bench(replace(scale, base=replace(scale.base, device="cuda")), lambda _: None)
+        bench = gpu_parts.Bench(replace(scale, base=replace(scale.base, device="cuda"), rounds=1), lambda _: None)
         bench.backbone = glimpse_tiny()
         found = gpu_parts.PARTS[part][0](bench)
     rows = found.get("rows", [])

@@ -15,7 +15,7 @@ from glimpse_lightning.backbones.presets import PRESETS
 LARGE = {"qwen2.5-vl-32b", "qwen2.5-vl-72b", "llava-1.5-13b"}
 CASES = [
     (PRETENDED, "mid-qwen2.5-vl"),
-    (PRETENDED, "mid-smolvlm"),
+    pytest.param(PRETENDED, "mid-smolvlm", marks=pytest.mark.slow),
     *(pytest.param(CUDA, name, marks=ON_CUDA) for name in PRESETS if name not in LARGE),
 ]
 
