@@ -43,7 +43,7 @@ QUICK = """
     tests/objectives/test_kl.py tests/objectives/test_losses.py tests/objectives/test_mask.py
     tests/ablation/test_cells.py tests/ablation/test_budgets.py tests/benchmark/test_straightforward.py
     tests/test_contracts.py tests/test_public_api.py tests/test_renames.py tests/test_architecture.py
-    tests/test_cli.py tests/test_recipes.py tests/test_written_before.py tests/test_evaluation.py
+    tests/test_cli.py tests/test_recipes.py tests/test_layers.py tests/test_written_before.py tests/test_evaluation.py
     tests/test_fit.py::test_what_a_run_leaves
 """.split()
 # The conftest.py of a folder where tests shall find the installed package alone.

@@ -25,8 +25,13 @@ from glimpse_lightning.training.strategies import FSDP2
 ALL = sorted(recipes().items())
 # What `ablate` and `bench` read is no recipe of a run: tests/ablation/, tests/benchmark/. An overlay is none by itself.
 RECIPES = [(name, path) for name, path in ALL if not name.startswith(("ablations/", "bench/", "trainer/"))]
-ALIKE = {name for name, _ in RECIPES if name.startswith("methods/")} - {"methods/pyramid_drop", "methods/tome"}
-"""Methods whose resolved configurations have the keys of another's, of stages or of a reducer: run in slow tests."""
+ALIKE = {name for name, _ in RECIPES if name.startswith("methods/")} - {
+    "methods/pyramid_drop", "methods/tome", "methods/idpruner"
+}  # fmt: skip
+"""Methods whose resolved configurations have the keys of another's, of stages or of a reducer: run in slow tests. By
+default tests/test_layers.py parses them, and builds what they prune with."""
+SAME_KEYS = {name for name, _ in RECIPES if name.startswith(("llava_1_5_13b/", "qwen2_5_vl_3b/"))}
+"""Recipes of a published model whose resolved configurations have the keys of another size's: run in slow tests."""
 OVERLAYS = {"fsdp2": FSDP2, "ddp": DDPStrategy}
 STAND_INS = {  # recipe folder: the stand-in's family, the published model's preset, blocks of its vision tower
     "qwen2_5_vl_3b": (tiny_models.qwen2_5_vl, "qwen2.5-vl-3b", 32),
@@ -97,7 +102,10 @@ def test_fsdp_on_a_cpu_names_the_overlay_to_use(tmp_path: Path, capsys: pytest.C
         assert "`--config trainer/fsdp2`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "path"), RECIPES, ids=[name for name, _ in RECIPES])
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [pytest.param(name, path, marks=pytest.mark.slow if name in ALIKE else (), id=name) for name, path in RECIPES],
+)
 def test_recipe_parses_and_instantiates(name: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[RunCLI] = []
     monkeypatch.setattr(RunCLI, "_run_subcommand", lambda self, command: built.append(self))
@@ -108,13 +116,13 @@ def test_recipe_parses_and_instantiates(name: str, path: Path, tmp_path: Path, m
     if isinstance(cli.model, VLMModule):
         cli.model.configure_model()
         assert cli.datamodule is not None
-    if name not in ALIKE:
+    if name not in ALIKE | SAME_KEYS:
         _run_what_it_left(path, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(ALIKE))
-def test_what_a_method_leaves_can_be_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", sorted(ALIKE | SAME_KEYS))
+def test_what_a_recipe_leaves_can_be_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = recipes()[name]
     test_recipe_parses_and_instantiates(name, path, tmp_path, monkeypatch)
     _run_what_it_left(path, tmp_path)

@@ -17,7 +17,7 @@ from glimpse_lightning import scorers as s
 from glimpse_lightning.engine.in_use import while_in_use
 
 VIP = {"attention_dim": 16, "condition_dim": 16, "heads": 2}
-THREADS, REQUESTS = 4, 12
+THREADS, REQUESTS = 4, 8
 
 
 def scorer_of(name: str) -> s.Scorer:

@@ -63,13 +63,27 @@ REFUSED = {
     "--model.optimizer.betas [0.9,1.0]": ["`model.optimizer.betas`", "below 1"],
 }  # fmt: skip
 
+SLOW = {
+    f"--{flag}"
+    for flag in (
+        "trainer.max_epochs 0", "trainer.limit_train_batches 0.0", "trainer.accumulate_grad_batches 0",
+        "trainer.check_val_every_n_epoch 0", "trainer.gradient_clip_algorithm length", "trainer.log_every_n_steps -1",
+        "trainer.num_sanity_val_steps -3", "trainer.overfit_batches -1", "trainer.fast_dev_run -2",
+        "trainer.devices 0", "trainer.num_nodes 0", "trainer.profiler watch", "seed_everything -1",
+        "ckpt_path last", "ckpt_path hpc", "data.fit_test_size -3", "model.optimizer.lr -1",
+    )
+}  # fmt: skip
+"""Settings that are refused by the lines that refuse another one above."""
+
 
 def refusal(command: str, flags: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     assert run(command, write_recipe(folder), folder / "runs", "--model.test_after_fit", "false", *flags.split()) == 1
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("flags", REFUSED)
+@pytest.mark.parametrize(
+    "flags", [pytest.param(flags, marks=pytest.mark.slow if flags in SLOW else ()) for flags in REFUSED]
+)
 def test_a_setting_is_refused_by_name(flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal("fit", flags, tmp_path, capsys)
     for word in ("error: ", *REFUSED[flags]):

@@ -86,8 +86,14 @@ def test_the_vision_tower_runs_once_a_step(model: PrunedVLM, batch: Batch, train
     torch.testing.assert_close(seen, objective.step(model, batch).loss)
 
 
-@pytest.mark.parametrize("train", [("language_model",), ("pruner",), ("language_model", "pruner")])
-@pytest.mark.parametrize("alike", [True, False])
+BOTH = ("language_model", "pruner")
+SHARED = [(BOTH[:1], True), (BOTH[1:], True), (BOTH, False)]
+SLOW_SHARED = [(BOTH[:1], False), (BOTH[1:], False), (BOTH, True)]
+
+
+@pytest.mark.parametrize(
+    ("train", "alike"), [*SHARED, *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW_SHARED)]
+)
 def test_copies_and_questions_about_one_image_share_their_prefix(
     model: PrunedVLM, train: tuple[Any, ...], alike: bool
 ) -> None:
@@ -128,7 +134,11 @@ def test_tokens_are_scored_where_somebody_decides_or_learns(
     assert len(calls) == times
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "gemma3", "qwen3_vl", "internvl"])
+# The others' decoders hold nothing that these do not.
+SLOW_FAMILIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("llava", "internvl")]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "qwen3_vl", *SLOW_FAMILIES])
 def test_before_any_update_the_ratio_is_one(family: str) -> None:
     """Batched, ragged prompts and answers, several stages, random weights; against ``generate``'s own numbers."""
     backbone = gl.wrap_backbone(tiny_models.FAMILIES[family]())
