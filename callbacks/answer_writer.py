@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from typing_extensions import override
 from glimpse_lightning.callbacks.results_writer import write_jsonl
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.reader import AnsweredBefore
-from glimpse_lightning.evaluation.remarks import cropped_away
+from glimpse_lightning.evaluation.remarks import PAD, WHOLE_ENOUGH, cropped_away, least_seen
 from glimpse_lightning.evaluation.vlm_module import VLMModule
 from glimpse_lightning.runtime.appended_lines import AppendedLines
 from glimpse_lightning.runtime.errors import GlimpseError
@@ -32,7 +32,8 @@ class AnswerWriter(Callback, AnsweredBefore):
         self._lines = AppendedLines(Path(), ANSWERS)
         self._before: frozenset[str] = frozenset()
         self._done: set[str] = set()
-        self._cropped: list[str] = []
+        self._seen: list[float] = []
+        self._cropped = ""
 
     @override
     def answered(self, trainer: Trainer) -> set[str]:
@@ -68,8 +69,9 @@ class AnswerWriter(Callback, AnsweredBefore):
                 )
             self._done.add(sample.id)
             items = [item for item in outputs["kept"] if item["sample"] == place]
-            masks, cropped = [item["kept"] for item in items], cropped_away(items)
-            self._cropped += [cropped] if cropped else []
+            masks = [item["kept"] for item in items]
+            self._seen.append(least_seen(items))
+            self._cropped = cropped_away(items)
             rows.append(
                 {
                     "id": sample.id,
@@ -96,17 +98,27 @@ class AnswerWriter(Callback, AnsweredBefore):
             remove(part)
         if len(rows) == 1:
             overlays = map(str, (folder / "overlays").glob("*.png"))
-            show(rows[0]["answer"], _kept(pl_module, rows[0]), *self._cropped, *overlays)
+            show(rows[0]["answer"], _kept(pl_module, rows[0]), *filter(None, [self._cropped]), *overlays)
         if cut := sum(bool(row.get("cut_off")) for row in rows):  # 0.2.0 began runs without it
             show(
                 f"{cut} of {len(rows)} answers were cut off at `model.max_new_tokens`, their longest; raise it to read "
                 "them whole."
             )
-        if len(rows) > 1 and self._cropped:
-            show(
-                f"{len(self._cropped)} of the answers are about images that were cropped; the first: {self._cropped[0]}"
-            )
+        if len(rows) > 1:
+            self._say_of_all(rows, folder)
         show(f"Written: {path} ({len(rows)} answers).")
+
+    def _say_of_all(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+        """Print the share of tokens that the questions kept, the folder of the pictures, and what was never seen."""
+        shares = [row["kept"] / row["total"] for row in rows if row["total"]]
+        kept = f"Kept {sum(shares) / len(shares):.1%} of the visual tokens (mean over questions). " if shares else ""
+        pictures = folder / "overlays"
+        show(f"{kept}{len(list(pictures.glob('*.png')))} of the questions are drawn in {pictures}.")
+        if parts := [seen for seen in self._seen if seen < WHOLE_ENOUGH]:
+            show(
+                f"{len(parts)} of the answers are about images of which the model saw a part only ({min(parts):.0%} to "
+                f"{max(parts):.0%}): its processor crops. {PAD}"
+            )
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
+from torch.utils.tensorboard.summary import hparams
 from typing_extensions import override
 
 from glimpse_lightning.backbones.base import Backbone
@@ -51,6 +52,12 @@ COMPARED = (
     "kv_retention",
 )  # fmt: skip
 """Figures of TensorBoard's HParams page, in the order of its columns."""
+COLUMNS = (
+    "recipe", "dataset", "pruner", "after_layer", "scorer", "policy", "reducer", "objective", "budget", "early_kv",
+    "positions", "lr", "backbone", "seed",
+)  # fmt: skip
+"""Settings of the HParams page. TensorBoard shows the columns of the first run that it finds, so that all runs have to
+have the same."""
 SETTINGS = {
     "pruner": "pruner", "lr": "optimizer.lr", "backbone": "backbone",
     "early_kv": "early_kv", "positions": "positions",
@@ -133,9 +140,9 @@ class ResultsWriter(Callback):
             write_jsonl(folder / "predictions.jsonl", [dataclasses.asdict(record) for record in summary.records])
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    figures = {f"hp/{name}": summary.metrics[name] for name in COMPARED}
-                    known = {name: value for name, value in figures.items() if _is_number(value)}
-                    logger.log_hyperparams({"recipe": self.recipe, **settings_of(module.hparams)}, known)
+                    data = _dataset(trainer, split)
+                    row = {"recipe": self.recipe, "dataset": str(getattr(data, "path", type(data).__name__))}
+                    _add_to_hparams(logger, row | settings_of(module.hparams), summary.metrics)
         remarks = self._remarks(trainer, module, split, summary)
         results = self._results(trainer, module, split, summary) | dict(found or {})
         results["remarks"] += remarks
@@ -219,6 +226,18 @@ def settings_of(hparams: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "seed": hparams.get("seed")}
 
 
+def _add_to_hparams(logger: TensorBoardLogger, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """Add a run to the HParams page: a row with all columns, of which those that the run lacks stay empty."""
+    budget = "; ".join(f"{name} {value}" for name, value in settings.items() if "." in name)
+    row = {name: str(settings.get(name, "-")) for name in COLUMNS} | {"budget": budget or "-"}
+    if "objective" not in settings:
+        row["lr"] = "-"  # nothing is trained
+    figures = {f"hp/{name}": metrics[name] for name in COMPARED}
+    logger.log_metrics({name: value for name, value in figures.items() if _is_number(value)}, 0)
+    for part in hparams(row, dict.fromkeys(figures, 0.0)):  # names and settings; the values are the scalars above
+        logger.experiment.file_writer.add_summary(part)
+
+
 def _parts(given: Mapping[str, Any]) -> dict[str, Any]:
     """Classes and budgets of the swappable parts of one stage, or of a module with a single one."""
     found: dict[str, Any] = {}
@@ -246,7 +265,7 @@ def print_summary(summary: Summary, console: Console | None = None, remark: str 
     rows: dict[str, dict[str, Any]] = {"pruned": summarise(summary.records)}
     rows |= {name: summarise(records) for name, records in summary.baselines.items()}
     accuracy = rows["pruned"]["full_accuracy"]
-    full = {"retention": 1.0, "accuracy": accuracy, "relative_accuracy": accuracy and 1.0, "agreement": 1.0}
+    full = {"retention": 1.0, "accuracy": accuracy, "relative_accuracy": 1.0 if accuracy else None, "agreement": 1.0}
     scored = rows["pruned"]["scored"]
     some = "" if scored in (0, len(summary.records)) else f", {scored} with references"
     table = _table(f"{len(summary.records)} questions{some}", "model", list(SHOWN.values()))

@@ -90,6 +90,12 @@ class RunCheckpoints(Checkpoint):
             asked = self._asked or signal.SIGTERM  # the signal may have reached another rank only
             exception.code = 128 + asked  # Lightning's own code is 0, as for success
             rank_zero_info(f"Stopped by {NAMES[asked]} and saved; the same command goes on from here.")
+        elif isinstance(exception, KeyboardInterrupt) and (trainer.testing or trainer.validating):
+            goes_on = getattr(pl_module, "resumable", False)
+            rank_zero_info(
+                f"Interrupted: {trainer.default_root_dir} has no results yet; the same command "
+                f"{'goes on from there' if goes_on else 'starts again in that folder'}."
+            )
 
     def _save(self, trainer: Trainer) -> None:
         self._saved = trainer.global_step

@@ -19,7 +19,7 @@ from typing_extensions import override
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Box, Sample
 from glimpse_lightning.evaluation.records import Record
-from glimpse_lightning.evaluation.remarks import cropped_away
+from glimpse_lightning.evaluation.remarks import cropped_away, kept_in_padding
 from glimpse_lightning.runtime.whole_files import replacing
 
 DIMMED = 0.25
@@ -93,7 +93,9 @@ def picture(sample: Sample, items: Sequence[Mapping[str, Any]], answers: Mapping
     kept = sum(int(item["kept"].sum()) for item in items)
     share = f" ({kept / total:.1%})" if total else ""
     lines = [f"Q: {sample.question}", *(f"{label}: {text}" for label, text in answers.items())]
-    lines.append(f"kept {kept} of {total} tokens{share}")
+    padding = kept_in_padding(items)
+    beyond = f", {padding} of them in the padding around the image" if padding else ""
+    lines.append(f"kept {kept} of {total} tokens{share}{beyond}")
     lines += filter(None, [cropped_away(items)])
     width = max(sum(panel.width for panel in panels), MIN_WIDTH)
     lines = [part for line in lines for part in textwrap.wrap(line, width // 8) or [""]]

@@ -62,6 +62,11 @@ RANK_LOST = (
     "Another rank of this run has ended, and this one with it. Why, that rank says above; where it says nothing, the "
     "system has killed it, mostly for want of memory."
 )
+OTHER_TORCHVISION = (
+    "The torchvision of this environment was made for another torch, and nothing of transformers loads with it. Remove "
+    "it (`pip uninstall torchvision`; few models need it for images), or install the build for this torch: "
+    "docs/backbones.md has the command."
+)
 COMMANDS = ("fit", "validate", "test", "predict", "ablate", "score", "bench", "export", "recipes")
 
 
@@ -78,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             print("Interrupted.", file=sys.stderr)
             return 128 + signal.SIGINT
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's own status for it is 1
+                return 128 + signal.SIGINT
+            raise
         except Exception as error:
             message = explain(error)
             if message is None or os.environ.get("GLIMPSE_DEBUG"):
@@ -159,6 +168,8 @@ def explain(error: BaseException) -> str | None:
         return OUT_OF_MEMORY.format(_one_paragraph(error).split(". ")[0])
     if _rank_lost(error):
         return RANK_LOST
+    if _other_torchvision(error):
+        return OTHER_TORCHVISION
     if type(error).__module__.startswith("omegaconf"):
         key = getattr(error, "full_key", None)
         where = f" at `{key}`" if key else ""
@@ -181,6 +192,16 @@ def _rank_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         ("gloo" in text and ("by peer" in text or "Broken pipe" in text)) or "remote process exited" in text
     )
+
+
+def _other_torchvision(error: BaseException | None) -> bool:
+    """Whether torchvision could not register its operators, in an error or in one that it came from."""
+    seen = 0
+    while error is not None and seen < 20:
+        if "operator torchvision::" in str(error):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -267,6 +267,12 @@ def test_a_file_of_questions_is_a_dataset(args: list[str], expected: list[str] |
     assert files_as_datasets(args) == (args if expected is None else expected)
 
 
+def test_flags_about_training_are_refused_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, flag in (("predict", "--data.batch_size=4"), ("test", "--data.group")):
+        assert main([command, "--config", "vip_kl", flag, "2"]) == 1
+        assert "which trains nothing: `--data.eval_batch_size`" in _error(capsys)
+
+
 def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(args: object) -> int:
         raise KeyError("a defect")

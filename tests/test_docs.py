@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from glimpse_lightning.cli.trainer_runs import RunCLI, run
 from glimpse_lightning.runtime.renames import MOVED
@@ -86,6 +87,7 @@ def _run(page: str, blocks: list[str]) -> dict[str, Any]:
 
 def test_training_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (640, 480), "red").save("photo.jpg")
     page = ROOT / "docs" / "train_in_python.md"
     space = _run(page.name, _blocks(page, "python"))
     assert space["trainer"].global_step == 4

@@ -22,6 +22,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 import glimpse_lightning as gl
 from glimpse_lightning.__main__ import explain
 from glimpse_lightning.callbacks import RunCheckpoints, RunProgress
+from glimpse_lightning.evaluation.module import EvaluationModule
 from glimpse_lightning.objectives import GRPO, KL, StepResult
 from glimpse_lightning.runtime.run_folder import RunFolder, damage, saved_checkpoints
 from glimpse_lightning.training.module import PruningModule
@@ -103,10 +104,30 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(KL, "step", impatient)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(SystemExit):
-        run("fit", write_recipe(tmp_path), tmp_path / "runs", *QUICK)
+    assert run("fit", write_recipe(tmp_path), tmp_path / "runs", *QUICK) == 130
     signal.signal(signal.SIGINT, before)
     assert len(calls) == 3
+
+
+TESTED = """\
+model: {after_layer: 1, scorer: Random, policy: {class_path: TopK, init_args: {count: 8}}, max_new_tokens: 3}
+data: {test: {class_path: GlyphVQA, init_args: {split: test, size: 3, image_size: 224}}, num_workers: 0}
+trainer: {accelerator: cpu, enable_progress_bar: false, logger: false}
+"""
+
+
+def test_ctrl_c_in_a_test_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = write_recipe(tmp_path, TESTED)
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as context:
+        context.setattr(EvaluationModule, "test_step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        assert run("test", recipe, tmp_path / "runs") == 130
+    signal.signal(signal.SIGINT, before)
+    assert "test_0 has no results yet; the same command starts again in that folder." in caplog.text
+    assert run("test", recipe, tmp_path / "runs") == 0
+    assert [path.name for path in (tmp_path / "runs" / "small").iterdir()] == ["test_0"]
 
 
 def test_sigterm_ends_a_test_at_once(tmp_path: Path) -> None:
@@ -236,6 +257,15 @@ def test_out_of_memory_says_which_knobs_to_turn(error: Exception) -> None:
     for knob in ("data.batch_size", "accumulate_grad_batches", "group_size", "lora", "dtype"):
         assert knob in message
     assert explain(RuntimeError("something else")) is None
+
+
+def test_a_torchvision_of_another_torch_is_one_paragraph() -> None:
+    """As transformers reports it, from whatever it was importing."""
+    error = ModuleNotFoundError("Could not import module 'PreTrainedModel'")
+    error.__cause__ = RuntimeError("operator torchvision::nms does not exist")
+    message = explain(error)
+    assert message is not None and "`pip uninstall torchvision`" in message
+    assert explain(ModuleNotFoundError("Could not import module 'PreTrainedModel'")) is None
 
 
 @pytest.mark.parametrize(

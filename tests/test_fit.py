@@ -20,6 +20,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 import glimpse_lightning as gl
 from glimpse_lightning.callbacks import RunCheckpoints
+from glimpse_lightning.callbacks.results_writer import COLUMNS
 from glimpse_lightning.objectives import KL
 from glimpse_lightning.runtime.run_folder import saved_checkpoints
 from glimpse_lightning.training.module import PruningModule
@@ -397,6 +398,12 @@ def test_the_hparams_page_compares_what_differs(fitted: tuple[Path, Path]) -> No
                 shown = [info.name.tag for info in part.experiment.metric_infos]
                 assert shown[:2] == ["hp/accuracy", "hp/retention"]
     (start,) = started
-    assert dict(start.hparams)["scorer"].string_value == "VIP"
-    assert set(start.hparams) == {"recipe", "scorer", "policy", "objective", "objective.retention", "policy.threshold",
-                                  "after_layer", "lr", "backbone", "seed"}  # fmt: skip
+    values = {name: value.string_value for name, value in start.hparams.items()}
+    assert set(values) == set(COLUMNS)
+    assert (values["scorer"], values["objective"], values["pruner"], values["dataset"]) == (
+        "VIP",
+        "KL",
+        "-",
+        "GlyphVQA",
+    )
+    assert "objective.retention" in values["budget"] and "policy.threshold 0.5" in values["budget"]

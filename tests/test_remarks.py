@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import glimpse_lightning as gl
 from glimpse_lightning.evaluation.records import Record, Summary
 from glimpse_lightning.evaluation.remarks import (
     foreign_to_tiny,
+    kept_in_padding,
     no_better_than_random,
     off_budget,
     why_nothing_is_right,
@@ -34,7 +37,8 @@ def test_there_are_none_where_something_is_right_or_nothing_is_known(scores: tup
 @pytest.mark.parametrize(
     ("own", "random", "said"),
     [
-        (records(0.0, 1.0), records(1.0, 1.0), "(accuracy 100.0% against 50.0%)"),
+        (records(*[0.0, 1.0] * 8), records(*[1.0] * 16), "(accuracy 100.0% against 50.0%)"),
+        (records(0.0, 1.0, 1.0, 1.0), records(*[1.0] * 4), ""),  # one question is chance
         (records(1.0, 0.0), records(0.0, 1.0), ""),
         (records(None, None, said="b"), records(None, None), "(agreement 100.0% against 0.0%)"),
         (records(None, None), records(None, None, said="b"), ""),
@@ -42,7 +46,7 @@ def test_there_are_none_where_something_is_right_or_nothing_is_known(scores: tup
         ([], [], ""),
     ],
 )
-def test_chance_is_named_where_it_does_better(own: list[Record], random: list[Record], said: str) -> None:
+def test_random_tokens_are_named_where_they_do_better(own: list[Record], random: list[Record], said: str) -> None:
     found = no_better_than_random(Summary(own, {"AttentionRank": records(1.0), "Random": random}))
     assert (said in found) if said else found == ""
 
@@ -68,3 +72,12 @@ def test_tiny_knows_its_own_pages_only() -> None:
     assert "its answers mean nothing" in foreign_to_tiny("glimpse-tiny", photographs)
     assert foreign_to_tiny("glimpse-tiny", pages) == foreign_to_tiny("some/model", photographs) == ""
     assert foreign_to_tiny("glimpse-tiny", None) == foreign_to_tiny(None, photographs) == ""
+
+
+def test_kept_tokens_in_the_padding_are_counted() -> None:
+    """896 x 448 pixels lie in the two middle rows of four; a cropped or tiled image has no padding."""
+    kept = torch.ones(16, dtype=torch.bool)
+    item = {"image": 0, "grid": (1, 4, 4), "kept": kept, "region": (0.0, -0.5, 1.0, 1.5)}
+    assert kept_in_padding([item]) == 8
+    assert kept_in_padding([item | {"kept": kept & (torch.arange(16) < 6)}]) == 4
+    assert kept_in_padding([item | {"region": (0.25, 0.0, 0.75, 1.0)}, item | {"region": (math.nan,) * 4}]) == 0

@@ -24,8 +24,8 @@ from glimpse_lightning.runtime.run_folder import (
 from glimpse_lightning.runtime.whole_files import replacing, write_text
 
 
-def _claim(root: Path, config: str = "a: 1", command: str = "fit", resumable: bool = True) -> RunFolder:
-    run = claim_run(root, "recipe", command, config, resumable)
+def _claim(root: Path, config: str = "a: 1", command: str = "fit") -> RunFolder:
+    run = claim_run(root, "recipe", command, config)
     write_text(run.path / CONFIG, config)
     return run
 
@@ -38,8 +38,7 @@ def test_an_unfinished_run_is_taken_up_by_the_same_command_only(tmp_path: Path) 
     assert other.path.name == "fit_1"
     write_text(other.path / RESULTS, "{}")
     assert _claim(tmp_path, config="a: 2").path.name == "fit_2"
-    assert _claim(tmp_path, command="test", resumable=False).path.name == "test_0"
-    assert _claim(tmp_path, command="test", resumable=False).path.name == "test_1"
+    assert _claim(tmp_path, command="test").path.name == "test_0"
 
 
 def _claim_elsewhere(root: Path, answers: multiprocessing.SimpleQueue) -> None:

@@ -81,13 +81,21 @@ def markdown(rows: Sequence[Row], name: str) -> str:
     if strayed := [(row, asked, kept) for row in rows for asked, kept in _strayed(row)]:
         found = [f"* `{row.cell.name}`: {kept:.1%} instead of {asked:.1%}" for row, asked, kept in strayed]
         lines += ["Kept another share of the tokens than the axis says:", "", *found, ""]
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        for remark in row.remarks:
+            said.setdefault(remark, []).append(f"`{row.cell.name}`")
+    if said:
+        whose = {remark: "all" if len(cells) == len(rows) else ", ".join(cells) for remark, cells in said.items()}
+        lines += ["Remarks of the cells:", "", *(f"* {cells}: {remark}" for remark, cells in whose.items()), ""]
     if failed := [row for row in rows if row.run is None]:
         lines += ["Not finished:", "", *(f"* `{row.cell.name}`: {row.error or 'has not run'}" for row in failed), ""]
     return "\n".join(lines)
 
 
 def glance(rows: Sequence[Row]) -> list[str]:
-    """Accuracy in percent, a line for each method and a column for each value of the other axis, as papers print it.
+    """Accuracy in percent, a line for each method and a column for each value of the other axis, as papers print it;
+    agreement with the full model where no question has references.
 
     For a cell that has no value on that axis, a last column gives its accuracy and the share of tokens it kept. Empty
     unless there are ``methods`` and exactly one other axis.
@@ -97,12 +105,14 @@ def glance(rows: Sequence[Row]) -> list[str]:
         return []
     (axis,) = others
     values = list(dict.fromkeys(row.cell.labels[axis] for row in rows if axis in row.cell.labels))
-    header = ["methods", *(f"{axis} {value}" for value in values), "at its own share"]
+    shown = "accuracy" if any(row.figure("accuracy") is not None for row in rows) else "agreement"
+    first = "methods" if shown == "accuracy" else "methods (agreement)"
+    header = [first, *(f"{axis} {value}" for value in values), "at its own share"]
     lines = [_line(header), _line(["---"] * len(header))]
     for method in dict.fromkeys(row.method for row in rows):
         columns, own = dict.fromkeys(values, "-"), []
         for row in rows:
-            accuracy = row.figure("accuracy")
+            accuracy = row.figure(shown)
             if row.method != method or accuracy is None:
                 continue
             if axis in row.cell.labels:

@@ -29,6 +29,7 @@ class Row:
         figures: the figures of ``results.json``, by family and name.
         scores: the answers' scores, by family and question id.
         images: name of each question's image, by question id; ``""`` where it has none, or an older version ran.
+        remarks: what the run said about its figures.
     """
 
     cell: Cell
@@ -37,6 +38,7 @@ class Row:
     figures: Mapping[str, Mapping[str, float]]
     scores: Mapping[str, Mapping[str, float]]
     images: Mapping[str, str] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
     @property
     def status(self) -> str:
@@ -83,7 +85,8 @@ def _row(cell: Cell, folders: CellFolders) -> Row:
         for family in filter(None, (ALL, record["family"])) if record["score"] is not None else ():
             scores.setdefault(family, {})[record["id"]] = record["score"]
     figures = {ALL: {"n": results["n"], **results["metrics"]}, **results["families"]}
-    return Row(cell, run, None, {family: _numbers(values) for family, values in figures.items()}, scores, images)
+    numbers = {family: _numbers(values) for family, values in figures.items()}
+    return Row(cell, run, None, numbers, scores, images, results.get("remarks", ()))
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -161,7 +161,8 @@ class Backbone(Decoder):
     def tokenizer(self) -> Any:
         if self.processor is None:
             raise GlimpseError(
-                f"Backbone {self.name!r} has no processor, so it takes ready tensor batches only; "
+                f"Backbone {self.name!r} has no processor, so it takes ready tensor batches only; put the checkpoint's "
+                "preprocessor and tokenizer files into its folder (a `random:` model has none), or in Python "
                 "pass a processor to `gl.wrap_backbone(model, processor)`."
             )
         return self.processor.tokenizer

@@ -23,6 +23,8 @@ from glimpse_lightning.runtime.errors import GlimpseError
 
 EXTRAS = {"torchvision": "video", "num2words": "video", "accelerate": "quantization", "bitsandbytes": "quantization"}
 """Extras of this package that install packages which transformers requires."""
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
+"""Files of which a folder with a tokenizer has at least one."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
 
 
@@ -104,6 +106,11 @@ def load_processor(name: str, **kwargs: Any) -> Any:
     """
     if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in PROCESSOR_FILES):
         return None
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in TOKENIZER_FILES):
+        raise GlimpseError(
+            f"{name} holds a processor, but no tokenizer: put the checkpoint's tokenizer.json (or vocab.json and "
+            "merges.txt, or tokenizer.model) and tokenizer_config.json into it."
+        )
     model_type = AutoConfig.from_pretrained(name, **kwargs).model_type
     if is_torchvision_available() or not _has_stand_in(model_type):
         try:
@@ -146,6 +153,8 @@ def install_command(extra: str) -> str:
     """The command that installs an extra of this package. It names this build of torch, as pip would otherwise take the
     newest torchvision, and another torch along with it.
     """
-    build = str(torch.__version__).partition("+")[2]
+    release, _, build = str(torch.__version__).partition("+")
+    _, minor, patch = (*release.split("."), "0", "0")[:3]
     index = f" --extra-index-url https://download.pytorch.org/whl/{build}" if build else ""
-    return f"pip install 'glimpse_lightning[{extra}]' torch=={torch.__version__}{index}"
+    vision = f" torchvision==0.{int(minor) + 15}.{patch}+{build}" if build and extra == "video" else ""  # as it counts
+    return f"pip install 'glimpse_lightning[{extra}]' torch=={torch.__version__}{vision}{index}"

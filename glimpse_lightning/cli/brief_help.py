@@ -53,9 +53,10 @@ OPTIONS = {
         **RUN,
         **PARTS,
         **ASKED,
-        "--image FILE": "image file to ask about, with --question; several as [one.png, two.png]",
+        "--image FILE": "image file to ask about, with --question; several as [one.png, two.png]; or a folder",
         "--question TEXT": "a question to answer in place of the data's",
         "--data.predict CLASS": "dataset of questions: JSONL, Table, HubVQA, ...",
+        "--data.eval_batch_size N": "questions in a batch (4; of GlyphVQA 50, of a folder of images 1)",
         "--overlays N": "number of pictures of kept tokens to draw, -1 for all (8)",
     },
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glimpse_lightning.data.open_file import class_name
+from glimpse_lightning.runtime.errors import GlimpseError
 
 FLAG = re.compile(r"(--data\.(?:train|val|test|predict))(?:=(.+))?")
 
@@ -29,6 +30,20 @@ def files_as_datasets(args: Sequence[str]) -> list[str]:
         out += [f"{flag or before}={kind}", f"{flag or before}.path={Path(value)}"]
         flag = ""
     return out
+
+
+def check_training_flags(args: Sequence[str]) -> None:
+    """Raise where a command other than `fit` gets a flag about batches of training.
+
+    Raises:
+        GlimpseError: naming the flag that the command reads.
+    """
+    for arg in args[1:] if args[0] != "fit" else ():
+        if re.match(r"--data\.(batch_size|group)(=|$)", arg):
+            raise GlimpseError(
+                f"Expected no {arg.partition('=')[0]} with `{args[0]}`, which trains nothing: `--data.eval_batch_size` "
+                "is the number of questions in a batch."
+            )
 
 
 def without_answers(datasets: Any) -> None:

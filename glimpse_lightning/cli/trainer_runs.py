@@ -24,7 +24,7 @@ from typing_extensions import override
 from glimpse_lightning import callbacks, metrics, objectives, policies, reducers, scorers
 from glimpse_lightning.cli.brief_help import whole
 from glimpse_lightning.cli.checkpoint_config import checkpoint_config
-from glimpse_lightning.cli.data_flag import files_as_datasets, without_answers
+from glimpse_lightning.cli.data_flag import check_training_flags, files_as_datasets, without_answers
 from glimpse_lightning.cli.identity import changed_since, differences, write_inputs
 from glimpse_lightning.cli.parser_errors import readable
 from glimpse_lightning.cli.part_help import listing
@@ -47,7 +47,6 @@ from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.images import load_image
 from glimpse_lightning.data.jsonl import JSONL
 from glimpse_lightning.data.one_question import OneQuestion
-from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.data.tables.hub import HubVQA
 from glimpse_lightning.data.tables.table import Table
 from glimpse_lightning.data.visual_cot import VisualCoTBenchmark, VisualCoTTrain
@@ -139,7 +138,8 @@ class RunTrainer(Trainer):
         if image is not None and question is not None:
             if not question.strip():
                 raise GlimpseError("Expected `--question` to be a text that is not empty.")
-            datamodule = VQAData(predict=_asked(image, question), num_workers=0)
+            size = datamodule.eval_batch_size if isinstance(datamodule, VQAData) else None
+            datamodule = VQAData(predict=_asked(image, question), eval_batch_size=size, num_workers=0)
         return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
 
 
@@ -330,9 +330,8 @@ class RunCLI(LightningCLI):
                 f"This process is not the first of its run, so it cannot choose the run's folder: set {RUN_FOLDER} to "
                 "the same new folder for all ranks (Lightning's own launcher does so by itself)."
             )
-        resumes = self.subcommand in ("fit", "predict") or (isinstance(self.model, VLMModule) and self.model.resumable)
         try:
-            run = claim_run(root, self.recipe, self.subcommand, config, resumes, lambda path: not changed_since(path))
+            run = claim_run(root, self.recipe, self.subcommand, config, lambda path: not changed_since(path))
         except OSError as error:
             if error.errno in FULL_DISK:
                 raise
@@ -379,11 +378,16 @@ class RunCLI(LightningCLI):
                 "--pruner FOLDER for a refined pruner, that a fit has saved)"
             )
         else:
-            what, instead = f"The scorer of recipe {self.recipe!r}", "name a saved pruner with --pruner FOLDER"
-        missing = f"the fit in {others[0]}" if others else f"there is no finished fit under {folder}"
+            saved = f"--pruner {others[0].split()[0]}/pruner" if others else "--pruner FOLDER"
+            what, instead = f"The scorer of recipe {self.recipe!r}", f"name a saved pruner with {saved}"
+        if not others:
+            return GlimpseError(
+                f"{what} has to be trained first, but there is no finished fit under {folder}. Run `fit` with the same "
+                f"config and root, name weights with --ckpt_path FILE, or {instead}."
+            )
         return GlimpseError(
-            f"{what} has to be trained first, but {missing}. Run `fit` with the same config and root, name weights "
-            f"with --ckpt_path FILE, or {instead}."
+            f"{what} has been trained with other settings only: the fit in {others[0]}. To use it all the same, "
+            f"{instead}; or run `fit` with these settings, or name weights with --ckpt_path FILE."
         )
 
     @override
@@ -437,14 +441,14 @@ class RunCLI(LightningCLI):
         model.test_fit(self.trainer, data)
 
 
-def _asked(image: str | list[str], question: str) -> Any:
+def _asked(image: str | list[str], question: str) -> OneQuestion:
     """The dataset of a question from the command line, about one or several images, or about each image of a folder."""
     files = [image] if isinstance(image, str) else image
     if len(files) == 1 and Path(files[0]).is_dir():
-        return OneQuestion(Path(files[0]), question)
-    pictures = [load_image(Path(file)) for file in files]
-    name, where = Path(files[0]).stem, ", ".join(files)
-    return [Sample(id=name, key=0, question=question, answers=[], images=pictures, where=where, files=files)]
+        return OneQuestion.about_each(Path(files[0]), question)
+    for file in files:
+        load_image(Path(file))  # an error comes before the model is loaded
+    return OneQuestion([files], question)
 
 
 def prepare_parsing() -> None:
@@ -469,6 +473,7 @@ def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> N
         return
     args = whole(args)
     command_line = shlex.join(["glimpse-lightning", *args])
+    check_training_flags(args)
     args = files_as_datasets(args)
     args, config_files = with_recipes([SHORT_FLAGS.get(arg, arg) for arg in args])
     check_vars(args, config_files)

@@ -11,6 +11,8 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
+from glimpse_lightning.data.glyph_vqa.procedural import Procedural
+from glimpse_lightning.data.one_question import OneQuestion
 from glimpse_lightning.data.order import EvalOrder, TrainOrder
 from glimpse_lightning.data.raw_batch import RawBatch
 from glimpse_lightning.data.reader import AnsweredBefore, BatchReader
@@ -93,7 +95,8 @@ class VQAData(LightningDataModule):
         test: dataset to test on.
         predict: dataset to answer; default: the test dataset.
         batch_size: samples per step and rank in training.
-        eval_batch_size: samples per step and rank elsewhere.
+        eval_batch_size: samples per step and rank elsewhere; default: 50 of GlyphVQA's small pages, 4 of other data,
+            and 1 of images that `--image FOLDER` names.
         num_workers: processes that render or read images.
         seed: seed of the order of the training samples; ``None``: the seed of ``seed_everything``, so that runs with
             other seeds get other batches.
@@ -118,7 +121,7 @@ class VQAData(LightningDataModule):
         test: Dataset | None = None,
         predict: Dataset | None = None,
         batch_size: int = 16,
-        eval_batch_size: int = 50,
+        eval_batch_size: int | None = None,
         num_workers: int = 1,
         seed: int | None = None,
         group: int = 1,
@@ -225,7 +228,14 @@ class VQAData(LightningDataModule):
     def _eval_loader(self, samples: Dataset[Sample], size: int | None = None) -> DataLoader[_Item]:
         dataset = _Guarded(samples, 0.0, self.prompt)
         order = EvalOrder(dataset, size=size, **self._ranks())
-        return self._loader(dataset, sampler=order, batch_size=self.eval_batch_size)
+        return self._loader(dataset, sampler=order, batch_size=self._eval_batch(samples))
+
+    def _eval_batch(self, dataset: Dataset[Sample]) -> int:
+        """Samples per step and rank outside of training."""
+        if self.eval_batch_size is not None:
+            return self.eval_batch_size
+        whole = dataset.dataset if isinstance(dataset, Some) else dataset
+        return 50 if isinstance(whole, Procedural) else 1 if isinstance(whole, OneQuestion) else 4
 
     def val_dataloader(self) -> DataLoader[_Item] | list[Any]:
         """The validation data; for a fit without any, no loader, and Lightning validates nothing."""
@@ -251,7 +261,7 @@ class VQAData(LightningDataModule):
         """The questions within `trainer.limit_predict_batches`, counted over all starts of a run."""
         assert self.trainer is not None
         limit, size = self.trainer.limit_predict_batches, len(dataset)  # type: ignore[arg-type]
-        width = self.eval_batch_size * self.trainer.world_size
+        width = self._eval_batch(dataset) * self.trainer.world_size
         batches = int(limit * -(-size // width)) if isinstance(limit, float) else limit
         return dataset if batches * width >= size else Some(dataset, range(batches * width))
 

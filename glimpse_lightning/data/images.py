@@ -138,8 +138,14 @@ def upright_rgb(image: Image.Image, name: str = "image") -> Image.Image:
     return _rgb(upright)
 
 
-def path_inside(root: Path, name: str, where: str) -> Path:
+def path_inside(root: Path, name: str, where: str, remedy: str = "move the image into it") -> Path:
     """The path ``name``, relative to ``root`` or absolute, with links resolved.
+
+    Args:
+        root: folder that the path may not leave.
+        name: the path.
+        where: beginning of error messages.
+        remedy: what an error advises where the path leaves the folder.
 
     Raises:
         BadSampleError: if ``name`` leaves ``root`` or is no path; the message begins with ``where``.
@@ -152,7 +158,7 @@ def path_inside(root: Path, name: str, where: str) -> Path:
         reason = getattr(error, "strerror", None) or error  # without the whole of a long name
         raise BadSampleError(f"{where}: image path {name[:80]!r} is no path ({reason}); mend the data file.") from None
     if not path.is_relative_to(root):
-        raise BadSampleError(f"{where}: image path {name!r} leaves the folder {root}; move the image into it.")
+        raise BadSampleError(f"{where}: image path {name!r} leaves the folder {root}; {remedy}.")
     return path
 
 

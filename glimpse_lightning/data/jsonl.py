@@ -191,7 +191,7 @@ class JSONL(Dataset[Sample]):
             raise BadSampleError(
                 f"{where}: expected `answer` (a text) or `answers` (a list of texts) that are not empty, but got "
                 f"{data.get('answers', data.get('answer'))!r}; for questions without answers set `require_answers: "
-                "false` (--data.test.require_answers false)."
+                "false` (--data.test.require_answers false, of other splits likewise)."
             )
         return texts
 

@@ -1,12 +1,15 @@
-"""One question about each image of a folder."""
+"""One question, asked about several images one after another."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch.utils.data import Dataset
 
+from glimpse_lightning.data.digest import of_file
 from glimpse_lightning.data.images import load_image
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.runtime.errors import GlimpseError
@@ -14,34 +17,45 @@ from glimpse_lightning.runtime.keys import stable_key
 
 
 class OneQuestion(Dataset[Sample]):
-    """The same question about each image of a folder, in alphabetical order.
+    """The same question about each group of images.
 
     Args:
-        folder: folder of images; other files and folders in it are left out.
+        groups: paths of the images that are asked about together, for each time that the question is asked.
         question: the question.
-
-    Raises:
-        GlimpseError: if there is no image.
     """
 
-    def __init__(self, folder: Path, question: str) -> None:
+    def __init__(self, groups: Sequence[Sequence[str]], question: str) -> None:
+        self.groups, self.question = groups, question
+
+    @classmethod
+    def about_each(cls, folder: Path, question: str) -> OneQuestion:
+        """The question about each image of a folder, in alphabetical order; other files in it are left out.
+
+        Raises:
+            GlimpseError: if there is no image.
+        """
         known = Image.registered_extensions()
-        self.files = sorted(path for path in folder.iterdir() if path.suffix.lower() in known and path.is_file())
-        self.question = question
-        if not self.files:
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in known and path.is_file())
+        if not files:
             raise GlimpseError(f"{folder}: expected a folder of images, but there is none in it.")
+        return cls([[str(path)] for path in files], question)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.groups)
 
     def __getitem__(self, index: int) -> Sample:
-        path = self.files[index]
+        files = list(self.groups[index])
+        name = Path(files[0]).stem if len(self.groups) == 1 else Path(files[0]).name
         return Sample(
-            id=path.name,
-            key=stable_key(path.name),
+            id=name,
+            key=stable_key(name) if len(self.groups) > 1 else 0,
             question=self.question,
             answers=[],
-            images=[load_image(path)],
-            where=str(path),
-            files=[str(path)],
+            images=[load_image(Path(file)) for file in files],
+            where=", ".join(files),
+            files=files,
         )
+
+    def identity(self, index: int) -> list[Any]:
+        """The question, and the identities of its image files."""
+        return [self.question, [of_file(Path(), file) for file in self.groups[index]]]

@@ -21,7 +21,8 @@ class Sample:
         key: stable non-negative integer below 2**63, the seed of all random choices for this sample.
         question: question in the user's words, without image placeholders or chat template.
         answers: reference answers; the first one is the training target.
-        images: RGB images in the order in which they precede the question.
+        images: RGB images in the order in which they precede the question, upright
+            (``PIL.ImageOps.exif_transpose``).
         boxes: evidence boxes of each image; ``None``: not annotated.
         family: question family, by which metrics are grouped; ``""`` for none.
         where: place in the data file, shown in errors; ``""``: errors show the id.
@@ -30,14 +31,14 @@ class Sample:
     Examples:
         >>> from PIL import Image
         >>> page = Image.new("RGB", (224, 224), "white")
-        >>> gl.Sample(id="page", key=0, question="What is drawn here?", answers=["nothing"], images=[page]).answers
+        >>> gl.Sample(question="What is drawn here?", answers=["nothing"], images=[page]).answers
         ['nothing']
     """
 
-    id: str
-    key: int
-    question: str
-    answers: list[str]
+    id: str = ""
+    key: int = 0
+    question: str = ""
+    answers: list[str] = field(default_factory=list)
     images: list[Image.Image] = field(default_factory=list)
     boxes: list[list[Box]] | None = None
     family: str = ""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any
+
+import torch
 
 from glimpse_lightning.backbones.load import TINY
 from glimpse_lightning.backbones.regions import Region, share_seen
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
-from glimpse_lightning.evaluation.records import Summary, summarise
+from glimpse_lightning.evaluation.records import Record, Summary, summarise
+from glimpse_lightning.metrics.exact_match import exact_match
 
 PAD = "LLaVA-1.5's pads instead with --model.processor.do_pad true."
 WHOLE_ENOUGH = 0.99
@@ -25,7 +29,7 @@ def foreign_to_tiny(backbone: str | None, dataset: Any) -> str:
     if backbone != TINY or dataset is None or isinstance(dataset, GlyphVQA):
         return ""
     return (
-        f"{TINY} knows GlyphVQA's pages and questions, and no others: about your images its answers mean nothing, and "
+        f"{TINY} knows GlyphVQA's pages and questions, and no others: about other images its answers mean nothing, and "
         "that two of them agree means little. It shows that everything runs; name your model with --backbone."
     )
 
@@ -48,18 +52,29 @@ def why_nothing_is_right(summary: Summary, metric: str) -> str:
 
 
 def no_better_than_random(summary: Summary) -> str:
-    """A comparison with the baseline of random tokens, where this is better; empty where it is not, or not there."""
+    """A comparison with the baseline of random tokens, where this is better by more than chance; empty where it is not,
+    or not there. Better by more than chance: by two standard errors of the difference, paired by question.
+    """
     random = summary.baselines.get("Random")
     if not random:
         return ""
     own, other = summarise(summary.records), summarise(random)
     name = "accuracy" if own["scored"] else "agreement"
-    if own[name] is None or own[name] >= other[name]:
+    scores = {record.id: _figure(record, name) for record in summary.records}
+    gains = [_figure(record, name) - scores[record.id] for record in random if record.id in scores]
+    if len(gains) < 2 or mean(gains) <= 2 * stdev(gains) / len(gains) ** 0.5:
         return ""
     return (
         f"As many tokens chosen at random do better ({name} {other[name]:.1%} against {own[name]:.1%}). If the scorer "
         "is a trained one, train it longer."
     )
+
+
+def _figure(record: Record, name: str) -> float:
+    """A question's accuracy, 0 where it has no references, or its agreement."""
+    if name == "accuracy":
+        return record.score or 0.0
+    return exact_match(record.prediction, [record.full_prediction])
 
 
 def off_budget(summary: Summary, objective: Any) -> str:
@@ -76,8 +91,8 @@ def off_budget(summary: Summary, objective: Any) -> str:
     return f"The objective asked for {asked:.1%} of the tokens, and this evaluation kept {kept:.1%}."
 
 
-def cropped_away(items: Sequence[Mapping[str, Any]]) -> str:
-    """A sentence that says how little of a sample's images the model saw; empty where it saw them whole.
+def least_seen(items: Sequence[Mapping[str, Any]]) -> float:
+    """The share that the model saw of that image of a sample of which it saw least.
 
     Args:
         items: items of the images, as from ``kept_by_item``.
@@ -85,8 +100,33 @@ def cropped_away(items: Sequence[Mapping[str, Any]]) -> str:
     by_image: dict[int, list[Region]] = {}
     for item in items:
         by_image.setdefault(item["image"], []).append(item["region"])
-    least = min(map(share_seen, by_image.values()), default=1.0)
-    which = "the image" if len(by_image) == 1 else "one of the images"
+    return min(map(share_seen, by_image.values()), default=1.0)
+
+
+def cropped_away(items: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence that says how little of a sample's images the model saw; empty where it saw them whole.
+
+    Args:
+        items: items of the images, as from ``kept_by_item``.
+    """
+    least = least_seen(items)
     if not least < WHOLE_ENOUGH:
         return ""
+    which = "the image" if len({item["image"] for item in items}) == 1 else "one of the images"
     return f"The model saw {least:.0%} of {which}: its processor crops. {PAD}"
+
+
+def kept_in_padding(items: Sequence[Mapping[str, Any]]) -> int:
+    """Number of kept tokens whose cell has its middle outside the image.
+
+    Args:
+        items: items of the images, as from ``kept_by_item``.
+    """
+    count = 0
+    for item in items:
+        (_, rows, columns), (left, top, right, bottom) = item["grid"], item["region"]
+        x = left + (torch.arange(columns) + 0.5) / columns * (right - left)
+        y = top + (torch.arange(rows) + 0.5) / rows * (bottom - top)
+        outside = ((x < 0) | (x > 1))[None, :] | ((y < 0) | (y > 1))[:, None]
+        count += int((item["kept"].reshape(item["grid"]) & outside).sum())
+    return count

@@ -130,6 +130,8 @@ def load_pruner(path_or_hub_id: str | Path, any_backbone: bool = False, **where:
     folder = _local_folder(path_or_hub_id, located(str(path_or_hub_id), path_or_hub_id, where))
     if (folder / upstream.WEIGHTS).is_file():
         return upstream.read_pruner(folder)
+    if not (folder / CONFIG).is_file() and (folder / "pruner" / CONFIG).is_file():
+        raise GlimpseError(f"Expected a pruner's folder, but {folder} is a run's: its pruner is {folder / 'pruner'}.")
     config = upstream.read_json(folder / CONFIG)
     if "stages" not in config or not (folder / WEIGHTS).is_file():
         raise GlimpseError(

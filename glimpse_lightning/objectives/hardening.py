@@ -26,6 +26,9 @@ OFF = 0.005
 """Largest difference between the hard budget and its target, likewise; of large budgets, a twentieth."""
 
 
+LATE = 0.9
+"""Share of a training after which its end begins."""
+
 SHARPENING = 0.6
 """Share of the training from a given point on in which gates sharpen; in the rest the budget settles."""
 
@@ -53,23 +56,26 @@ class Ending:
     """The budget in the last steps of a training, counted in soft and in hard decisions.
 
     Args:
-        steps: number of last steps that count.
+        steps: number of last steps that count, as far as they lie in the last tenth of the training; at least one does.
     """
 
     def __init__(self, steps: int = 50) -> None:
         self._last: deque[Tensor] = deque(maxlen=steps)
 
-    def add(self, pruner: Pruner | None, soft: Tensor, hard: Tensor, target: float | None) -> None:
+    def add(
+        self, pruner: Pruner | None, soft: Tensor, hard: Tensor, target: float | None, progress: float = 1.0
+    ) -> None:
         """Remember one step, if its hard decisions are those of all of the pruner's policies.
 
         Args:
             soft, hard: scalars, shares of the tokens (or FLOPs) that the budget counts.
             target: share to spend at the end; ``None`` where none was asked for.
+            progress: share of the training that is done.
         """
         if pruner is not None and all(_at_a_half(stage.policy) for stage in pruner.stages):
             soft, hard = soft.detach().float(), hard.detach().float()
             goal = hard if target is None else torch.full_like(hard, target)
-            self._last.append(torch.stack([soft, hard, (soft - hard).abs(), goal]))
+            self._last.append(torch.stack([soft, hard, (soft - hard).abs(), goal, torch.full_like(hard, progress)]))
 
     def state(self) -> list[Tensor]:
         """The state for :meth:`load`, so that a resumed training still has its last steps."""
@@ -78,21 +84,22 @@ class Ending:
     def load(self, state: Sequence[Tensor]) -> None:
         """Restore a :meth:`state`."""
         self._last.clear()
-        self._last.extend(state)
+        self._last.extend(torch.cat([step, step.new_ones(5 - len(step))]) for step in state)  # 0.2.0 wrote no progress
 
     def remarks(self) -> list[str]:
         """Remarks for the user on these steps; none where all is well. To be called on all ranks."""
         if not self._last:
             return []
-        last = [step.to(self._last[-1].device) for step in self._last]  # those of a checkpoint are in main memory
-        soft, hard, gap, target = mean_over_ranks(torch.stack(last).mean(0)).tolist()
-        over = f"in the last {len(self._last)} steps"
+        last = torch.stack([step.to(self._last[-1].device) for step in self._last])  # a checkpoint's: in main memory
+        last = last[last[:, 4] >= min(LATE, float(last[-1, 4]))]
+        soft, hard, gap, target, _ = mean_over_ranks(last.mean(0)).tolist()
+        over = f"in the last {len(last)} steps" if len(last) > 1 else "in the last step"
         found = []
         if gap > GAP:
             found.append(
-                f"The training ends with half-open gates: {over} they let {soft:.1%} through, of which a threshold of "
-                f"0.5 keeps {hard:.1%} (the two differ by {gap:.1%} a step). Answers will be worse than the loss says. "
-                "Train longer, or raise `model.objective.sharpness`."
+                f"The training ends with half-open gates: {over} they let {soft:.1%} through in sum, and a threshold "
+                f"of 0.5 keeps {hard:.1%} (the two differ by {gap:.1%} a step). Answers will be worse than the loss "
+                "says. Train longer, or raise `model.objective.sharpness`."
             )
         if abs(hard - target) > max(OFF, target / 20):
             found.append(

@@ -105,7 +105,8 @@ class KL(Hardening):
         spent, more = (soft, {}) if self.flops is None else self._flops(model, tokens, chances, choices, weight)
         target = self.target
         if not batch.blank:
-            self._ending.add(model.pruner, spent, hard if self.flops is None else more["hard_flops"], self._last_target)
+            counted = hard if self.flops is None else more["hard_flops"]
+            self._ending.add(model.pruner, spent, counted, self._last_target, self.progress)
         budget = (of_all_ranks(spent) - target).square() / target
         logs = more | {
             "kl": kl, "budget": budget, "retention": soft, "hard_retention": hard, "soft_hard_gap": (soft - hard).abs(),

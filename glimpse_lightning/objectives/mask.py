@@ -71,7 +71,7 @@ class Mask(Hardening):
         soft = mean_retention(product([(factor * each).sigmoid() for each in scores]), tokens, batch.weight)
         hard = mean_retention(product([(each > 0).float() for each in scores]), tokens, batch.weight)
         if not batch.blank:
-            self._ending.add(model.pruner, soft, hard, None)
+            self._ending.add(model.pruner, soft, hard, None, self.progress)
         logs = {
             "mask": loss, "evidence": target.sum() / max(1, len(target)), "retention": soft, "hard_retention": hard,
             "soft_hard_gap": (soft - hard).abs(),

@@ -155,7 +155,7 @@ def _numbered(recipe_folder: Path, command: str) -> list[tuple[int, Path]]:
 
 
 def claim_run(
-    root: Path, recipe: str, command: str, config: str, resumable: bool, same: Callable[[Path], bool] = lambda _: True
+    root: Path, recipe: str, command: str, config: str, same: Callable[[Path], bool] = lambda _: True
 ) -> RunFolder:
     """The folder of the newest unfinished run of the same command, or else a new one.
 
@@ -164,11 +164,10 @@ def claim_run(
         recipe: name of the recipe.
         command: ``fit``, ``test``, ...
         config: the resolved configuration as text; a run resumes only under an equal one.
-        resumable: whether an unfinished run may be resumed.
         same: predicate of a folder: whether the data of its run are unchanged.
     """
     runs = _numbered(root / recipe, command)
-    if resumable and runs:
+    if runs:
         newest = RunFolder(runs[-1][1])
         saved = newest.path / CONFIG
         mine = saved.is_file() and saved.read_text(encoding="utf-8") == config and same(newest.path)

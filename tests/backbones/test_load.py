@@ -190,6 +190,9 @@ def test_processor_without_its_package_says_what_to_install(monkeypatch, tmp_pat
     model = FAMILIES["internvl"]()
     model.save_pretrained(tmp_path)
     (tmp_path / "processor_config.json").write_text("{}")
+    with pytest.raises(gl.GlimpseError, match="holds a processor, but no tokenizer: put the"):
+        gl.load_backbone(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{}")
     monkeypatch.setattr(processing, "is_torchvision_available", lambda: False)
     monkeypatch.setattr(processing.AutoProcessor, "from_pretrained", fails)
     with pytest.raises(gl.GlimpseError, match=said):

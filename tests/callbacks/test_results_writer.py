@@ -35,7 +35,7 @@ def test_remarks_stand_below_the_table_and_in_the_results(
     assert all(remark in shown for remark in results["remarks"])
     assert ("The full model answers no question right" in shown) == said
     assert run("predict", recipe, tmp_path) == 0
-    assert "about your images its answers mean nothing" in " ".join(capsys.readouterr().out.split())
+    assert "about other images its answers mean nothing" in " ".join(capsys.readouterr().out.split())
 
 
 def part(name: str, **options: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
+from glimpse_lightning.data.one_question import OneQuestion
 from glimpse_lightning.data.order import EvalOrder, TrainOrder
 from glimpse_lightning.data.raw_batch import RawBatch
 from glimpse_lightning.data.sample import Sample
@@ -180,3 +181,11 @@ def test_the_wording_around_a_question() -> None:
     assert [sample.id for sample in batch.samples] == [plain[i].id for i in range(2)]
     with pytest.raises(GlimpseError, match=r"contain .question."):
         VQAData(prompt="In one word.")
+
+
+def test_batches_of_questions_fit_their_images() -> None:
+    """GlyphVQA's small pages, other data, photographs of a folder; what is asked for counts."""
+    asked = [OneQuestion([["a.png"]] * 9, "what"), GlyphVQA("test", 60, 224), [GlyphVQA("test", 1)[0]] * 9]
+    sizes = [VQAData(test=data, num_workers=0)._eval_loader(data).batch_size for data in asked]
+    assert sizes == [1, 50, 4]
+    assert VQAData(test=asked[1], eval_batch_size=7)._eval_loader(asked[1]).batch_size == 7

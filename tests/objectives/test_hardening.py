@@ -68,7 +68,7 @@ def test_a_training_that_ends_well_says_nothing() -> None:
 
 def test_a_gap_and_a_missed_budget_are_told() -> None:
     (gap, off) = ending(0.095, 0.08, 0.095)
-    assert "in the last 3 steps they let 9.5% through, of which a threshold of 0.5 keeps 8.0%" in gap
+    assert "in the last 3 steps they let 9.5% through in sum, and a threshold of 0.5 keeps 8.0%" in gap
     assert "`model.objective.sharpness`" in gap
     assert "8.0% were kept, and 9.5% were asked for" in off
     (gap,) = ending(0.095, 0.08, None)
@@ -81,6 +81,24 @@ def test_only_where_policies_decide_at_a_half() -> None:
         assert ending(0.095, 0.08, 0.095, HALF, policy) == []
     assert len(ending(0.095, 0.08, 0.095, HALF, HALF)) == 2
     assert Ending().add(None, torch.tensor(0.1), torch.tensor(0.2), 0.1) is None
+
+
+def test_the_end_of_a_short_training_is_its_last_tenth() -> None:
+    """Else a budget that falls from all to a tenth would end with their mean."""
+    found = Ending()
+    for step in range(20):
+        share = 1 - 0.05 * step
+        found.add(pruner(HALF), torch.tensor(share), torch.tensor(share), 0.05, step / 20)
+    (off,) = found.remarks()
+    assert "in the last 2 steps 7.5% were kept, and 5.0% were asked for" in off
+    again = Ending()
+    again.load(found.state())
+    assert again.remarks() == found.remarks()
+    again.load([step[:4] for step in found.state()])  # as 0.2.0 wrote them
+    assert "in the last 20 steps 52.5%" in again.remarks()[0]
+    single = Ending()
+    single.add(pruner(HALF), torch.tensor(0.5), torch.tensor(0.5), 0.1, 0.0)
+    assert "in the last step 50.0% were kept" in single.remarks()[0]
 
 
 def test_only_the_last_steps_count() -> None:

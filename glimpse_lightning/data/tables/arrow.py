@@ -94,10 +94,15 @@ def hub_rows(
         table = datasets.load_dataset(hub_id, config, split=split, revision=revision, streaming=streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         name = f"{hub_id}{f' ({config})' if config else ''}, split {split}"
+        said = f"The dataset {name} cannot be loaded: {' '.join(str(error).split()).rstrip('.')}."
+        if Path(hub_id).is_dir():
+            raise GlimpseError(
+                f"{said} The copy in {hub_id} is not whole: download the repository into it again."
+            ) from error
         raise GlimpseError(
-            f"The dataset {name} cannot be loaded: {' '.join(str(error).split())} Without network: fetch it once on a "
-            f"connected machine (`hf download {hub_id} --repo-type dataset --local-dir FOLDER`) and name that FOLDER "
-            "as `folder`, or copy the cache (HF_HOME)."
+            f"{said} Without network: fetch it once on a connected machine (`hf download {hub_id} --repo-type dataset "
+            f"--local-dir FOLDER/{hub_id.partition('/')[2]}`) and name FOLDER by `--data.places.data_dir` (of a HubVQA "
+            "its copy by `folder`), or copy the cache (HF_HOME)."
         ) from error
     if streaming:
         rows = [row for part in islice(table.with_format("arrow"), size) for row in part.to_pylist()]

@@ -191,7 +191,10 @@ class RowDataset(Dataset[Sample]):
             data = base64_image(value)
             if data is not None:
                 return decode_image(data, "its image", self.max_pixels)
-            path = path_inside(self.root, value, "its image")
+            remedy = (
+                "move the image into it, or name a folder that holds it as `root` (links count as what they point to)"
+            )
+            path = path_inside(self.root, value, "its image", remedy)
             if not path.exists():
                 raise BadSampleError(
                     f"no such image: {path}; paths are relative to {self.root}, unless `root` names another folder."
