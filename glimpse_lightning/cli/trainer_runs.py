@@ -350,14 +350,14 @@ class RunCLI(LightningCLI):
             return False
         if not (isinstance(self.model, VLMModule) and self.model.learns):
             return False
-        others: list[str] = []
+        others: list[tuple[Path, str]] = []
         for fit in finished_fits(root, self.recipe):
             other = _trained_otherwise(fit.path, config)
             settings["ckpt_path"] = None if other else _as_text(fit.last_checkpoint(rank_zero_info))
             if settings["ckpt_path"]:
                 rank_zero_info(f"Using the weights of {settings['ckpt_path']}.")
                 return True
-            others += [f"{fit.path} {other}"] if other else []
+            others += [(fit.path, other)] if other else []
         raise self._untrained(root / self.recipe, others)
 
     def _resume(self) -> None:
@@ -369,7 +369,7 @@ class RunCLI(LightningCLI):
             if settings["ckpt_path"]:
                 rank_zero_info(f"Resuming the interrupted run in {self.run.path} from {settings['ckpt_path']}.")
 
-    def _untrained(self, folder: Path, others: Sequence[str]) -> GlimpseError:
+    def _untrained(self, folder: Path, others: Sequence[tuple[Path, str]]) -> GlimpseError:
         objective = getattr(self.model, "objective", None)
         if objective is not None and objective.refines:
             what = f"What the {type(objective).__name__} of recipe {self.recipe!r} refines"
@@ -378,15 +378,16 @@ class RunCLI(LightningCLI):
                 "--pruner FOLDER for a refined pruner, that a fit has saved)"
             )
         else:
-            saved = f"--pruner {others[0].split()[0]}/pruner" if others else "--pruner FOLDER"
-            what, instead = f"The scorer of recipe {self.recipe!r}", f"name a saved pruner with {saved}"
+            saved = others[0][0] / "pruner" if others else "FOLDER"
+            what, instead = f"The scorer of recipe {self.recipe!r}", f"name a saved pruner with --pruner {saved}"
         if not others:
             return GlimpseError(
                 f"{what} has to be trained first, but there is no finished fit under {folder}. Run `fit` with the same "
                 f"config and root, name weights with --ckpt_path FILE, or {instead}."
             )
+        fit, differs = others[0]
         return GlimpseError(
-            f"{what} has been trained with other settings only: the fit in {others[0]}. To use it all the same, "
+            f"{what} has been trained with other settings only: the fit in {fit} {differs}. To use it all the same, "
             f"{instead}; or run `fit` with these settings, or name weights with --ckpt_path FILE."
         )
 
