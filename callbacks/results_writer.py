@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import platform
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -172,7 +173,7 @@ class ResultsWriter(Callback):
     ) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         dataset = _dataset(trainer, split)
-        skipped = [message for holder in (module, data, dataset) for message in getattr(holder, "skipped", [])]
+        skipped = {message for holder in (module, data, dataset) for message in getattr(holder, "skipped", [])}
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         return {
             "recipe": self.recipe,
@@ -191,7 +192,7 @@ class ResultsWriter(Callback):
             "metrics": summary.metrics if summary else logged,
             "families": summary.families if summary else {},
             "steps": trainer.global_step,
-            "skipped": list(dict.fromkeys(skipped)),
+            "skipped": sorted(skipped, key=numbers_as_such),
             "remarks": list(getattr(module, "remarks", [])),
             "wall_time_s": round(self.elapsed, 1),
             "peak_memory_mb": peak_memory_mb(),
@@ -364,6 +365,12 @@ def _version(package: str) -> str | None:
         return version(package)
     except ImportError:
         return None
+
+
+def numbers_as_such(text: str) -> list[tuple[int, str]]:
+    """A key that sorts texts with numbers in them as people do: line 2 comes before line 10."""
+    parts = re.split(r"(\d+)", text)  # every other one is a number
+    return [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)]
 
 
 def _is_number(value: Any) -> bool:

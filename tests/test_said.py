@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from runs import SMALL, write_recipe
 import glimpse_lightning as gl
 from glimpse_lightning.cli import main
 from glimpse_lightning.cli.recipe_files import check_vars, texts_aside
+from glimpse_lightning.data.one_question import OneQuestion
 from glimpse_lightning.data.tables.columns import Columns, Wording, question_text
 
 
@@ -52,11 +52,11 @@ def test_a_persons_words_are_not_yaml(tmp_path: Path, monkeypatch: pytest.Monkey
     gl.GlyphVQA("test", 1, image_size=224)[0].images[0].save(tmp_path / "a.png")
     asked: list[str] = []
 
-    def sample(**kwargs: Any) -> gl.Sample:
-        asked.append(kwargs["question"])
-        return gl.Sample(**kwargs)
+    def ask(groups: list[list[str]], question: str) -> OneQuestion:
+        asked.append(question)
+        return OneQuestion(groups, question)
 
-    monkeypatch.setattr("glimpse_lightning.cli.trainer_runs.Sample", sample)
+    monkeypatch.setattr("glimpse_lightning.cli.trainer_runs.OneQuestion", ask)
     monkeypatch.setattr("lightning.pytorch.Trainer.predict", lambda *_, **__: None)
     for index, question in enumerate(QUESTIONS):
         spellings = ["--question", question], [f"--question={question}"]  # each is run for every other question

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from runs import run, write_recipe
 
-from glimpse_lightning.callbacks.results_writer import settings_of
+from glimpse_lightning.callbacks.results_writer import numbers_as_such, settings_of
 
 RECIPE = """\
 # The full model alone.
@@ -36,6 +36,11 @@ def test_remarks_stand_below_the_table_and_in_the_results(
     assert ("The full model answers no question right" in shown) == said
     assert run("predict", recipe, tmp_path) == 0
     assert "about other images its answers mean nothing" in " ".join(capsys.readouterr().out.split())
+
+
+def test_lines_are_sorted_as_people_count() -> None:
+    said = ["t.csv, line 10: bad", "t.csv, line 9: bad", "s.csv, line 11: \u00b2", "t.csv, line 2"]
+    assert sorted(said, key=numbers_as_such) == [said[2], said[3], said[1], said[0]]
 
 
 def part(name: str, **options: Any) -> dict[str, Any]:
