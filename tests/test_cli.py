@@ -171,6 +171,7 @@ def test_mistakes_in_a_recipe_are_one_paragraph(
         (["--model.after_layer", "x"], ["`model.after_layer`", "x"]),
         (["--model.after_layer", "1.0"], ["`model.after_layer`", "a share above 0 and below 1", "1.0"]),
         (["--model.after_layer", "8"], ["`after_layer` below 8", "allow_empty"]),
+        (["--model.after_layer", "99", "--model.early_kv", "keep"], ["`after_layer` below 8", "but got 99"]),
         (["--model.policy.min_tokens", "0"], ["Threshold may keep no token", "allow_empty"]),
         (["--model.backbone", "/nowhere"], ["/nowhere", "glimpse-tiny"]),
         (["--seed", "1"], ["there is no option --seed. Did you mean --seed_everything"]),

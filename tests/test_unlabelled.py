@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from PIL import Image
 from runs import run, write_recipe
 
@@ -127,9 +128,7 @@ def test_kl_is_measured_along_the_full_answer(full: PrunedVLM, samples: list[Sam
     model = PrunedVLM(full.backbone, pruner)
     evaluator = Evaluator(full, ExactMatch(), 8)
     bare, _ = evaluator.evaluate(model, full.backbone.collate([unlabelled(sample) for sample in samples]))
-    labelled = [
-        replace(sample, answers=[record.full_prediction]) for sample, record in zip(samples, bare, strict=True)
-    ]
+    labelled = [replace(sample, answers=[record.full_prediction]) for sample, record in zip(samples, bare, strict=True)]
     known, _ = evaluator.evaluate(model, full.backbone.collate(labelled))
     for one, other in zip(bare, known, strict=True):
         assert (one.prediction, one.kept) == (other.prediction, other.kept)
@@ -223,3 +222,21 @@ def test_an_unlabelled_table_from_fit_to_test(tmp_path: Path, samples: list[Samp
     (answers,) = (root / "small/full_answers").glob("*/*.jsonl")
     assert len(answers.read_text().splitlines()) == 4
     assert run("test", write_recipe(tmp_path), root, *flags) == 0
+
+
+@pytest.mark.parametrize(("boxes", "there"), [(None, False), ([], False), ([[0, 0, 0.5, 1]], True)])
+def test_the_oracle_is_a_baseline_only_where_there_are_boxes(
+    boxes: list[list[float]] | None, there: bool, samples: list[Sample], tmp_path: Path
+) -> None:
+    """Without, it would be a second FixedRatio under a name that promises the best."""
+    samples[0].images[0].save(tmp_path / "a.png")
+    row = {"question": samples[0].question, "answer": "x", "image": "a.png"} | (
+        {} if boxes is None else {"boxes": boxes}
+    )
+    (tmp_path / "d.jsonl").write_text(json.dumps(row))
+    module = gl.EvaluationModule(
+        "glimpse-tiny", after_layer=1, scorer=gl.scorers.Random(), policy=gl.policies.TopK(4), max_new_tokens=1
+    )
+    data = gl.VQAData(test=JSONL(str(tmp_path / "d.jsonl")), num_workers=0)
+    Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path).test(module, data)
+    assert ("Oracle" in module.summary.baselines) == there

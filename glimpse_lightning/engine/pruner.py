@@ -122,6 +122,11 @@ class Pruner(nn.Module):
         glimpse = False
         for stage in self.stages:
             if stage.early_kv == "keep" and stage.after_layer >= facts.num_layers - 1:
+                if stage.after_layer >= facts.num_layers:
+                    raise GlimpseError(
+                        f"Expected `after_layer` below {facts.num_layers}, the number of the backbone's decoder "
+                        f"layers, but got {stage.after_layer}; choose an earlier layer."
+                    )
                 raise GlimpseError(
                     f"A stage after layer {stage.after_layer} (counted from 0) of {facts.num_layers} prunes the KV "
                     "cache only, so with `early_kv: keep` nothing; choose an earlier layer, or `early_kv: prune`."

@@ -182,10 +182,16 @@ class EvaluationModule(VLMModule):
             )
         return [left for _, left in self._left[batch_idx]]
 
+    def _has_boxes(self) -> bool:
+        """Whether the test data have evidence boxes, as far as their class can tell."""
+        data: Any = getattr(self.trainer.datamodule, "test", None)  # type: ignore[attr-defined]
+        return not hasattr(data, "annotated") or data.annotated("boxes") > 0
+
     def _rival_scorers(self) -> dict[str, Scorer]:
         assert self.model.pruner is not None
         if self.compared is None:
-            return training_free_scorers(self.model.pruner)
+            rivals = training_free_scorers(self.model.pruner)
+            return rivals if self._has_boxes() else {name: each for name, each in rivals.items() if name != "Oracle"}
         named: dict[str, Scorer] = {}
         for scorer in self.compared:
             name = type(scorer).__name__
