@@ -22,10 +22,12 @@ class OneQuestion(Dataset[Sample]):
     Args:
         groups: paths of the images that are asked about together, for each time that the question is asked.
         question: the question.
+        names: ids of the samples, which also seed their random choices; default: the first image's name without its
+            ending, and the seed 0.
     """
 
-    def __init__(self, groups: Sequence[Sequence[str]], question: str) -> None:
-        self.groups, self.question = groups, question
+    def __init__(self, groups: Sequence[Sequence[str]], question: str, names: Sequence[str] | None = None) -> None:
+        self.groups, self.question, self.names = groups, question, names
 
     @classmethod
     def about_each(cls, folder: Path, question: str) -> OneQuestion:
@@ -38,17 +40,16 @@ class OneQuestion(Dataset[Sample]):
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in known and path.is_file())
         if not files:
             raise GlimpseError(f"{folder}: expected a folder of images, but there is none in it.")
-        return cls([[str(path)] for path in files], question)
+        return cls([[str(path)] for path in files], question, [path.name for path in files])
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def __getitem__(self, index: int) -> Sample:
         files = list(self.groups[index])
-        name = Path(files[0]).stem if len(self.groups) == 1 else Path(files[0]).name
         return Sample(
-            id=name,
-            key=stable_key(name) if len(self.groups) > 1 else 0,
+            id=Path(files[0]).stem if self.names is None else self.names[index],
+            key=0 if self.names is None else stable_key(self.names[index]),
             question=self.question,
             answers=[],
             images=[load_image(Path(file)) for file in files],

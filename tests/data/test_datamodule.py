@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -181,6 +182,15 @@ def test_the_wording_around_a_question() -> None:
     assert [sample.id for sample in batch.samples] == [plain[i].id for i in range(2)]
     with pytest.raises(GlimpseError, match=r"contain .question."):
         VQAData(prompt="In one word.")
+
+
+def test_a_picture_is_the_same_sample_whatever_else_is_in_its_folder(tmp_path: Path) -> None:
+    """Its key seeds random choices, which would otherwise change with the number of neighbours."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    alone = OneQuestion.about_each(tmp_path, "what")[0]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    among = OneQuestion.about_each(tmp_path, "what")[1]
+    assert (alone.id, alone.key) == (among.id, among.key) and alone.key != 0
 
 
 def test_batches_of_questions_fit_their_images() -> None:
