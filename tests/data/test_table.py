@@ -217,6 +217,13 @@ def test_rows_are_called_by_the_line_on_which_they_begin(tmp_path: Path) -> None
             table[index]
 
 
+@pytest.mark.parametrize("name", ["T.CSV", "t.Csv"])
+def test_endings_are_read_in_any_case(name: str, tmp_path: Path) -> None:
+    picture(tmp_path)
+    (tmp_path / name).write_text("question,answers,image\nq,a,a.png\n")
+    assert Table(str(tmp_path / name))[0].question == "q"
+
+
 def test_a_sample_names_the_files_of_its_images(tmp_path: Path) -> None:
     """As the data name them; images that are in the table have no name, unless `datasets` keeps one."""
     data = base64.b64encode(picture(tmp_path)).decode()

@@ -115,12 +115,13 @@ def read_rows(path: Path, split: str | None = None, size: int | None = None, ski
     """
     if path.is_dir():
         return folder_rows(path, split, size)
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         return parquet_rows(path, size)
     try:
-        if path.suffix in (".jsonl", ".json"):
-            return _json_lines(path, skipped, size) if path.suffix == ".jsonl" else ListRows(_json_rows(path)[:size])
-        if path.suffix in (".csv", ".tsv"):
+        if suffix in (".jsonl", ".json"):
+            return _json_lines(path, skipped, size) if suffix == ".jsonl" else ListRows(_json_rows(path)[:size])
+        if suffix in (".csv", ".tsv"):
             return _delimited(path, skipped, size)
     except GlimpseError:
         raise
@@ -136,7 +137,7 @@ def _delimited(path: Path, skipped: list[str] | None, size: int | None) -> ListR
     TSV's cell that is quoted because of the quotes inside (``"[""a""]"``) is unquoted.
     """
     csv.field_size_limit(LARGEST_CELL)  # large enough for images in base64
-    tabs = path.suffix == ".tsv"
+    tabs = path.suffix.lower() == ".tsv"
     options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
     rows, lines = list[dict[str, Any]](), list[int]()
     with path.open(encoding="utf-8-sig", newline="") as file:
