@@ -214,12 +214,12 @@ def kept_by_item(out: PrefillOutput) -> list[dict[str, Any]]:
     tokens, keep = out.tokens, out.kept().cpu()
     views = tokens.views or Views.whole(len(tokens.grid), tokens.grid.device)
     samples = tokens.item_sample.tolist()
-    images = views.within(samples)
+    images, regions = views.within(samples), views.region.tolist()
     return [
         {
             "sample": samples[item],
             "image": images[item],
-            "region": tuple(views.region[item].tolist()),
+            "region": tuple(regions[item]),
             "grid": tuple(grid.tolist()),
             "kept": keep[(tokens.item == item).cpu()],
         }

@@ -75,7 +75,7 @@ class VLMModule(BatchReader):
         any_backbone: whether a saved pruner may have been trained on a backbone with other weights; default: an error.
 
     Attributes:
-        resumable: whether a stopped command is resumed in the same folder.
+        resumable: whether a stopped evaluation goes on where it was; else it starts again, in the same folder.
         trainable: glob patterns over the names of ``PrunedVLM.named_parameters()``: parameters to train.
 
     Examples:

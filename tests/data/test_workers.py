@@ -17,8 +17,8 @@ from glimpse_lightning.data.jsonl import JSONL
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.data.tables.table import Table
 
-# Workers inherit standard output, so that whoever reads that waits until they have ended, too. Forks once all is
-# imported; each child ends as a script of its own, with the interpreter's last steps, or is killed.
+# Workers inherit standard output, so that its reader waits until they have ended, too. The script forks when everything
+# is imported. Each child ends as a script does, with the interpreter's last steps, or is killed.
 LEFT = """\
 import os, signal, sys
 from PIL import Image
