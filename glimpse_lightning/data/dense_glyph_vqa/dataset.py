@@ -41,19 +41,10 @@ class DenseGlyphVQA(Procedural[Page]):
     known = FAMILIES
     least = 8 * TILE
 
-    def __init__(
-        self,
-        split: str = "train",
-        size: int = 2000,
-        image_size: int = 448,
-        seed: int = 0,
-        families: list[str] | None = None,
-        questions_per_image: int = 1,
-        hard: bool = False,
-    ) -> None:
-        super().__init__(split, size, image_size, seed, families, questions_per_image)
-        if image_size % TILE:
-            raise ValueError(f"Expected argument `image_size` to be a multiple of {TILE}, but got {image_size}.")
+    def __init__(self, *args: Any, hard: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.image_size % TILE:
+            raise ValueError(f"Expected argument `image_size` to be a multiple of {TILE}, but got {self.image_size}.")
         self.hard = hard
 
     @override

@@ -35,17 +35,6 @@ class GlyphVQA(Procedural[Layout]):
     known = FAMILIES
     least = 224
 
-    def __init__(
-        self,
-        split: str = "train",
-        size: int = 2000,
-        image_size: int = 448,
-        seed: int = 0,
-        families: list[str] | None = None,
-        questions_per_image: int = 1,
-    ) -> None:
-        super().__init__(split, size, image_size, seed, families, questions_per_image)
-
     @override
     def draw(self, rng: Random) -> tuple[Layout, Image]:
         layout = make_layout(rng, self.image_size, self.image_size)

@@ -24,6 +24,14 @@ Page = TypeVar("Page")
 class Procedural(Dataset[Sample], Generic[Page]):
     """Questions about drawn images, of several families in turn.
 
+    Args:
+        split: ``train``, ``val`` or ``test``.
+        size: number of questions; a larger size keeps the first ones unchanged.
+        image_size: width and height in pixels.
+        seed: seed of the images.
+        families: families of the questions, in turn; default: all.
+        questions_per_image: number of consecutive questions about one image.
+
     Attributes:
         benchmark: name of the benchmark, with which the samples' names begin.
         known: names of the families.
@@ -36,7 +44,13 @@ class Procedural(Dataset[Sample], Generic[Page]):
     least: ClassVar[int]
 
     def __init__(
-        self, split: str, size: int, image_size: int, seed: int, families: list[str] | None, questions_per_image: int
+        self,
+        split: str = "train",
+        size: int = 2000,
+        image_size: int = 448,
+        seed: int = 0,
+        families: list[str] | None = None,
+        questions_per_image: int = 1,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"Expected argument `split` to be one of {', '.join(SPLITS)}, but got {split!r}.")
