@@ -13,7 +13,7 @@ from runs import SMALL, run, write_recipe
 
 import glimpse_lightning
 from glimpse_lightning.cli import brief_help, main, packaged_recipes
-from glimpse_lightning.cli.data_flag import files_as_datasets
+from glimpse_lightning.cli.data_options import files_as_datasets
 from glimpse_lightning.cli.recipe_files import recipe_name, with_recipes
 from glimpse_lightning.cli.trainer_runs import SHORT_FLAGS
 from glimpse_lightning.model.storage import save_pruner
@@ -266,6 +266,16 @@ def test_an_early_interruption_has_no_traceback(
 )  # fmt: skip
 def test_a_file_of_questions_is_a_dataset(args: list[str], expected: list[str] | None) -> None:
     assert files_as_datasets(args) == (args if expected is None else expected)
+
+
+def test_a_recipe_may_name_files_of_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path, "data: {test: in/q.csv, val: q.jsonl, train: null, batch_size: 2}\n")
+    with pytest.raises(SystemExit):
+        main(["test", "--config", "vip_kl", "--config", str(recipe), "--print_config"])
+    data = yaml.safe_load(capsys.readouterr().out)["data"]
+    assert data["test"]["class_path"].endswith(".Table") and data["test"]["init_args"]["path"] == "in/q.csv"
+    assert data["val"]["class_path"].endswith(".JSONL") and data["val"]["init_args"]["path"] == "q.jsonl"
+    assert data["train"] is None and data["batch_size"] == 2
 
 
 def test_flags_about_training_are_refused_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,11 +92,14 @@ def known_settings(kind: Any) -> list[str]:
 
 
 def described(processor: Any) -> dict[str, Any]:
-    """All settings of a processor's image processor by name; empty if it is no class of Hugging Face's."""
+    """All settings of a processor's image processor by name, as a JSON file would hold them; empty if it is no class of
+    Hugging Face's.
+    """
     image: Any = getattr(processor, "image_processor", None)
     if not hasattr(image, "_preprocess"):
         return {}
-    return {key: value for key, value in image.to_dict().items() if key in known_settings(type(image))}
+    settings = {key: value for key, value in image.to_dict().items() if key in known_settings(type(image))}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
 
 def _kind(processor: Any) -> Any:

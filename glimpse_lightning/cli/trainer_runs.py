@@ -24,7 +24,13 @@ from typing_extensions import override
 from glimpse_lightning import callbacks, metrics, objectives, policies, reducers, scorers
 from glimpse_lightning.cli.brief_help import whole
 from glimpse_lightning.cli.checkpoint_config import checkpoint_config
-from glimpse_lightning.cli.data_flag import check_training_flags, files_as_datasets, without_answers
+from glimpse_lightning.cli.data_options import (
+    DATASETS,
+    check_training_flags,
+    files_as_datasets,
+    files_as_datasets_in,
+    without_answers,
+)
 from glimpse_lightning.cli.identity import changed_since, differences, write_inputs
 from glimpse_lightning.cli.parser_errors import readable
 from glimpse_lightning.cli.part_help import listing
@@ -155,6 +161,10 @@ class RunParser(LightningArgumentParser):
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise GlimpseError(readable(message, [*self.flags, *self._option_string_actions])) from ex
+
+    @override
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:
+        return super().parse_string(files_as_datasets_in(content), *args, **kwargs)
 
     @override
     def instantiate(self, namespace: jsonargparse.Namespace, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:
@@ -518,7 +528,7 @@ def _without_unread(config: Any) -> Any:
         read = "predict" if config.predict.data.predict is not None else read
         read = read if config.predict.question is None else ""
     config = config.clone()
-    for name in {"train", "val", "test", "predict"} - {read}:
+    for name in {*DATASETS} - {read}:
         config[command].data[name] = None
     return config
 

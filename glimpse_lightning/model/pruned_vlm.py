@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import create_repo, upload_folder
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
@@ -76,7 +77,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         if pruner is not None:
             fresh = pruner.facts is None
             pruner.build(backbone.facts)
-            _check_weights(pruner, backbone)
+            _check_backbone(pruner, backbone)
             if self.device.type != "meta":
                 pruner.to(self.device)
             if fresh:
@@ -498,14 +499,22 @@ class PrunedVLM(nn.Module, GenerationMixin):
         return distill(self.backbone, self.pruner, prompt, batch, gate)
 
 
-def _check_weights(pruner: Pruner, backbone: Backbone) -> None:
-    """Raise where a saved pruner was trained on other weights than the backbone's."""
+def _check_backbone(pruner: Pruner, backbone: Backbone) -> None:
+    """Raise where a saved pruner was trained on other weights than the backbone's, and warn of other pixels."""
     trained_on = pruner.trained_on
-    if trained_on is None or same_weights(trained_on["weights"], fingerprint(backbone), backbone.model.dtype):
+    if trained_on is None:
         return
-    raise GlimpseError(
-        f"The pruner in {pruner.source} was trained on {trained_on['backbone']}, but this backbone, {backbone.name}, "
-        "has the same shape and other weights: what it scores would mean nothing. Load the backbone that it was "
-        "trained on, or train a pruner for this one; to use it all the same: `load_pruner(..., any_backbone=True)`, "
-        "or `model.any_backbone: true`."
-    )
+    if not same_weights(trained_on["weights"], fingerprint(backbone), backbone.model.dtype):
+        raise GlimpseError(
+            f"The pruner in {pruner.source} was trained on {trained_on['backbone']}, but this backbone, "
+            f"{backbone.name}, has the same shape and other weights: what it scores would mean nothing. Load the "
+            "backbone that it was trained on, or train a pruner for this one; to use it all the same: "
+            "`load_pruner(..., any_backbone=True)`, or `model.any_backbone: true`."
+        )
+    trained_with, now = trained_on.get("image_processor", {}), backbone.described()["image_processor"]
+    if differing := sorted(key for key in trained_with.keys() & now.keys() if trained_with[key] != now[key]):
+        rank_zero_warn(
+            f"The pruner in {pruner.source} was trained with other settings of the image processor: "
+            f"{'; '.join(f'{key} {trained_with[key]}, now {now[key]}' for key in differing)}. To see images as it did "
+            "then, load the backbone with those settings."
+        )

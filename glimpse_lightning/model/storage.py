@@ -52,7 +52,8 @@ def save_pruner(
         pruner: the pruner to save.
         folder: a folder that is new, empty, or holds a saved pruner.
         backbone: the model it was trained on, whose weights' fingerprint is saved along, so that another one is
-            refused; or only its name, for the reader.
+            refused, and whose image processor's settings are, so that others are warned of; or only its name, for the
+            reader.
         weights: the pruner's gathered state where it is sharded
             (:func:`glimpse_lightning.runtime.gathering.full_state`); by default its own state is saved.
 
@@ -177,10 +178,13 @@ def load_pruner(path_or_hub_id: str | Path, any_backbone: bool = False, **where:
 
 
 def _identity(backbone: Backbone) -> tuple[str, dict[str, Any] | None]:
-    """A model's name and fingerprint; no fingerprint for random weights, which cannot be loaded again."""
+    """A model's name; and its fingerprint and its image processor's settings, which random weights lack: they cannot be
+    loaded again.
+    """
     if backbone.name.startswith(PREFIX):
         return backbone.name, None
-    return backbone.name, {"backbone": backbone.name, "weights": fingerprint(backbone)}
+    settings = backbone.described()["image_processor"]
+    return backbone.name, {"backbone": backbone.name, "weights": fingerprint(backbone), "image_processor": settings}
 
 
 def init_args(part: object) -> dict[str, Any]:

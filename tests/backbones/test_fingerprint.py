@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,13 @@ def test_random_weights_have_none(tmp_path: Path) -> None:
     model = gl.PrunedVLM(backbone, gl.Pruner([gl.PruneStage(1, gl.scorers.Random(), gl.policies.KeepRatio(0.4))]))
     gl.save_pruner(model.pruner, tmp_path / "p", backbone)
     assert gl.load_pruner(tmp_path / "p").trained_on is None
+
+
+def test_other_settings_of_the_image_processor_are_said(tmp_path: Path) -> None:
+    backbone = gl.load_backbone("glimpse-tiny", max_pixels=100 * 28 * 28)
+    gl.save_pruner(gl.PrunedVLM(backbone, vip()).pruner, tmp_path / "p", backbone)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gl.PrunedVLM(gl.load_backbone("glimpse-tiny", max_pixels=100 * 28 * 28), gl.load_pruner(tmp_path / "p"))
+    with pytest.warns(UserWarning, match=r"trained with other settings .*: size .*78400.*, now "):
+        gl.PrunedVLM(gl.load_backbone("glimpse-tiny"), gl.load_pruner(tmp_path / "p"))

@@ -1,4 +1,4 @@
-"""The flags ``--data.test FILE`` and the like: a file of questions in the place of a dataset's class."""
+"""Options of ``data``, in flags and recipes: a file of questions may stand in the place of a dataset's class."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from glimpse_lightning.data.open_file import class_name
 from glimpse_lightning.runtime.errors import GlimpseError
 
-FLAG = re.compile(r"(--data\.(?:train|val|test|predict))(?:=(.+))?")
+DATASETS = ("train", "val", "test", "predict")
+
+FLAG = re.compile(rf"(--data\.(?:{'|'.join(DATASETS)}))(?:=(.+))?")
 
 
 def files_as_datasets(args: Sequence[str]) -> list[str]:
@@ -30,6 +34,21 @@ def files_as_datasets(args: Sequence[str]) -> list[str]:
         out += [f"{flag or before}={kind}", f"{flag or before}.path={Path(value)}"]
         flag = ""
     return out
+
+
+def files_as_datasets_in(text: str) -> str:
+    """A recipe's text, in which a file of questions under ``data`` is the ``path`` of the dataset that reads it."""
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # the parser names the place
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    if not isinstance(data, dict):
+        return text
+    found = {name: data[name] for name in DATASETS if isinstance(data.get(name), str) and class_name(data[name])}
+    for name, path in found.items():
+        data[name] = {"class_path": class_name(path), "init_args": {"path": path}}
+    return yaml.safe_dump(recipe) if found else text
 
 
 def check_training_flags(args: Sequence[str]) -> None:
