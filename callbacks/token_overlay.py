@@ -24,7 +24,7 @@ from glimpse_lightning.runtime.whole_files import replacing
 
 DIMMED = 0.25
 BOX_COLOUR, KEPT_COLOUR, UNSEEN_COLOUR = (255, 60, 60), (90, 220, 120), (60, 60, 72)
-LINE_HEIGHT, FONT_SIZE, MIN_WIDTH, MAX_WIDTH = 20, 15, 448, 1024
+LINE_HEIGHT, FONT_SIZE, MIN_WIDTH, MAX_WIDTH, MAX_HEIGHT = 20, 15, 448, 1024, 2048
 
 
 def overlay(image: Image.Image, items: Sequence[Mapping[str, Any]], boxes: Sequence[Box] = ()) -> Image.Image:
@@ -41,8 +41,8 @@ def overlay(image: Image.Image, items: Sequence[Mapping[str, Any]], boxes: Seque
             ``region`` (x1, y1, x2, y2).
         boxes: evidence boxes, normalised.
     """
-    width = min(max(image.width, MIN_WIDTH), MAX_WIDTH)
-    image = image.convert("RGB").resize((width, max(1, round(image.height * width / image.width))))
+    scale = min(min(max(image.width, MIN_WIDTH), MAX_WIDTH) / image.width, MAX_HEIGHT / image.height)
+    image = image.convert("RGB").resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     dim = Image.blend(Image.new("RGB", image.size, (128, 128, 128)), image, DIMMED).point(lambda value: value * 0.7)
     kept, seen = Image.new("L", image.size), Image.new("L", image.size)
     for item in items:

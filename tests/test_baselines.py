@@ -71,9 +71,9 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def compared(
-    root: Path, options: dict[str, Any], rivals: Sequence[Scorer] = (Random(), FixedRatio()), **trainer: Any
+    root: Path, options: dict[str, Any], rivals: Sequence[Scorer] | None = (Random(), FixedRatio()), **trainer: Any
 ) -> tuple[list[Record], dict[str, list[Record]]]:
-    module = PruningModule(max_new_tokens=1, baselines=list(rivals), **options)
+    module = PruningModule(max_new_tokens=1, baselines=rivals and list(rivals), **options)
     quiet: Any = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     runner = Trainer(accelerator="cpu", logger=False, default_root_dir=root, **quiet, **({"devices": 1} | trainer))
     runner.test(module, datamodule=VQAData(test=Pages(9), eval_batch_size=3, num_workers=0), verbose=False)
@@ -103,6 +103,12 @@ def test_questions_of_one_id_keep_their_own_tokens(tmp_path: Path, monkeypatch: 
     records, baselines = compared(tmp_path, METHODS["its own number for each question"])
     for found in baselines.values():
         assert [record.kept for record in found] == [record.kept for record in records]
+
+
+def test_baselines_that_nobody_asked_for_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        compared(tmp_path, METHODS["one number for all"], rivals=None)
+    assert "baselines (FixedRatio, " in caplog.text and "`--model.baselines []` leaves them out" in caplog.text
 
 
 def test_two_baselines_of_one_kind(tmp_path: Path) -> None:

@@ -262,9 +262,16 @@ def test_an_early_interruption_has_no_traceback(
         (["--data.test", "--data.val", "b.tsv"], ["--data.test", "--data.val=Table", "--data.val.path=b.tsv"]),
         (["--data.test"], None),
         (["q.csv", "--question", "q.csv"], None),
+        (["--data.test", "pages"], ["--data.test=Table", "--data.test.path=pages"]),
+        (["--data.test", "GlyphVQA"], None),
     ],
 )  # fmt: skip
-def test_a_file_of_questions_is_a_dataset(args: list[str], expected: list[str] | None) -> None:
+def test_a_file_of_questions_is_a_dataset(
+    args: list[str], expected: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pages").mkdir()
+    Path("GlyphVQA").mkdir()  # a class's name is not that of a folder
     assert files_as_datasets(args) == (args if expected is None else expected)
 
 
@@ -276,6 +283,28 @@ def test_a_recipe_may_name_files_of_questions(tmp_path: Path, capsys: pytest.Cap
     assert data["test"]["class_path"].endswith(".Table") and data["test"]["init_args"]["path"] == "in/q.csv"
     assert data["val"]["class_path"].endswith(".JSONL") and data["val"]["init_args"]["path"] == "q.jsonl"
     assert data["train"] is None and data["batch_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "file", "expected"),
+    [
+        (["--data.test", "q.csv"], "", {"path": "q.csv", "size": None, "split": None}),
+        (["--data.test=Table", "--data.test.path=q.csv", "--data.test.size=7"], "", {"size": 7, "split": None}),
+        ([], "data: {test: q.csv}", {"path": "q.csv", "size": None, "split": None}),
+        ([], "data: {test: {class_path: glimpse_lightning.Table, init_args: {path: q}}}", {"size": None}),
+        (["--data.test.path", "r.csv"], "data: {test: {class_path: Table, init_args: {size: 3}}}", {"size": 3}),
+        (["--data.test", "DenseGlyphVQA"], "", {"size": 2000, "split": "test"}),
+        (["--data.test", "GlyphVQA"], "", {"size": 2000, "split": "test"}),
+    ],
+)
+def test_data_of_ones_own_inherit_nothing_from_the_recipes(
+    flags: list[str], file: str, expected: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--config", str(write_recipe(tmp_path, file))] if file else []
+    with pytest.raises(SystemExit):
+        main(["test", "--config", "vip_kl", *more, *flags, "--print_config"])
+    options = yaml.safe_load(capsys.readouterr().out)["data"]["test"]["init_args"]
+    assert {name: options[name] for name in expected} == expected
 
 
 def test_flags_about_training_are_refused_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch.utils.data import Dataset
 
+from glimpse_lightning.cli.recipe_files import read_yaml
+from glimpse_lightning.data.glyph_vqa.procedural import Procedural
 from glimpse_lightning.data.open_file import class_name
 from glimpse_lightning.runtime.errors import GlimpseError
 
@@ -25,7 +28,7 @@ def files_as_datasets(args: Sequence[str]) -> list[str]:
         found = FLAG.fullmatch(arg)
         value = found[2] if found else arg if flag else None
         flag, before = (found[1], flag) if found else ("", flag)
-        kind = class_name(value) if value else None
+        kind = _reader(value) if value else None
         if value is None or kind is None:
             out.append(arg)
             continue
@@ -34,6 +37,49 @@ def files_as_datasets(args: Sequence[str]) -> list[str]:
         out += [f"{flag or before}={kind}", f"{flag or before}.path={Path(value)}"]
         flag = ""
     return out
+
+
+def replaced_datasets_anew(args: Sequence[str]) -> list[str]:
+    """``args`` in which a dataset that takes the place of a drawn benchmark does not inherit its options.
+
+    The parser keeps those that the new class has, too. Of GlyphVQA's ``split: test, size: 2000``, a table would read a
+    split of that name, and no more than 2,000 rows.
+
+    Args:
+        args: command line with paths of configuration files.
+    """
+    out: list[str] = []
+    kinds: dict[str, str] = {}
+    for arg, after in zip(args, [*args[1:], ""], strict=True):
+        flag, equals, value = arg.partition("=")
+        value = value if equals else after
+        named = {flag.removeprefix("--data."): value} if FLAG.fullmatch(flag) else {}
+        for name, kind in (_classes(Path(value)) if flag in ("-c", "--config") else named).items():
+            if _is_drawn(kinds.get(name, "")) and not _is_drawn(kind):
+                out.append(f"--data.{name}=null")
+            kinds[name] = kind
+        out.append(arg)
+    return out
+
+
+def _classes(recipe: Path) -> dict[str, str]:
+    """Classes of a recipe's datasets, or files in their place."""
+    data = read_yaml(recipe).get("data")
+    named = {name: data[name] for name in DATASETS if data.get(name)} if isinstance(data, dict) else {}
+    return {name: str(kind.get("class_path", "") if isinstance(kind, dict) else kind) for name, kind in named.items()}
+
+
+def _is_drawn(kind: str) -> bool:
+    return kind.rpartition(".")[2] in _names_of_subclasses(Procedural)
+
+
+def _reader(value: str) -> str | None:
+    """Name of the dataset that reads a file or folder; ``None`` for a class, also where a folder has its name."""
+    return None if value in _names_of_subclasses(Dataset) else class_name(value)
+
+
+def _names_of_subclasses(kind: type) -> set[str]:
+    return {name for each in kind.__subclasses__() for name in (each.__name__, *_names_of_subclasses(each))}
 
 
 def files_as_datasets_in(text: str) -> str:
@@ -45,9 +91,9 @@ def files_as_datasets_in(text: str) -> str:
     data = recipe.get("data") if isinstance(recipe, dict) else None
     if not isinstance(data, dict):
         return text
-    found = {name: data[name] for name in DATASETS if isinstance(data.get(name), str) and class_name(data[name])}
+    found = {name: data[name] for name in DATASETS if isinstance(data.get(name), str) and _reader(data[name])}
     for name, path in found.items():
-        data[name] = {"class_path": class_name(path), "init_args": {"path": path}}
+        data[name] = {"class_path": _reader(path), "init_args": {"path": path}}
     return yaml.safe_dump(recipe) if found else text
 
 

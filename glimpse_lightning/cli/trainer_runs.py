@@ -29,6 +29,7 @@ from glimpse_lightning.cli.data_options import (
     check_training_flags,
     files_as_datasets,
     files_as_datasets_in,
+    replaced_datasets_anew,
     without_answers,
 )
 from glimpse_lightning.cli.identity import changed_since, differences, write_inputs
@@ -488,7 +489,7 @@ def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> N
     args = files_as_datasets(args)
     args, config_files = with_recipes([SHORT_FLAGS.get(arg, arg) for arg in args])
     check_vars(args, config_files)
-    args, texts = texts_aside(args)
+    args, texts = texts_aside(replaced_datasets_anew(args))
     args = pruner_alone(args, [read_yaml(path) for path in config_files])
     before = os.environ.get(RUN_FOLDER)
     # Attention weights below 1e-38 make a training step on a CPU up to 1.8 times as long. The setting has to come

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
 
 from glimpse_lightning.data.glyph_vqa.procedural import Procedural
 from glimpse_lightning.data.one_question import OneQuestion
@@ -160,6 +161,21 @@ class VQAData(LightningDataModule):
         if dataset is None:
             raise GlimpseError(f"Expected `data.{name}` to name a dataset (GlyphVQA, JSONL, ...), but got none.")
         return dataset
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Read the first sample of each dataset that a run reads: a wrong folder of images is said before the model is
+        loaded.
+
+        Raises:
+            BadSampleError: if it cannot be read, and the dataset does not skip such samples.
+        """
+        names = {"fit": ("train", "val"), "predict": ("predict" if self.predict is not None else "test",)}
+        for name in names.get(stage, ("val" if stage == "validate" else stage,)):
+            if (dataset := getattr(self, name)) is not None and len(dataset):
+                item = _Guarded(dataset, 1.0, self.prompt)[0]
+                if item.error:
+                    raise BadSampleError(item.error)
 
     def of_a_fit(self) -> str:
         """The datasets that a fit reads, in words: a recipe's own stay where flags name only some of them."""

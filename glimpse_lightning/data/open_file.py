@@ -1,4 +1,4 @@
-"""The dataset that reads a file of questions, by the file's name."""
+"""The dataset that reads a file or a folder of questions, by its name."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ READERS: dict[str, type[JSONL] | type[Table]] = {
 
 
 def class_name(path: str) -> str | None:
-    """Name of the dataset that reads a file called ``path``; ``None`` if none does."""
-    kind = READERS.get(Path(path).suffix.lower())
+    """Name of the dataset that reads a file called ``path``, or the folder that lies there; ``None`` if none does."""
+    kind = READERS.get(Path(path).suffix.lower(), Table if Path(path).expanduser().is_dir() else None)
     return None if kind is None else kind.__name__
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
@@ -149,6 +150,11 @@ class EvaluationModule(VLMModule):
         self._start_evaluation()
         if self.test_passes > 1:
             self._rivals = baseline_models(self.model, self._rival_scorers())
+            if self.compared is None:
+                rank_zero_info(
+                    f"Every question is also answered with {len(self._rivals)} baselines ({', '.join(self._rivals)}): "
+                    "`--model.baselines []` leaves them out."
+                )
         if self._common is not None:
             self._common.start()
         elif self._rivals and not self.model.sharded:  # sharded ranks must embed as often as each other

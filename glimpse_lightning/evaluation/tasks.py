@@ -95,7 +95,9 @@ def make_task(
         file = Path(places.benchmark_dir) / f"{name.removeprefix(VISUAL_COT)}.json"
         if not file.is_file():
             raise GlimpseError(
-                f"{file}: no such file; name the folder of Visual-CoT's files by `--data.places.benchmark_dir DIR`."
+                f"{file}: no such file; name the folder of Visual-CoT's files by `--data.places.benchmark_dir DIR`. "
+                "They are viscot_benchmark/benchmark/ of https://github.com/deepcs233/Visual-CoT; their images, for "
+                "`--data.places.img_dir`, are at https://huggingface.co/datasets/deepcs233/Visual-CoT."
             )
         data = VisualCoTBenchmark(str(file), places.img_dir, brief, limit, on_error)
         return Task(name, data, 1024, task_metric(name))

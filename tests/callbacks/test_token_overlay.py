@@ -76,6 +76,14 @@ def test_a_cell_of_a_clip_is_bright_where_any_frame_keeps_it() -> None:
     assert found[224, 400].max() < 120
 
 
+@pytest.mark.parametrize(
+    ("size", "drawn"),
+    [((10, 20), (448, 896)), ((2000, 10), (1024, 5)), ((100, 5000), (41, 2048)), ((1, 9000), (1, 2048))],
+)
+def test_pictures_have_bounds(size: tuple[int, int], drawn: tuple[int, int]) -> None:
+    assert overlay(Image.new("RGB", size), [item((1, 2, 2), [0])]).size == drawn
+
+
 def test_a_cropped_image_shows_its_grid_where_the_model_looked() -> None:
     """Of 896 x 448 pixels CLIP's processor shows the square in the middle."""
     found = drawn((896, 448), item((1, 2, 2), [0], region=(0.25, 0.0, 0.75, 1.0)))

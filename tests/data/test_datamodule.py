@@ -148,6 +148,22 @@ def test_a_bad_sample_is_reported_with_its_own_words(workers: int) -> None:
     assert [batch.error for batch in batches] == [None, "sample 2 is bad"]
 
 
+@pytest.mark.parametrize(
+    ("stage", "data"),
+    [("fit", {"train": Numbers(4, bad=(0,))}), ("fit", {"train": Numbers(4), "val": Numbers(4, bad=(0,))}),
+     ("validate", {"val": Numbers(4, bad=(0,))}), ("test", {"test": Numbers(4, bad=(0,))}),
+     ("predict", {"test": Numbers(4, bad=(0,))}), ("predict", {"test": Numbers(4), "predict": Numbers(4, bad=(0,))})],
+)  # fmt: skip
+def test_a_bad_first_sample_is_reported_before_the_model_is_loaded(stage: str, data: dict[str, Any]) -> None:
+    with pytest.raises(BadSampleError, match="sample 0 is bad"):
+        VQAData(**data, num_workers=0).setup(stage)
+
+
+def test_setting_up_reads_nothing_that_is_skipped_or_asked_for_by_no_one() -> None:
+    VQAData(test=Numbers(4, bad=(0,), on_error="skip")).setup("test")
+    VQAData(train=Numbers(4, bad=(0,)), test=Numbers(4), predict=Numbers(4)).setup("test")
+
+
 def test_skipping_in_evaluation_gives_the_stand_in_no_weight() -> None:
     (batch,) = _batches(VQAData(val=Numbers(4, bad=(1, 2), on_error="skip"), num_workers=0))
     assert [sample.id for sample in batch.samples] == ["0", "3", "3", "3"]

@@ -88,6 +88,11 @@ def test_a_folder_of_images(folder: Path) -> None:
     assert (sample.question, sample.answers, sample.images[0].size) == ("q", ["a"], (40, 20))
 
 
+def test_a_folder_of_images_without_questions_is_told_what_it_lacks(folder: Path) -> None:
+    with pytest.raises(GlimpseError, match=r"metadata\.csv .*`predict --image"):
+        Table(str(folder))
+
+
 def test_boxes_in_pixels_and_several_images(folder: Path) -> None:
     path = folder / "x.jsonl"
     row = {"question": "q", "answers": "a", "image": ["a.png", "a.png"], "boxes": [[[0, 0, 20, 10]], []]}

@@ -65,8 +65,14 @@ class Table(RowDataset):
         self.skipped: list[str] = []
         if not self.path.exists():
             raise GlimpseError(f"{path}: no such file or folder; expected a table of questions.")
+        rows = read_rows(self.path, split, size, self.skipped if on_error == "skip" else None)
+        if self.path.is_dir() and rows.names == ["image"]:
+            raise GlimpseError(
+                f"{path}: a folder of images without questions. Put a metadata.csv next to them (columns file_name, "
+                f"question, answers), or ask one question about each: `predict --image {path} --question TEXT`."
+            )
         super().__init__(
-            read_rows(self.path, split, size, self.skipped if on_error == "skip" else None),
+            rows,
             source=path,
             columns=columns,
             wording=wording,
