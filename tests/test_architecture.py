@@ -25,6 +25,7 @@ ROOMS = (
     "model",
     "objectives",
     "evaluation",
+    "pretraining",
     "training",
     "callbacks",
     "cli",

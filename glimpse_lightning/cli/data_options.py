@@ -79,7 +79,11 @@ def _reader(value: str) -> str | None:
 
 
 def _names_of_subclasses(kind: type) -> set[str]:
-    return {name for each in kind.__subclasses__() for name in (each.__name__, *_names_of_subclasses(each))}
+    found: set[str] = set()
+    below: list[type] = kind.__subclasses__()
+    for each in below:
+        found |= {each.__name__, *_names_of_subclasses(each)}
+    return found
 
 
 def files_as_datasets_in(text: str) -> str:

@@ -15,9 +15,10 @@ import glimpse_lightning
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.glyph_vqa.draw import draw
 from glimpse_lightning.data.glyph_vqa.layout import FAMILIES, ask, make_layout
-from glimpse_lightning.data.glyph_vqa.packing import pack, patches
 from glimpse_lightning.data.glyph_vqa.words import build_tokenizer, vocabulary
-from glimpse_lightning.training.glimpse_tiny import visual_features
+from glimpse_lightning.pretraining.glyph_pages import GlyphPages
+from glimpse_lightning.pretraining.losses import visual_features
+from glimpse_lightning.pretraining.packing import pack, patches
 
 FOLDER = Path(glimpse_lightning.__file__).parent / "backbones" / "glimpse_tiny"
 
@@ -83,7 +84,7 @@ def test_image_processor_does_not_resize_and_packing_draws_the_same_patches(size
 
 @torch.no_grad()
 def test_packed_sequence_equals_separate_ones(model):
-    batch = pack(Random(2), images=1, questions=3, image_size=224, suffix=0.5)
+    batch = pack(GlyphPages(), Random(2), images=1, questions=3, image_size=224, suffix=0.5)
     prefix = 2 + 64 + 1
     features = visual_features(model, batch)
     embeds = model.get_input_embeddings()(batch.input_ids)

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 import glimpse_lightning as gl
-from glimpse_lightning.data.dense_glyph_vqa.page import FAMILIES, SHAPES, Page, Tile, ask, make_page
+from glimpse_lightning.data.dense_glyph_vqa.page import FAMILIES, LETTERS, SHAPES, Page, Tile, ask, make_page
 from glimpse_lightning.data.evidence import evidence_mask
 from glimpse_lightning.data.glyph_vqa.words import vocabulary
 from glimpse_lightning.engine.prompt import TokenLayout
@@ -46,6 +46,7 @@ def test_pages_are_full_and_each_question_has_one_answer(page: Page) -> None:
     assert len({(tile.row, tile.column) for tile in page.tiles}) == len(page.tiles)
     for group in page.groups.values():
         assert [tile.place for tile in group] == [*range(len(group), 0, -1)]
+        assert len({tile.glyph for tile in group} & {*LETTERS}) == len(group)
     labels = [tile for tile in page.tiles if not tile.place]
     assert 2 <= len(labels) == len(page.labels) == len({(tile.colour, tile.shape) for tile in labels})
 

@@ -8,11 +8,9 @@ from random import Random
 
 import numpy as np
 import pytest
-import torch
 
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.glyph_vqa.layout import FAMILIES, ask, make_layout
-from glimpse_lightning.data.glyph_vqa.packing import IGNORE, PLACES, SHOWN_WORDS, VISUAL_WORD_IDS, pack, words_by_token
 
 
 def _digest(sample) -> str:
@@ -117,45 +115,6 @@ def test_half_of_the_objects_lie_off_the_grid_and_none_overlap():
         off += sum(box[0] % 28 != 0 or box[1] % 28 != 0 for box in boxes)
         total += len(boxes)
     assert 0.4 < off / total < 0.6
-
-
-def test_words_by_token_marks_what_boxes_hold():
-    layout = make_layout(Random(3))
-    words = words_by_token(layout)
-    for item in layout.objects:
-        x, y = (item.box[0] + item.box[2]) / 2 - 1, (item.box[1] + item.box[3]) / 2 - 1
-        token = int(y // 28) * 16 + int(x // 28)
-        shown = {SHOWN_WORDS[column] for column in np.flatnonzero(words[token] == 1)}
-        assert shown == {item.colour, item.shape, item.glyph, PLACES[item.number]}
-
-
-def test_packed_questions_see_the_image_and_themselves_only():
-    batch = pack(Random(4), images=2, questions=5, image_size=224, suffix=0.5, pixels=False)
-    seen, prefix = batch.mask[:, 0], 2 + 64 + 1
-    assert not torch.triu(seen, diagonal=1).any()
-    assert seen[:, prefix:, :prefix].all()
-    for b in range(2):
-        for i in range(prefix, batch.input_ids.shape[1]):
-            alone = int(seen[b, i, prefix:].sum())
-            at = int(batch.position_ids[0, b, i])
-            assert batch.input_ids[b, i] == 0 or alone == at - (3 + 8) + 1
-    asked = batch.targets != IGNORE
-    assert set(batch.question[asked].tolist()) == set(range(10))
-    assert (batch.question[~asked] == -1).all()
-
-
-def test_hidden_tokens_are_never_evidence():
-    whole, part = (pack(Random(5), 2, 6, image_size=224, pixels=False, hide=hide) for hide in (0.0, 1.0))
-    image = slice(2, 2 + 64)
-    for b in range(2):
-        layout_words = part.visual_words[b]
-        for q in range(6):
-            row = int((part.question[b] == b * 6 + q).nonzero()[0])
-            hidden = ~part.mask[b, 0, row, image]
-            assert hidden.any()
-            key = int(part.input_ids[b, row - 1])  # the last word before the assistant's token
-            assert not hidden[layout_words[:, VISUAL_WORD_IDS.index(key)] == 1].any()
-    assert whole.mask[:, 0, 67:, image].all()
 
 
 @pytest.mark.parametrize(

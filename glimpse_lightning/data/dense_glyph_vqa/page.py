@@ -1,8 +1,8 @@
 """Pages of DenseGlyphVQA, and the questions about them, without pixels.
 
-A page is a grid of tiles of 28 pixels, the side of a visual token. A tile has a colour, a shape, a glyph and a place.
-Tiles of one colour and shape are a group, whose places count from 1; some groups have a label, a tile of their colour
-and shape in reverse with a glyph that no other label has.
+A page is a grid of tiles of 28 pixels, the side of a visual token. A tile has a colour, a shape, a letter and a place.
+Tiles of one colour and shape are a group, whose places count from 1, with a letter each; some groups have a label, a
+tile of their colour and shape in reverse with a letter that no other label has.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from random import Random
 from glimpse_lightning.data.glyph_vqa.layout import PixelBox, Question
 from glimpse_lightning.data.glyph_vqa.words import COLOURS, GLYPHS, SHAPES
 
+LETTERS = tuple(glyph for glyph in GLYPHS if glyph.isalpha())
+"""Glyphs of tiles. A digit would be the word of a place, too."""
 TILE = 28
 """Side of a tile in pixels."""
 INSET = 2
@@ -90,15 +92,15 @@ def make_page(rng: Random, side: int, hard: bool = False) -> Page:
     """
     cells = rng.sample([(row, column) for row in range(side) for column in range(side)], round(FILLED * side * side))
     pairs = rng.sample([(colour, shape) for colour in COLOURS for shape in SHAPES], len(COLOURS) * len(SHAPES))
-    sizes, names = SIZES[len(SIZES) // 2 :] if hard else SIZES, rng.sample(GLYPHS, len(GLYPHS))
+    sizes, names = SIZES[len(SIZES) // 2 :] if hard else SIZES, rng.sample(LETTERS, len(LETTERS))
     tiles: list[Tile] = []
     for number, (colour, shape) in enumerate(pairs):
         if not cells:
             break
         if names and len(cells) > 1 and (number < 2 or rng.random() < LABELLED):
             tiles.append(Tile(colour, shape, names.pop(), 0, *cells.pop()))
-        for place in range(1, 1 + min(rng.choice(sizes), len(cells))):
-            tiles.append(Tile(colour, shape, rng.choice(GLYPHS), place, *cells.pop()))
+        letters = rng.sample(LETTERS, min(rng.choice(sizes), len(cells)))
+        tiles += [Tile(colour, shape, letter, place, *cells.pop()) for place, letter in enumerate(letters, 1)]
     return Page(side, tuple(tiles))
 
 

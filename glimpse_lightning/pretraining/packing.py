@@ -1,39 +1,34 @@
-"""Packing of many GlyphVQA questions about one image into one sequence, for the pretraining of glimpse-tiny.
+"""Packing of many questions about one page into one sequence.
 
 Every question with its answer attends to the image and to itself only, at the mRoPE positions that it would have alone.
 A packed sequence therefore equals separate sequences at a fraction of the cost.
 
-Shapes: B images, L positions, N visual tokens an image (the same for all), P patches, W visual words, Q questions.
+Shapes: B pages, L positions, N visual tokens a page (the same for all), P patches, W visual words, Q questions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from glimpse_lightning.data.glyph_vqa.draw import draw
-from glimpse_lightning.data.glyph_vqa.layout import FAMILIES, Layout, PixelBox, ask, make_layout
 from glimpse_lightning.data.glyph_vqa.words import (
     ASSISTANT,
     BOS,
     EOS,
     IMAGE_PAD,
-    PLACES,
     VISION_END,
     VISION_START,
-    VISUAL_WORDS,
     vocabulary,
 )
+from glimpse_lightning.pretraining.pages import TOKEN, Pages, tokens_of
 
-_IDS = {token: number for number, token in enumerate(vocabulary())}
-SHOWN_WORDS = VISUAL_WORDS + PLACES
-VISUAL_WORD_IDS = [_IDS[word] for word in SHOWN_WORDS]
-_COLUMN = {word: column for column, word in enumerate(SHOWN_WORDS)}
-TOKEN = 28  # pixels on a side of a merged visual token
+IDS = {token: number for number, token in enumerate(vocabulary())}
 PATCH = 14
 IGNORE = -100
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32) * 255
@@ -65,35 +60,6 @@ def patches(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(twice.reshape(height * width, -1))
 
 
-def _shown(box: PixelBox, lines: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Masks [lines, columns] of tokens that hold at least 15 % of the box, and of tokens that hold less."""
-    x, y = np.arange(columns) * TOKEN, np.arange(lines) * TOKEN
-    wide = np.clip(np.minimum(box[2], x + TOKEN) - np.maximum(box[0], x), 0, None)
-    high = np.clip(np.minimum(box[3], y + TOKEN) - np.maximum(box[1], y), 0, None)
-    part = high[:, None] * wide[None, :] / ((box[2] - box[0]) * (box[3] - box[1]))
-    return part >= 0.15, (part > 0.01) & (part < 0.15)
-
-
-def words_by_token(layout: Layout) -> np.ndarray:
-    """Words that each visual token shows: int8 [N, W] of 1, 0 and -1 (a small part, counted neither way)."""
-    lines, columns = layout.height // TOKEN, layout.width // TOKEN
-    words = np.zeros((lines, columns, len(SHOWN_WORDS)), np.int8)
-    pieces: list[tuple[PixelBox, tuple[str, ...]]] = [
-        (item.box, (item.colour, item.shape, item.glyph, PLACES[item.number])) for item in layout.objects
-    ]
-    for row in layout.rows:
-        pieces.append((row.label_box, (row.label, PLACES[0])))
-        cells = zip(row.glyph_boxes, row.glyphs, PLACES[1:], strict=False)
-        pieces.extend((box, (row.label, glyph, place)) for box, glyph, place in cells)
-    for box, names in pieces:
-        shown, sliver = _shown(box, lines, columns)
-        for name in names:
-            plane = words[:, :, _COLUMN[name]]
-            plane[sliver & (plane == 0)] = -1
-            plane[shown] = 1
-    return words.reshape(lines * columns, -1)
-
-
 @dataclass
 class _Text:
     """Token ids of a question with its answer and end; number of prompt tokens; evidence tokens of the image."""
@@ -103,14 +69,14 @@ class _Text:
     evidence: np.ndarray  # bool [N]
 
 
-def _text(layout: Layout, family: str, rng: Random, suffix: float) -> _Text:
-    question = ask(layout, family, rng)
+def _text(pages: Pages[Any], page: Any, family: str, rng: Random, suffix: float, side: int) -> _Text:
+    question = pages.ask(page, family, rng)
     # Without the suffix the key of the question is the last token of the prompt: much easier to learn first.
     prompt = question.text.split() + ([ASSISTANT] if rng.random() < suffix else [])
-    evidence = np.zeros((layout.height // TOKEN, layout.width // TOKEN), bool)
+    evidence = np.zeros((side, side), bool)
     for box in question.boxes:
-        evidence |= np.logical_or(*_shown(box, *evidence.shape))
-    ids = [_IDS[token] for token in (*prompt, *question.answer.split(), EOS)]
+        evidence |= np.logical_or(*tokens_of(box, side))
+    ids = [IDS[token] for token in (*prompt, *question.answer.split(), EOS)]
     return _Text(ids, len(prompt), evidence.reshape(-1))
 
 
@@ -127,46 +93,46 @@ def _hidden(rng: Random, texts: list[list[_Text]], segment_BL: Tensor, share: fl
 
 
 def pack(
+    pages: Pages[Any],
     rng: Random,
     images: int,
     questions: int,
     image_size: int = 448,
     suffix: float = 1.0,
-    families: dict[str, float] | None = None,
+    families: Mapping[str, float] | None = None,
     pixels: bool = True,
-    crowded: bool = False,
     hide: float = 0.0,
 ) -> PackedBatch:
-    """A batch of ``images`` fresh images with ``questions`` questions each.
+    """A batch of ``images`` fresh pages with ``questions`` questions each.
 
     Args:
+        pages: source of the pages.
         rng: generator of all random choices.
-        images: number of images.
-        questions: number of questions about each image.
-        image_size: width and height in pixels, a multiple of 112.
+        images: number of pages.
+        questions: number of questions about each page.
+        image_size: width and height in pixels, a multiple of 28.
         suffix: share of prompts that end as in the chat template instead of with their last word.
         families: weight of each family in the mix; default: equal weights.
-        pixels: whether the images are drawn; if not, the batch can be used with oracle visual tokens only.
-        crowded: whether images hold more objects than those of the benchmark, for more training targets per image.
+        pixels: whether the pages are drawn; if not, the batch can be used with ideal visual tokens only.
         hide: share of questions for which a random share of the visual tokens outside the evidence is hidden, so that
             the model does not learn to depend on the amount of background.
     """
-    weights = families or dict.fromkeys(FAMILIES, 1.0)
+    weights = families or dict.fromkeys(pages.families, 1.0)
     side = image_size // TOKEN
     count = side * side
-    prefix = [_IDS[BOS], _IDS[VISION_START], *[_IDS[IMAGE_PAD]] * count, _IDS[VISION_END]]
+    prefix = [IDS[BOS], IDS[VISION_START], *[IDS[IMAGE_PAD]] * count, IDS[VISION_END]]
     rows = np.arange(count) // side
     start = np.stack([np.full(count, 2), 2 + rows, 2 + np.arange(count) % side])
     prefix_positions = np.concatenate([[[0, 1]] * 3, start, [[2 + side]] * 3], axis=1)
     texts, words, drawings, asked = [], [], [], []
     for _ in range(images):
-        layout = make_layout(rng, image_size, image_size, crowded)
+        page = pages.make(rng, image_size)
         picked = rng.choices(list(weights), list(weights.values()), k=questions)
-        texts.append([_text(layout, family, rng, suffix) for family in picked])
+        texts.append([_text(pages, page, family, rng, suffix, side) for family in picked])
         asked.extend(picked)
-        words.append(words_by_token(layout))
+        words.append(pages.words_by_token(page, image_size))
         if pixels:
-            drawings.append(patches(np.asarray(draw(layout, rng))))
+            drawings.append(patches(np.asarray(pages.draw(page, rng))))
     length = len(prefix) + max(sum(len(part.tokens) for part in text) for text in texts)
     input_ids = np.zeros((images, length), np.int64)
     positions = np.zeros((3, images, length), np.int64)
