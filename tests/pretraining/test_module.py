@@ -81,7 +81,9 @@ def test_a_stopped_pretraining_goes_on_with_the_next_batch(whole: tuple[Path, Pr
         torch.testing.assert_close(again.average[name], value, atol=1e-4, rtol=1e-3, msg=name)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"kind": "oracle"}, "one of vision"), ({"image_size": 230}, "of 28")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"kind": "oracle"}, "one of vision"), ({"image_size": 230}, "multiple of 28")]
+)
 def test_mistakes_in_a_stage_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(gl.GlimpseError, match=message):
         Stage(**{"name": "a", "kind": "ideal", "steps": 1, **options})
