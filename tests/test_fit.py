@@ -219,6 +219,30 @@ def test_an_interrupted_run_resumes_on_the_same_curve_even_past_a_truncated_chec
     assert (tmp_path / "small" / "fit_1" / "results.json").is_file()  # other settings, or finished: anew
 
 
+def test_one_epoch_with_workers_goes_on_with_the_next_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the recipes of large models: Lightning has to count the steps, with a loader, before it restores."""
+    flags = (
+        "--trainer.max_epochs", "1", "--trainer.max_steps", "-1", "--data.train.size", "16", "--data.num_workers", "1",
+        "--trainer.limit_val_batches", "0", "--data.test", "null",
+    )  # fmt: skip
+    recipe = write_recipe(tmp_path)
+    assert run("fit", recipe, tmp_path / "whole", *flags) == 0
+    save = RunCheckpoints._save
+
+    def save_then_die(self: RunCheckpoints, trainer: Trainer) -> None:
+        save(self, trainer)
+        if trainer.global_step == 4:
+            raise Killed
+
+    monkeypatch.setattr(RunCheckpoints, "_save", save_then_die)
+    with pytest.raises(Killed):
+        run("fit", recipe, tmp_path / "half", *flags)
+    monkeypatch.undo()
+    assert run("fit", recipe, tmp_path / "half", *flags) == 0
+    half, whole = (scalars(tmp_path / name / "small" / "fit_0")["train/loss"] for name in ("half", "whole"))
+    assert [step for step in range(8) if half.get(step) != whole[step]] == [3]  # the killed process never wrote it
+
+
 QUICK = (
     "--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--data.fit_test_size", "3",
     "--model.fit_baselines", "[]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -85,6 +86,17 @@ def _together(items: list[_Item]) -> RawBatch:
         error=next((item.error for item in items if item.error), None),
         on_error=items[0].on_error,
     )
+
+
+class _Loader(DataLoader[_Item]):
+    """A loader whose workers begin with the first batch instead of with the iterator.
+
+    Lightning makes an iterator to count a training's steps, before a resumed run knows how many batches it has had.
+    """
+
+    @override
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 class VQAData(LightningDataModule):
@@ -203,7 +215,7 @@ class VQAData(LightningDataModule):
 
     def _loader(self, dataset: Dataset[_Item], **kwargs: Any) -> DataLoader[_Item]:
         kill_at_exit()
-        return DataLoader(
+        return _Loader(
             dataset,
             num_workers=self.num_workers,
             persistent_workers=False,  # else they would live on during validation, next to its own workers
