@@ -30,6 +30,7 @@ from glimpse_lightning.evaluation.remarks import (
     foreign_to_tiny,
     no_better_than_random,
     off_budget,
+    uneven,
     why_nothing_is_right,
 )
 from glimpse_lightning.evaluation.vlm_module import VLMModule
@@ -163,7 +164,8 @@ class ResultsWriter(Callback):
             metric = module.metric if isinstance(module, EvaluationModule) else None
             found += [
                 why_nothing_is_right(summary, type(metric or ExactMatch()).__name__),
-                off_budget(summary, getattr(module, "objective", None)),
+                off_budget(summary, None if _reads_pruner(module) else getattr(module, "objective", None)),
+                uneven(summary),
                 no_better_than_random(summary),
             ]
         return list(filter(None, found))
@@ -259,6 +261,11 @@ def _parts(given: Mapping[str, Any]) -> dict[str, Any]:
 def _in_brief(trainer: Trainer) -> bool:
     """Whether the trainer runs a few batches only, as a test that nothing fails."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def _reads_pruner(module: LightningModule) -> bool:
+    """Whether the module's pruner is a saved one, of which its recipe's objective says nothing."""
+    return isinstance(module, VLMModule) and module.reads_pruner
 
 
 def print_summary(summary: Summary, console: Console | None = None, remark: str = "") -> None:

@@ -170,7 +170,7 @@ def test_mistakes_in_a_recipe_are_one_paragraph(
         (["--model.policy.threshhold", "1"], ["threshhold", "threshold"]),
         (["--model.after_layer", "x"], ["`model.after_layer`", "x"]),
         (["--model.after_layer", "1.0"], ["`model.after_layer`", "a share above 0 and below 1", "1.0"]),
-        (["--model.after_layer", "8"], ["`after_layer` below 8", "allow_empty"]),
+        (["--model.after_layer", "8"], ["`after_layer` below 8", "an earlier layer"]),
         (["--model.after_layer", "99", "--model.early_kv", "keep"], ["`after_layer` below 8", "but got 99"]),
         (["--model.policy.min_tokens", "0"], ["Threshold may keep no token", "allow_empty"]),
         (["--model.backbone", "/nowhere"], ["/nowhere", "glimpse-tiny"]),
@@ -275,13 +275,21 @@ def test_a_file_of_questions_is_a_dataset(
     assert files_as_datasets(args) == (args if expected is None else expected)
 
 
-def test_a_recipe_may_name_files_of_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = write_recipe(tmp_path, "data: {test: in/q.csv, val: q.jsonl, train: null, batch_size: 2}\n")
+def test_a_recipe_may_name_files_of_questions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative to where the command is typed, as all paths in recipes, and not to the recipe."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("mine", "pages"):
+        Path(folder).mkdir()
+    text = "data: {test: in/q.csv, val: q.jsonl, predict: pages, train: null, batch_size: 2}\n"
+    recipe = write_recipe(tmp_path / "mine", text)
     with pytest.raises(SystemExit):
         main(["test", "--config", "vip_kl", "--config", str(recipe), "--print_config"])
     data = yaml.safe_load(capsys.readouterr().out)["data"]
     assert data["test"]["class_path"].endswith(".Table") and data["test"]["init_args"]["path"] == "in/q.csv"
     assert data["val"]["class_path"].endswith(".JSONL") and data["val"]["init_args"]["path"] == "q.jsonl"
+    assert data["predict"]["class_path"].endswith(".Table") and data["predict"]["init_args"]["path"] == "pages"
     assert data["train"] is None and data["batch_size"] == 2
 
 

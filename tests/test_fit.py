@@ -243,6 +243,12 @@ def test_one_epoch_with_workers_goes_on_with_the_next_batch(tmp_path: Path, monk
     assert [step for step in range(8) if half.get(step) != whole[step]] == [3]  # the killed process never wrote it
 
 
+def test_a_fit_says_that_it_ends_before_its_first_validation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flags = ("--trainer.max_steps", "1", "--trainer.val_check_interval", "3", "--data.test", "null")
+    assert run("fit", write_recipe(tmp_path), tmp_path / "runs", *flags) == 0
+    assert "It validates on none of them: `trainer.val_check_interval: 3` is more than its 1 steps." in caplog.text
+
+
 QUICK = (
     "--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--data.fit_test_size", "3",
     "--model.fit_baselines", "[]",
@@ -268,6 +274,7 @@ def test_a_fit_ends_with_or_without_a_test(flags: list[str], tmp_path: Path, cap
     assert run("fit", recipe, root, *QUICK, *flags) == 0
     results = json.loads((root / "small" / "fit_0" / "results.json").read_text())
     assert ("validates on nothing; tests on nothing." in caplog.text) == ("--data.val" in flags)
+    assert "It validates on none of them" not in caplog.text
     tested = not {"--trainer.limit_test_batches", "--data.test"} & set(flags)
     assert (results["steps"], results["split"]) == (2, "test" if tested else None)
     assert run("test", recipe, root, *QUICK_TEST) == 0

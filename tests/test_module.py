@@ -10,7 +10,8 @@ from lightning.pytorch import Trainer
 from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
-from glimpse_lightning.engine.pruner import PruneStage
+from glimpse_lightning.engine.pruner import Pruner, PruneStage
+from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.objectives import KL
 from glimpse_lightning.policies import KeepRatio, Threshold
 from glimpse_lightning.runtime.errors import GlimpseError
@@ -109,17 +110,22 @@ def test_a_pruner_is_described_in_one_way() -> None:
         PruningModule(after_layer=0, scorer=Random())
 
 
-@pytest.mark.parametrize(
-    ("stage", "message"),
-    [
-        (lambda: PruneStage(8, Random(), KeepRatio(0.5)), "`after_layer` below 8"),
-        (lambda: PruneStage(0, Random(), KeepRatio(0.5, min_tokens=0)), "KeepRatio may keep no token"),
-    ],
-)
-def test_recipes_may_not_prune_everything_unless_they_say_so(stage: Any, message: str) -> None:
-    with pytest.raises(GlimpseError, match=message):
+def test_recipes_may_not_prune_everything_unless_they_say_so() -> None:
+    def stage() -> PruneStage:
+        return PruneStage(0, Random(), KeepRatio(0.5, min_tokens=0))
+
+    with pytest.raises(GlimpseError, match="KeepRatio may keep no token"):
         PruningModule(stages=[stage()]).configure_model()
     PruningModule(stages=[stage()], allow_empty=True).configure_model()
+
+
+@pytest.mark.parametrize("layer", [8, 9, 40])
+def test_nothing_prunes_after_a_layer_that_there_is_not(layer: int) -> None:
+    """In recipes and in Python: figures would say that tokens were dropped, while none was."""
+    with pytest.raises(GlimpseError, match=f"`after_layer` below 8.* but got {layer}; choose an earlier layer"):
+        PruningModule(stages=[PruneStage(layer, Random(), KeepRatio(0.5))], allow_empty=True).configure_model()
+    with pytest.raises(GlimpseError, match=f"but got {layer}"):
+        PrunedVLM(load_backbone("glimpse-tiny"), Pruner([PruneStage(layer, Random(), KeepRatio(0.5))]))
 
 
 def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:

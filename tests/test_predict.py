@@ -13,6 +13,7 @@ from ranks import on_two_ranks
 from runs import run, write_recipe
 
 import glimpse_lightning as gl
+from glimpse_lightning.cli import main
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.training.module import PruningModule
@@ -283,3 +284,11 @@ def test_two_ranks_answer_every_question_once(recipe: Path) -> None:
     one, two = ({row["id"]: row for row in answers(folder(recipe, n) / "answers.jsonl")} for n in (1, 0))
     assert one == two
     assert len(answers(folder(recipe) / "answers.jsonl")) == 7
+
+
+def test_an_image_given_twice_is_not_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["predict", "--config", "methods/fastv", "--question", "what"]
+    assert main([*asked, "--image", "a.png", "--image=b.png"]) == 1
+    assert "Expected `--image` once, but got it 2 times." in capsys.readouterr().err
+    assert main([*asked, "--image", "a.png", "b.png"]) == 1
+    assert "one question about all; `--image FOLDER` asks about each" in capsys.readouterr().err

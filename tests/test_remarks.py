@@ -16,6 +16,7 @@ from glimpse_lightning.evaluation.remarks import (
     kept_in_padding,
     no_better_than_random,
     off_budget,
+    uneven,
     why_nothing_is_right,
 )
 
@@ -64,6 +65,16 @@ def test_random_tokens_are_named_where_they_do_better(own: list[Record], random:
 )
 def test_a_test_that_keeps_another_share_than_was_trained_says_so(objective: Any, kept: int, said: str) -> None:
     found = off_budget(Summary(records(1.0, kept=kept), {}), objective)
+    assert (said in found) if said else found == ""
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [([1] * 9 + [100], "at most 1.0% of their tokens, and one keeps 100.0%: the mean, 10.9%"), ([1] * 5 + [9] * 5, ""),
+     ([10] * 10, ""), ([100], ""), ([], "")],
+)  # fmt: skip
+def test_a_mean_over_few_large_shares_is_explained(kept: list[int], said: str) -> None:
+    found = uneven(Summary([Record(str(i), "", "q", [], "a", "a", 1.0, 1.0, n, 100) for i, n in enumerate(kept)], {}))
     assert (said in found) if said else found == ""
 
 

@@ -53,7 +53,7 @@ OPTIONS = {
         **RUN,
         **PARTS,
         **ASKED,
-        "--image FILE": "image file to ask about, with --question; several as [one.png, two.png]; or a folder",
+        "--image FILE": "image file to ask about; [a.png, b.png]: one question about all of them; a folder: about each",
         "--question TEXT": "a question to answer in place of the data's",
         "--data.predict CLASS": "dataset of questions: JSONL, Table, HubVQA, ...",
         "--data.eval_batch_size N": "questions in a batch (4; of GlyphVQA 50, of a folder of images 1)",

@@ -43,7 +43,8 @@ def replaced_datasets_anew(args: Sequence[str]) -> list[str]:
     """``args`` in which a dataset that takes the place of a drawn benchmark does not inherit its options.
 
     The parser keeps those that the new class has, too. Of GlyphVQA's ``split: test, size: 2000``, a table would read a
-    split of that name, and no more than 2,000 rows.
+    split of that name, and no more than 2,000 rows. ``data.group``, the number of questions about one drawn page, is 1
+    again.
 
     Args:
         args: command line with paths of configuration files.
@@ -56,7 +57,7 @@ def replaced_datasets_anew(args: Sequence[str]) -> list[str]:
         named = {flag.removeprefix("--data."): value} if FLAG.fullmatch(flag) else {}
         for name, kind in (_classes(Path(value)) if flag in ("-c", "--config") else named).items():
             if _is_drawn(kinds.get(name, "")) and not _is_drawn(kind):
-                out.append(f"--data.{name}=null")
+                out += [f"--data.{name}=null", *(["--data.group=1"] if name == "train" else [])]
             kinds[name] = kind
         out.append(arg)
     return out
@@ -73,9 +74,9 @@ def _is_drawn(kind: str) -> bool:
     return kind.rpartition(".")[2] in _names_of_subclasses(Procedural)
 
 
-def _reader(value: str) -> str | None:
+def _reader(value: str, folder: Path = Path()) -> str | None:
     """Name of the dataset that reads a file or folder; ``None`` for a class, also where a folder has its name."""
-    return None if value in _names_of_subclasses(Dataset) else class_name(value)
+    return None if value in _names_of_subclasses(Dataset) else class_name(str(folder / Path(value).expanduser()))
 
 
 def _names_of_subclasses(kind: type) -> set[str]:
@@ -86,8 +87,13 @@ def _names_of_subclasses(kind: type) -> set[str]:
     return found
 
 
-def files_as_datasets_in(text: str) -> str:
-    """A recipe's text, in which a file of questions under ``data`` is the ``path`` of the dataset that reads it."""
+def files_as_datasets_in(text: str, folder: Path) -> str:
+    """A recipe's text, in which a file of questions under ``data`` is the ``path`` of the dataset that reads it.
+
+    Args:
+        text: the recipe.
+        folder: folder that its paths are relative to; the parser works in the recipe's own while it reads it.
+    """
     try:
         recipe = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -95,9 +101,9 @@ def files_as_datasets_in(text: str) -> str:
     data = recipe.get("data") if isinstance(recipe, dict) else None
     if not isinstance(data, dict):
         return text
-    found = {name: data[name] for name in DATASETS if isinstance(data.get(name), str) and _reader(data[name])}
+    found = {name: data[name] for name in DATASETS if isinstance(data.get(name), str) and _reader(data[name], folder)}
     for name, path in found.items():
-        data[name] = {"class_path": _reader(path), "init_args": {"path": path}}
+        data[name] = {"class_path": _reader(path, folder), "init_args": {"path": path}}
     return yaml.safe_dump(recipe) if found else text
 
 
@@ -112,6 +118,21 @@ def check_training_flags(args: Sequence[str]) -> None:
             raise GlimpseError(
                 f"Expected no {arg.partition('=')[0]} with `{args[0]}`, which trains nothing: `--data.eval_batch_size` "
                 "is the number of questions in a batch."
+            )
+
+
+def check_single_flags(args: Sequence[str]) -> None:
+    """Raise where an image or a question is given twice: the parser would ask about the last one.
+
+    Raises:
+        GlimpseError: saying how to ask about several images.
+    """
+    names = [arg.partition("=")[0] for arg in args]
+    for flag in ("--image", "--question"):
+        if names.count(flag) > 1:
+            raise GlimpseError(
+                f"Expected `{flag}` once, but got it {names.count(flag)} times. One question about several images "
+                "together: `--image '[a.png, b.png]'`; one question about each: a folder, `--image FOLDER`."
             )
 
 

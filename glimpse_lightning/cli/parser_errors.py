@@ -37,7 +37,8 @@ def readable(message: str, options: Sequence[str] = ()) -> str:
             return "`--limit` is for suites; elsewhere `--data.test_size` is the number of questions of a test."
         return f"there is no option {flag[1]}.{nearest(flag[1], options)} `fit --help all` lists every one."
     if stray := re.match(r"unrecognized arguments: ([^-\s]\S*)", message):
-        return f"there is no flag before {stray[1]!r}; a list is one argument: '[a.png, b.png]'."
+        each = " (one question about all; `--image FOLDER` asks about each)" if "--image" in options else ""
+        return f"there is no flag before {stray[1]!r}; a list is one argument: '[a.png, b.png]'{each}."
     given = re.search(r"Given value: (?!NestedArg)(.{1,60})$", message)
     reasons = "; ".join(_reasons(message))
     return _at(key, reasons + (f", but got {given[1]}" if given and not reasons.endswith(".") else ""))

@@ -26,6 +26,7 @@ from glimpse_lightning.cli.brief_help import whole
 from glimpse_lightning.cli.checkpoint_config import checkpoint_config
 from glimpse_lightning.cli.data_options import (
     DATASETS,
+    check_single_flags,
     check_training_flags,
     files_as_datasets,
     files_as_datasets_in,
@@ -132,8 +133,8 @@ class RunTrainer(Trainer):
             return_predictions: whether to return the predictions.
             ckpt_path: checkpoint to take the weights from; default: the recipe's last finished fit.
             weights_only: the argument of `torch.load`.
-            image: image file that the question is about; several as [one.png, two.png]; or a folder, whose images are
-                asked about one by one.
+            image: image file that the question is about; several, which it is about together, as [one.png, two.png];
+                or a folder, whose images are asked about one by one.
             question: a question to answer instead of the data module's.
             overlays: number of questions to draw, -1 for all.
         """
@@ -158,6 +159,7 @@ class RunParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+        self.started_in = Path.cwd()
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -165,7 +167,7 @@ class RunParser(LightningArgumentParser):
 
     @override
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:
-        return super().parse_string(files_as_datasets_in(content), *args, **kwargs)
+        return super().parse_string(files_as_datasets_in(content, self.started_in), *args, **kwargs)
 
     @override
     def instantiate(self, namespace: jsonargparse.Namespace, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:
@@ -415,7 +417,9 @@ class RunCLI(LightningCLI):
             self.model.check_fit()
             if isinstance(self.datamodule, VQAData):
                 self.datamodule.dataset("train")
-                rank_zero_info(f"The fit {self.datamodule.of_a_fit()}.")
+                rank_zero_info(
+                    f"The fit {self.datamodule.of_a_fit()}.{_never_validated(self.trainer, self.datamodule)}"
+                )
         rank_zero_info(f"Run folder: {self.run.path if self.run else None}")
 
     def after_fit(self) -> None:
@@ -453,6 +457,14 @@ class RunCLI(LightningCLI):
         model.test_fit(self.trainer, data)
 
 
+def _never_validated(trainer: Trainer, data: VQAData) -> str:
+    """A sentence where a fit's steps are fewer than those to its first validation; else empty."""
+    steps, first = trainer.max_steps, trainer.val_check_interval
+    if data.val is None or not isinstance(first, int) or not 0 <= steps < first:
+        return ""
+    return f" It validates on none of them: `trainer.val_check_interval: {first}` is more than its {steps} steps."
+
+
 def _asked(image: str | list[str], question: str) -> OneQuestion:
     """The dataset of a question from the command line, about one or several images, or about each image of a folder."""
     files = [image] if isinstance(image, str) else image
@@ -484,6 +496,7 @@ def run(args: list[str], prepare: Callable[[Any, Any], None] | None = None) -> N
         print(listed)
         return
     args = whole(args)
+    check_single_flags(args)
     command_line = shlex.join(["glimpse-lightning", *args])
     check_training_flags(args)
     args = files_as_datasets(args)

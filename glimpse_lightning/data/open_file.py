@@ -18,7 +18,7 @@ READERS: dict[str, type[JSONL] | type[Table]] = {
 
 def class_name(path: str) -> str | None:
     """Name of the dataset that reads a file called ``path``, or the folder that lies there; ``None`` if none does."""
-    kind = READERS.get(Path(path).suffix.lower(), Table if Path(path).expanduser().is_dir() else None)
+    kind = READERS.get(Path(path).suffix.lower(), Table if Path(path).is_dir() else None)
     return None if kind is None else kind.__name__
 
 

@@ -121,12 +121,12 @@ class Pruner(nn.Module):
         _check_order(self.stages)
         glimpse = False
         for stage in self.stages:
-            if stage.early_kv == "keep" and stage.after_layer >= facts.num_layers - 1:
-                if stage.after_layer >= facts.num_layers:
-                    raise GlimpseError(
-                        f"Expected `after_layer` below {facts.num_layers}, the number of the backbone's decoder "
-                        f"layers, but got {stage.after_layer}; choose an earlier layer."
-                    )
+            if stage.after_layer >= facts.num_layers:
+                raise GlimpseError(
+                    f"Expected `after_layer` below {facts.num_layers}, the number of the backbone's decoder layers, "
+                    f"but got {stage.after_layer}; choose an earlier layer, or a share of the depth such as 0.5."
+                )
+            if stage.early_kv == "keep" and stage.after_layer == facts.num_layers - 1:
                 raise GlimpseError(
                     f"A stage after layer {stage.after_layer} (counted from 0) of {facts.num_layers} prunes the KV "
                     "cache only, so with `early_kv: keep` nothing; choose an earlier layer, or `early_kv: prune`."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from glimpse_lightning.backbones.load import TINY
 from glimpse_lightning.backbones.regions import Region, share_seen
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
-from glimpse_lightning.evaluation.records import Record, Summary, summarise
+from glimpse_lightning.evaluation.records import Record, Summary, retention, summarise
 from glimpse_lightning.metrics.exact_match import exact_match
 
 PAD = "LLaVA-1.5's pads instead with --model.processor.do_pad true."
@@ -89,6 +89,18 @@ def off_budget(summary: Summary, objective: Any) -> str:
     if asked is None or kept is None or getattr(objective, "flops", None) is not None or asked / 2 <= kept <= asked * 2:
         return ""
     return f"The objective asked for {asked:.1%} of the tokens, and this evaluation kept {kept:.1%}."
+
+
+def uneven(summary: Summary) -> str:
+    """How the kept shares are spread where their mean says little: above four times their median; else empty."""
+    shares = sorted(share for share in map(retention, summary.records) if share is not None)
+    if len(shares) < 2 or mean(shares) <= 4 * median(shares):
+        return ""
+    return (
+        f"Half of the questions keep at most {median(shares):.1%} of their tokens, and one keeps {shares[-1]:.1%}: the "
+        f"mean, {mean(shares):.1%}, says little. A scorer that was trained for longer spreads its budget; a policy "
+        "with a count or a ratio keeps as much of every question."
+    )
 
 
 def least_seen(items: Sequence[Mapping[str, Any]]) -> float:
