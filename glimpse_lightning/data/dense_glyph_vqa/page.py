@@ -26,7 +26,10 @@ LABELLED = 0.4
 """Chance that a group has a label."""
 SIZES = (1, 2, 2, 3, 3, 4, 4, 5, 6, 7, 8, 9)
 """Sizes of groups, by how often they occur; on the hard split, the larger half of them."""
-FAMILIES = ("tile", "list", "label", "entry", "listed", "both", "compare", "shapes")
+FAMILIES = ("tile", "list", "label", "entry", "listed", "both", "three", "compare")
+
+AND = " and "
+"""Word between labels in questions, and between the lists of an answer."""
 
 Pair = tuple[str, str]
 """Colour and shape."""
@@ -83,7 +86,7 @@ class Page:
 
 
 def make_page(rng: Random, side: int, hard: bool = False) -> Page:
-    """A random page with at least two labels.
+    """A random page, with at least three labels where they have room.
 
     Args:
         rng: generator of all random choices.
@@ -97,7 +100,7 @@ def make_page(rng: Random, side: int, hard: bool = False) -> Page:
     for number, (colour, shape) in enumerate(pairs):
         if not cells:
             break
-        if names and len(cells) > 1 and (number < 2 or rng.random() < LABELLED):
+        if names and len(cells) > 1 and (number < 3 or rng.random() < LABELLED):
             tiles.append(Tile(colour, shape, names.pop(), 0, *cells.pop()))
         letters = rng.sample(LETTERS, min(rng.choice(sizes), len(cells)))
         tiles += [Tile(colour, shape, letter, place, *cells.pop()) for place, letter in enumerate(letters, 1)]
@@ -116,11 +119,6 @@ def ask(page: Page, family: str, rng: Random) -> Question:
             return _question(family, f"list all {colour} {shape}", _glyphs(group), group)
         tile = rng.choice(group)
         return _question(family, f"what is in {colour} {shape} {tile.place}", [tile.glyph], [tile])
-    if family == "shapes":
-        colour = rng.choice(sorted({colour for colour, _ in page.groups}))
-        shown = [tile for tile in page.tiles if tile.colour == colour]
-        shapes = {tile.shape for tile in shown}
-        return _question(family, f"list shapes in {colour}", [shape for shape in SHAPES if shape in shapes], shown)
     one, two = rng.sample([*page.labels.values()], 2)
     first, second = page.labelled(one), page.labelled(two)
     if family == "label":
@@ -130,14 +128,17 @@ def ask(page: Page, family: str, rng: Random) -> Question:
         return _question(family, f"what is in label {one.glyph} {tile.place}", [tile.glyph], [one, tile])
     if family == "listed":
         return _question(family, f"list all in label {one.glyph}", _glyphs(first), [one, *first])
-    names = f"label {one.glyph} and label {two.glyph}"
-    if family == "both":
-        return _question(family, f"list all in {names}", _glyphs(first + second), [one, two, *first, *second])
+    if family in ("both", "three"):
+        several = rng.sample([*page.labels.values()], 2 if family == "both" else min(3, len(page.labels)))
+        asked = AND.join(f"label {label.glyph}" for label in several)
+        lists = [page.labelled(label) for label in several]
+        answer = AND.join(" ".join(_glyphs(tiles)) for tiles in lists).split()
+        evidence = [*several, *(tile for tiles in lists for tile in tiles)]
+        return _question(family, f"list all in {asked}", answer, evidence)
     if family == "compare":
         more = "same" if len(first) == len(second) else (one if len(first) > len(second) else two).glyph
-        return _question(
-            family, f"compare {names}", [str(len(first)), str(len(second)), more], [one, two, first[0], second[0]]
-        )
+        asked, answer = f"label {one.glyph}{AND}label {two.glyph}", [str(len(first)), str(len(second)), more]
+        return _question(family, f"compare {asked}", answer, [one, two, first[0], second[0]])
     raise ValueError(f"Expected a family out of {', '.join(FAMILIES)}, but got {family!r}.")
 
 
