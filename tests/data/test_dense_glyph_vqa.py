@@ -82,7 +82,8 @@ def read(page: Page, question: str) -> tuple[str, set[Tile]]:
         [at[(*pair, place)] for place in range(9, 0, -1) if (*pair, place) in at]
         for pair in pairs or [(words[2], words[3])]
     ]
-    return " and ".join(" ".join(tile.glyph for tile in tiles) for tiles in lists), {*labels, *sum(lists, [])}
+    evidence = {*labels, *(tile for tiles in lists for tile in tiles)}
+    return " and ".join(" ".join(tile.glyph for tile in tiles) for tiles in lists), evidence
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -19,8 +19,8 @@ class DenseGlyphVQA(Procedural[Page]):
     visual tokens matter.
 
     Nine tenths of the visual tokens show a tile of its own colour, shape, glyph and place. The evidence of a question
-    is between 1 token and some 30. Families ``entry``, ``listed``, ``both``, ``three`` and ``compare`` take two steps: a
-    label names the colour and the shape of the tiles that are asked for.
+    is between 1 token and some 30. Families ``entry``, ``listed``, ``both``, ``three`` and ``compare`` take two steps:
+    a label names the colour and the shape of the tiles that are asked for.
 
     Args:
         split: ``train``, ``val`` or ``test``.
