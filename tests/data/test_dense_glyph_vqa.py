@@ -83,7 +83,7 @@ def read(page: Page, question: str) -> tuple[str, set[Tile]]:
         for pair in pairs or [(words[2], words[3])]
     ]
     evidence = {*labels, *(tile for tiles in lists for tile in tiles)}
-    return " and ".join(" ".join(tile.glyph for tile in tiles) for tiles in lists), evidence
+    return " and ".join(" ".join(f"{tile.place} {tile.glyph}" for tile in tiles) for tiles in lists), evidence
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -34,7 +34,7 @@ class DenseGlyphVQA(Procedural[Page]):
     Examples:
         >>> sample = gl.DenseGlyphVQA("test", size=8)[4]
         >>> sample.question, sample.answers, len(sample.boxes[0])
-        ('list all in label B', ['P T H L'], 5)
+        ('list all in label B', ['4 P 3 T 2 H 1 L'], 5)
     """
 
     benchmark = "dense_glyph_vqa"

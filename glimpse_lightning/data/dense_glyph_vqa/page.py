@@ -108,7 +108,8 @@ def make_page(rng: Random, side: int, hard: bool = False) -> Page:
 
 
 def ask(page: Page, family: str, rng: Random) -> Question:
-    """A random question of ``family`` about ``page``. Groups are read out from the highest place to the first.
+    """A random question of ``family`` about ``page``. Groups are read out from the highest place to the first, each
+    place with its letter.
 
     Raises:
         ValueError: if there is no such family.
@@ -116,7 +117,7 @@ def ask(page: Page, family: str, rng: Random) -> Question:
     if family in ("tile", "list"):
         (colour, shape), group = rng.choice([*page.groups.items()])
         if family == "list":
-            return _question(family, f"list all {colour} {shape}", _glyphs(group), group)
+            return _question(family, f"list all {colour} {shape}", _read_out(group), group)
         tile = rng.choice(group)
         return _question(family, f"what is in {colour} {shape} {tile.place}", [tile.glyph], [tile])
     one, two = rng.sample([*page.labels.values()], 2)
@@ -127,12 +128,12 @@ def ask(page: Page, family: str, rng: Random) -> Question:
         tile = rng.choice(first)
         return _question(family, f"what is in label {one.glyph} {tile.place}", [tile.glyph], [one, tile])
     if family == "listed":
-        return _question(family, f"list all in label {one.glyph}", _glyphs(first), [one, *first])
+        return _question(family, f"list all in label {one.glyph}", _read_out(first), [one, *first])
     if family in ("both", "three"):
         several = rng.sample([*page.labels.values()], 2 if family == "both" else min(3, len(page.labels)))
         asked = AND.join(f"label {label.glyph}" for label in several)
         lists = [page.labelled(label) for label in several]
-        answer = AND.join(" ".join(_glyphs(tiles)) for tiles in lists).split()
+        answer = AND.join(" ".join(_read_out(tiles)) for tiles in lists).split()
         evidence = [*several, *(tile for tiles in lists for tile in tiles)]
         return _question(family, f"list all in {asked}", answer, evidence)
     if family == "compare":
@@ -142,8 +143,8 @@ def ask(page: Page, family: str, rng: Random) -> Question:
     raise ValueError(f"Expected a family out of {', '.join(FAMILIES)}, but got {family!r}.")
 
 
-def _glyphs(tiles: list[Tile]) -> list[str]:
-    return [tile.glyph for tile in tiles]
+def _read_out(tiles: list[Tile]) -> list[str]:
+    return [word for tile in tiles for word in (str(tile.place), tile.glyph)]
 
 
 def _question(family: str, text: str, answer: list[str], evidence: list[Tile]) -> Question:
