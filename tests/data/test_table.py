@@ -283,3 +283,98 @@ def test_a_path_that_is_none_is_a_bad_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(BadSampleError, match=r"t\.jsonl, line 2: "):
         JSONL(str(tmp_path / "t.jsonl"))
     assert len(JSONL(str(tmp_path / "t.jsonl"), on_error="skip")) == 1
+
+
+QUESTIONS = {
+    "a.jsonl": '{"question": "q", "answers": "a", "image": "a.png"}\n',
+    "b.jsonl": '{"question": "r", "answers": "b", "image": "a.png"}\n',
+    "q.csv": "question,answers,image\nq,a,a.png\n",
+    "photos/q.csv": "question,answers,image\nq,a,a.png\n",
+    "metadata.csv": "file_name,question,answers\na.png,q,a\n",
+    "metadata.jsonl": '{"file_name": "a.png", "question": "q", "answers": "a"}\n',
+    "a.parquet": "", "b.parquet": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a.jsonl", "b.jsonl", "q.csv"], ["several files of questions: a.jsonl, b.jsonl, q.csv.", "as {}/a.jsonl"]),
+        (["a.jsonl", "b.jsonl"], ["several files of questions: a.jsonl, b.jsonl."]),
+        (["q.csv", "photos/q.csv"], ["several files of questions: photos/q.csv, q.csv."]),
+        (["a.parquet", "b.parquet"], ["several files of questions: a.parquet, b.parquet."]),
+        (["a.parquet", "q.csv"], ["several files of questions: a.parquet, q.csv."]),
+        (
+            ["photos/a.png", "photos/b.png", "q.csv"],
+            ["images", "seem to be in q.csv", "in place of the folder: {}/q.csv"],
+        ),
+        (["a.png", "metadata.csv", "q.csv"], ["in its metadata.csv alone, but there are also q.csv", "({}/q.csv)"]),
+        (["a.png", "metadata.csv", "metadata.jsonl"], ["one metadata file", "metadata.csv, metadata.jsonl"]),
+        (["photos/a.png", "photos/b.png"], ["without questions", "`predict --image {}"]),
+    ],
+)
+def test_a_folder_whose_questions_are_not_clear_is_refused(tmp_path: Path, names: list[str], words: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if name.endswith(".png"):
+            Image.new("RGB", (9, 9)).save(tmp_path / name)
+        elif name.endswith(".parquet"):
+            datasets.Dataset.from_list([{"question": "q", "answers": "a"}]).to_parquet(tmp_path / name)
+        else:
+            (tmp_path / name).write_text(QUESTIONS[name])
+    with pytest.raises(GlimpseError) as found:
+        Table(str(tmp_path))
+    for word in words:
+        assert word.format(tmp_path) in str(found.value)
+
+
+def test_folders_that_are_clear(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shards in Parquet, next to images; splits of them; a single file; without talk of downloads."""
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    table = datasets.Dataset.from_list([{"question": "q", "answers": "a", "image": "a.png"}] * 2)
+    for shard in range(2):
+        table.to_parquet(tmp_path / f"data-0000{shard}-of-00002.parquet")
+    capsys.readouterr()
+    data = Table(str(tmp_path))
+    assert (len(data), data[3].images[0].size) == (4, (9, 9))
+    (tmp_path / "split").mkdir()
+    table.to_parquet(tmp_path / "split" / "train-0.parquet")
+    table.select([0]).to_parquet(tmp_path / "split" / "test-0.parquet")
+    capsys.readouterr()
+    assert len(Table(str(tmp_path / "split"), split="test")) == 1
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "q.csv").write_text(QUESTIONS["q.csv"])
+    assert len(Table(str(tmp_path / "one"), root=str(tmp_path))) == 1
+    assert "".join(capsys.readouterr()) == ""
+
+
+def test_the_readme_of_a_repository_says_which_files_it_has(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: b.jsonl\n---\nA page.\n")
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(QUESTIONS[name])
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    data = Table(str(tmp_path))
+    assert [data[index].question for index in range(len(data))] == ["r"]
+
+
+def test_rows_of_metadata_are_called_by_file_and_line(tmp_path: Path) -> None:
+    picture(tmp_path)
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "in" / "b.png")
+    text = 'file_name,question,answers\na.png,"q\nq",007\nin/b.png,q,b\nc.png,q,c\n'
+    (tmp_path / "metadata.csv").write_text(text)
+    data = Table(str(tmp_path))
+    assert (data[0].answers, data[1].files, data[1].images[0].size) == (["007"], ["in/b.png"], (9, 9))
+    with pytest.raises(BadSampleError, match=rf"^{tmp_path}/metadata\.csv, line 5: no such image: .*c\.png"):
+        data[2]
+    (tmp_path / "metadata.csv").rename(tmp_path / "in" / "metadata.csv")
+    (tmp_path / "in" / "metadata.csv").write_text("left_file_name,file_name,question,answers\nb.png,../a.png,q,a\n")
+    sample = Table(str(tmp_path), Columns(image=["left", "image"]))[0]
+    assert [image.size for image in sample.images] == [(9, 9), Image.open(tmp_path / "a.png").size]
+
+
+def test_metadata_has_to_name_the_images(tmp_path: Path) -> None:
+    picture(tmp_path)
+    (tmp_path / "metadata.csv").write_text("image,question,answers\na.png,q,a\n")
+    with pytest.raises(GlimpseError, match=r"metadata\.csv: expected a column `file_name` .* only image, question"):
+        Table(str(tmp_path))

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,22 +125,34 @@ def parquet_rows(path: Path, size: int | None = None) -> ArrowRows:
     import datasets
 
     try:
-        return arrow_rows(datasets.Dataset.from_parquet(str(path)), size)
+        with _without_bars():
+            return arrow_rows(datasets.Dataset.from_parquet(str(path)), size)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise GlimpseError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from error
 
 
-def folder_rows(path: Path, split: str | None = None, size: int | None = None) -> ArrowRows:
+def saved_rows(path: Path, split: str | None = None, size: int | None = None, shards: Sequence[str] = ()) -> ArrowRows:
     """Rows of a folder that ``save_to_disk`` wrote, or that ``load_dataset`` can read.
+
+    Args:
+        path: the folder.
+        split: split of a folder with several.
+        size: number of rows, from the first one on; default: all.
+        shards: files in Parquet to read, and no others; by default `datasets` chooses.
 
     Raises:
         GlimpseError: if the folder cannot be read, or has several splits and ``split`` is none of them.
     """
     import datasets
 
-    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
-        table = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
+        with _without_bars():  # one of them says that local files are downloaded
+            if is_saved(path):
+                table = datasets.load_from_disk(str(path))
+            elif shards:
+                table = datasets.load_dataset("parquet", data_files=list(shards))
+            else:
+                table = datasets.load_dataset(str(path))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise GlimpseError(f"{path}: cannot be read as a dataset: {' '.join(str(error).split())}") from error
     if isinstance(table, datasets.Dataset):
@@ -150,6 +163,25 @@ def folder_rows(path: Path, split: str | None = None, size: int | None = None) -
     if split not in names:
         raise GlimpseError(f"{path}: expected `split` to be one of {', '.join(names)}, but got {split!r}.")
     return arrow_rows(table[split], size)
+
+
+def is_saved(path: Path) -> bool:
+    """Whether ``save_to_disk`` wrote a folder."""
+    return any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No progress bars of ``datasets`` within."""
+    import datasets
+
+    shown = not datasets.utils.are_progress_bars_disabled()
+    datasets.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.utils.enable_progress_bars()
 
 
 def cache_folder() -> Path:

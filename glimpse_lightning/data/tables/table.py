@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from glimpse_lightning.data.boxes import BoxFormat
 from glimpse_lightning.data.images import MAX_PIXELS, looks_like_an_image
-from glimpse_lightning.data.tables.arrow import folder_rows, parquet_rows
+from glimpse_lightning.data.tables.arrow import parquet_rows
 from glimpse_lightning.data.tables.columns import Columns, Wording
+from glimpse_lightning.data.tables.folder import MetadataRows, folder_rows
 from glimpse_lightning.data.tables.rows import ListRows, OnError, RowDataset, Rows, base64_image
+from glimpse_lightning.data.tables.text_files import ENDINGS, text_rows
 from glimpse_lightning.runtime.errors import GlimpseError
-from glimpse_lightning.runtime.paths import read_text
-
-LARGEST_CELL = 2**30
-"""Largest number of characters in a cell; Python's default of 131,072 is less than an image."""
 
 
 class Table(RowDataset):
     """Questions in a JSONL, JSON, CSV, TSV or Parquet file, in a folder saved by `datasets`, or in a folder of images.
 
     Args:
-        path: file or folder. A folder that was not saved by `datasets` is loaded by `datasets`: images next to a
-            `metadata.csv` or `metadata.jsonl`, or Parquet files.
+        path: file or folder. A folder was saved by `datasets`, or holds images next to a `metadata.csv` or
+            `metadata.jsonl`, shards in Parquet, or a single file of questions.
         columns: mapping of columns.
         wording: wording of the prompt.
         root: folder that image paths are relative to and may not leave; default: the file's folder.
@@ -66,14 +61,9 @@ class Table(RowDataset):
         if not self.path.exists():
             raise GlimpseError(f"{path}: no such file or folder; expected a table of questions.")
         rows = read_rows(self.path, split, size, self.skipped if on_error == "skip" else None)
-        if self.path.is_dir() and rows.names == ["image"]:
-            raise GlimpseError(
-                f"{path}: a folder of images without questions. Put a metadata.csv next to them (columns file_name, "
-                f"question, answers), or ask one question about each: `predict --image {path} --question TEXT`."
-            )
         super().__init__(
             rows,
-            source=path,
+            source=str(rows.file) if isinstance(rows, MetadataRows) else path,
             columns=columns,
             wording=wording,
             root=Path(root) if root else self.path if self.path.is_dir() else self.path.parent,
@@ -113,90 +103,18 @@ def read_rows(path: Path, split: str | None = None, size: int | None = None, ski
         path: the file or folder.
         split: split of a folder with several.
         size: number of rows to read, from the first one on; default: all.
-        skipped: list that gets messages about broken lines of JSONL, which are then left out; default: broken lines
-            raise.
+        skipped: list that gets messages about broken lines, which are then left out; default: broken lines raise.
 
     Raises:
         GlimpseError: if the format is unknown or the contents are damaged.
     """
     if path.is_dir():
-        return folder_rows(path, split, size)
+        return folder_rows(path, split, size, skipped)
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return parquet_rows(path, size)
-    try:
-        if suffix in (".jsonl", ".json"):
-            return _json_lines(path, skipped, size) if suffix == ".jsonl" else ListRows(_json_rows(path)[:size])
-        if suffix in (".csv", ".tsv"):
-            return _delimited(path, skipped, size)
-    except GlimpseError:
-        raise
-    except (OSError, ValueError, csv.Error) as error:
-        raise GlimpseError(f"{path}: cannot be read: {' '.join(str(error).split())}.") from error
+    if suffix in ENDINGS:
+        return text_rows(path, skipped, size)
     raise GlimpseError(
         f"{path}: expected .jsonl, .json, .csv, .tsv, .parquet or a folder, but its name ends in {path.suffix!r}."
     )
-
-
-def _delimited(path: Path, skipped: list[str] | None, size: int | None) -> ListRows:
-    """Rows of a CSV, whose cells may be quoted, or of a TSV, where a quote is a plain character for most writers. A
-    TSV's cell that is quoted because of the quotes inside (``"[""a""]"``) is unquoted.
-    """
-    csv.field_size_limit(LARGEST_CELL)  # large enough for images in base64
-    tabs = path.suffix.lower() == ".tsv"
-    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
-    rows, lines = list[dict[str, Any]](), list[int]()
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, **options)
-        while True:
-            problem = ""
-            try:
-                row = next(reader)
-                problem = "more cells than columns" if None in row else ""
-            except StopIteration:
-                return ListRows(rows[:size], lines[:size])
-            except csv.Error as error:
-                problem, row = str(error), {}
-            if not problem:
-                rows.append({name: _unquoted(cell) for name, cell in row.items()} if tabs else row)
-                lines.append(reader.line_num - sum(cell.count("\n") for cell in row.values() if cell))
-                continue
-            message = f"{path}, line {reader.line_num + (not row)}: {problem}; mend the line."
-            if skipped is None:
-                raise GlimpseError(message)
-            skipped.append(message)
-
-
-def _unquoted(cell: str | None) -> str | None:
-    if cell is None or len(cell) < 2 or not (cell.startswith('"') and cell.endswith('"')):
-        return cell
-    inside = cell[1:-1]
-    quoted = '""' in inside and '"' not in inside.replace('""', "")
-    return inside.replace('""', '"') if quoted else cell
-
-
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    rows = json.loads(read_text(path))
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise GlimpseError(f"{path}: expected JSON objects in one list.")
-    return rows
-
-
-def _json_lines(path: Path, skipped: list[str] | None, size: int | None) -> ListRows:
-    rows, lines = list[dict[str, Any]](), list[int]()
-    for number, line in enumerate(read_text(path).split("\n"), start=1):  # U+2028 is legal in JSON
-        if not line.strip():
-            continue
-        try:
-            row, problem = json.loads(line), "no JSON object"
-        except json.JSONDecodeError as error:
-            row, problem = None, f"broken JSON ({error.msg})"
-        if isinstance(row, dict):
-            rows.append(row)
-            lines.append(number)
-            continue
-        message = f"{path}, line {number}: {problem}; mend the line."
-        if skipped is None:
-            raise GlimpseError(message)
-        skipped.append(message)
-    return ListRows(rows[:size], lines[:size])
