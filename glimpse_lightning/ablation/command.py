@@ -57,7 +57,11 @@ def run(args: Sequence[str]) -> int:
     options = _parser().parse_args(list(args))
     flags = {name: getattr(options, name) for name in FLAGS}
     settings = read(recipe_file(options.config)).with_flags(flags | {"pruner": _pruners(options.pruner)})
+    settings.check_pruners()
     every = {cell.name: cell for cell in cells(settings)}
+    left_out = report.without_pruner(settings.left_out())
+    if options.cells is None and left_out:
+        print(f"note: {left_out}", file=sys.stderr)
     if options.list:
         print("\n".join(every))
         return 0
@@ -98,7 +102,7 @@ def run(args: Sequence[str]) -> int:
             launch.run_on_slots(
                 jobs(keys, len(devices)), devices, waiting, folders, settings.root / SETTINGS, show
             )  # fmt: skip
-    return _report(settings, read_rows(list(every.values()), folders))
+    return _report(settings, left_out, read_rows(list(every.values()), folders))
 
 
 def _pruners(flags: Sequence[str] | None) -> dict[str, str] | None:
@@ -129,9 +133,9 @@ def _print_slurm(settings: Settings, planned: list[tuple[str, ...]]) -> None:
     print(launch.slurm_script(planned, settings.name, settings.root / SETTINGS, settings.root), end="")
 
 
-def _report(settings: Settings, rows: list[Row]) -> int:
+def _report(settings: Settings, left_out: str, rows: list[Row]) -> int:
     report.write_csv(rows, settings.root / "results.csv")
-    table = report.markdown(rows, settings.name)
+    table = report.markdown(rows, settings.name, left_out)
     write_text(settings.root / "results.md", table)
     report.write_hparams(rows, settings.root / "hparams")
     print(table)

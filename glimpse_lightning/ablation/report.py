@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from glimpse_lightning.ablation.overrides import get
 from glimpse_lightning.ablation.rows import ALL, Row
+from glimpse_lightning.ablation.settings import UNNAMED
 from glimpse_lightning.evaluation.intervals import Estimate
 from glimpse_lightning.runtime.whole_files import remove, write_text
 
@@ -61,8 +62,15 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     write_text(path, out.getvalue())
 
 
-def markdown(rows: Sequence[Row], name: str) -> str:
-    """The Markdown tables; failed cells stand below them with their errors."""
+def without_pruner(methods: Mapping[str, Sequence[str]]) -> str:
+    """A sentence about methods that are left out, by the name of the saved pruner that they ask for; or empty."""
+    parts = [f"{', '.join(found)} (`--pruner {'' if name == UNNAMED else f'{name}='}FOLDER`)"
+             for name, found in methods.items()]  # fmt: skip
+    return f"Left out, for want of a saved pruner: {'; '.join(parts)}." if parts else ""
+
+
+def markdown(rows: Sequence[Row], name: str, left_out: str = "") -> str:
+    """The Markdown tables; failed cells stand below them with their errors, and methods that are ``left_out``."""
     names = axes(rows)
     lines = [f"# Ablation `{name}`", "", *glance(rows)]
     header = [*names, *COUNTS.values(), "accuracy", "difference", "relative", "agreement"]
@@ -88,6 +96,8 @@ def markdown(rows: Sequence[Row], name: str) -> str:
     if said:
         whose = {remark: "all" if len(cells) == len(rows) else ", ".join(cells) for remark, cells in said.items()}
         lines += ["Remarks of the cells:", "", *(f"* {cells}: {remark}" for remark, cells in whose.items()), ""]
+    if left_out:
+        lines += [left_out, ""]
     if failed := [row for row in rows if row.run is None]:
         lines += ["Not finished:", "", *(f"* `{row.cell.name}`: {row.error or 'has not run'}" for row in failed), ""]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from glimpse_lightning.ablation.cells import PRUNING, Cell
+from glimpse_lightning.ablation.overrides import get
 from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.load import LOADING
@@ -19,6 +20,8 @@ from glimpse_lightning.cli import trainer_runs as lightning_cli
 from glimpse_lightning.cli.identity import changed_since
 from glimpse_lightning.cli.recipe_check import Checked, check
 from glimpse_lightning.evaluation.shared_questions import SharedQuestions
+from glimpse_lightning.evaluation.vlm_module import VLMModule
+from glimpse_lightning.model.storage import load_pruner
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.run_folder import RECIPE, RunFolder
 from glimpse_lightning.runtime.whole_files import remove, write_text
@@ -76,7 +79,7 @@ class CellFolders:
 
 
 def checked(folders: CellFolders, cells: Sequence[Cell]) -> dict[str, Checked]:
-    """Write, parse and instantiate every cell's recipe, before any runs.
+    """Write, parse and instantiate every cell's recipe, and read its saved pruner, before any runs.
 
     Raises:
         GlimpseError: where one cannot run; it names the cell.
@@ -92,7 +95,22 @@ def checked(folders: CellFolders, cells: Sequence[Cell]) -> dict[str, Checked]:
                     "method `mode: test`, or choose a base that has one."
                 )
             found[cell.name] = result
+    _check_pruners(found)
     return found
+
+
+def _check_pruners(found: Mapping[str, Checked]) -> None:
+    """Load every saved pruner once, which a run does only after it has loaded its backbone."""
+    loaded = set[str]()
+    for name, result in found.items():
+        source = get(result.config, "model.init_args.pruner") or get(result.config, "model.pruner")
+        if not isinstance(result.model, VLMModule) or not isinstance(source, str) or source in loaded:
+            continue
+        try:
+            load_pruner(source, any_backbone=True, **result.model.pruner_source.options())
+        except GlimpseError as error:
+            raise GlimpseError(f"Cell {name!r}: {error}") from error
+        loaded.add(source)
 
 
 def process_key(cell: Cell, config: Mapping[str, Any]) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from glimpse_lightning.cli.settings_file import expecting, read_settings
+from glimpse_lightning.runtime.errors import GlimpseError, nearest
 
 MODES = ("fit", "test")
 UNNAMED = "pruner"
@@ -51,10 +52,45 @@ class Settings:
         """The ablation's folder."""
         return Path(self.output) / self.name
 
+    @property
+    def pruners(self) -> dict[str, str]:
+        """Folders of the saved pruners by name."""
+        named = self.pruner if isinstance(self.pruner, Mapping) else {UNNAMED: self.pruner}
+        return {name: folder for name, folder in named.items() if folder is not None}
+
     def pruner_of(self, asked: bool | str) -> str | None:
         """The folder that a method's ``pruner: true`` or ``pruner: NAME`` means; ``None`` where there is none."""
-        named = self.pruner if isinstance(self.pruner, Mapping) else {UNNAMED: self.pruner}
-        return named.get(UNNAMED if asked is True else str(asked))
+        return self.pruners.get(asked_name(asked))
+
+    def left_out(self) -> dict[str, list[str]]:
+        """Methods whose saved pruner is not there, by the pruner's name."""
+        found: dict[str, list[str]] = {}
+        for method in self._methods():
+            if method["pruner"] and self.pruner_of(method["pruner"]) is None:
+                found.setdefault(asked_name(method["pruner"]), []).append(str(method.get("name")))
+        return found
+
+    def check_pruners(self) -> None:
+        """Raise where no method asks for a saved pruner.
+
+        Raises:
+            GlimpseError: naming the key of a method that asks for it.
+        """
+        asked = {asked_name(method["pruner"]) for method in self._methods() if method["pruner"]}
+        for name, folder in self.pruners.items():
+            if name in asked:
+                continue
+            flag, key = (folder, "true") if name == UNNAMED else (f"{name}={folder}", name)
+            others = [other for other in asked if other != UNNAMED]
+            raise GlimpseError(
+                f"Nothing reads `--pruner {flag}`: expected a method that says `pruner: {key}`, but no method of the "
+                f"ablation does.{nearest(name, others)} Add one to its `methods` (`- {{name: mine, pruner: {key}}}`), "
+                "or leave the pruner out."
+            )
+
+    def _methods(self) -> list[Mapping[str, Any]]:
+        """The methods that have a key ``pruner``."""
+        return [each for each in self.axes.get("methods", []) if isinstance(each, Mapping) and "pruner" in each]
 
     def with_flags(self, flags: Mapping[str, Any]) -> Settings:
         """These settings under command-line flags; a flag of ``None`` changes nothing."""
@@ -63,6 +99,11 @@ class Settings:
     def text(self) -> str:
         """As YAML that :func:`read` takes."""
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+
+def asked_name(asked: bool | str) -> str:
+    """Name of the pruner that a method's ``pruner: true`` or ``pruner: NAME`` asks for."""
+    return UNNAMED if asked is True else str(asked)
 
 
 def read(path: Path) -> Settings:

@@ -214,6 +214,47 @@ def test_mistakes_are_found_before_any_cell_runs(
     assert not list(tmp_path.rglob("test_*"))
 
 
+def test_saved_pruners_are_read_before_any_cell_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    methods = ["random", {"name": "vip", "pruner": True}, {"name": "mine", "pruner": "selector"}]
+    config = str(write(tmp_path, axes={"methods": methods}))
+    folder = str(tmp_path / "none")
+    assert main(["ablate", "--config", config, "--pruner", folder]) == 1
+    err = capsys.readouterr().err
+    assert f"error: Cell 'vip': Expected a pruner's folder or a Hugging Face id `owner/name`, but {folder}" in err
+    assert "note: Left out, for want of a saved pruner: mine (`--pruner selector=FOLDER`)." in err
+    assert not list(tmp_path.rglob("test_*"))
+
+
+def test_methods_without_their_pruner_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(CellRunner, "_run", lambda self, cell, cells: None)
+    methods = ["random", {"name": "vip", "pruner": True}, {"name": "mine", "pruner": "selector"}]
+    assert main(["ablate", "--config", str(write(tmp_path, axes={"methods": methods}))]) == 1
+    said = "Left out, for want of a saved pruner: vip (`--pruner FOLDER`); mine (`--pruner selector=FOLDER`)."
+    out = capsys.readouterr()
+    assert f"note: {said}" in out.err
+    assert said in out.out
+    assert said in (tmp_path / "out" / "mini" / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("pruner", "words"),
+    [
+        ("one", ["`--pruner one`", "says `pruner: true`", "{name: mine, pruner: true}"]),
+        ("selectr=two", ["`--pruner selectr=two`", "`pruner: selectr`", "Did you mean selector?"]),
+    ],
+)
+def test_a_pruner_that_no_method_asks_for_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], pruner: str, words: list[str]
+) -> None:
+    axes = {"methods": ["random", {"name": "learned", "pruner": "selector"}]}
+    assert main(["ablate", "--config", str(write(tmp_path, axes=axes)), "--pruner", pruner]) == 1
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error
+
+
 def test_fit_trains_and_tests(tmp_path: Path) -> None:
     """VIP with and without its glimpse token; chance is only tested."""
     random = {"name": "random", "recipe": "random", "mode": "test", "set": {"vars.retention": 0.1}}
