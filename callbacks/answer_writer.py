@@ -10,15 +10,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from glimpse_lightning.callbacks.results_writer import write_jsonl
+from glimpse_lightning.callbacks.results_writer import skipped_samples, write_jsonl
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.reader import AnsweredBefore
 from glimpse_lightning.evaluation.remarks import PAD, WHOLE_ENOUGH, cropped_away, least_seen
 from glimpse_lightning.evaluation.vlm_module import VLMModule
 from glimpse_lightning.runtime.appended_lines import AppendedLines
 from glimpse_lightning.runtime.errors import GlimpseError
-from glimpse_lightning.runtime.run_folder import ANSWERS
-from glimpse_lightning.runtime.terminal import show
+from glimpse_lightning.runtime.run_folder import ANSWERS, RESULTS
+from glimpse_lightning.runtime.terminal import counted, show
 from glimpse_lightning.runtime.whole_files import remove
 
 
@@ -106,7 +106,9 @@ class AnswerWriter(Callback, AnsweredBefore):
             )
         if len(rows) > 1:
             self._say_of_all(rows, folder)
-        show(f"Written: {path} ({len(rows)} answers).")
+        left_out = len(skipped_samples(trainer, pl_module, "predict"))
+        skipped = f"; {counted(left_out, 'row')} skipped, see {RESULTS}" if left_out else ""
+        show(f"Written: {path} ({counted(len(rows), 'answer')}{skipped}).")
 
     def _say_of_all(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         """Print the share of tokens that the questions kept, the folder of the pictures, and what was never seen."""
@@ -124,9 +126,8 @@ class AnswerWriter(Callback, AnsweredBefore):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Name the folder of the answers so far."""
         if trainer.predicting and self._done:
-            rank_zero_info(
-                f"{len(self._done)} answers are in {self._lines.folder}; the same command goes on from there."
-            )
+            so_far = counted(len(self._done), "answer")
+            rank_zero_info(f"{so_far} so far, in {self._lines.folder}; the same command goes on from there.")
 
 
 def _kept(module: Any, row: Mapping[str, Any]) -> str:

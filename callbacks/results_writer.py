@@ -38,7 +38,7 @@ from glimpse_lightning.metrics import ExactMatch
 from glimpse_lightning.runtime.machine import describe, device_name
 from glimpse_lightning.runtime.run_folder import ANSWERS, RESULTS
 from glimpse_lightning.runtime.seeds import global_seed
-from glimpse_lightning.runtime.terminal import plain, show
+from glimpse_lightning.runtime.terminal import UNKNOWN, counted, filled, plain, show
 from glimpse_lightning.runtime.whole_files import write_text
 
 PACKAGES = ("glimpse-lightning", "torch", "transformers", "lightning")
@@ -175,7 +175,6 @@ class ResultsWriter(Callback):
     ) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         dataset = _dataset(trainer, split)
-        skipped = {message for holder in (module, data, dataset) for message in getattr(holder, "skipped", [])}
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         return {
             "recipe": self.recipe,
@@ -194,7 +193,7 @@ class ResultsWriter(Callback):
             "metrics": summary.metrics if summary else logged,
             "families": summary.families if summary else {},
             "steps": trainer.global_step,
-            "skipped": sorted(skipped, key=numbers_as_such),
+            "skipped": skipped_samples(trainer, module, split),
             "remarks": list(getattr(module, "remarks", [])),
             "wall_time_s": round(self.elapsed, 1),
             "peak_memory_mb": peak_memory_mb(),
@@ -212,6 +211,13 @@ def _dataset(trainer: Trainer, split: str | None) -> Any:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     found = getattr(data, split or "train", None)
     return getattr(data, "test", None) if found is None and split == "predict" else found
+
+
+def skipped_samples(trainer: Trainer, module: LightningModule, split: str | None) -> list[str]:
+    """Messages about the lines and samples that were left out, in the order of their numbers."""
+    holders = (module, trainer.datamodule, _dataset(trainer, split))  # type: ignore[attr-defined]
+    found = {message for holder in holders for message in getattr(holder, "skipped", [])}
+    return sorted(found, key=numbers_as_such)
 
 
 def settings_of(hparams: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,25 +282,32 @@ def print_summary(summary: Summary, console: Console | None = None, remark: str 
     full = {"retention": 1.0, "accuracy": accuracy, "relative_accuracy": 1.0 if accuracy else None, "agreement": 1.0}
     scored = rows["pruned"]["scored"]
     some = "" if scored in (0, len(summary.records)) else f", {scored} with references"
-    table = _table(f"{len(summary.records)} questions{some}", "model", list(SHOWN.values()))
-    for name, figures in {"full": full, **rows}.items():
-        table.add_row(plain(name), *(_percent(figures.get(column)) for column in SHOWN))
-    oracle = _percent(rows["pruned"]["oracle_retention"])
-    note = f"KL(full || pruned): {_number(rows['pruned']['kl'])} nats. Oracle retention: {oracle}."
+    title = f"{counted(len(summary.records), 'question')}{some}"
+    lines = [
+        [name, *(_percent(figures.get(column)) for column in SHOWN)] for name, figures in {"full": full, **rows}.items()
+    ]
+    table = _table(title, ["model", *SHOWN.values()], lines)
+    oracle = rows["pruned"]["oracle_retention"]
+    of_oracle = "" if oracle is None else f" Oracle retention: {_percent(oracle)}."
+    note = f"KL(full || pruned): {_number(rows['pruned']['kl'])} nats.{of_oracle}"
     show(table, note, *([plain(remark)] if remark else []), console=console)
     if not summary.families:
         return
-    families = _table("question families", "family", ["n", *FAMILY_SHOWN.values()])
-    for name, figures in summary.families.items():
-        families.add_row(plain(name), str(figures["n"]), *(_percent(figures[column]) for column in FAMILY_SHOWN))
-    show(families, console=console)
+    lines = [
+        [name, str(figures["n"]), *(_percent(figures[column]) for column in FAMILY_SHOWN)]
+        for name, figures in summary.families.items()
+    ]
+    show(_table("question families", ["family", "n", *FAMILY_SHOWN.values()], lines), console=console)
 
 
-def _table(title: str, first: str, columns: list[str]) -> Table:
+def _table(title: str, header: list[str], lines: list[list[str]]) -> Table:
+    (first, *columns), lines = filled(header, lines)
     table = Table(title=title)
     table.add_column(first, no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
+    for name, *cells in lines:
+        table.add_row(plain(name), *cells)
     return table
 
 
@@ -394,8 +407,8 @@ def _plain(value: Any) -> Any:
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+    return UNKNOWN if value is None else f"{value:.1%}"
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return UNKNOWN if value is None else f"{value:.4f}"

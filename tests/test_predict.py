@@ -126,8 +126,10 @@ def test_a_bad_row_loses_no_answer(recipe: Path, capsys: pytest.CaptureFixture[s
     assert predict(recipe) == 1
     assert "d.jsonl, line 6" in capsys.readouterr().err
     assert len(answers(folder(recipe) / "answers.0.jsonl")) == 4
+    capsys.readouterr()
     assert predict(recipe, "--data.test.on_error", "skip") == 0
     assert len(answers(folder(recipe, 1) / "answers.jsonl")) == 6
+    assert "(6 answers; 1 row skipped, see results.json)." in " ".join(capsys.readouterr().out.split())
 
 
 def test_as_many_pictures_as_wanted(recipe: Path) -> None:
@@ -143,6 +145,7 @@ def test_one_question_is_answered_on_the_terminal(recipe: Path, capsys: pytest.C
     (row,) = answers(folder(recipe) / "answers.jsonl")
     (picture,) = (folder(recipe) / "overlays").glob("*.png")
     assert row["answer"] in said
+    assert "(1 answer)." in said
     assert f"Kept {row['kept']} of {row['total']} visual tokens ({row['kept'] / row['total']:.1%})." in said
     assert str(picture) in said.replace("\n", "")
     write_recipe(recipe.parent, "model: {max_new_tokens: 3}\ntrainer: {accelerator: cpu, enable_progress_bar: false}")

@@ -335,6 +335,14 @@ def test_questions_about_one_image_count_together(tmp_path: Path, capsys: pytest
         assert "\\" not in out
 
 
+def test_a_suite_without_references_speaks_of_no_intervals(capsys: pytest.CaptureFixture[str]) -> None:
+    print_suite({"mine": task_figures([_line("1", "a", "a", references=())], task_metric("mine"))})
+    out = " ".join(capsys.readouterr().out.split())
+    assert "agreement" in out
+    for word in ("Brackets", "difference", "relative", "pruned"):
+        assert word not in out
+
+
 def test_score_reads_what_test_wrote_and_a_judges_replies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "p.jsonl"
     files = PredictionFiles(tmp_path)

@@ -16,7 +16,7 @@ from runs import run, write_recipe
 import glimpse_lightning as gl
 from glimpse_lightning.evaluation.chosen_metric import FILE, read_choices
 from glimpse_lightning.runtime.errors import GlimpseError
-from glimpse_lightning.runtime.terminal import Forgiving, forgiving, plain, show
+from glimpse_lightning.runtime.terminal import Forgiving, counted, filled, forgiving, plain, show
 
 NAMES = ["[/INST]", "[red]x[/red]", "[list]", "a:smile:b", "\\[b]"]
 
@@ -108,7 +108,7 @@ def test_predict_says_the_answer_and_where_it_is(tmp_path: Path, capsys: pytest.
     said = capsys.readouterr().out
     path = tmp_path / "small" / "predict_0" / "answers.jsonl"
     assert json.loads(path.read_text())["answer"] in said
-    assert f"Written: {path} (1 answers)." in said.replace("\n", "")
+    assert f"Written: {path} (1 answer)." in said.replace("\n", "")
 
 
 def test_another_tools_metrics_are_passed_over(tmp_path: Path) -> None:
@@ -119,3 +119,13 @@ def test_another_tools_metrics_are_passed_over(tmp_path: Path) -> None:
         (tmp_path / FILE).write_text(text)
         with pytest.raises(GlimpseError, match="expected a metric's"):
             read_choices(tmp_path)
+
+
+def test_columns_without_a_figure_are_left_out() -> None:
+    rows = [["a", "-", "-", "1"], ["b", "-", "2", "-"]]
+    assert filled(["name", "x", "y", "z"], rows) == (["name", "y", "z"], [["a", "-", "1"], ["b", "2", "-"]])
+    assert filled(["name", "x", "y", "z"], rows, 2)[0] == ["name", "x", "y", "z"]
+
+
+def test_a_single_thing_has_no_plural() -> None:
+    assert [counted(number, "bad line") for number in (0, 1, 2)] == ["0 bad lines", "1 bad line", "2 bad lines"]

@@ -201,7 +201,9 @@ def test_what_was_never_met_is_said(samples: list[Sample]) -> None:
     assert annotations.remarks(["boxes"], torch.device("cpu")) == []
 
 
-def test_an_unlabelled_table_from_fit_to_test(tmp_path: Path, samples: list[Sample]) -> None:
+def test_an_unlabelled_table_from_fit_to_test(
+    tmp_path: Path, samples: list[Sample], capsys: pytest.CaptureFixture[str]
+) -> None:
     for index, sample in enumerate(samples):
         sample.images[0].save(tmp_path / f"{index}.png")
     with (tmp_path / "own.csv").open("w", newline="") as file:
@@ -221,7 +223,12 @@ def test_an_unlabelled_table_from_fit_to_test(tmp_path: Path, samples: list[Samp
     assert results["metrics"]["kl"] > 0
     (answers,) = (root / "small/full_answers").glob("*/*.jsonl")
     assert len(answers.read_text().splitlines()) == 4
+    capsys.readouterr()
     assert run("test", write_recipe(tmp_path), root, *flags) == 0
+    said = capsys.readouterr().out
+    assert "agreement" in said
+    for empty in ("accuracy", "relative", "evidence", "Oracle retention"):
+        assert empty not in said
 
 
 @pytest.mark.parametrize(("boxes", "there"), [(None, False), ([], False), ([[0, 0, 0.5, 1]], True)])

@@ -14,6 +14,7 @@ from glimpse_lightning.ablation.overrides import get
 from glimpse_lightning.ablation.rows import ALL, Row
 from glimpse_lightning.ablation.settings import UNNAMED
 from glimpse_lightning.evaluation.intervals import Estimate
+from glimpse_lightning.runtime.terminal import UNKNOWN, counted, filled
 from glimpse_lightning.runtime.whole_files import remove, write_text
 
 COUNTS = {
@@ -25,10 +26,12 @@ COUNTS = {
 """The four ways of counting, as ``token_counts`` explains them, and their columns."""
 
 NOTE = """\
-{cells} cells; {questions} questions each. Brackets: 95 % intervals in which questions about one image count together
-({images} images). Difference: to the first row, paired by question. Tokens, all as shares of the full model's: entering
-the language model; averaged over its layers; in the KV cache while decoding; FLOPs of its prefill (the pruner's own
-cost is not counted).
+{cells}; {questions} each.{scored} Tokens, all as shares of the full model's: entering the language model; averaged over
+its layers; in the KV cache while decoding; FLOPs of its prefill (the pruner's own cost is not counted).
+"""
+SCORED = """\
+ Brackets: 95 % intervals in which questions about one image count together ({images}). Difference: to the first row,
+paired by question.\
 """
 
 
@@ -74,16 +77,22 @@ def markdown(rows: Sequence[Row], name: str, left_out: str = "") -> str:
     names = axes(rows)
     lines = [f"# Ablation `{name}`", "", *glance(rows)]
     header = [*names, *COUNTS.values(), "accuracy", "difference", "relative", "agreement"]
-    lines += [_line(header), _line(["---"] * len(header))]
+    table = []
     for row in rows:
         counts = [_percent(row.figure(key)) for key in COUNTS]
         gain = row.gain(rows[0])
         shares = [_percent(row.figure("relative_accuracy")), _percent(row.figure("agreement"))]
-        labels = [str(row.cell.labels.get(axis, "-")) for axis in names]
-        lines.append(_line([*labels, *counts, _interval(row.accuracy(), ""), _interval(gain, "+"), *shares]))
+        labels = [str(row.cell.labels.get(axis, UNKNOWN)) for axis in names]
+        table.append([*labels, *counts, _interval(row.accuracy(), ""), _interval(gain, "+"), *shares])
+    lines += _table(header, table, len(names))
     questions = sorted({int(row.figures[ALL]["n"]) for row in rows if row.run is not None})
     images = sorted({len({*row.images.values()} - {""}) for row in rows if row.run is not None})
-    lines += ["", NOTE.format(cells=len(rows), questions=_either(questions), images=_either(images))]
+    scored = any(row.accuracy() is not None for row in rows)
+    brackets = SCORED.format(images=_either(images, "image")) if scored else ""
+    lines += [
+        "",
+        NOTE.format(cells=counted(len(rows), "cell"), questions=_either(questions, "question"), scored=brackets),
+    ]
     if asked := list(dict.fromkeys(map(str, filter(None, map(_processor, rows))))):
         lines += [f"Settings of the image processor: {' or '.join(asked)}.", ""]
     if strayed := [(row, asked, kept) for row in rows for asked, kept in _strayed(row)]:
@@ -118,9 +127,9 @@ def glance(rows: Sequence[Row]) -> list[str]:
     shown = "accuracy" if any(row.figure("accuracy") is not None for row in rows) else "agreement"
     first = "methods" if shown == "accuracy" else "methods (agreement)"
     header = [first, *(f"{axis} {value}" for value in values), "at its own share"]
-    lines = [_line(header), _line(["---"] * len(header))]
+    table = []
     for method in dict.fromkeys(row.method for row in rows):
-        columns, own = dict.fromkeys(values, "-"), []
+        columns, own = dict.fromkeys(values, UNKNOWN), []
         for row in rows:
             accuracy = row.figure(shown)
             if row.method != method or accuracy is None:
@@ -129,8 +138,8 @@ def glance(rows: Sequence[Row]) -> list[str]:
                 columns[row.cell.labels[axis]] = f"{100 * accuracy:.1f}"
             else:
                 own.append(f"{100 * accuracy:.1f} at {_percent(row.figure('kv_retention'))}")
-        lines.append(_line([method, *columns.values(), ", ".join(own) or "-"]))
-    return [*lines, ""]
+        table.append([method, *columns.values(), ", ".join(own) or UNKNOWN])
+    return [*_table(header, table, 1 + len(values)), ""]
 
 
 def _processor(row: Row) -> Any:
@@ -156,8 +165,15 @@ def write_hparams(rows: Sequence[Row], folder: Path) -> None:
             writer.add_hparams(settings, figures, run_name=row.cell.name)
 
 
-def _either(numbers: Sequence[int]) -> str:
-    return " or ".join(str(number) if number else "no known" for number in numbers) or "no"
+def _either(numbers: Sequence[int], thing: str) -> str:
+    said = " or ".join(str(number) if number else "no known" for number in numbers) or "no"
+    return f"{said} {thing}" if [*numbers] == [1] else f"{said} {thing}s"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], labels: int) -> list[str]:
+    """Lines of a table, without columns of figures that no row has."""
+    header, rows = filled(header, rows, labels)
+    return [_line(header), _line(["---"] * len(header)), *map(_line, rows)]
 
 
 def _line(columns: Sequence[str]) -> str:
@@ -165,11 +181,11 @@ def _line(columns: Sequence[str]) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+    return UNKNOWN if value is None else f"{value:.1%}"
 
 
 def _interval(estimate: Estimate | None, sign: str) -> str:
     if estimate is None:
-        return "-"
+        return UNKNOWN
     low, high = (f"{100 * value:{sign}.1f}" for value in (estimate.low, estimate.high))
     return f"{100 * estimate.value:{sign}.1f} [{low}, {high}]"

@@ -7,6 +7,7 @@ from typing import Any
 
 from glimpse_lightning.bench import trace, training_report
 from glimpse_lightning.bench.figures import TIMES
+from glimpse_lightning.runtime.terminal import counted
 
 SCALES: dict[str, tuple[float, str]] = {
     **dict.fromkeys(TIMES, (1e3, "ms")),
@@ -69,14 +70,18 @@ def figures(groups: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _passes(settings: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> str:
     questions = next((group["samples"] for group in groups if "data" in group), None)
-    number = f"{settings['repetitions']} rounds" if questions is None else f"{questions} questions, one round each,"
+    number = (
+        f"{settings['repetitions']} rounds"
+        if questions is None
+        else f"{counted(questions, 'question')}, one round each,"
+    )
     answers = "" if settings["training"] else f", {settings['new_tokens']} new tokens each"
     return f"{number} after {settings['warmup']} of warm-up{answers}"
 
 
 def _title(group: Mapping[str, Any]) -> str:
     if "data" in group:
-        return f"{group['samples']} questions of {group['data']}, one at a time"
+        return f"{counted(group['samples'], 'question')} of {group['data']}, one at a time"
     return f"batch {group['batch']}, {group['visual_tokens']} visual + {group['text_tokens']} text tokens"
 
 

@@ -24,6 +24,7 @@ from glimpse_lightning.data.tables.rows import OnError
 from glimpse_lightning.data.workers import end_with_parent, kill_at_exit
 from glimpse_lightning.runtime.errors import BadSampleError, GlimpseError
 from glimpse_lightning.runtime.seeds import global_seed
+from glimpse_lightning.runtime.terminal import counted
 
 QUESTION = "{question}"
 """Placeholder of the question in ``VQAData``'s ``prompt``."""
@@ -299,4 +300,4 @@ def _in_words(dataset: Any) -> str:
     if dataset is None:
         return "nothing"
     about = [str(value) for name in ("path", "split") if isinstance(value := getattr(dataset, name, None), (str, Path))]
-    return " ".join([type(dataset).__name__, *about, f"({len(dataset)} questions)"])
+    return " ".join([type(dataset).__name__, *about, f"({counted(len(dataset), 'question')})"])

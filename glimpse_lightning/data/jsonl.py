@@ -20,6 +20,7 @@ from glimpse_lightning.data.sample import Box, Sample
 from glimpse_lightning.runtime.errors import BadSampleError, GlimpseError
 from glimpse_lightning.runtime.keys import stable_key
 from glimpse_lightning.runtime.paths import read_text
+from glimpse_lightning.runtime.terminal import counted
 
 KEYS = ("question", "answer", "answers", "image", "images", "boxes", "family", "id")
 
@@ -89,7 +90,7 @@ class JSONL(Dataset[Sample]):
         if draw is not None:
             self.rows = [self.rows[i] for i in np.random.default_rng(draw_seed).permutation(len(self.rows))[:draw]]
         if self.skipped:
-            rank_zero_warn(f"{path}: skipped {len(self.skipped)} bad lines; the first: {self.skipped[0]}")
+            rank_zero_warn(f"{path}: skipped {counted(len(self.skipped), 'bad line')}; the first: {self.skipped[0]}")
         if not self.rows:
             raise GlimpseError(f"{path}: expected at least one usable line, but got {self._found()}.")
 

@@ -12,9 +12,10 @@ from rich.table import Table
 from glimpse_lightning.evaluation.intervals import mean_estimate
 from glimpse_lightning.evaluation.predictions import Prediction
 from glimpse_lightning.metrics import Agreement, AnswerMetric, Retention
-from glimpse_lightning.runtime.terminal import plain, show
+from glimpse_lightning.runtime.terminal import UNKNOWN, filled, plain, show
 
 INTERVALS = "Brackets: 95 % intervals in which questions about one image count together."
+WITH_INTERVALS = ("accuracy", "full_accuracy", "difference")
 
 
 def task_figures(predictions: Sequence[Prediction], metric: AnswerMetric) -> dict[str, Any]:
@@ -67,15 +68,24 @@ def print_suite(tasks: Mapping[str, dict[str, Any]], console: Console | None = N
     """
     unknown = [name for name, figures in tasks.items() if figures["images"] is None]
     alone = f" Predictions of {', '.join(unknown)} name no image: they count one by one." if unknown else ""
-    caption = f"{INTERVALS}{alone} {remark}".strip()
+    figures_of = {**tasks, "mean of tasks": suite_figures(tasks)}
+    bracketed = any(figures.get(f"{key}_interval") for figures in tasks.values() for key in WITH_INTERVALS)
+    caption = f"{f'{INTERVALS}{alone}' if bracketed else ''} {remark}".strip()
+    lines = [
+        [
+            name, str(figures["n"]), *(_with_interval(figures, key) for key in WITH_INTERVALS),
+            *(_percent(figures[key]) for key in ("relative_accuracy", "agreement", "retention")),
+        ]
+        for name, figures in figures_of.items()
+    ]  # fmt: skip
+    shares = ("pruned", "full", "difference", "relative", "agreement", "retention")
+    header, lines = filled(["task", "n", *shares], lines)
     table = Table(title="suite", caption=caption, padding=(0, 0, 0, 1))
     table.add_column("task", no_wrap=True)
-    for name in ("n", "pruned", "full", "difference", "relative", "agreement", "retention"):
+    for name in header[1:]:
         table.add_column(name, justify="right", no_wrap=True)
-    for name, figures in {**tasks, "mean of tasks": suite_figures(tasks)}.items():
-        accuracies = (_with_interval(figures, key) for key in ("accuracy", "full_accuracy", "difference"))
-        shares = (_percent(figures[key]) for key in ("relative_accuracy", "agreement", "retention"))
-        table.add_row(plain(name), str(figures["n"]), *accuracies, *shares)
+    for name, *cells in lines:
+        table.add_row(plain(name), *cells)
     show(table, console=console)
 
 
@@ -118,7 +128,7 @@ def _retention(predictions: Sequence[Prediction]) -> float | None:
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+    return UNKNOWN if value is None else f"{value:.1%}"
 
 
 def _with_interval(figures: Mapping[str, Any], key: str) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+UNKNOWN = "-"
+"""The cell of a figure that is not defined."""
 PIPED_WIDTH = 130
 """Width of tables in characters if the output is no terminal."""
 
@@ -81,3 +83,22 @@ def show(*things: RenderableType, console: Console | None = None) -> None:
 def plain(text: str) -> Text:
     """A table cell with a text of the user, in which brackets are no markup."""
     return Text(text)
+
+
+def counted(number: int, thing: str) -> str:
+    """A number with its noun: ``1 question``, ``2 questions``."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def filled(header: Sequence[str], rows: Sequence[Sequence[str]], labels: int = 1) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns of figures that no row has.
+
+    Args:
+        header: names of the columns.
+        rows: cells of each row, ``UNKNOWN`` for a figure that is not defined.
+        labels: number of first columns, which stay.
+    """
+    kept = [
+        place for place in range(len(header)) if place < labels or any(row[place] != UNKNOWN for row in rows)
+    ]  # fmt: skip
+    return [header[place] for place in kept], [[row[place] for place in kept] for row in rows]

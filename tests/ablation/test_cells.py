@@ -122,6 +122,22 @@ def row(asked: float | None, kept: float) -> Row:
     return Row(cell, Path("run"), None, {"all": {"n": 4.0, "retention": kept}}, {})
 
 
+def test_tables_speak_of_what_they_have() -> None:
+    """Without references neither of accuracy nor of its intervals, and no column that is empty in every row."""
+    bare = [row(0.33, 0.33), row(0.11, 0.11)]
+    bare = [replace(each, figures={"all": {**each.figures["all"], "n": 1.0, "agreement": 0.5}}) for each in bare]
+    table = markdown(bare, "x")
+    assert "| methods | retention | agreement |" in table
+    assert "| methods (agreement) | retention 0.33 | retention 0.11 |\n" in table
+    assert "2 cells; 1 question each. Tokens" in table
+    for word in ("Brackets", "Difference", "own share", "accuracy"):
+        assert word not in table
+    scored = [replace(each, scores={"all": {"1": 1.0}}, images={"1": "a"}) for each in bare]
+    table = markdown(scored, "x")
+    assert "question each. Brackets: 95 % intervals" in table
+    assert "(1 image). Difference: to the first row" in table
+
+
 def test_no_cell_keeps_another_share_in_silence() -> None:
     table = markdown([row(0.33, 0.328), row(0.11, 0.125), row(0.05, 0.041), row(None, 0.25)], "x")
     (_, after) = table.split("Kept another share of the tokens than the axis says:")

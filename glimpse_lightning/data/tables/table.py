@@ -14,6 +14,7 @@ from glimpse_lightning.data.tables.folder import MetadataRows, folder_rows
 from glimpse_lightning.data.tables.rows import ListRows, OnError, RowDataset, Rows, base64_image
 from glimpse_lightning.data.tables.text_files import ENDINGS, text_rows
 from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.terminal import counted
 
 
 class Table(RowDataset):
@@ -76,7 +77,7 @@ class Table(RowDataset):
         if on_error == "skip" and isinstance(self.rows, ListRows):
             self._drop_broken_images(self.rows)
         if self.skipped:
-            rank_zero_warn(f"{path}: skipped {len(self.skipped)} bad lines; the first: {self.skipped[0]}")
+            rank_zero_warn(f"{path}: skipped {counted(len(self.skipped), 'bad line')}; the first: {self.skipped[0]}")
 
     def _drop_broken_images(self, rows: ListRows) -> None:
         """Leave out rows with a base64 cell whose first bytes are not those of an image."""
