@@ -14,6 +14,7 @@ from runs import SMALL, run, write_recipe
 import glimpse_lightning
 from glimpse_lightning.cli import brief_help, main, packaged_recipes
 from glimpse_lightning.cli.data_options import files_as_datasets
+from glimpse_lightning.cli.parser_errors import readable
 from glimpse_lightning.cli.recipe_files import recipe_name, with_recipes
 from glimpse_lightning.cli.trainer_runs import SHORT_FLAGS
 from glimpse_lightning.model.storage import save_pruner
@@ -141,6 +142,11 @@ def _changed(path: str, value: Any) -> str:
         ("model.objective", "KLL", ["Did you mean KL", "Mask"]),
         ("data.train.class_path", "GlyphVQ", ["`data.train`", "Did you mean GlyphVQA", "JSONL"]),
         ("model.stages", [{"after_layer": 1, "scorer": "Rnd", "policy": "TopK"}], ["Did you mean Random"]),
+        (
+            "model.stages",
+            [{"after_layer": 1, "scorer": {"class_path": "VIP", "init_args": {"foo": 1}}, "policy": "TopK"}],
+            ["`model.stages`: `scorer`: there is no option 'foo'. Did you mean"],
+        ),
         ("model.scoer", "VIP", ["model.scoer", "Did you mean model.scorer"]),
         ("modell", {"backbone": "x"}, ["modell"]),
         ("model.optimizer.lrr", 1, ["lrr", "model.optimizer.lr"]),
@@ -176,6 +182,33 @@ def test_mistakes_in_a_recipe_are_one_paragraph(
         (["--model.backbone", "/nowhere"], ["/nowhere", "glimpse-tiny"]),
         (["--seed", "1"], ["there is no option --seed. Did you mean --seed_everything"]),
         (["--trainer.max_step", "3"], ["there is no option --trainer.max_step.", "--trainer.max_steps"]),
+        (
+            ["--data.test", "q.jsonl", "--data.test.columns.answers", "x"],
+            [
+                "--data.test.columns.answers. JSONL has none, but Table does",
+                "`--data.test Table --data.test.path FILE`",
+            ],
+        ),
+        (
+            ["--data.train", "q.jsonl", "--data.train.root", "x"],
+            ["no option 'root'. JSONL has none, but Table does", "`fit --data.train.help JSONL`"],
+        ),
+        (
+            ["--data.val", "q.csv", "--data.val.columns.answer", "x"],
+            [
+                "--data.val.columns.answer. Did you mean columns.answers",
+                "`fit --data.val.help Table` lists those of Table",
+            ],
+        ),
+        (
+            ["--data.val.path", "q.csv"],
+            [
+                "no option 'path'. GlyphVQA has none.",
+                "`val: {class_path: Table, init_args: {path: FILE}}`",
+                "`val: FILE`",
+            ],
+        ),
+        (["--model.stages.0.foo", "1"], ["no option --model.stages.0.foo.", "`fit --model.stages.help PruneStage`"]),
         (["--limit", "4"], ["`--limit` is for suites", "`--data.test_size`"]),
         (["--model.objective", "null"], ["`model.objective`", "test"]),
         (["--model.scorer", "Random", "--model.objective", "KL"], ["Nothing to train"]),
@@ -189,6 +222,38 @@ def test_mistakes_in_flags_are_one_paragraph(
     for word in words:
         assert word in error
     assert not list(tmp_path.glob("runs/small/*"))  # a run that never started leaves nothing
+
+
+def test_hints_name_the_command_and_no_flags_of_the_parser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--config", "attention_rank", "--images", "a.png"]) == 1
+    error = _error(capsys)
+    assert "Did you mean --image or" in error and "--image+" not in error
+    assert "`predict --help all` lists every one." in error
+
+
+def test_only_a_help_that_there_is_is_named() -> None:
+    inner = readable("Option 'foo' is not accepted", ["--ratio"], kind=KeepRatio)
+    for options, said in ((["--model.policy.help"], True), (["--model.policy"], False)):
+        error = readable(f'Parser key "model.policy":\n  Errors:\n    - {inner}', options, "test")
+        assert ("`test --model.policy.help KeepRatio` lists" in error) == said
+        assert "{" not in error
+
+
+def test_an_overlay_gives_options_to_the_recipes_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overlay = str(write_recipe(tmp_path, "data: {test: {init_args: {size: 3}}}"))
+    with pytest.raises(SystemExit):
+        main(["test", "--config", "vip_kl", "--config", overlay, "--print_config"])
+    test = yaml.safe_load(capsys.readouterr().out)["data"]["test"]
+    assert test["class_path"].endswith("GlyphVQA")
+    assert (test["init_args"]["size"], test["init_args"]["split"]) == (3, "test")
+    write_recipe(tmp_path, "data: {test: {path: q.csv}}")
+    assert main(["test", "--config", "vip_kl", "--config", overlay]) == 1
+    assert "no option 'path'. GlyphVQA has none." in _error(capsys)
+    write_recipe(tmp_path, "data: {test: {path: q.csv}}")
+    assert main(["test", "--config", overlay]) == 1
+    error = _error(capsys)
+    for word in ("Name the class of the dataset", "{class_path: Table, init_args: {path: FILE}}", "`test: FILE`"):
+        assert word in error
 
 
 def test_an_untrained_scorer_is_not_tested_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

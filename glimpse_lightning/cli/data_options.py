@@ -64,10 +64,11 @@ def replaced_datasets_anew(args: Sequence[str]) -> list[str]:
 
 
 def _classes(recipe: Path) -> dict[str, str]:
-    """Classes of a recipe's datasets, or files in their place."""
+    """Classes of a recipe's datasets, or files in their place; those that it gives options only keep their class."""
     data = read_yaml(recipe).get("data")
     named = {name: data[name] for name in DATASETS if data.get(name)} if isinstance(data, dict) else {}
-    return {name: str(kind.get("class_path", "") if isinstance(kind, dict) else kind) for name, kind in named.items()}
+    kinds = {name: kind.get("class_path") if isinstance(kind, dict) else kind for name, kind in named.items()}
+    return {name: str(kind) for name, kind in kinds.items() if kind}
 
 
 def _is_drawn(kind: str) -> bool:

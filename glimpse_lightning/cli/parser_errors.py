@@ -7,6 +7,10 @@ import inspect
 import re
 from collections.abc import Sequence
 
+from torch.utils.data import Dataset
+
+from glimpse_lightning.data.jsonl import JSONL
+from glimpse_lightning.data.tables.table import Table
 from glimpse_lightning.objectives.base import Objective
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.reducers.base import Reducer
@@ -14,15 +18,31 @@ from glimpse_lightning.runtime.errors import nearest
 from glimpse_lightning.scorers.base import Scorer
 
 BASES: tuple[type, ...] = (Scorer, Policy, Reducer, Objective)
+COMMAND, FLAG, KEY = "{command}", "{flag}", "{key}"
+"""Places in the error of a component's parser for what only the command's parser knows."""
 
 
-def readable(message: str, options: Sequence[str] = ()) -> str:
+def readable(message: str, options: Sequence[str] = (), command: str = "", kind: type | None = None) -> str:
     """The parser's ``message`` as one paragraph, with the nearest choices where a name is misspelt.
 
     Args:
         message: the parser's error.
         options: flags that the parser knows.
+        command: the command whose parser it is; default: a component's, whose message ends up in one of the command's.
+        kind: class whose options the parser reads.
     """
+    text = _readable(message, options, command, kind)
+    key_match = re.search(r'Parser key "([\w.]+)"', message)
+    key = f".{key_match[1]}" if key_match else ""
+    if not command:  # of a component within a component
+        return text.replace(FLAG, f"{FLAG}{key}").replace(KEY, f"{KEY}{key}") if key else text
+    if f"--{key[1:]}.help" not in options:
+        text = _HELP.sub("", text)
+    text = text.replace(FLAG, f"--{key[1:]}").replace(KEY, key.rpartition(".")[2])
+    return text.replace(COMMAND, command)
+
+
+def _readable(message: str, options: Sequence[str], command: str, kind: type | None) -> str:
     key_match = re.search(r'Parser key "([\w.]+)"', message)
     key = key_match[1] if key_match else ""
     if missing := re.search(r"Expected a dot import path string: (\S+)", message):
@@ -31,16 +51,16 @@ def readable(message: str, options: Sequence[str] = ()) -> str:
         choices = f" Choices: {', '.join(ours)}; or a dotted import path." if ours else ""
         return _at(key, f"there is no class {missing[1]!r}.{nearest(missing[1], list(names))}{choices}")
     if unknown := re.search(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'", message):
-        return _unknown_option(key, unknown[1] or unknown[2], options)
+        return _unknown_option(key, unknown[1] or unknown[2], options, kind)
     if flag := re.match(r"unrecognized arguments: (--[\w.]+)", message):
         if flag[1] == "--data.limit":  # what `--limit` is short for
             return "`--limit` is for suites; elsewhere `--data.test_size` is the number of questions of a test."
-        return f"there is no option {flag[1]}.{nearest(flag[1], options)} `fit --help all` lists every one."
+        return _unknown_flag(flag[1], options, command, kind)
     if stray := re.match(r"unrecognized arguments: ([^-\s]\S*)", message):
         each = " (one question about all; `--image FOLDER` asks about each)" if "--image" in options else ""
         return f"there is no flag before {stray[1]!r}; a list is one argument: '[a.png, b.png]'{each}."
     given = re.search(r"Given value: (?!NestedArg)(.{1,60})$", message)
-    reasons = "; ".join(_reasons(message))
+    reasons = "; ".join(dict.fromkeys(_reasons(message)))
     return _at(key, reasons + (f", but got {given[1]}" if given and not reasons.endswith(".") else ""))
 
 
@@ -48,14 +68,52 @@ def _at(key: str, text: str) -> str:
     return f"`{key}`: {text}" if key else text
 
 
-def _unknown_option(key: str, name: str, options: Sequence[str]) -> str:
-    known = [option.removeprefix("--").removesuffix("+") for option in options if not option.endswith(".help")]
+def _unknown_flag(flag: str, options: Sequence[str], command: str, kind: type | None) -> str:
+    known = _names(options)
+    if command:
+        near = nearest(flag, [f"--{name}" for name in known])
+        return f"there is no option {flag}.{near} `{command} --help all` lists every one."
+    name = flag.removeprefix("--")
+    return f"there is no option {FLAG}.{name}.{_elsewhere(name, kind) or nearest(name, known)}{_help(kind)}"
+
+
+def _unknown_option(key: str, name: str, options: Sequence[str], kind: type | None) -> str:
+    known = _names(options)
     if name in ("train", "val", "test", "predict") and "tasks" in known:
         return (
             f"`data.{name}` is not read by a suite, whose data are `data.tasks`. Questions of your own go with a "
             "recipe of a method, such as attention_rank."
         )
-    return _at(key, f"there is no option {name!r}.{nearest(name, list(dict.fromkeys(known)))}")
+    return _at(key, f"there is no option {name!r}.{_elsewhere(name, kind) or nearest(name, known)}{_help(kind)}")
+
+
+def _names(options: Sequence[str]) -> list[str]:
+    """Options by name: without those that print a help, and with a list's two flags (`--x`, `--x+`) as one."""
+    found = (option.removeprefix("--").removesuffix("+") for option in options if option.startswith("--"))
+    return list(dict.fromkeys(name for name in found if name != "help" and not name.endswith(".help")))
+
+
+def _elsewhere(name: str, kind: type | None) -> str:
+    """The dataset that has an option which another one lacks; empty where it is none of a file of questions."""
+    if kind is None or not issubclass(kind, Dataset) or issubclass(kind, Table):
+        return ""
+    if name.partition(".")[0] not in inspect.signature(Table).parameters:
+        return ""
+    if issubclass(kind, JSONL):
+        return f" JSONL has none, but Table does, which reads such files, too: `{FLAG} Table {FLAG}.path FILE`."
+    what = "Name the class of the dataset" if kind is Dataset else f"{kind.__name__} has none. Name another dataset"
+    class_path = f"`{KEY}: {{class_path: Table, init_args: {{path: FILE}}}}`"
+    return f" {what}, in a recipe {class_path}, or the file of questions alone: `{KEY}: FILE`, `{FLAG} FILE`."
+
+
+def _help(kind: type | None) -> str:
+    """The command that lists a component's options."""
+    if kind is None or inspect.isabstract(kind) or kind is Dataset:
+        return ""
+    return f" `{COMMAND} {FLAG}.help {kind.__name__}` lists those of {kind.__name__}."
+
+
+_HELP = re.compile(r" `[^`]*\.help \w+` lists those of \w+\.")
 
 
 def _reasons(message: str) -> list[str]:

@@ -156,6 +156,10 @@ class RunParser(LightningArgumentParser):
 
     flags: Sequence[str] = ()
     """Flags of the subcommand, from which errors suggest the nearest one."""
+    command = ""
+    """The subcommand; empty in the parser of a component's options."""
+    kind: type | None = None
+    """Class whose options a component's parser reads."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
@@ -163,7 +167,13 @@ class RunParser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise GlimpseError(readable(message, [*self.flags, *self._option_string_actions])) from ex
+        options = [*self.flags, *self._option_string_actions]
+        raise GlimpseError(readable(message, options, self.command, self.kind)) from ex
+
+    @override
+    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> list[str]:
+        self.kind = theclass if nested_key is None and isinstance(theclass, type) else self.kind
+        return super().add_class_arguments(theclass, nested_key, *args, **kwargs)
 
     @override
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:
@@ -242,7 +252,10 @@ class RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse: flags overrule config files, and these overrule the training settings of a checkpoint."""
         assert isinstance(args, list) and isinstance(parser, RunParser)
-        parser.flags = list(self._parser(args[0])._option_string_actions)
+        of_command = self._parser(args[0])
+        assert isinstance(of_command, RunParser)
+        parser.flags = list(of_command._option_string_actions)
+        parser.command = of_command.command = args[0]
         with checkpoint_config(args) as extra:
             self.config = parser.parse_args([args[0], *extra, *args[1:]])
         nulls = given_as_null(args)

@@ -24,6 +24,12 @@ from glimpse_lightning.runtime.terminal import counted
 
 KEYS = ("question", "answer", "answers", "image", "images", "boxes", "family", "id")
 
+OTHERS = (
+    "let Table read it (`--data.test Table --data.test.path FILE`), which has `columns` for other names, and `root` "
+    "for a folder of images elsewhere"
+)
+"""Remedy for files that JSONL does not read."""
+
 
 @dataclass(frozen=True)
 class _Row:
@@ -164,7 +170,7 @@ class JSONL(Dataset[Sample]):
         if not isinstance(data, dict):
             raise BadSampleError(f"{where}: expected a JSON object, but got {type(data).__name__}.")
         if unknown := sorted(set(data) - set(KEYS)):
-            raise BadSampleError(f"{where}: unknown key {unknown[0]!r}; expected only {', '.join(KEYS)}.")
+            raise BadSampleError(f"{where}: unknown key {unknown[0]!r}; expected only {', '.join(KEYS)}; or {OTHERS}.")
         question = data.get("question")
         if not isinstance(question, str) or not question.strip():
             raise BadSampleError(f"{where}: expected `question` to be a text that is not empty, but got {question!r}.")
@@ -205,7 +211,7 @@ class JSONL(Dataset[Sample]):
         return names
 
     def _paths(self, files: list[str], where: str) -> list[Path]:
-        paths = [path_inside(self.path.parent, name, where) for name in files]
+        paths = [path_inside(self.path.parent, name, where, f"move the image into it, or {OTHERS}") for name in files]
         for path in paths:
             if not path.is_file():
                 raise BadSampleError(f"{where}: no such image: {path}; paths are relative to the data file.")

@@ -105,7 +105,9 @@ def test_boxes_in_pixels_and_several_images(folder: Path) -> None:
 
 def test_mistakes_are_named(folder: Path) -> None:
     path = str(_write(folder, "csv"))
-    with pytest.raises(GlimpseError, match=r"column `question`, but there are only nr, ask, say"):
+    with pytest.raises(
+        GlimpseError, match=r"column `question`, but there are only nr, ask, say.*columns\.question NAME`"
+    ):
         Table(path)
     with pytest.raises(GlimpseError, match=r"Did you mean file\?"):
         Table(path, Columns(question="ask", answers="say", image="fil"))

@@ -113,9 +113,10 @@ class RowDataset(Dataset[Sample]):
         for name in columns.names():
             if name not in rows.names:
                 hint = nearest(name, rows.names)
+                part = next(part for part, value in asdict(columns).items() if name in as_list(value))
                 raise GlimpseError(
                     f"{source}: expected a column `{name}`, but there are only {', '.join(rows.names)}.{hint} "
-                    "Say in `columns` which column holds what"
+                    f"Say in `columns` which column holds what (in a test `--data.test.columns.{part} NAME`)"
                     + (", and `answers: null` there if the table has no answers." if name == columns.answers else ".")
                 )
         self.rows, self.source, self.columns, self.wording, self.root = rows, source, columns, wording, root
