@@ -23,9 +23,9 @@ def _blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def code(page: str) -> list[str]:
-    """The Python blocks of a page in docs/."""
-    return _blocks(ROOT / "docs" / page, "python")
+def code(page: str, language: str = "python") -> list[str]:
+    """The Python blocks of a page in docs/, or those in another language."""
+    return _blocks(ROOT / "docs" / page, language)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

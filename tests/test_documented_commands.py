@@ -126,6 +126,13 @@ CHAPTERS = {
             prints="(2 answers)",
         ),
         Step(
+            "ablate --config mine/compare.yaml",
+            "runs/ablations/compare/results.md runs/ablations/compare/fastv-retention_0.11/test_0/results.json",
+            "--limit 1",
+            prints="| methods | retention 0.33 | retention 0.11 | at its own share |",
+            before=lambda: Path("mine/compare.yaml").write_text(code("ablate.md", "yaml")[1]),
+        ),
+        Step(
             "test --config methods/random --model.scorer my_pruners.SalientCentre",
             "runs/random/test_0/results.json",
             TEST,

@@ -27,7 +27,10 @@ SETTINGS = "ablation.yaml"
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "ablate", "Run one recipe many times, changed along axes, and compare. Finished cells are not run again."
+        "ablate",
+        "Run one recipe many times, changed along axes, and compare. Finished cells are not run again.",
+        "Options of a recipe stand in the ablation's file, where every cell has them (`set: {{{key}: VALUE}}`), or in "
+        "the recipe that its `base` names. docs/ablate.md has an example.",
     )
     parser.add_argument("--config", required=True, help="the ablation's YAML, or the name of a packaged one")
     parser.add_argument("--base", help="recipe that every cell starts from")

@@ -30,6 +30,11 @@ def find_recipe(name: str) -> Path:
     if plain in known:
         return known[plain]
     hint = nearest(plain, list(known))
+    if name.endswith((".yaml", ".yml")):
+        raise GlimpseError(
+            f"{name}: no such file; looked for {Path(name).absolute()}, as paths begin at the current folder. No "
+            f"packaged recipe is called so either.{hint} `recipes list` names them."
+        )
     raise GlimpseError(f"No file and no recipe is called {name!r}.{hint} Recipes: {', '.join(known)}.")
 
 

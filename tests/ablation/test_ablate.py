@@ -255,6 +255,22 @@ def test_a_pruner_that_no_method_asks_for_is_refused(
         assert word in error
 
 
+def test_options_of_a_recipe_are_no_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = str(write(tmp_path, axes={"methods": ["random"]}))
+    assert main(["ablate", "--config", config, "--data.test", "q.csv"]) == 1
+    assert "has no option --data.test. " in (error := capsys.readouterr().err)
+    assert "`set: {data.test: VALUE}`" in error and "`base`" in error
+    assert main(["ablate", "--config", config, "--pruners", "x"]) == 1
+    assert "Did you mean --pruner" in capsys.readouterr().err
+    assert main(["ablate", "--config", config, "--base", "my.yaml"]) == 1
+    error = capsys.readouterr().err
+    assert f"my.yaml: no such file; looked for {tmp_path / 'my.yaml'}" in error
+    assert "methods/full" not in error
+
+
 def test_fit_trains_and_tests(tmp_path: Path) -> None:
     """VIP with and without its glimpse token; chance is only tested."""
     random = {"name": "random", "recipe": "random", "mode": "test", "set": {"vars.retention": 0.1}}
