@@ -147,6 +147,23 @@ def preset_config(name: str) -> PretrainedConfig:
     return AutoConfig.for_model(**preset)
 
 
+def check_has_processor(name: str, otherwise: str = "") -> None:
+    """Raise for a preset, before billions of weights are made: it has no processor, which questions need.
+
+    Args:
+        name: name of a backbone.
+        otherwise: another remedy, in words that follow the first one.
+
+    Raises:
+        GlimpseError: if ``name`` is one of a preset.
+    """
+    if name.startswith(PREFIX):
+        raise GlimpseError(
+            f"Expected a model with a processor for questions and images, but got {name!r}, random weights without "
+            f"one. Name glimpse-tiny, a hub id or a folder with `--backbone`{otherwise}."
+        )
+
+
 def random_model(
     name: str,
     dtype: torch.dtype,

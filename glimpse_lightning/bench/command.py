@@ -14,7 +14,8 @@ import torch
 import yaml
 
 from glimpse_lightning.backbones.base import Backbone
-from glimpse_lightning.backbones.presets import PREFIX
+from glimpse_lightning.backbones.load import TINY
+from glimpse_lightning.backbones.presets import PREFIX, check_has_processor
 from glimpse_lightning.bench import dataset, report, training
 from glimpse_lightning.bench.memory import CPU_WAY, CUDA_WAY
 from glimpse_lightning.bench.plots import write_plot
@@ -25,6 +26,7 @@ from glimpse_lightning.cli.command_parser import CommandParser
 from glimpse_lightning.cli.packaged_recipes import recipe_file
 from glimpse_lightning.runtime import machine
 from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.quiet import quieten
 from glimpse_lightning.runtime.whole_files import write_text
 
 FLAGS = {
@@ -89,7 +91,9 @@ def run(args: Sequence[str]) -> int:
     if flags["answer_tokens"] is not None and not settings.training:
         raise GlimpseError("Expected `--answer_tokens` with `training`; of a decoding, the length is `--new_tokens`.")
     if options.data is not None:
+        check_has_processor(settings.model, ", or leave `--data` out to measure random prompts")
         dataset.load(options.data, 1)  # before the model is loaded
+    quieten()
     backbone = backbone_of(settings)
     record = _record(settings, backbone, ["bench", *args])
     for group in _groups(settings, backbone, options.data):
@@ -124,7 +128,7 @@ def _record(settings: Settings, backbone: Backbone, args: Sequence[str]) -> dict
         "machine": machine.describe(model.device),
         "model": {
             "name": settings.model,
-            "weights": "random" if settings.model.startswith(PREFIX) else "trained",
+            "weights": _weights(settings.model),
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "dtype": str(model.dtype).removeprefix("torch."),
             "attention": settings.attn_implementation,
@@ -135,6 +139,11 @@ def _record(settings: Settings, backbone: Backbone, args: Sequence[str]) -> dict
         "settings": asdict(settings),
         "groups": [],
     }
+
+
+def _weights(name: str) -> str:
+    """Kind of a model's weights; of a folder or hub id only their origin is known, which may hold random ones."""
+    return "random" if name.startswith(PREFIX) else "trained" if name == TINY else f"of {name}"
 
 
 def _write(record: dict[str, Any], output: Path) -> None:

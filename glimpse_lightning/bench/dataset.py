@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ def load(name: str, size: int) -> Dataset[Sample]:
 def run(settings: Settings, variants: Sequence[Variant], name: str, say: Say) -> dict[str, Any]:
     """Figures over the first ``samples`` questions, one prompt at a time; each question is one round of all variants.
 
+    Visual tokens, and those that a variant keeps after each of its stages (``kept``), are means over the questions.
     Theoretical values are per question, from Hugging Face's times of the same question; their median is shown.
     """
     dataset: Any = load(name, settings.samples)
@@ -49,6 +51,8 @@ def run(settings: Settings, variants: Sequence[Variant], name: str, say: Say) ->
     backbone, new = variants[0].backbone, settings.new_tokens
     clock = Clock(backbone.model.device, settings.clock)
     seen: dict[str, dict[str, list[float]]] = {variant.name: {} for variant in variants}
+    left: dict[str, list[list[int]]] = {variant.name: [] for variant in variants}
+    whole: list[int] = []
     theory: dict[str, dict[str, list[float]]] = {variant.name: {} for variant in variants}
     for index in range(-settings.warmup, count):
         sample = replace(dataset[max(index, 0)], answers=[""])  # answers may be missing, and none is read
@@ -61,9 +65,11 @@ def run(settings: Settings, variants: Sequence[Variant], name: str, say: Say) ->
         prompt = backbone.embed(inputs)
         visual, columns = int(prompt.visual.sum()), int(prompt.mask.sum())
         del prompt
+        whole.append(visual)
         plain = case_of(variants[0], 1, visual, columns - visual, [])
         for one in variants:
             mine = sizes(one, inputs, [sample.question], new)
+            left[one.name].append([stage.left for stage in mine.stages])
             case = case_of(one, 1, visual, columns - visual, mine.stages)
             found = figures.observed([passes[one.name]], 1, new)
             for key, values in found.items():
@@ -78,8 +84,14 @@ def run(settings: Settings, variants: Sequence[Variant], name: str, say: Say) ->
     rows = []
     for one in variants:
         found = _figures(seen[one.name], theory[one.name], None if one.name == HF else seen[HF])
-        rows.append({"name": one.name, "after_layer": one.after_layer, "retention": one.retention, "figures": found})
-    return {"data": name, "samples": count, "batch": 1, "variants": rows}
+        kept = [fmean(counts) for counts in zip(*left[one.name], strict=True)]
+        rows.append(
+            {
+                "name": one.name, "after_layer": one.after_layer, "retention": one.retention, "kept": kept,
+                "figures": found,
+            }
+        )  # fmt: skip
+    return {"data": name, "samples": count, "batch": 1, "visual_tokens": fmean(whole), "variants": rows}
 
 
 def _figures(

@@ -21,10 +21,11 @@ SCALES: dict[str, tuple[float, str]] = {
 SUMMARY = ("prefill", "ttft", "tpot", "speed", "kv_bytes", "peak_bytes")
 
 NOTE = """\
-Cells of the summaries: median; in brackets the theoretical value; after the slash measured / theoretical. `vs HF`:
-median over rounds of the ratio to Hugging Face's own forward in the same round, with its 95 % interval. Theory starts
-from the times of `hf`, so these have none. `attainable`: the time of Hugging Face's own layers for as many tokens,
-measured in the same rounds. All figures and their theory: docs/bench.md.
+`kept`: visual tokens left after each stage, and their share of all. Other cells of the summaries: median; in brackets
+the theoretical value; after the slash measured / theoretical. `vs HF`: median over rounds of the ratio to Hugging
+Face's own forward in the same round, with its 95 % interval. Theory starts from the times of `hf`, so these have none.
+`attainable`: the time of Hugging Face's own layers for as many tokens, measured in the same rounds. All figures and
+their theory: docs/bench.md.
 """
 
 
@@ -45,7 +46,7 @@ def head(record: Mapping[str, Any]) -> list[str]:
         f"{machine['memory_gib']} GiB; {machine['system']}",
         "versions": ", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
         "commit": machine["commit"] or "-",
-        "model": f"{model['name']} ({model['weights']} weights, {model['parameters'] / 1e6:,.1f} M parameters, "
+        "model": f"{model['name']} ({_weights(model['weights'])}, {model['parameters'] / 1e6:,.1f} M parameters, "
         f"{model['dtype']}, {model['attention']})",
         "passes": _passes(record["settings"], record["groups"]),
         "clock": record["clock"],
@@ -55,6 +56,10 @@ def head(record: Mapping[str, Any]) -> list[str]:
         fields["image processor"] = ", ".join(f"{key} {value}" for key, value in asked.items())
     lines = [f"# Benchmark of {model['name']}", "", line(["field", "value"]), line(["---"] * 2)]
     return lines + [line(list(pair)) for pair in fields.items()]
+
+
+def _weights(kind: str) -> str:
+    return f"weights {kind}" if kind.startswith("of ") else f"{kind} weights"
 
 
 def figures(groups: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -81,7 +86,8 @@ def _passes(settings: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) ->
 
 def _title(group: Mapping[str, Any]) -> str:
     if "data" in group:
-        return f"{counted(group['samples'], 'question')} of {group['data']}, one at a time"
+        visual = f", {_count(group['visual_tokens'])} visual tokens on average" if "visual_tokens" in group else ""
+        return f"{counted(group['samples'], 'question')} of {group['data']}, one at a time{visual}"
     return f"batch {group['batch']}, {group['visual_tokens']} visual + {group['text_tokens']} text tokens"
 
 
@@ -94,7 +100,7 @@ def _summary(group: Mapping[str, Any]) -> list[str]:
     lines += [line(header), line(["---"] * len(header))]
     for row in group["variants"]:
         found = row["figures"]
-        kept = ", ".join(map(str, row.get("kept") or [])) or "-"
+        kept = ", ".join(_kept(left, group["visual_tokens"]) for left in row.get("kept") or []) or "-"
         cells = [_cell(name, found[name]) for name in SUMMARY]
         reached = _ratio(found["prefill"].get("to_attainable"))
         lines.append(line([row["name"], kept, _versus(found["prefill"]), reached, *cells]))
@@ -116,6 +122,14 @@ def _everything(group: Mapping[str, Any]) -> list[str]:
             ratios = [_ratio(figure.get(key)) for key in ("to_theory", "to_attainable")]
             lines.append(line([row["name"], name, unit, *values, *ratios, _versus(figure)]))
     return [*lines, ""]
+
+
+def _kept(left: float, visual: float) -> str:
+    return f"{_count(left)} ({left / visual:.1%})"
+
+
+def _count(tokens: float) -> str:
+    return f"{tokens:,.1f}".removesuffix(".0")
 
 
 def _cell(name: str, figure: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from glimpse_lightning import callbacks, metrics, objectives, policies, reducers, scorers
+from glimpse_lightning.backbones.presets import check_has_processor
 from glimpse_lightning.cli.brief_help import whole
 from glimpse_lightning.cli.checkpoint_config import checkpoint_config
 from glimpse_lightning.cli.data_options import (
@@ -289,6 +290,9 @@ class RunCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         assert self.subcommand is not None
+        asks = isinstance(self.model, VLMModule) and isinstance(self.datamodule, (VQAData, SuiteData))
+        if asks and isinstance(self.model.backbone, str):
+            check_has_processor(self.model.backbone)
         if self.prepare is not None:
             self.prepare(self.model, self.datamodule)
         config = self.config[self.subcommand]

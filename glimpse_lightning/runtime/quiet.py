@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 
 import transformers
@@ -25,6 +26,8 @@ def quieten() -> None:
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.connectors.checkpoint_connector"):
         logging.getLogger(name).addFilter(_is_news)
     transformers.utils.logging.disable_progress_bar()
+    # Two lines of torch's profiler for each pass that it measures, which level 5 lets through. It is read at the first.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 
 def _is_news(line: logging.LogRecord) -> bool:

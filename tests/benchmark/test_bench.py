@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,12 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 import glimpse_lightning as gl
 from glimpse_lightning.bench.clock import Clock
-from glimpse_lightning.bench.command import arguments
+from glimpse_lightning.bench.command import _record, arguments
 from glimpse_lightning.bench.figures import attainable, figure
 from glimpse_lightning.bench.inputs import make_inputs
 from glimpse_lightning.bench.measure import Variant, decoder_seconds, sizes
 from glimpse_lightning.bench.memory import peak_bytes
-from glimpse_lightning.bench.report import SCALES
+from glimpse_lightning.bench.report import SCALES, head
 from glimpse_lightning.bench.settings import Settings, read
 from glimpse_lightning.bench.sweep import case_of
 from glimpse_lightning.bench.theory import Case
@@ -139,10 +142,61 @@ def test_data_protocol(tmp_path: Path, name: str) -> None:
     (group,) = json.loads((tmp_path / "d.json").read_text())["groups"]
     hf, _, pruned = (row["figures"] for row in group["variants"])
     assert group["samples"] == hf["prefill"]["n"] == 2
-    assert "| 2 questions, one round each, after 0 of warm-up, 3 new tokens each |" in (tmp_path / "d.md").read_text()
+    report = (tmp_path / "d.md").read_text()
+    assert "| 2 questions, one round each, after 0 of warm-up, 3 new tokens each |" in report
+    tokens = 256 if name == "glyph_vqa" else 64
+    assert (group["visual_tokens"], [row["kept"] for row in group["variants"]]) == (tokens, [[], [], [tokens / 2]])
+    assert f"one at a time, {tokens} visual tokens on average" in report
+    assert f"| K=2 r=0.5 | {tokens // 2} (50.0%) |" in report
     assert pruned["kv_length"]["median"] < hf["kv_length"]["median"]
     assert pruned["prefill_flops"]["to_theory"] == pytest.approx(1, abs=1e-3)  # the row of logits, as above
     assert pruned["peak_bytes"]["median"] > 0
+
+
+def test_random_weights_are_refused_with_questions_before_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("glimpse_lightning.bench.command.backbone_of", lambda _: pytest.fail("built"))
+    config = str(write(tmp_path))
+    assert main(["bench", "--config", config, "--backbone", "random:qwen2.5-vl-7b", "--data", "glyph_vqa"]) == 1
+    error = capsys.readouterr().err
+    assert "'random:qwen2.5-vl-7b'" in error and "`--backbone`" in error and "leave `--data` out" in error
+
+
+@pytest.mark.parametrize(
+    "command", ["test --config eval/quick", "predict --config methods/fastv --image . --question q"]
+)
+def test_random_weights_are_refused_by_commands_that_ask(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.split(), "--backbone", "random:qwen2.5-vl-7b"]) == 1
+    assert "'random:qwen2.5-vl-7b'" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("random:mid-llava", "random weights"),
+        ("glimpse-tiny", "trained weights"),
+        ("models/mine", "weights of models/mine"),
+    ],
+)
+def test_weights_go_by_what_is_known_of_them(name: str, said: str, tmp_path: Path) -> None:
+    backbone = gl.load_backbone("glimpse-tiny")
+    record = {**_record(Settings(name), backbone, []), "groups": []}
+    assert f"{name} ({said}, " in "\n".join(head(record))
+
+
+def test_the_profiler_of_torch_says_nothing(tmp_path: Path) -> None:
+    """In a process of its own: the profiler reads its level once."""
+    run = "from glimpse_lightning.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
+    words = ["bench", "--config", str(write(tmp_path, visual_tokens=[16])), "--output", str(tmp_path / "o.json")]
+    environment = {name: value for name, value in os.environ.items() if name != "KINETO_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", run, *words], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "profiler_start" not in done.stderr and "Loading weights" not in done.stderr
 
 
 @pytest.mark.parametrize(
