@@ -13,6 +13,7 @@ from glimpse_lightning.callbacks.run_checkpoints import RunCheckpoints
 from glimpse_lightning.callbacks.run_progress import RunProgress
 from glimpse_lightning.callbacks.token_overlay import TokenOverlay
 from glimpse_lightning.callbacks.training_speed import TrainingSpeed
+from glimpse_lightning.runtime.errors import suggest_names
 
 __all__ = [
     "AnswerWriter",
@@ -23,3 +24,5 @@ __all__ = [
     "TokenOverlay",
     "TrainingSpeed",
 ]
+
+suggest_names(__name__)

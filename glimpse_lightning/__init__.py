@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from glimpse_lightning.runtime import renames
+from glimpse_lightning.runtime.errors import no_attribute
 from glimpse_lightning.runtime.version import __version__
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def __getattr__(name: str) -> Any:
     elif name in _MODULES or name in renames.MOVED:
         value = import_module(f"{__name__}.{name}")
     else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise no_attribute(__name__, name, __all__)
     globals()[name] = value
     return value
 

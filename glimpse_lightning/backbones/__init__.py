@@ -11,6 +11,7 @@ from glimpse_lightning.backbones.load import load_backbone, wrap_backbone
 from glimpse_lightning.backbones.qwen2_5_vl import Qwen25VLBackbone
 from glimpse_lightning.backbones.qwen2_vl import Qwen2VLBackbone
 from glimpse_lightning.backbones.qwen3_vl import Qwen3VLBackbone
+from glimpse_lightning.runtime.errors import suggest_names
 
 __all__ = [
     "Backbone",
@@ -26,3 +27,5 @@ __all__ = [
     "load_backbone",
     "wrap_backbone",
 ]
+
+suggest_names(__name__)

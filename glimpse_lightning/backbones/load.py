@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.presets import PREFIX, random_model
@@ -17,7 +18,7 @@ from glimpse_lightning.backbones.processor_settings import with_settings
 from glimpse_lightning.backbones.shares import empty_model
 from glimpse_lightning.backbones.support import check_checkpoint, checked, family_of
 from glimpse_lightning.runtime.dtypes import AUTO, default_device, dtype_named, fast_dtype, warn_if_slow
-from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.errors import GlimpseError, check_arguments
 from glimpse_lightning.runtime.paths import expanded
 from glimpse_lightning.runtime.source import located
 
@@ -74,6 +75,7 @@ def load_backbone(
             model's architecture (checked before weights are read), the checkpoint's quantization is not supported, a
             needed package is missing, or an argument has no effect: a revision of a folder, or an argument about
             weights on the device ``"meta"``.
+        UnknownArgumentError: for a keyword that ``from_pretrained`` does not take.
 
     Examples:
         >>> backbone = gl.load_backbone("glimpse-tiny")
@@ -81,6 +83,7 @@ def load_backbone(
         >>> batch.inputs["input_ids"].shape
         torch.Size([1, 265])
     """
+    _check_keywords(name, kwargs)
     settings = _settings(processor, min_pixels=min_pixels, max_pixels=max_pixels)
     _check_folder(name)
     name = expanded(name)
@@ -132,6 +135,42 @@ def load_backbone(
     backbone = wrap_backbone(model.eval(), prepared, prune_video)
     backbone.name, backbone.revision, backbone.settings = name, where.get("revision"), settings
     return backbone
+
+
+def _check_keywords(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise for a keyword that neither ``from_pretrained`` nor the model's configuration takes.
+
+    Left to transformers, it ends in a TypeError of the model's class once the weights are downloaded. Which keywords
+    ``from_pretrained`` takes by name depends on its version, so they are read from its code. Code of a model's
+    repository may take any.
+    """
+    taken = _names_in_from_pretrained()
+    others = {key: value for key, value in kwargs.items() if key not in taken}
+    if name.startswith(PREFIX) or not others or kwargs.get("trust_remote_code"):
+        return
+    where = _where(name, kwargs)
+    try:
+        others = AutoConfig.from_pretrained(source_of(name), return_unused_kwargs=True, **where, **others)[1]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return  # loading fails with a message
+    check_arguments("`load_backbone`", others, [*_keywords(load_backbone), *_keywords(PreTrainedModel.from_pretrained)])
+
+
+def _keywords(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [each.name for each in parameters if each.default is not each.empty]
+
+
+def _names_in_from_pretrained() -> set[str]:
+    """Names that occur in the code of ``from_pretrained``, among them those of all keywords that it takes."""
+    found: set[str] = set()
+    for kind in (PreTrainedModel, AutoModelForImageTextToText):
+        code = inspect.unwrap(kind.from_pretrained).__code__
+        found.update(code.co_varnames)
+        for constant in code.co_consts:
+            parts = constant if isinstance(constant, tuple) else (constant,)
+            found.update(part for part in parts if isinstance(part, str))
+    return found
 
 
 def _settings(processor: Mapping[str, Any] | None, **bounds: int | None) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
+
+from glimpse_lightning.runtime.errors import check_arguments
 
 
 class InBlock:
@@ -24,3 +28,15 @@ class InBlock:
 
     def __set__(self, component: Any, value: Any) -> None:
         setattr(component, self.block, replace(getattr(component, self.block), **{self.name: value}))
+
+
+def check_keys(component: Any, keys: Iterable[str]) -> None:
+    """Raise where ``keys``, which a component passes on to its block, holds a name that no block of it has.
+
+    Raises:
+        UnknownArgumentError: naming the component's class, the keyword and the nearest argument.
+    """
+    kind = type(component)
+    named = [entry for entry in inspect.signature(kind).parameters.values() if entry.kind is not entry.VAR_KEYWORD]
+    blocks = [name for base in kind.__mro__ for name, value in vars(base).items() if isinstance(value, InBlock)]
+    check_arguments(kind.__name__, keys, list(dict.fromkeys([*(entry.name for entry in named), *blocks])))

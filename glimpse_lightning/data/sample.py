@@ -8,6 +8,8 @@ from hashlib import blake2b
 
 from PIL import Image
 
+from glimpse_lightning.runtime.errors import GlimpseError
+
 Box = tuple[float, float, float, float]
 """``(x1, y1, x2, y2)``, each in [0, 1], relative to the width and height of its image."""
 
@@ -28,6 +30,9 @@ class Sample:
         where: place in the data file, shown in errors; ``""``: errors show the id.
         files: path of each image, as the data names it; ``""`` for an image without one.
 
+    Raises:
+        GlimpseError: where images or answers are no list.
+
     Examples:
         >>> from PIL import Image
         >>> page = Image.new("RGB", (224, 224), "white")
@@ -44,6 +49,15 @@ class Sample:
     family: str = ""
     where: str = ""
     files: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, kind, example in (("images", "images", "image"), ("answers", "texts", '"text"')):
+            given = getattr(self, name)
+            if not isinstance(given, (list, tuple)):
+                raise GlimpseError(
+                    f"Expected `{name}` of a sample to be a list of {kind}, but got an instance of "
+                    f"{type(given).__name__}; write `{name}=[{example}]`, also for one."
+                )
 
     @property
     def place(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -78,6 +78,9 @@ class Pruner(nn.Module):
     Args:
         stages: the stages in the order in which they run; ``after_layer`` must not decrease.
 
+    Raises:
+        GlimpseError: for anything but a list of stages in that order.
+
     Attributes:
         facts: sizes of the model that the pruner was built for; ``None`` before it is built.
         origin: the reference's ``config.json`` where the pruner was read from one, so that it can be written back.
@@ -96,6 +99,7 @@ class Pruner(nn.Module):
 
     def __init__(self, stages: Sequence[PruneStage]) -> None:
         super().__init__()
+        _check_stages(stages)
         if not any(isinstance(stage.after_layer, float) for stage in stages):  # shares: once there is a model
             _check_order(stages)
         self.stages: list[PruneStage] = nn.ModuleList(stages)  # type: ignore[assignment]
@@ -151,6 +155,19 @@ class Pruner(nn.Module):
                     number = stage.scorer.glimpse.length
                 last = stage.after_layer
         return number, last
+
+
+def _check_stages(stages: Any) -> None:
+    if isinstance(stages, PruneStage) or not isinstance(stages, Iterable):
+        raise GlimpseError(
+            f"Expected a list of stages, as in `Pruner([stage])`, but got an instance of {type(stages).__name__}."
+        )
+    for stage in stages:
+        if not isinstance(stage, PruneStage):
+            raise GlimpseError(
+                f"Expected the stages of a pruner to be of class PruneStage, but got {type(stage).__name__}; a scorer "
+                "and a policy go into one, as in `Pruner([PruneStage(after_layer, scorer, policy)])`."
+            )
 
 
 def _check_order(stages: Sequence[PruneStage]) -> None:

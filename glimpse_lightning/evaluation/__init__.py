@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from glimpse_lightning.runtime.errors import no_attribute
+
 _HOMES = {
     "Evaluator": "evaluation.evaluator",
     "answer_log_probs": "evaluation.evaluator",
@@ -17,5 +19,5 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise no_attribute(__name__, name, list(_HOMES))
     return getattr(import_module(f"glimpse_lightning.{_HOMES[name]}"), name)

@@ -25,6 +25,7 @@ from glimpse_lightning.metrics.text import AnswerMetric
 from glimpse_lightning.metrics.token_counts import TokenCounts
 from glimpse_lightning.metrics.token_kl import TokenKL
 from glimpse_lightning.metrics.vqa_accuracy import VQAAccuracy
+from glimpse_lightning.runtime.errors import suggest_names
 
 __all__ = [
     "ANLS",
@@ -43,3 +44,5 @@ __all__ = [
     "TokenKL",
     "VQAAccuracy",
 ]
+
+suggest_names(__name__)

@@ -15,5 +15,8 @@ from glimpse_lightning.objectives.grpo import GRPO
 from glimpse_lightning.objectives.kl import KL
 from glimpse_lightning.objectives.mask import Mask
 from glimpse_lightning.objectives.supervised import Supervised
+from glimpse_lightning.runtime.errors import suggest_names
 
 __all__ = ["GRPO", "KL", "DifferentiableTopK", "Mask", "Objective", "StepResult", "Supervised"]
+
+suggest_names(__name__)

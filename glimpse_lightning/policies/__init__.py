@@ -31,9 +31,12 @@ from glimpse_lightning.policies.threshold import Threshold
 from glimpse_lightning.policies.top_k import TopK
 from glimpse_lightning.policies.top_p import TopP
 from glimpse_lightning.policies.vis_pruner import VisPruner
+from glimpse_lightning.runtime.errors import suggest_names
 
 __all__ = [
     "DART", "DPP", "MMR", "BipartiteMatching", "Budget", "Budgeted", "Coverage", "CropRatio", "DominantContextual",
     "GridCells", "HiPrune", "KeepRatio", "LocalGlobal", "LogisticRatio", "MaxMin", "Outliers", "Policy", "Recycled",
     "Threshold", "TopK", "TopP", "VisPruner",
 ]  # fmt: skip
+
+suggest_names(__name__)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from glimpse_lightning.core.blocks import InBlock
+from glimpse_lightning.core.blocks import InBlock, check_keys
 from glimpse_lightning.core.segments import rank_in_group
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.base import Policy
@@ -30,6 +30,7 @@ class Budgeted(Policy):
 
     Raises:
         ValueError: where both are given, or neither.
+        UnknownArgumentError: for a keyword that is no argument of a budget.
     """
 
     default_per: ClassVar[Per] = "sample"
@@ -40,6 +41,7 @@ class Budgeted(Policy):
     flops = InBlock("budget")
 
     def __init__(self, budget: Budget | float | None = None, **keys: Any) -> None:
+        check_keys(self, keys)
         found = Budget.of(budget, **keys)
         self.budget = found if found.per is not None else replace(found, per=self.default_per)
 

@@ -17,5 +17,8 @@ from glimpse_lightning.reducers.drop import Drop
 from glimpse_lightning.reducers.merge_nearest import MergeNearest
 from glimpse_lightning.reducers.merge_neighbours import MergeNeighbours
 from glimpse_lightning.reducers.pool_cells import PoolCells
+from glimpse_lightning.runtime.errors import suggest_names
 
 __all__ = ["Drop", "MergeNearest", "MergeNeighbours", "PoolCells", "Reducer"]
+
+suggest_names(__name__)

@@ -22,6 +22,7 @@ from glimpse_lightning.rewards.judge import Judge, JudgeError, judge
 from glimpse_lightning.rewards.length import length
 from glimpse_lightning.rewards.pruning_rate import pruning_rate
 from glimpse_lightning.rewards.vqa_accuracy import vqa_accuracy
+from glimpse_lightning.runtime.errors import suggest_names
 
 __all__ = [
     "CombinedReward",
@@ -39,3 +40,5 @@ __all__ = [
     "pruning_rate",
     "vqa_accuracy",
 ]
+
+suggest_names(__name__)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class GlimpseError(ValueError):
@@ -36,13 +37,52 @@ class RefusedSamplesError(BadSampleError):
         self.reasons = dict(reasons)
 
 
+class UnknownArgumentError(GlimpseError, TypeError):
+    """A keyword that a function or class does not take; a TypeError, too, as Python's own error is."""
+
+
+def check_arguments(owner: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise where a keyword is given that is not among the ``known`` arguments of ``owner``, a function or class.
+
+    Raises:
+        UnknownArgumentError: naming the owner, the keyword and the nearest argument.
+    """
+    for name in given:
+        if name not in known:
+            raise UnknownArgumentError(
+                f"{owner} has no argument {name!r}.{nearest(name, known)} Its arguments are {', '.join(known)}."
+            )
+
+
+def no_attribute(module: str, name: str, choices: Sequence[str]) -> AttributeError:
+    """The error of a name that a module does not have, with the nearest of ``choices``."""
+    near = "" if name.startswith("_") else nearest(name, choices)
+    return AttributeError(f"module {module!r} has no attribute {name!r}{near and '.'}{near}")
+
+
+def suggest_names(module: str) -> None:
+    """Let a module's AttributeError for a misspelt name suggest the nearest in its ``__all__``.
+
+    It is set from here, as type checkers take a ``__getattr__`` in the module's text to find any name.
+    """
+    names = sys.modules[module].__dict__
+
+    def refuse(name: str) -> object:
+        raise no_attribute(module, name, names["__all__"])
+
+    names["__getattr__"] = refuse
+
+
 def nearest(name: str, choices: Sequence[str]) -> str:
     """`` Did you mean ...?`` with up to three of ``choices``; an empty text if none resembles ``name``.
 
-    Those that begin with ``name`` come first. If none resembles it closely, the nearest one is named, because a
-    recipe's name without its folder is only half of it.
+    Those that begin with ``name`` come first. If none resembles it closely, it is compared with the last part of each,
+    because a recipe's name without its folder is only half of it.
     """
     longer = sorted((choice for choice in choices if choice.startswith(name)), key=len) if name else []
     close = difflib.get_close_matches(name, choices, n=3)
-    near = list(dict.fromkeys(longer + close))[:3] or difflib.get_close_matches(name, choices, n=1, cutoff=0.4)
+    near = list(dict.fromkeys(longer + close))[:3]
+    if not near:
+        ends = {choice.replace(".", "/").rpartition("/")[2]: choice for choice in choices}
+        near = [ends[end] for end in difflib.get_close_matches(name, ends, n=1)]
     return f" Did you mean {' or '.join(near)}?" if near else ""

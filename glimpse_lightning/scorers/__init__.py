@@ -9,6 +9,7 @@ Examples:
     torch.Size([256])
 """
 
+from glimpse_lightning.runtime.errors import suggest_names
 from glimpse_lightning.scorers.attention_rank import AttentionRank
 from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
 from glimpse_lightning.scorers.fixed_ratio import FixedRatio
@@ -29,3 +30,5 @@ __all__ = [
     "Random", "Requires", "Scorer", "TextRank", "UpstreamOptions", "VisionRank", "VisionSelector",
     "VisionTextRank",
 ]  # fmt: skip
+
+suggest_names(__name__)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from transformers.activations import ACT2FN
 
 from glimpse_lightning.core.layers import Layer, checked
+from glimpse_lightning.runtime.errors import check_arguments
 from glimpse_lightning.runtime.renames import UNTIL
 
 
@@ -60,6 +61,8 @@ class UpstreamOptions:
             **keys: single options, as VIP took them before they had a block; read until version 0.4. One that differs
                 from its default replaces the block's.
         """
+        if isinstance(block, Mapping):
+            check_arguments(cls.__name__, block, [entry.name for entry in fields(cls)])
         given = block if isinstance(block, UpstreamOptions) else cls(**(block or {}))
         changed = {name: value for name, value in vars(cls(**keys)).items() if value != getattr(cls, name)}
         for name in changed:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from glimpse_lightning.core.blocks import InBlock
+from glimpse_lightning.core.blocks import InBlock, check_keys
 from glimpse_lightning.core.layers import Layer, checked
 from glimpse_lightning.core.segments import Padding
 from glimpse_lightning.core.token_places import index_in_item
@@ -96,6 +96,7 @@ class VIP(Scorer):
         upstream: UpstreamOptions | None = None,
         **keys: Any,
     ) -> None:
+        check_keys(self, keys)
         super().__init__()
         if query not in ("glimpse", "last", "both"):
             raise ValueError(f"Expected `query` to be 'glimpse', 'last' or 'both', but got {query!r}.")
