@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
@@ -111,7 +113,7 @@ class VQAData(LightningDataModule):
         batch_size: samples per step and rank in training.
         eval_batch_size: samples per step and rank elsewhere; default: 50 of GlyphVQA's small pages, 4 of other data,
             and 1 of images that `--image FOLDER` names.
-        num_workers: processes that render or read images.
+        num_workers: processes that render or read images; at most as many as the machine has cores.
         seed: seed of the order of the training samples; ``None``: the seed of ``seed_everything``, so that runs with
             other seeds get other batches.
         group: number of consecutive training samples that shuffling keeps together. For questions about one image, the
@@ -218,7 +220,7 @@ class VQAData(LightningDataModule):
         kill_at_exit()
         return _Loader(
             dataset,
-            num_workers=self.num_workers,
+            num_workers=_on_this_machine(self.num_workers),
             persistent_workers=False,  # else they would live on during validation, next to its own workers
             collate_fn=_together,
             worker_init_fn=end_with_parent,
@@ -293,6 +295,20 @@ class VQAData(LightningDataModule):
         width = self._eval_batch(dataset) * self.trainer.world_size
         batches = int(limit * -(-size // width)) if isinstance(limit, float) else limit
         return dataset if batches * width >= size else Some(dataset, range(batches * width))
+
+
+def _on_this_machine(workers: int) -> int:
+    """At most as many workers as this process has cores: more do not read faster, and torch warns of each loader."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers > cores:
+        _say_fewer(workers, cores)
+    return min(workers, cores)
+
+
+@cache
+def _say_fewer(workers: int, cores: int) -> None:
+    """Print it once, and not for each loader."""
+    rank_zero_info(f"`data.num_workers: {workers}` is more than the cores of this machine; {cores} read the data.")
 
 
 def _in_words(dataset: Any) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import Dataset
 
+from glimpse_lightning.data import datamodule
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.one_question import OneQuestion
@@ -140,6 +141,20 @@ def test_nothing_is_said_where_all_rows_or_so_many_steps_are_seen(epochs: int, o
 def test_batches_that_divide_groups_are_spoken_of(batch_size: int) -> None:
     with pytest.warns(UserWarning, match=f"batch_size: {batch_size}` is no multiple of `data.group: 4`"):
         loaded(-1, batch_size=batch_size, group=4)
+
+
+def test_no_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    said: list[str] = []
+    monkeypatch.setattr(datamodule, "rank_zero_info", said.append)
+    datamodule._say_fewer.cache_clear()
+    data = VQAData(train=Numbers(8), val=Numbers(4), batch_size=2, num_workers=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch's own, of each loader
+        loaders = [data.train_dataloader(), data.val_dataloader(), data.val_dataloader()]
+    assert [loader.num_workers for loader in loaders] == [2, 2, 2]
+    assert said == ["`data.num_workers: 8` is more than the cores of this machine; 2 read the data."]
+    assert VQAData(val=Numbers(4), num_workers=1).val_dataloader().num_workers == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])
