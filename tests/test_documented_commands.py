@@ -96,6 +96,12 @@ CHAPTERS = {
     "evaluation": [
         Step("test --config eval/quick", suite("runs/quick/test_0", "glyph_vqa"), SUITE),
         Step(
+            "test --config eval/quick --model.after_layer 1 --model.scorer AttentionRank --model.policy TopK"
+            " --model.policy.count 20",
+            suite("runs/quick/test_1", "glyph_vqa"),
+            SUITE,
+        ),
+        Step(
             'test --config eval/documents --data.tasks "[docvqa_val, infovqa_val]" --data.places.data_dir data',
             suite("runs/documents/test_0", "docvqa_val", "infovqa_val"),
             SUITE,
