@@ -100,9 +100,10 @@ class AnswerWriter(Callback, AnsweredBefore):
             overlays = map(str, (folder / "overlays").glob("*.png"))
             show(rows[0]["answer"], _kept(pl_module, rows[0]), *filter(None, [self._cropped]), *overlays)
         if cut := sum(bool(row.get("cut_off")) for row in rows):  # 0.2.0 began runs without it
+            longest = getattr(pl_module, "max_new_tokens", None)
             show(
-                f"{cut} of {len(rows)} answers were cut off at `model.max_new_tokens`, their longest; raise it to read "
-                "them whole."
+                f"{cut} of {len(rows)} answers were cut off at {longest} tokens, the longest that "
+                f"`--model.max_new_tokens {longest}` lets them be; raise it to read them whole."
             )
         if len(rows) > 1:
             self._say_of_all(rows, folder)

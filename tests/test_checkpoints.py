@@ -166,6 +166,8 @@ def test_broken_folders(tmp_path: Path, how: str, message: str) -> None:
 
 
 def test_no_such_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GlimpseError, match="`fit` of the recipe 'vision_selector' leaves one there: run it first"):
+        load_pruner("runs/vision_selector/fit_0/pruner")
     with pytest.raises(GlimpseError, match="is no folder"):
         load_pruner(tmp_path / "nothing")
 

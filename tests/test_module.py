@@ -121,11 +121,17 @@ def test_recipes_may_not_prune_everything_unless_they_say_so() -> None:
 
 @pytest.mark.parametrize("layer", [8, 9, 40])
 def test_nothing_prunes_after_a_layer_that_there_is_not(layer: int) -> None:
-    """In recipes and in Python: figures would say that tokens were dropped, while none was."""
+    """In recipes and in Python: figures would say that tokens were dropped, while every layer runs on all of them."""
     with pytest.raises(GlimpseError, match=f"`after_layer` below 8.* but got {layer}; choose an earlier layer"):
         PruningModule(stages=[PruneStage(layer, Random(), KeepRatio(0.5))], allow_empty=True).configure_model()
     with pytest.raises(GlimpseError, match=f"but got {layer}"):
         PrunedVLM(load_backbone("glimpse-tiny"), Pruner([PruneStage(layer, Random(), KeepRatio(0.5))]))
+
+
+def test_a_ratio_of_nothing_keeps_a_token_and_says_so() -> None:
+    module = PruningModule(after_layer=1, scorer=Random(), policy=KeepRatio(0.0))
+    with pytest.warns(UserWarning, match="`ratio` of 0 keeps 1 visual token of each sample, its `min_tokens`"):
+        module.configure_model()
 
 
 def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:

@@ -68,6 +68,20 @@ def test_explicit_values_are_obeyed_and_warned_about_where_they_are_slow(cost: f
     assert len(said) == (0 if cost == FAST else 2)
     if said:
         assert "`trainer.precision` asks for bfloat16" in said[0] and "20 times float32's" in said[0]
+        assert "`dtype` asks for bfloat16" in said[1] and "(`--model.dtype auto`) avoids it" in said[1]
+
+
+def test_weights_that_nobody_asked_for_in_half_precision_are_warned_about_once(cost: float, tmp_path: Path) -> None:
+    folder = tmp_path / "halves"
+    backbone = gl.load_backbone("glimpse-tiny", dtype="float16" if cost == FAST else "bfloat16")
+    backbone.unwrap().save_pretrained(folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for device in ("meta", None):  # a recipe's pruner is built on the first
+            gl.load_backbone(str(folder), dtype=None, device_map=device)
+    said = [str(warning.message) for warning in caught if "slow on this cpu" in str(warning.message)]
+    assert len(said) == (0 if cost == FAST else 1)
+    assert not said or f"The weights of '{folder}' are stored in bfloat16" in said[0]
 
 
 def test_nothing_is_changed_or_warned_about_without_half_precision(cost: float) -> None:

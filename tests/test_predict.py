@@ -217,7 +217,10 @@ def test_an_answer_that_is_cut_off_is_marked(recipe: Path, capsys: pytest.Captur
     whole = {row["id"]: row for row in answers(folder(recipe) / "answers.jsonl")}
     cut = [name for name, row in whole.items() if row["cut_off"]]
     said = capsys.readouterr().out
-    assert (f"{len(cut)} of 7 answers were cut off at `model.max_new_tokens`" in said) == bool(cut)
+    remark = (
+        f"{len(cut)} of 7 answers were cut off at 3 tokens, the longest that `--model.max_new_tokens 3` lets them be"
+    )
+    assert (remark in said) == bool(cut)
     assert predict(recipe, "--model.max_new_tokens", "12") == 0
     longer = {row["id"]: row for row in answers(folder(recipe, 1) / "answers.jsonl")}
     for name, row in longer.items():

@@ -95,11 +95,14 @@ def load_backbone(
     if not name.startswith(PREFIX):
         config = _config(name, kwargs, say=False)  # if it cannot be read, loading fails below with a message
     check_checkpoint(name, config, quantization)
+    asked = dtype
     if dtype is None:
         dtype = _own(name, config)
     elif isinstance(dtype, str):
         dtype = auto_dtype(name, kind, **kwargs) if dtype == AUTO else dtype_named(dtype)
-    warn_if_slow(dtype, kind, "dtype")
+    if device_map != "meta":  # on which nothing is computed, and the weights are loaded later, with the warning
+        what = "`dtype` asks for" if asked is not None else f"The weights of {name!r} are stored in"
+        warn_if_slow(dtype, kind, what, "`dtype: auto` (`--model.dtype auto`)")
     if name.startswith(PREFIX):
         if options := sorted(given | settings.keys()):
             raise GlimpseError(f"Expected no {', '.join(options)} with the random weights of {name!r}; leave them out.")

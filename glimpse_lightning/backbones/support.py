@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.runtime.errors import GlimpseError
@@ -74,11 +77,20 @@ def family_of(architecture: str, name: str = "") -> type[Backbone]:
     near = ""
     if architecture in NEAREST:
         near = f" The nearest checkpoint that loads is {_nearest(architecture, name)}, judged by the name alone."
-    raise GlimpseError(
-        f"No backbone adapter for {architecture}{f', the architecture of {name!r}' * bool(name)}.{near} Supported: "
-        f"{', '.join(sorted(known))}. To add one, subclass glimpse_lightning.backbones.base.Backbone and import your "
-        "module first: docs/your_own_model.md goes through it."
+    raise _unsupported(architecture, name, near)
+
+
+def _unsupported(architecture: str, name: str, why: str) -> GlimpseError:
+    return GlimpseError(
+        f"No backbone adapter for {architecture}{f', the architecture of {name!r}' * bool(name)}.{why} Supported: "
+        f"{', '.join(sorted(families()))}. To add one, subclass glimpse_lightning.backbones.base.Backbone and import "
+        "your module first: docs/your_own_model.md goes through it."
     )
+
+
+def _sees(config: Mapping[str, Any]) -> bool:
+    """Whether any field of a checkpoint's config.json is about images."""
+    return any(word in key for key in config for word in ("vision", "visual", "image", "img", "mm_"))
 
 
 def _nearest(architecture: str, name: str) -> str:
@@ -136,6 +148,8 @@ def check_checkpoint(name: str, config: Mapping[str, Any], quantization: str | N
     if loaded & families().keys() and all("ForConditionalGeneration" in each for each in named):
         named = []
     for architecture in named or sorted(loaded):
+        if architecture in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) and not _sees(config):
+            raise _unsupported(architecture, name, " It has no vision tower, so there are no visual tokens to prune.")
         family_of(architecture, name)
     parts = (config, config.get("text_config") or {})
     found = (part.get(key) for part in parts for key in ("quantization_config", "compression_config"))

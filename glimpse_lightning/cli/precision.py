@@ -49,7 +49,7 @@ def settle(config: Any) -> str:
     if asked == AUTO:
         config.trainer.precision = auto_precision(device)
     elif (half := HALVES.get(str(asked).partition("-")[0])) is not None:
-        warn_if_slow(half, device, "trainer.precision")
+        warn_if_slow(half, device, "`trainer.precision` asks for", "`--trainer.precision auto`")
     _settle_dtype(config.model.get("init_args") or config.model, config.trainer.precision, device)
     said = f"{config.trainer.precision or '32-true'} on {device}"
     if asked != AUTO or device != "cpu":

@@ -31,6 +31,7 @@ from glimpse_lightning.model.sharding import shard
 from glimpse_lightning.model.storage import load_pruner
 from glimpse_lightning.objectives.rollouts import one_more
 from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.policies.budgeted import Budgeted
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.source import Source
@@ -357,6 +358,12 @@ def _say_where(pruner: Pruner, num_layers: int) -> None:
     places = ["before the language model"] if layers[0] < 0 else []
     places += [f"after layer {after} of {num_layers}, counted from 0"] if after else []
     rank_zero_info(f"Visual tokens are pruned {' and '.join(places)}.")
+    budgets = [stage.policy.budget for stage in pruner.stages if isinstance(stage.policy, Budgeted)]
+    if least := next((budget.min_tokens for budget in budgets if budget.ratio == 0 and budget.min_tokens), 0):
+        rank_zero_warn(
+            f"A `ratio` of 0 keeps {least} visual token{'s' * (least > 1)} of each {budgets[0].per}, its `min_tokens`. "
+            "For none at all, set that to 0, with `--model.allow_empty true`."
+        )
     if layers[0] >= num_layers - 1:
         rank_zero_warn(
             f"Layer {layers[0]} is the last one: only the KV cache that decoding reads is pruned, and no layer of a "
@@ -370,6 +377,6 @@ def _check_recipe(pruner: Pruner) -> None:
         assert isinstance(stage, PruneStage)
         if getattr(stage.policy, "may_keep_nothing", False):
             raise GlimpseError(
-                f"{type(stage.policy).__name__} may keep no token at all; set its `min_tokens` to 1 or more, or "
-                "`model.allow_empty: true` if you mean it."
+                f"{type(stage.policy).__name__} may keep no token at all; set its `min_tokens` to 1 or more. With "
+                "`--model.allow_empty true` it may: such questions are answered without any visual token."
             )

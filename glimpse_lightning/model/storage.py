@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -276,9 +277,15 @@ def _local_folder(path_or_hub_id: str | Path, where: Mapping[str, Any]) -> Path:
         return folder
     name = str(path_or_hub_id)
     if isinstance(path_or_hub_id, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists():
+        left = re.search(r"([^/]+)/fit_\d+/pruner/?$", name)
+        by = (
+            f"The `fit` of the recipe {left[1]!r} leaves one there: run it first"
+            if left
+            else ("A `fit` leaves one, `pruner/`, in the folder of its run: check the path")
+        )
         raise GlimpseError(
-            f"Expected a pruner's folder or a Hugging Face id `owner/name`, but {name} is no folder. A `fit` leaves "
-            "one, `pruner/`, in the folder of its run."
+            f"Expected a pruner's folder or a Hugging Face id `owner/name`, but {name} is no folder. {by}, or name "
+            "another pruner."
         )
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, upstream.WEIGHTS], **where))

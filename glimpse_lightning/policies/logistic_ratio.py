@@ -76,7 +76,13 @@ class LogisticRatio(Policy):
     @override
     def number_layers(self, facts: ModelFacts) -> None:
         super().number_layers(facts)
-        self._check_layers()  # on a model of few layers two shares may be one layer
+        if len(set(self.after_layers)) < len(self.after_layers):
+            raise GlimpseError(
+                f"This model is too shallow: of its {facts.num_layers} decoder layers the {len(self.after_layers)} "
+                f"stages would prune after {', '.join(map(str, self.after_layers))}, some of which are the same. "
+                "Choose a deeper model or another method, or `after_layers` that differ."
+            )
+        self._check_layers()
 
     def _check_layers(self) -> None:
         if self.after_layers != sorted(set(self.after_layers)) or not 0 <= self.stage < len(self.after_layers):

@@ -81,12 +81,19 @@ def fast_dtype(device: str, wanted: torch.dtype = torch.bfloat16) -> torch.dtype
     return wanted if is_fast(wanted, device) else torch.float32
 
 
-def warn_if_slow(dtype: torch.dtype, device: str, setting: str) -> None:
-    """Warn that an explicit ``setting`` of half precision is slow on ``device``."""
+def warn_if_slow(dtype: torch.dtype, device: str, what: str, remedy: str) -> None:
+    """Warn that half precision is slow on ``device``.
+
+    Args:
+        dtype: data type of the computation.
+        device: kind of device.
+        what: setting that asks for it, or weights that are stored in it, with a verb: "`dtype` asks for".
+        remedy: setting that avoids it.
+    """
     if not is_fast(dtype, device):
         cost = f" (a matrix product takes {cost_on_cpu(dtype):.0f} times float32's)" if device == "cpu" else ""
         name = str(dtype).removeprefix("torch.")
-        text = f"`{setting}` asks for {name}, which is slow on this {device}{cost}; `auto` avoids it."
+        text = f"{what} {name}, which is slow on this {device}{cost}; {remedy} avoids it."
         warnings.warn(text, stacklevel=2)
 
 

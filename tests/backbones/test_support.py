@@ -81,6 +81,16 @@ def test_other_architectures_are_named_with_those_that_load(checkpoint: Folder, 
         gl.load_backbone(folder)
 
 
+@pytest.mark.parametrize(
+    ("more", "said"), [({}, True), ({"vision_config": {}}, False), ({"mm_vision_tower": "x"}, False)]
+)
+def test_language_models_have_no_visual_tokens(checkpoint: Folder, more: dict[str, Any], said: bool) -> None:
+    folder = checkpoint("words", architectures=["Qwen2ForCausalLM"], model_type="qwen2", **more)
+    with pytest.raises(gl.GlimpseError) as caught:
+        gl.load_backbone(folder)
+    assert ("It has no vision tower" in str(caught.value)) == said
+
+
 @pytest.mark.parametrize("architecture", support.UNFIT)
 def test_what_does_not_fit_is_refused_by_name(checkpoint: Folder, architecture: str) -> None:
     with pytest.raises(gl.GlimpseError, match=f"Unsupported architecture {architecture}: its? "):

@@ -414,6 +414,8 @@ def test_logistic_schedule_complains() -> None:
         LogisticRatio(0, [3, 2], 0.3)
     with pytest.raises(ValueError, match="index into it"):
         LogisticRatio(2, [2, 3], 0.3)
+    with pytest.raises(GlimpseError, match=r"too shallow: of its 4 .* the 4 stages would prune after 0, 0, 1, 2"):
+        LogisticRatio(0, [0.125, 0.25, 0.5, 0.75], 0.3).number_layers(replace(FACTS, num_layers=4))
 
 
 # -- pooling -----------------------------------------------------------------------------------------------------
