@@ -145,7 +145,7 @@ def _changed(path: str, value: Any) -> str:
         (
             "model.stages",
             [{"after_layer": 1, "scorer": {"class_path": "VIP", "init_args": {"foo": 1}}, "policy": "TopK"}],
-            ["`model.stages`: `scorer`: there is no option 'foo'. Did you mean"],
+            ["`model.stages`: `scorer`: there is no option 'foo'. `fit --model.stages.scorer.help VIP` lists those"],
         ),
         ("model.scoer", "VIP", ["model.scoer", "Did you mean model.scorer"]),
         ("modell", {"backbone": "x"}, ["modell"]),
@@ -178,7 +178,33 @@ def test_mistakes_in_a_recipe_are_one_paragraph(
         (["--model.after_layer", "1.0"], ["`model.after_layer`", "a share above 0 and below 1", "1.0"]),
         (["--model.after_layer", "8"], ["`after_layer` below 8", "an earlier layer"]),
         (["--model.after_layer", "99", "--model.early_kv", "keep"], ["`after_layer` below 8", "but got 99"]),
-        (["--model.policy.min_tokens", "0"], ["Threshold may keep no token", "allow_empty"]),
+        (
+            ["--model.policy.min_tokens", "0"],
+            ["Threshold may keep no token", "allow_empty true`", "without any visual"],
+        ),
+        (["--model.retention", "0.2"], ["there is no option --model.retention. Did you mean --vars.retention"]),
+        (
+            ["--model.policy", "TopK"],
+            ["either `model.policy.count` or `model.policy.flops`", "`--model.policy.count 20`"],
+        ),
+        (
+            ["--model.policy", "MaxMin"],
+            ["one of `model.policy.ratio`, `model.policy.count`", "`--model.policy.ratio 0.1`"],
+        ),
+        (["--model.policy", "KeepRatio", "--model.policy.ratio", "1.5"], ["argument `model.policy.ratio`", "got 1.5"]),
+        (
+            [
+                "--model.policy",
+                "KeepRatio",
+                "--model.policy.ratio",
+                "0.1",
+                "--model.reducer",
+                "MergeNearest",
+                "--model.reducer.share",
+                "7",
+            ],
+            ["argument `model.reducer.share`", "got 7"],
+        ),
         (["--model.backbone", "/nowhere"], ["/nowhere", "glimpse-tiny"]),
         (["--seed", "1"], ["there is no option --seed. Did you mean --seed_everything"]),
         (["--trainer.max_step", "3"], ["there is no option --trainer.max_step.", "--trainer.max_steps"]),
@@ -227,7 +253,7 @@ def test_mistakes_in_flags_are_one_paragraph(
 def test_hints_name_the_command_and_no_flags_of_the_parser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "--config", "attention_rank", "--images", "a.png"]) == 1
     error = _error(capsys)
-    assert "Did you mean --image or" in error and "--image+" not in error
+    assert "Did you mean --image?" in error and "--image+" not in error
     assert "`predict --help all` lists every one." in error
 
 

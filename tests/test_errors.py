@@ -9,6 +9,7 @@ from PIL import Image
 
 import glimpse_lightning as gl
 from glimpse_lightning.engine.pruner import PruneStage
+from glimpse_lightning.evaluation.tasks import check_name
 from glimpse_lightning.runtime.errors import nearest
 
 
@@ -24,6 +25,11 @@ from glimpse_lightning.runtime.errors import nearest
 )
 def test_nearest(name: str, choices: list[str], said: str) -> None:
     assert nearest(name, choices) == said
+
+
+def test_tasks_of_suites_are_found_by_half_their_names() -> None:
+    with pytest.raises(gl.GlimpseError, match=r"but got 'docvqa'\. Did you mean docvqa_val"):
+        check_name("docvqa")
 
 
 def stage() -> PruneStage:

@@ -28,7 +28,8 @@ class CommandParser(argparse.ArgumentParser):
         flag = unknown[1] if unknown else ""
         if "." in flag and self.dotted:
             raise GlimpseError(f"`{self.command}` has no option {flag}. {self.dotted.format(key=flag[2:])}")
-        hint = (
-            nearest(flag, [option for option in self._option_string_actions if option.startswith("--")]) if flag else ""
-        )
-        raise GlimpseError(f"{message[0].upper()}{message[1:]}.{hint} See `{self.command} --help`.")
+        near = ""
+        if flag:
+            message = f"there is no option {flag}"
+            near = nearest(flag, [option for option in self._option_string_actions if option.startswith("--")])
+        raise GlimpseError(f"{message[0].upper()}{message[1:]}.{near} See `{self.command} --help`.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from traceback import walk_tb
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -14,7 +16,7 @@ from glimpse_lightning.data.tables.table import Table
 from glimpse_lightning.objectives.base import Objective
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.reducers.base import Reducer
-from glimpse_lightning.runtime.errors import nearest
+from glimpse_lightning.runtime.errors import GlimpseError, did_you_mean, nearest
 from glimpse_lightning.scorers.base import Scorer
 
 BASES: tuple[type, ...] = (Scorer, Policy, Reducer, Objective)
@@ -64,6 +66,62 @@ def _readable(message: str, options: Sequence[str], command: str, kind: type | N
     return _at(key, reasons + (f", but got {given[1]}" if given and not reasons.endswith(".") else ""))
 
 
+def by_option(error: Exception, config: Mapping[str, Any]) -> str:
+    """The message of an error, in which the arguments of the component that it is about are called by their options.
+
+    A constructor knows its arguments only. Of `ratio` the user sees neither whose it is, nor where it was given, as a
+    recipe's variable may have set it.
+
+    Args:
+        error: an error of constructing what ``config`` describes.
+        config: a parsed configuration, with ``class_path`` and ``init_args`` of the components in it.
+    """
+    kind, given = _constructed(error)
+    message = str(error) if isinstance(error, GlimpseError) else readable(str(error))
+    found = [(key, args) for key, path, args in _components(config) if kind and path.split(".")[-1] == kind.__name__]
+    if not found:
+        return message
+    key, args = next((one for one in found if _given(one[1]).items() <= _given(given).items()), found[0])
+
+    def called(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        if name not in args:
+            return match[0]
+        return f"`{key}.{name}`" if value is None else f"`--{key}.{name} {value}`"
+
+    return re.sub(r"`(\w+)(?:: ([^`]+))?`", called, message)
+
+
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments that are the same in a configuration and in a constructor's call."""
+    return {name: value for name, value in arguments.items() if isinstance(value, (str, int, float, bool))}
+
+
+def _constructed(error: BaseException | None) -> tuple[type | None, dict[str, Any]]:
+    """The component in whose constructor an error was raised, or one that it came from; and its arguments there."""
+    while error is not None:
+        for frame, _ in walk_tb(error.__traceback__):
+            given = frame.f_locals
+            if frame.f_code.co_name == "__init__" and isinstance(given.get("self"), BASES):
+                return type(given["self"]), {**given, **given.get("keys", {})}
+        error = error.__cause__ or error.__context__
+    return None, {}
+
+
+def _components(config: Any, key: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Option, class and arguments of each component in a configuration."""
+    if isinstance(config, list):
+        for number, each in enumerate(config):
+            yield from _components(each, f"{key}[{number}]")
+    elif isinstance(config, Mapping):
+        if isinstance(config.get("class_path"), str):
+            config = {**config, **(config.get("init_args") or {})}
+            yield key, config["class_path"], {name: config[name] for name in config.get("init_args") or {}}
+        for name, value in config.items():
+            if name not in ("class_path", "init_args"):
+                yield from _components(value, f"{key}.{name}" if key else name)
+
+
 def _at(key: str, text: str) -> str:
     return f"`{key}`: {text}" if key else text
 
@@ -71,7 +129,7 @@ def _at(key: str, text: str) -> str:
 def _unknown_flag(flag: str, options: Sequence[str], command: str, kind: type | None) -> str:
     known = _names(options)
     if command:
-        near = nearest(flag, [f"--{name}" for name in known])
+        near = _nearest_option(flag, [f"--{name}" for name in known])
         return f"there is no option {flag}.{near} `{command} --help all` lists every one."
     name = flag.removeprefix("--")
     return f"there is no option {FLAG}.{name}.{_elsewhere(name, kind) or nearest(name, known)}{_help(kind)}"
@@ -84,7 +142,9 @@ def _unknown_option(key: str, name: str, options: Sequence[str], kind: type | No
             f"`data.{name}` is not read by a suite, whose data are `data.tasks`. Questions of your own go with a "
             "recipe of a method, such as attention_rank."
         )
-    return _at(key, f"there is no option {name!r}.{_elsewhere(name, kind) or nearest(name, known)}{_help(kind)}")
+    return _at(
+        key, f"there is no option {name!r}.{_elsewhere(name, kind) or _nearest_option(name, known)}{_help(kind)}"
+    )
 
 
 def _names(options: Sequence[str]) -> list[str]:
@@ -114,6 +174,13 @@ def _help(kind: type | None) -> str:
 
 
 _HELP = re.compile(r" `[^`]*\.help \w+` lists those of \w+\.")
+
+
+def _nearest_option(name: str, options: Sequence[str]) -> str:
+    """A suggestion: options of the same last name, such as a recipe's variable; without any, the nearest ones."""
+    last = name.rpartition(".")[2].removeprefix("--")
+    same = [option for option in options if "." in name and option.rpartition(".")[2] == last and "." in option]
+    return did_you_mean(sorted(same, key=lambda option: "vars." not in option)) if same else nearest(name, options)
 
 
 def _reasons(message: str) -> list[str]:

@@ -35,7 +35,7 @@ from glimpse_lightning.cli.data_options import (
     without_answers,
 )
 from glimpse_lightning.cli.identity import changed_since, differences, write_inputs
-from glimpse_lightning.cli.parser_errors import readable
+from glimpse_lightning.cli.parser_errors import by_option, readable
 from glimpse_lightning.cli.part_help import listing
 from glimpse_lightning.cli.precision import auto_precision, device_of, settle
 from glimpse_lightning.cli.pruner_flag import pruner_alone
@@ -253,10 +253,11 @@ class RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse: flags overrule config files, and these overrule the training settings of a checkpoint."""
         assert isinstance(args, list) and isinstance(parser, RunParser)
+        names = {name: None for path in self.config_files for name in read_yaml(path).get("vars") or {}}
         of_command = self._parser(args[0])
         assert isinstance(of_command, RunParser)
-        parser.flags = list(of_command._option_string_actions)
-        parser.command = of_command.command = args[0]
+        parser.flags = [*of_command._option_string_actions, *(f"--vars.{name}" for name in names)]
+        of_command.flags, parser.command, of_command.command = parser.flags, args[0], args[0]
         with checkpoint_config(args) as extra:
             self.config = parser.parse_args([args[0], *extra, *args[1:]])
         nulls = given_as_null(args)
@@ -282,10 +283,8 @@ class RunCLI(LightningCLI):
         self.precision = settle(self.config[self.subcommand])
         try:
             super().instantiate_classes()
-        except GlimpseError:
-            raise
         except ValueError as error:
-            raise GlimpseError(readable(str(error))) from error
+            raise GlimpseError(by_option(error, self.config[self.subcommand].as_dict())) from error
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -16,7 +16,7 @@ from glimpse_lightning.data.visual_cot import VisualCoTBenchmark
 from glimpse_lightning.evaluation.chosen_metric import find_metric
 from glimpse_lightning.metrics import AnswerMetric
 from glimpse_lightning.metrics.judge_score import VISUAL_COT_SETS
-from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.errors import GlimpseError, nearest
 
 VISUAL_COT, GLYPH_VQA = "visual_cot/", "glyph_vqa"
 NAMES = (*BENCHMARKS, *(f"{VISUAL_COT}{name}" for name in VISUAL_COT_SETS), GLYPH_VQA)
@@ -62,7 +62,7 @@ def check_name(name: str) -> None:
         GlimpseError: if no task has this name; the message lists all names.
     """
     if name not in NAMES:
-        raise GlimpseError(f"Expected `data.tasks` out of {', '.join(NAMES)}, but got {name!r}.")
+        raise GlimpseError(f"Expected `data.tasks` out of {', '.join(NAMES)}, but got {name!r}.{nearest(name, NAMES)}")
 
 
 def make_task(

@@ -44,8 +44,8 @@ class Budget:
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.ratio, self.count, self.flops)) != 1:
             raise ValueError(
-                "Expected exactly one of `ratio`, `count` and `flops`, but got "
-                f"ratio={self.ratio}, count={self.count}, flops={self.flops}."
+                f"Expected exactly one of `ratio`, `count` and `flops`, but got ratio={self.ratio}, "
+                f"count={self.count}, flops={self.flops}. Give one, such as `ratio: 0.1`."
             )
         for name, share in {"ratio": self.ratio, "flops": self.flops}.items():
             if share is not None:

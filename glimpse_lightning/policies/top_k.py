@@ -17,9 +17,17 @@ class TopK(Budgeted):
         per: group that the tokens are counted over.
         flops: in place of ``count``: as many as this share of the unpruned prefill's FLOPs allows, at least one; see
             :func:`~glimpse_lightning.policies.budget.tokens_for_flops`.
+
+    Raises:
+        ValueError: where both are given, or neither, or a value is out of range.
     """
 
     def __init__(self, count: int | None = None, per: Per = "sample", flops: float | None = None) -> None:
+        if (count is None) == (flops is None):
+            raise ValueError(
+                f"Expected either `count` or `flops`, but got count={count}, flops={flops}. Give one, such as "
+                "`count: 20`."
+            )
         super().__init__(count=count, per=per, flops=flops, min_tokens=1 if count is None else 0)
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:

@@ -80,9 +80,22 @@ def nearest(name: str, choices: Sequence[str]) -> str:
     because a recipe's name without its folder is only half of it.
     """
     longer = sorted((choice for choice in choices if choice.startswith(name)), key=len) if name else []
-    close = difflib.get_close_matches(name, choices, n=3)
-    near = list(dict.fromkeys(longer + close))[:3]
+    near = list(dict.fromkeys(longer + _close(name, choices)))
     if not near:
         ends = {choice.replace(".", "/").rpartition("/")[2]: choice for choice in choices}
-        near = [ends[end] for end in difflib.get_close_matches(name, ends, n=1)]
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+        near = [ends[end] for end in _close(name, list(ends))[:1]]
+    return did_you_mean(near)
+
+
+def _close(name: str, choices: Sequence[str]) -> list[str]:
+    """Up to three similar ``choices``, the best first, and of the others those that are nearly as similar."""
+    likeness = {
+        choice: difflib.SequenceMatcher(None, choice, name).ratio()
+        for choice in difflib.get_close_matches(name, choices)
+    }
+    return [choice for choice, value in likeness.items() if value > max(likeness.values()) - 0.2]
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """`` Did you mean ...?`` with up to three names; an empty text for none."""
+    return f" Did you mean {' or '.join(names[:3])}?" if names else ""

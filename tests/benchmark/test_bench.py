@@ -337,6 +337,11 @@ def test_flags_about_random_prompts_are_refused_with_questions(
     assert f"no {flag[0]} with" in error and "`--samples`" in error
 
 
+def test_a_misspelt_flag_leads_to_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--config", str(write(tmp_path)), "--after_layer", "[1]"]) == 1
+    assert "There is no option --after_layer. Did you mean --after_layers?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("flag", "remedy"), [("--samples", "with `--data`"), ("--answer_tokens", "with `training`")])
 def test_flags_that_nothing_would_read_are_refused(
     flag: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
