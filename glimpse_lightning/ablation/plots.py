@@ -22,6 +22,7 @@ LINEAR_BELOW = 0.02
 
 def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     """``pareto_tokens`` and ``pareto_flops`` as PNG and SVG; a line for each method, its cells with their intervals.
+    None where no cell has an accuracy.
 
     Raises:
         GlimpseError: where matplotlib is not installed.
@@ -34,6 +35,8 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
             "Plots need matplotlib, which is not installed: `pip install 'glimpse-lightning[plots]'`, then run the "
             "same command again; finished cells are not run again."
         ) from None
+    if all(row.accuracy() is None for row in rows):
+        return []
     written = []
     for cost, (name, label) in COSTS.items():
         figure = Figure(figsize=(11, 6), layout="constrained")

@@ -10,6 +10,7 @@ import yaml
 from glimpse_lightning.ablation.cells import Cell, cells
 from glimpse_lightning.ablation.command import _pruners
 from glimpse_lightning.ablation.overrides import changed, get
+from glimpse_lightning.ablation.plots import write_plots
 from glimpse_lightning.ablation.report import markdown
 from glimpse_lightning.ablation.rows import Row
 from glimpse_lightning.ablation.settings import Settings, read
@@ -120,6 +121,12 @@ def row(asked: float | None, kept: float) -> Row:
     labels = {"methods": "m"} if asked is None else {"methods": "m", "retention": asked}
     cell = Cell(f"m-{asked}", "test", labels, {}, {})
     return Row(cell, Path("run"), None, {"all": {"n": 4.0, "retention": kept}}, {})
+
+
+def test_nothing_is_drawn_without_an_accuracy(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="plots need the extra `plots`")
+    assert write_plots([row(0.33, 0.33)], tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_tables_speak_of_what_they_have() -> None:
