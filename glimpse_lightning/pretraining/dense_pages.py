@@ -23,13 +23,16 @@ class DensePages(Pages[Page]):
 
     Args:
         hard: whether they are those of the hard split.
+        places: whether answers have places next to letters, as the benchmark's. Without them the first letter takes
+            all steps at once, and two of them are learned sooner: 59 % of the lists by way of a label after 1,200
+            steps on small pages, where with places it was 2 %.
     """
 
     families = FAMILIES
     words = COLOURS + SHAPES + LETTERS + COUNTS + (LABEL,)
 
-    def __init__(self, hard: bool = False) -> None:
-        self.hard = hard
+    def __init__(self, hard: bool = False, places: bool = True) -> None:
+        self.hard, self.places = hard, places
 
     @override
     def make(self, rng: Random, size: int) -> Page:
@@ -37,7 +40,7 @@ class DensePages(Pages[Page]):
 
     @override
     def ask(self, page: Page, family: str, rng: Random) -> Question:
-        return ask(page, family, rng)
+        return ask(page, family, rng, self.places)
 
     @override
     def shown(self, page: Page) -> Sequence[tuple[PixelBox, Sequence[str]]]:

@@ -38,6 +38,12 @@ def test_a_tile_is_one_token_of_four_words() -> None:
         assert shown == {tile.colour, tile.shape, tile.glyph, str(tile.place) if tile.place else "label"}
 
 
+def test_letters_may_be_read_out_alone() -> None:
+    answers = [DensePages(places=places).ask(DensePages().make(Random(3), 224), "list", Random(5)).answer.split()
+               for places in (True, False)]  # fmt: skip
+    assert answers[0][1::2] == answers[1] and answers[0][0::2] == [str(n) for n in range(len(answers[1]), 0, -1)]
+
+
 @pytest.mark.parametrize("pages", ALL)
 def test_packed_questions_see_the_image_and_themselves_only(pages: Pages[Any]) -> None:
     batch = pack(pages, Random(4), images=2, questions=5, image_size=224, suffix=0.5, pixels=False)

@@ -107,9 +107,14 @@ def make_page(rng: Random, side: int, hard: bool = False) -> Page:
     return Page(side, tuple(tiles))
 
 
-def ask(page: Page, family: str, rng: Random) -> Question:
-    """A random question of ``family`` about ``page``. Groups are read out from the highest place to the first, each
-    place with its letter.
+def ask(page: Page, family: str, rng: Random, places: bool = True) -> Question:
+    """A random question of ``family`` about ``page``. Groups are read out from the highest place to the first.
+
+    Args:
+        page: the page.
+        family: one of the families.
+        rng: generator of all random choices.
+        places: whether each letter that is read out comes after its place.
 
     Raises:
         ValueError: if there is no such family.
@@ -117,7 +122,7 @@ def ask(page: Page, family: str, rng: Random) -> Question:
     if family in ("tile", "list"):
         (colour, shape), group = rng.choice([*page.groups.items()])
         if family == "list":
-            return _question(family, f"list all {colour} {shape}", _read_out(group), group)
+            return _question(family, f"list all {colour} {shape}", _read_out(group, places), group)
         tile = rng.choice(group)
         return _question(family, f"what is in {colour} {shape} {tile.place}", [tile.glyph], [tile])
     one, two = rng.sample([*page.labels.values()], 2)
@@ -128,12 +133,12 @@ def ask(page: Page, family: str, rng: Random) -> Question:
         tile = rng.choice(first)
         return _question(family, f"what is in label {one.glyph} {tile.place}", [tile.glyph], [one, tile])
     if family == "listed":
-        return _question(family, f"list all in label {one.glyph}", _read_out(first), [one, *first])
+        return _question(family, f"list all in label {one.glyph}", _read_out(first, places), [one, *first])
     if family in ("both", "three"):
         several = rng.sample([*page.labels.values()], 2 if family == "both" else min(3, len(page.labels)))
         asked = AND.join(f"label {label.glyph}" for label in several)
         lists = [page.labelled(label) for label in several]
-        answer = AND.join(" ".join(_read_out(tiles)) for tiles in lists).split()
+        answer = AND.join(" ".join(_read_out(tiles, places)) for tiles in lists).split()
         evidence = [*several, *(tile for tiles in lists for tile in tiles)]
         return _question(family, f"list all in {asked}", answer, evidence)
     if family == "compare":
@@ -143,8 +148,8 @@ def ask(page: Page, family: str, rng: Random) -> Question:
     raise ValueError(f"Expected a family out of {', '.join(FAMILIES)}, but got {family!r}.")
 
 
-def _read_out(tiles: list[Tile]) -> list[str]:
-    return [word for tile in tiles for word in (str(tile.place), tile.glyph)]
+def _read_out(tiles: list[Tile], places: bool) -> list[str]:
+    return [word for tile in tiles for word in ((str(tile.place), tile.glyph) if places else (tile.glyph,))]
 
 
 def _question(family: str, text: str, answer: list[str], evidence: list[Tile]) -> Question:
