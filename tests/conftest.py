@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: workers of pytest-xdist share the cores
@@ -19,10 +20,15 @@ gc.set_threshold(20_000, 20, 20)  # building a parser is a sixth faster: it crea
 
 @pytest.fixture(autouse=True)
 def _no_leaks() -> Iterator[None]:
-    """No test leaves environment variables that change what the next one does, or a process group."""
+    """No test leaves environment variables or handlers of signals that change what the next one does, or a process
+    group. A run that is killed from inside cannot put its handlers back.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     watched = ("GLIMPSE_", "PL_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
     before = {name: value for name, value in os.environ.items() if name.startswith(watched)}
     yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     after = {name: value for name, value in os.environ.items() if name.startswith(watched)}
     for name in after.keys() - before.keys():
         del os.environ[name]

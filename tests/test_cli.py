@@ -176,7 +176,7 @@ def test_mistakes_in_a_recipe_are_one_paragraph(
         (["--model.policy.threshhold", "1"], ["threshhold", "threshold"]),
         (["--model.after_layer", "x"], ["`model.after_layer`", "x"]),
         (["--model.after_layer", "1.0"], ["`model.after_layer`", "a share above 0 and below 1", "1.0"]),
-        (["--model.after_layer", "8"], ["`after_layer` below 8", "an earlier layer"]),
+        (["--model.after_layer", "8"], ["`after_layer` below 8", "`--model.allow_empty true`", "only the KV cache"]),
         (["--model.after_layer", "99", "--model.early_kv", "keep"], ["`after_layer` below 8", "but got 99"]),
         (
             ["--model.policy.min_tokens", "0"],

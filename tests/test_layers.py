@@ -142,7 +142,7 @@ def test_all_kinds_of_arguments() -> None:
         (lambda: s.VisionRank(24).number_layers(replace(FACTS, vision_layers=24)), "one of the 24 blocks"),
         (lambda: s.VisionRank(-25).number_layers(replace(FACTS, vision_layers=24)), "one of the 24 blocks"),
         (lambda: s.VisionRank(0.5).number_layers(replace(FACTS, vision_layers=0)), "not known"),
-        (lambda: p.LogisticRatio(0, [0.1, 0.2], 0.3).number_layers(replace(FACTS, num_layers=4)), "rise"),
+        (lambda: p.LogisticRatio(0, [0.1, 0.2], 0.3).number_layers(replace(FACTS, num_layers=4)), "too shallow"),
     ],
 )
 def test_what_names_no_layer_is_refused(make: Any, said: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from glimpse_lightning.core.layers import Layer, Layered, checked
@@ -125,12 +126,18 @@ class Pruner(nn.Module):
         _check_order(self.stages)
         glimpse = False
         for stage in self.stages:
-            if stage.after_layer >= facts.num_layers:
-                raise GlimpseError(
-                    f"Expected `after_layer` below {facts.num_layers}, the number of the backbone's decoder layers, "
-                    f"but got {stage.after_layer}; choose an earlier layer, or a share of the depth such as 0.5."
+            if stage.after_layer >= facts.num_layers and stage.early_kv == "prune":
+                rank_zero_warn(
+                    f"A stage after layer {stage.after_layer} of a model with {facts.num_layers} (counted from 0) "
+                    "prunes the KV cache only: every layer of the prefill runs on all tokens. An earlier `after_layer` "
+                    "saves those, a share of the depth such as 0.5 on every model."
                 )
-            if stage.early_kv == "keep" and stage.after_layer == facts.num_layers - 1:
+            if stage.early_kv == "keep" and stage.after_layer >= facts.num_layers - 1:
+                if stage.after_layer >= facts.num_layers:
+                    raise GlimpseError(
+                        f"Expected `after_layer` below {facts.num_layers}, the number of the backbone's decoder "
+                        f"layers, but got {stage.after_layer}; choose an earlier layer."
+                    )
                 raise GlimpseError(
                     f"A stage after layer {stage.after_layer} (counted from 0) of {facts.num_layers} prunes the KV "
                     "cache only, so with `early_kv: keep` nothing; choose an earlier layer, or `early_kv: prune`."

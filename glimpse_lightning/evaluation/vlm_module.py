@@ -71,7 +71,8 @@ class VLMModule(BatchReader):
             policies.
         pruner_source: version of the saved pruner on the Hub, and folder of downloads.
         max_new_tokens: length of the longest answer.
-        allow_empty: whether policies may keep no token (methods like VTW); default: an error.
+        allow_empty: whether policies may keep no token (methods like VTW) and layers may lie beyond the model, where
+            only the KV cache is pruned; default: an error.
         any_backbone: whether a saved pruner may have been trained on a backbone with other weights; default: an error.
 
     Attributes:
@@ -177,7 +178,7 @@ class VLMModule(BatchReader):
         (source,) = self._source
         pruner = self._load_pruner(source) if isinstance(source, str) else source
         if isinstance(source, Pruner) and not self.allow_empty:
-            _check_recipe(source)
+            _check_recipe(source, len(backbone.layers))
         vlm = PrunedVLM(backbone, pruner)
         if pruner is not None:
             _say_where(pruner, len(backbone.layers))
@@ -371,10 +372,16 @@ def _say_where(pruner: Pruner, num_layers: int) -> None:
         )
 
 
-def _check_recipe(pruner: Pruner) -> None:
-    """Raise an error if a recipe may leave a sample without visual tokens."""
+def _check_recipe(pruner: Pruner, num_layers: int) -> None:
+    """Raise an error if a recipe prunes beyond the model, or may leave a sample without visual tokens."""
     for stage in pruner.stages:
         assert isinstance(stage, PruneStage)
+        if stage.after_layer >= num_layers:
+            raise GlimpseError(
+                f"Expected `after_layer` below {num_layers}, the number of the backbone's decoder layers, but got "
+                f"{stage.after_layer}; choose an earlier layer. With `--model.allow_empty true` such a stage is let "
+                "pass: no layer runs on fewer tokens then, and only the KV cache that decoding reads is pruned."
+            )
         if getattr(stage.policy, "may_keep_nothing", False):
             raise GlimpseError(
                 f"{type(stage.policy).__name__} may keep no token at all; set its `min_tokens` to 1 or more. With "
