@@ -120,11 +120,10 @@ def test_ctrl_c_in_a_test_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = write_recipe(tmp_path, TESTED)
-    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background inherits that it is ignored
     with monkeypatch.context() as context:
         context.setattr(EvaluationModule, "test_step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         assert run("test", recipe, tmp_path / "runs") == 130
-    signal.signal(signal.SIGINT, before)
     assert "test_0 has no results yet; the same command starts again in that folder." in caplog.text
     assert run("test", recipe, tmp_path / "runs") == 0
     assert [path.name for path in (tmp_path / "runs" / "small").iterdir()] == ["test_0"]
