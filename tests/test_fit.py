@@ -186,10 +186,8 @@ class Killed(BaseException):
     """What a killed process looks like from inside."""
 
 
-def test_an_interrupted_run_resumes_on_the_same_curve_even_past_a_truncated_checkpoint(
-    fitted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    recipe, finished = fitted
+def killed_at_step_4(monkeypatch: pytest.MonkeyPatch, recipe: Path, root: Path, *flags: str) -> None:
+    """A fit that ends as soon as its fourth step is saved."""
     save = RunCheckpoints._save
 
     def save_then_die(self: RunCheckpoints, trainer: Trainer) -> None:
@@ -197,10 +195,17 @@ def test_an_interrupted_run_resumes_on_the_same_curve_even_past_a_truncated_chec
         if trainer.global_step == 4:
             raise Killed
 
-    monkeypatch.setattr(RunCheckpoints, "_save", save_then_die)
-    with pytest.raises(Killed):
-        run("fit", recipe, tmp_path)
-    monkeypatch.undo()
+    with monkeypatch.context() as context:
+        context.setattr(RunCheckpoints, "_save", save_then_die)
+        with pytest.raises(Killed):
+            run("fit", recipe, root, *flags)
+
+
+def test_an_interrupted_run_resumes_on_the_same_curve_even_past_a_truncated_checkpoint(
+    fitted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, finished = fitted
+    killed_at_step_4(monkeypatch, recipe, tmp_path)
     folder = tmp_path / "small" / "fit_0"
     newest = saved_checkpoints(folder / "checkpoints")[-1]
     assert newest.name == "step=000004.ckpt"
@@ -227,17 +232,7 @@ def test_one_epoch_with_workers_goes_on_with_the_next_batch(tmp_path: Path, monk
     )  # fmt: skip
     recipe = write_recipe(tmp_path)
     assert run("fit", recipe, tmp_path / "whole", *flags) == 0
-    save = RunCheckpoints._save
-
-    def save_then_die(self: RunCheckpoints, trainer: Trainer) -> None:
-        save(self, trainer)
-        if trainer.global_step == 4:
-            raise Killed
-
-    monkeypatch.setattr(RunCheckpoints, "_save", save_then_die)
-    with pytest.raises(Killed):
-        run("fit", recipe, tmp_path / "half", *flags)
-    monkeypatch.undo()
+    killed_at_step_4(monkeypatch, recipe, tmp_path / "half", *flags)
     assert run("fit", recipe, tmp_path / "half", *flags) == 0
     half, whole = (scalars(tmp_path / name / "small" / "fit_0")["train/loss"] for name in ("half", "whole"))
     assert [step for step in range(8) if half.get(step) != whole[step]] == [3]  # the killed process never wrote it
