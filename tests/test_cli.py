@@ -389,6 +389,7 @@ def test_a_recipe_may_name_files_of_questions(
     [
         (["--data.test", "q.csv"], "", {"path": "q.csv", "size": None, "split": None}),
         (["--data.test=Table", "--data.test.path=q.csv", "--data.test.size=7"], "", {"size": 7, "split": None}),
+        (["--data.test.class_path=Table", "--data.test.init_args.path=q"], "", {"path": "q", "size": None}),
         ([], "data: {test: q.csv}", {"path": "q.csv", "size": None, "split": None}),
         ([], "data: {test: {class_path: glimpse_lightning.Table, init_args: {path: q}}}", {"size": None}),
         (["--data.test.path", "r.csv"], "data: {test: {class_path: Table, init_args: {size: 3}}}", {"size": 3}),

@@ -54,7 +54,8 @@ def replaced_datasets_anew(args: Sequence[str]) -> list[str]:
     for arg, after in zip(args, [*args[1:], ""], strict=True):
         flag, equals, value = arg.partition("=")
         value = value if equals else after
-        named = {flag.removeprefix("--data."): value} if FLAG.fullmatch(flag) else {}
+        chosen = FLAG.fullmatch(flag.removesuffix(".class_path"))
+        named = {chosen[1].removeprefix("--data."): value} if chosen else {}
         for name, kind in (_classes(Path(value)) if flag in ("-c", "--config") else named).items():
             if _is_drawn(kinds.get(name, "")) and not _is_drawn(kind):
                 out += [f"--data.{name}=null", *(["--data.group=1"] if name == "train" else [])]
