@@ -27,7 +27,7 @@ SHORT = {"layer": "model.after_layer", "backbone": "model.backbone", "seed": "se
 """Axes that stand for one dotted key."""
 
 RETENTION = "vars.retention"
-METHOD_KEYS = ("name", "recipe", "set", "at", "pruner", "mode", "reference")
+METHOD_KEYS = ("name", "recipe", "set", "at", "pruner", "mode", "reference", "floor")
 BARE = {  # cells are compared with one another, so none measures baselines of its own
     "model.baselines": [],
     "model.fit_baselines": [],
@@ -46,6 +46,7 @@ class Cell:
         recipe: the whole recipe.
         at: retention -> overrides, for methods whose budget is not one number.
         reference: whether it is a reference and not a method; Pareto fronts leave it out.
+        floor: name of the method whose accuracy is worth nothing to it; ``None`` for no floor.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Cell:
     recipe: Tree
     at: Mapping[float, Mapping[str, Any]]
     reference: bool = False
+    floor: str | None = None
 
     def text(self) -> str:
         """The recipe as YAML."""
@@ -81,6 +83,12 @@ def cells(settings: Settings) -> list[Cell]:
                 "axis out, or choose another base or methods."
             )
         found = grown
+    names = {str(cell.labels.get("methods")) for cell in found}
+    if lost := sorted({cell.floor for cell in found if cell.floor is not None} - names):
+        raise GlimpseError(
+            f"There is no method {lost[0]!r}, which is named as a `floor`.{nearest(lost[0], sorted(names))} "
+            "Add it to `methods`, or leave the floor out."
+        )
     if twice := sorted({cell.name for cell in found if sum(other.name == cell.name for other in found) > 1}):
         raise GlimpseError(f"Two cells are called {twice[0]!r}; give values or methods distinct names (`name:`).")
     return found
@@ -162,7 +170,8 @@ def _with_method(cell: Cell, value: Any, settings: Settings) -> Iterator[Cell]:
         if folder is None:
             return
         tree = changed(_pruned_as_in(tree, {}), {"model.pruner": folder})
-    cell = replace(cell, recipe=tree, mode=mode, at=method.get("at") or {}, reference=bool(method.get("reference")))
+    at, reference, floor = method.get("at") or {}, bool(method.get("reference")), method.get("floor", settings.floor)
+    cell = replace(cell, recipe=tree, mode=mode, at=at, reference=reference, floor=floor)
     yield _grown(cell, "methods", method["name"], method["name"], method.get("set") or {})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from glimpse_lightning.ablation.overrides import get
-from glimpse_lightning.ablation.rows import ALL, Row
+from glimpse_lightning.ablation.rows import ALL, Row, above_floor
 from glimpse_lightning.ablation.settings import UNNAMED
 from glimpse_lightning.evaluation.intervals import Estimate
 from glimpse_lightning.runtime.terminal import UNKNOWN, counted, filled
@@ -32,6 +32,9 @@ its layers; in the KV cache while decoding; FLOPs of its prefill (the pruner's o
 SCORED = """\
  Brackets: 95 % intervals in which questions about one image count together ({images}). Difference: to the first row,
 paired by question.\
+"""
+ABOVE_FLOOR = """\
+Above floor: (accuracy - floor) / (first row's accuracy - floor), where the floor is the accuracy of {floors}.\
 """
 
 
@@ -55,6 +58,8 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
             writer.writerow([*start, "", "", "", "", "", "", *end])
         for family, figures in row.figures.items():
             estimates = {"accuracy": row.accuracy(family), "accuracy_difference": row.gain(rows[0], family)}
+            if (share := above_floor(rows, row, family)) is not None:
+                figures = {**figures, "above_floor": share}
             known = {name: estimate for name, estimate in estimates.items() if estimate is not None}
             for name, estimate in known.items():
                 values = [estimate.value, estimate.low, estimate.high, estimate.n]
@@ -76,14 +81,14 @@ def markdown(rows: Sequence[Row], name: str, left_out: str = "") -> str:
     """The Markdown tables; failed cells stand below them with their errors, and methods that are ``left_out``."""
     names = axes(rows)
     lines = [f"# Ablation `{name}`", "", *glance(rows)]
-    header = [*names, *COUNTS.values(), "accuracy", "difference", "relative", "agreement"]
+    header = [*names, *COUNTS.values(), "accuracy", "difference", "relative", "above floor", "agreement"]
     table = []
     for row in rows:
         counts = [_percent(row.figure(key)) for key in COUNTS]
         gain = row.gain(rows[0])
-        shares = [_percent(row.figure("relative_accuracy")), _percent(row.figure("agreement"))]
+        shares = [row.figure("relative_accuracy"), above_floor(rows, row), row.figure("agreement")]
         labels = [str(row.cell.labels.get(axis, UNKNOWN)) for axis in names]
-        table.append([*labels, *counts, _interval(row.accuracy(), ""), _interval(gain, "+"), *shares])
+        table.append([*labels, *counts, _interval(row.accuracy(), ""), _interval(gain, "+"), *map(_percent, shares)])
     lines += _table(header, table, len(names))
     questions = sorted({int(row.figures[ALL]["n"]) for row in rows if row.run is not None})
     images = sorted({len({*row.images.values()} - {""}) for row in rows if row.run is not None})
@@ -93,6 +98,8 @@ def markdown(rows: Sequence[Row], name: str, left_out: str = "") -> str:
         "",
         NOTE.format(cells=counted(len(rows), "cell"), questions=_either(questions, "question"), scored=brackets),
     ]
+    if floors := _floors(rows):
+        lines += [ABOVE_FLOOR.format(floors=floors), ""]
     if asked := list(dict.fromkeys(map(str, filter(None, map(_processor, rows))))):
         lines += [f"Settings of the image processor: {' or '.join(asked)}.", ""]
     if strayed := [(row, asked, kept) for row in rows for asked, kept in _strayed(row)]:
@@ -110,6 +117,17 @@ def markdown(rows: Sequence[Row], name: str, left_out: str = "") -> str:
     if failed := [row for row in rows if row.run is None]:
         lines += ["Not finished:", "", *(f"* `{row.cell.name}`: {row.error or 'has not run'}" for row in failed), ""]
     return "\n".join(lines)
+
+
+def _floors(rows: Sequence[Row]) -> str:
+    """The floors of all methods; of the most frequent one without its methods."""
+    methods: dict[str, list[str]] = {}
+    for row in rows:
+        if row.cell.floor is not None and row.method not in (found := methods.setdefault(row.cell.floor, [])):
+            found.append(row.method)
+    first, *others = sorted(methods.items(), key=lambda item: -len(item[1])) or [("", [])]
+    named = [f"of `{floor}` for {', '.join(found)}" for floor, found in others]
+    return ", ".join([f"`{first[0]}`", *named]) if first[0] else ""
 
 
 def glance(rows: Sequence[Row]) -> list[str]:

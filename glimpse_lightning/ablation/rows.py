@@ -64,6 +64,28 @@ class Row:
         return paired_difference(self.scores.get(family, {}), reference.scores.get(family, {}), self.images)
 
 
+def above_floor(rows: Sequence[Row], row: Row, family: str = ALL) -> float | None:
+    """Accuracy of a row above its floor, as a share of what the first row has above it: 0 at the floor, 1 at the
+    first row's accuracy.
+
+    The floor is the row of the method that the cell names, at the same values of the other axes where it has them.
+    ``None`` where there is no such row, one of the three has no run, or the first row is not above the floor.
+    """
+    same = [
+        other
+        for other in rows
+        if other.method == row.cell.floor
+        and all(row.cell.labels.get(axis) == label for axis, label in other.cell.labels.items() if axis != "methods")
+    ]
+    if len(same) != 1:
+        return None
+    found = [each.accuracy(family) for each in (row, same[0], rows[0])]
+    if any(estimate is None for estimate in found):
+        return None
+    value, floor, most = (estimate.value for estimate in found if estimate is not None)
+    return (value - floor) / (most - floor) if most > floor else None
+
+
 def read_rows(cells: Sequence[Cell], folders: CellFolders) -> list[Row]:
     """A row for each cell."""
     return [_row(cell, folders) for cell in cells]

@@ -30,6 +30,7 @@ class Settings:
         set: dotted keys that are changed in every cell.
         pruner: folder of a saved pruner, for methods that ask for one; or several by name. Methods whose pruner is not
             there are left out.
+        floor: name of the method whose accuracy is worth nothing, for methods that name none; ``None`` for no floor.
         limit: number of questions that each cell is tested on; ``None``: the recipe's number.
         devices_per_cell: GPUs that a cell runs on.
         output: parent of the ablation's folder.
@@ -42,6 +43,7 @@ class Settings:
     mode: str = "test"
     set: Mapping[str, Any] = field(default_factory=dict)
     pruner: str | Mapping[str, str] | None = None
+    floor: str | None = None
     limit: int | None = None
     devices_per_cell: int = 1
     output: str = "runs/ablations"
@@ -123,6 +125,7 @@ def _checked(settings: Settings, where: str) -> Settings:
     expect("axes", "a mapping of at least one axis to a list of values", _is_axes(settings.axes))
     expect("set", "a mapping of dotted keys to values", isinstance(settings.set, Mapping))
     expect("pruner", "a folder, or a mapping of names to folders", _is_pruner(settings.pruner))
+    expect("floor", "the name of a method", settings.floor is None or isinstance(settings.floor, str))
     expect("limit", "at least 1 question", settings.limit is None or _positive(settings.limit))
     expect("devices_per_cell", "at least 1", _positive(settings.devices_per_cell))
     return settings

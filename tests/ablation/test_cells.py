@@ -11,8 +11,8 @@ from glimpse_lightning.ablation.cells import Cell, cells
 from glimpse_lightning.ablation.command import _pruners
 from glimpse_lightning.ablation.overrides import changed, get
 from glimpse_lightning.ablation.plots import write_plots
-from glimpse_lightning.ablation.report import markdown
-from glimpse_lightning.ablation.rows import Row
+from glimpse_lightning.ablation.report import markdown, write_csv
+from glimpse_lightning.ablation.rows import Row, above_floor
 from glimpse_lightning.ablation.settings import Settings, read
 from glimpse_lightning.runtime.errors import GlimpseError
 
@@ -145,6 +145,43 @@ def test_tables_speak_of_what_they_have() -> None:
     assert "(1 image). Difference: to the first row" in table
 
 
+def scored(cell: Cell, *scores: float) -> Row:
+    return Row(cell, Path("run"), None, {"all": {"n": 4.0}}, {"all": dict(zip("abcd", scores, strict=True))})
+
+
+def test_accuracy_is_measured_from_the_floor_of_its_method(base: str, tmp_path: Path) -> None:
+    """A method's own floor beats the ablation's, and at each value of an axis the floor is the one with that value."""
+    axes = {
+        "methods": ["full", "no_image", {"name": "random", "recipe": "random", "floor": "late"}, "fastv",
+                    {"name": "late", "recipe": "random", "set": {"model.after_layer": 3}}],
+        "retention": [0.3, 0.1],
+    }  # fmt: skip
+    found = expand(base, axes, floor="no_image")
+    rows = [
+        scored(cell, *{
+            "full": (1, 1, 1, 1), "no_image": (1, 0, 0, 0), "random-retention_0.3": (1, 1, 1, 0),
+            "random-retention_0.1": (1, 0, 0, 0), "late-retention_0.3": (1, 1, 0, 0),
+            "late-retention_0.1": (1, 0, 0, 0), "fastv-retention_0.3": (1, 1, 0, 0),
+            "fastv-retention_0.1": (0, 0, 0, 0),
+        }[cell.name])
+        for cell in found
+    ]  # fmt: skip
+    shares = {row.cell.name: above_floor(rows, row) for row in rows}
+    assert shares == pytest.approx({
+        "full": 1, "no_image": 0, "random-retention_0.3": 1 / 2, "random-retention_0.1": 0,
+        "fastv-retention_0.3": 1 / 3, "fastv-retention_0.1": -1 / 3, "late-retention_0.3": 1 / 3,
+        "late-retention_0.1": 0,
+    })  # fmt: skip
+    table = markdown(rows, "x")
+    assert "| above floor |" in table
+    assert "the floor is the accuracy of `no_image`, of `late` for random." in table
+    write_csv(rows, tmp_path / "x.csv")
+    assert "fastv-retention_0.1,test,finished,fastv,0.1,all,above_floor,-0.33" in (tmp_path / "x.csv").read_text()
+    bare = [replace(row, cell=replace(row.cell, floor=None)) for row in rows]
+    assert "floor" not in markdown(bare, "x")
+    assert above_floor([replace(rows[1], cell=rows[0].cell), *rows[1:]], rows[2]) is None, "nothing above the floor"
+
+
 def test_no_cell_keeps_another_share_in_silence() -> None:
     table = markdown([row(0.33, 0.328), row(0.11, 0.125), row(0.05, 0.041), row(None, 0.25)], "x")
     (_, after) = table.split("Kept another share of the tokens than the axis says:")
@@ -182,6 +219,10 @@ def test_values_may_be_bundles_and_any_dotted_key(base: str) -> None:
         ({"seed": [1, 1]}, ["Two cells are called 'seed_1'"]),
         ({"methods": [{"name": "p", "recipe": "pooling", "at": {0.2: {}}}], "retention": [0.1]}, ["'p'", "0.1", "0.2"]),
         ({"methods": [{"name": "vip", "pruner": True}]}, ["'methods'", "`pruner:`"]),
+        (
+            {"methods": ["random", {"name": "x", "recipe": "fastv", "floor": "randm"}]},
+            ["'randm'", "Did you mean random"],
+        ),
     ],
 )
 def test_mistakes_in_axes(base: str, axes: dict[str, list[Any]], words: list[str]) -> None:
@@ -200,6 +241,7 @@ def test_mistakes_in_axes(base: str, axes: dict[str, list[Any]], words: list[str
         ("{base: x, axes: {seed: [1]}, mode: train}", ["`mode`", "fit or test", "'train'"]),
         ("{base: x, axes: {seed: 1}}", ["`axes`", "list"]),
         ("{base: x, axes: {seed: [1]}, limit: many}", ["`limit`", "'many'"]),
+        ("{base: x, axes: {seed: [1]}, floor: 3}", ["`floor`", "name of a method", "3"]),
         ("{base: x, axes: {seed: [1]}, pruner: 3}", ["`pruner`", "names to folders", "3"]),
         ("{base: x, axes: {seed: [1]}, devices_per_cell: 0}", ["`devices_per_cell`", "0"]),
     ],
