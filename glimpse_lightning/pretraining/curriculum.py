@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
+from glimpse_lightning.pretraining.architectures import Architecture, QwenVL
 from glimpse_lightning.pretraining.glyph_pages import GlyphPages
 from glimpse_lightning.pretraining.packing import PackedBatch, pack
 from glimpse_lightning.pretraining.pages import TOKEN, Pages
@@ -79,7 +80,7 @@ class Stage:
         names: Mapping[str, Any] = {"name": self.name, "kind": self.kind, "part": part}
         return {**names, "lr": lr, "vision_weight": self.vision_weight}
 
-    def batch(self, pages: Pages, rng: Random, step: int) -> PackedBatch:
+    def batch(self, pages: Pages, rng: Random, step: int, architecture: Architecture) -> PackedBatch:
         """A fresh batch for ``step`` of this stage, from ``pages`` unless it has its own."""
         share = self.suffix[0] + (self.suffix[1] - self.suffix[0]) * step / max(1, self.steps)
         batch = pack(
@@ -92,6 +93,7 @@ class Stage:
             self.families,
             pixels=self.kind != "ideal",
             hide=self.hide,
+            architecture=architecture,
         )
         batch.settings = self.settings(step)
         return batch
@@ -100,8 +102,10 @@ class Stage:
 class _Lessons(IterableDataset[PackedBatch]):
     """The batches of all stages in order, from ``first`` on."""
 
-    def __init__(self, stages: list[Stage], pages: Pages, seed: str, first: int = 0) -> None:
-        self.stages, self.pages, self.seed, self.first = stages, pages, seed, first
+    def __init__(
+        self, stages: list[Stage], pages: Pages, architecture: Architecture, seed: str, first: int = 0
+    ) -> None:
+        self.stages, self.pages, self.architecture, self.seed, self.first = stages, pages, architecture, seed, first
 
     def __len__(self) -> int:
         return sum(stage.steps for stage in self.stages) - self.first
@@ -111,7 +115,7 @@ class _Lessons(IterableDataset[PackedBatch]):
         for stage in self.stages:
             for step in range(stage.steps):
                 if done >= self.first:
-                    yield stage.batch(self.pages, Random(f"{self.seed}/{done}"), step)
+                    yield stage.batch(self.pages, Random(f"{self.seed}/{done}"), step, self.architecture)
                 done += 1
 
 
@@ -121,30 +125,41 @@ class PretrainData(lightning.LightningDataModule):
     Args:
         stages: the stages of the curriculum, in order.
         pages: source of the pages; default: GlyphVQA's.
+        architecture: architecture of the model; default: Qwen2.5-VL's.
         val_batches: validation batches, drawn from pages that no training batch shows.
         seed: seed of all pages and questions.
     """
 
-    def __init__(self, stages: list[Stage], pages: Pages = GlyphPages(), val_batches: int = 10, seed: int = 0) -> None:
+    def __init__(
+        self,
+        stages: list[Stage],
+        pages: Pages = GlyphPages(),
+        architecture: Architecture = QwenVL(),
+        val_batches: int = 10,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
-        self.stages, self.pages, self.val_batches, self.seed = stages, pages, val_batches, seed
+        self.stages, self.pages, self.architecture = stages, pages, architecture
+        self.val_batches, self.seed = val_batches, seed
 
     @override
     def train_dataloader(self) -> DataLoader[PackedBatch]:
         assert self.trainer is not None
         rank, first = self.trainer.global_rank, self.trainer.global_step
-        lessons = _Lessons(self.stages, self.pages, f"pretrain/{self.seed}/{rank}", first)
+        lessons = _Lessons(self.stages, self.pages, self.architecture, f"pretrain/{self.seed}/{rank}", first)
         return DataLoader(lessons, batch_size=None, num_workers=0)
 
     @override
     def val_dataloader(self) -> DataLoader[PackedBatch]:
         last = self.stages[-1]
         lesson = Stage(last.name, last.kind, self.val_batches, last.images, last.questions, last.image_size)
-        return DataLoader(_Lessons([lesson], self.pages, f"val/{self.seed}"), batch_size=None, num_workers=0)
+        lessons = _Lessons([lesson], self.pages, self.architecture, f"val/{self.seed}")
+        return DataLoader(lessons, batch_size=None, num_workers=0)
 
     @override
     def transfer_batch_to_device(self, batch: PackedBatch, device: torch.device, dataloader_idx: int) -> PackedBatch:
         for name, value in vars(batch).items():
             if isinstance(value, Tensor):
                 setattr(batch, name, value.to(device))
+        batch.pixels = {name: value.to(device) for name, value in batch.pixels.items()}
         return batch

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration as Model
+from transformers import PreTrainedModel
 
 from glimpse_lightning.pretraining.packing import PackedBatch
 
 _SHARPNESS = 12.0  # logit = 12 (h . l - 1/2): a visual token that equals the sum of its words' looks scores +-6
 
 
-def visual_features(model: Model, batch: PackedBatch) -> Tensor:
-    """Merged visual tokens of the batch: [B * N, D]."""
-    return model.model.visual(batch.pixel_values, grid_thw=batch.image_grid_thw).pooler_output
+def visual_features(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """Visual tokens of the batch: [B * N, D]."""
+    return torch.cat([*model.model.get_image_features(**batch.pixels).pooler_output])
 
 
 def ideal_features(looks: Tensor, words_VW: Tensor, noise: float = 0.03) -> Tensor:
@@ -37,7 +37,7 @@ def vision_loss(looks: Tensor, features_VD: Tensor, words_VW: Tensor) -> tuple[T
 
     Args:
         looks: how words look, [W + 1, D], which is the classifier; it gets no gradient.
-        features_VD: merged visual tokens.
+        features_VD: visual tokens.
         words_VW: int8 label of each word, 1 shown, 0 not shown, -1 not counted.
     """
     logits = _SHARPNESS * (features_VD.float() @ looks.T - 0.5)
@@ -54,7 +54,7 @@ def vision_loss(looks: Tensor, features_VD: Tensor, words_VW: Tensor) -> tuple[T
     return loss + distance, logs | {"distance": distance.detach()}
 
 
-def packed_answer_loss(model: Model, features_VD: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+def packed_answer_loss(model: PreTrainedModel, features_VD: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """Cross-entropy on the answers of all packed questions, and which questions were answered exactly.
 
     Returns:

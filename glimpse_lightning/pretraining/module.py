@@ -19,7 +19,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration as Model
+from transformers import PreTrainedModel
 from typing_extensions import override
 
 from glimpse_lightning.pretraining.glyph_pages import GlyphPages
@@ -33,7 +33,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 EMBEDDED = Path(__file__).parents[1] / "backbones" / "glimpse_tiny"
 
 
-def save_backbone(model: Model, weights: dict[str, Tensor], source: str | Path, folder: str | Path) -> None:
+def save_backbone(model: PreTrainedModel, weights: dict[str, Tensor], source: str | Path, folder: str | Path) -> None:
     """Write ``weights`` in bf16, with the model's configuration and ``source``'s other files, as a Hugging Face folder.
 
     The folder is complete at every moment: the weights are replaced in one step, after everything else.
@@ -100,9 +100,9 @@ class PretrainModule(lightning.LightningModule):
             return
         self._part = part
         for name, parameter in self.model.named_parameters():
-            visual = name.startswith("model.visual.")
+            language = name.startswith(("model.language_model.", "lm_head."))
             embedding = name.startswith("model.language_model.embed_tokens")
-            decoder = not visual and not embedding
+            visual, decoder = not language, language and not embedding
             on = {"vision": visual, "ideal": decoder, "decoder": decoder, "joint": True}[part]
             parameter.requires_grad_(on)
             parameter.grad = None

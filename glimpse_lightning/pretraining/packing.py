@@ -1,9 +1,10 @@
 """Packing of many questions about one page into one sequence.
 
-Every question with its answer attends to the image and to itself only, at the mRoPE positions that it would have alone.
+Every question with its answer attends to the image and to itself only, at the positions that it would have alone.
 A packed sequence therefore equals separate sequences at a fraction of the cost.
 
-Shapes: B pages, L positions, N visual tokens a page (the same for all), P patches, W visual words, Q questions.
+Shapes: B pages, L places, N visual tokens a page (the same for all), R positions of a token, W visual words, and Q
+questions.
 """
 
 from __future__ import annotations
@@ -26,13 +27,11 @@ from glimpse_lightning.data.glyph_vqa.words import (
     VISION_START,
     vocabulary,
 )
+from glimpse_lightning.pretraining.architectures import Architecture, QwenVL
 from glimpse_lightning.pretraining.pages import TOKEN, Pages, tokens_of
 
 IDS = {token: number for number, token in enumerate(vocabulary())}
-PATCH = 14
 IGNORE = -100
-_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32) * 255
-_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32) * 255
 
 
 @dataclass
@@ -40,24 +39,14 @@ class PackedBatch:
     """``visual_words``: 1 shown, 0 not shown, -1 shown in part; ``targets``: the next token, or IGNORE."""
 
     input_ids: Tensor  # [B, L]
-    position_ids: Tensor  # [3, B, L]
+    position_ids: Tensor  # [R, B, L], or [B, L] where a token has one position
     mask: Tensor  # bool [B, 1, L, L], True where a position is seen
     targets: Tensor  # [B, L]
     question: Tensor  # [B, L], number of the question within the batch, -1 elsewhere
     families: list[str]  # [Q], by number of the question
     visual_words: Tensor  # int8 [B, N, W]
-    pixel_values: Tensor | None = None  # [B * P, 3 * 2 * 14 * 14]
-    image_grid_thw: Tensor | None = None  # [B, 3]
+    pixels: dict[str, Tensor] = field(default_factory=dict)  # arguments of the model's ``get_image_features``
     settings: dict = field(default_factory=dict)  # settings of the training stage
-
-
-def patches(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] to float32 [P, 1176], as the Qwen2-VL image processor does without resizing."""
-    height, width = image.shape[0] // PATCH, image.shape[1] // PATCH
-    pixels = (image.astype(np.float32) - _MEAN) / _STD
-    split = pixels.reshape(height // 2, 2, PATCH, width // 2, 2, PATCH, 3).transpose(0, 3, 1, 4, 6, 2, 5)
-    twice = np.stack([split, split], axis=5)  # a still image is two equal frames
-    return np.ascontiguousarray(twice.reshape(height * width, -1))
 
 
 @dataclass
@@ -102,6 +91,7 @@ def pack(
     families: Mapping[str, float] | None = None,
     pixels: bool = True,
     hide: float = 0.0,
+    architecture: Architecture = QwenVL(),
 ) -> PackedBatch:
     """A batch of ``images`` fresh pages with ``questions`` questions each.
 
@@ -116,14 +106,14 @@ def pack(
         pixels: whether the pages are drawn; if not, the batch can be used with ideal visual tokens only.
         hide: share of questions for which a random share of the visual tokens outside the evidence is hidden, so that
             the model does not learn to depend on the amount of background.
+        architecture: architecture of the model that reads the batch.
     """
     weights = families or dict.fromkeys(pages.families, 1.0)
     side = image_size // TOKEN
     count = side * side
     prefix = [IDS[BOS], IDS[VISION_START], *[IDS[IMAGE_PAD]] * count, IDS[VISION_END]]
-    rows = np.arange(count) // side
-    start = np.stack([np.full(count, 2), 2 + rows, 2 + np.arange(count) % side])
-    prefix_positions = np.concatenate([[[0, 1]] * 3, start, [[2 + side]] * 3], axis=1)
+    start = 2 + architecture.positions(side)
+    prefix_positions = np.concatenate([[[0, 1]] * len(start), start], axis=1)
     texts, words, drawings, asked = [], [], [], []
     for _ in range(images):
         page = pages.make(rng, image_size)
@@ -132,10 +122,10 @@ def pack(
         asked.extend(picked)
         words.append(pages.words_by_token(page, image_size))
         if pixels:
-            drawings.append(patches(np.asarray(pages.draw(page, rng))))
+            drawings.append(np.asarray(pages.draw(page, rng)))
     length = len(prefix) + max(sum(len(part.tokens) for part in text) for text in texts)
     input_ids = np.zeros((images, length), np.int64)
-    positions = np.zeros((3, images, length), np.int64)
+    positions = np.zeros((len(start), images, length), np.int64)
     targets, number = np.full((images, length), IGNORE), np.full((images, length), -1)
     segment = np.full((images, length), -2)  # -2: padding, -1: image, else the question
     for b, text in enumerate(texts):
@@ -144,7 +134,7 @@ def pack(
         for q, part in enumerate(text):
             end, answer = at + len(part.tokens), at + part.prompt - 1
             input_ids[b, at:end], segment[b, at:end] = part.tokens, q
-            positions[:, b, at:end] = 3 + side + np.arange(len(part.tokens))
+            positions[:, b, at:end] = start.max() + 1 + np.arange(len(part.tokens))
             targets[b, answer : end - 1] = part.tokens[part.prompt :]
             number[b, answer : end - 1] = b * questions + q
             at = end
@@ -155,12 +145,11 @@ def pack(
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids),
-        position_ids=torch.from_numpy(positions),
+        position_ids=torch.from_numpy(positions if len(start) > 1 else positions[0]),
         mask=(seen & causal)[:, None],
         targets=torch.from_numpy(targets),
         question=torch.from_numpy(number),
         families=asked,
         visual_words=torch.from_numpy(np.stack(words)),
-        pixel_values=torch.from_numpy(np.concatenate(drawings)) if pixels else None,
-        image_grid_thw=torch.tensor([[1, image_size // PATCH, image_size // PATCH]] * images) if pixels else None,
+        pixels=architecture.pixels(drawings) if pixels else {},
     )

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
-from transformers import Qwen2_5_VLForConditionalGeneration as Model
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from glimpse_lightning.data.glyph_vqa.words import IMAGE_PAD
 from glimpse_lightning.pretraining.packing import IDS
@@ -26,7 +25,7 @@ NOISE = 0.2
 
 def new_model(
     folder: str | Path, words: Sequence[str], apart: bool = False, text: Mapping[str, Any] = {}, seed: int = 0
-) -> tuple[Model, Tensor]:
+) -> tuple[PreTrainedModel, Tensor]:
     """A model with random weights, and how words look in its visual tokens: [W + 1, D], the placeholder's last.
 
     Embeddings of the words that an image can show are orthonormal; all others have length one (the head starts as their
@@ -50,7 +49,7 @@ def new_model(
     config = AutoConfig.from_pretrained(folder, attn_implementation="eager")
     for key, value in text.items():
         setattr(config.text_config, key, value)
-    model = Model(config)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     table = model.get_input_embeddings().weight.data
     size = table.shape[1]
     table.normal_(std=size**-0.5)
@@ -66,7 +65,8 @@ def new_model(
 
 def _look_up_words(attention: Any, said: Tensor, looks: Tensor) -> None:
     """Start a layer's heads: [heads * d, D] projections."""
-    head, heads, shared = attention.head_dim, attention.num_heads, attention.num_key_value_groups
+    head, shared = attention.head_dim, attention.num_key_value_groups
+    heads = attention.o_proj.in_features // head
     both = said if looks is said else said + looks
     reads, writes = [], []
     for _ in range(heads // shared):

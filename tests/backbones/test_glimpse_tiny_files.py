@@ -16,9 +16,10 @@ from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.glyph_vqa.draw import draw
 from glimpse_lightning.data.glyph_vqa.layout import FAMILIES, ask, make_layout
 from glimpse_lightning.data.glyph_vqa.words import build_tokenizer, vocabulary
+from glimpse_lightning.pretraining.architectures import patches
 from glimpse_lightning.pretraining.glyph_pages import GlyphPages
 from glimpse_lightning.pretraining.losses import visual_features
-from glimpse_lightning.pretraining.packing import pack, patches
+from glimpse_lightning.pretraining.packing import pack
 
 FOLDER = Path(glimpse_lightning.__file__).parent / "backbones" / "glimpse_tiny"
 
@@ -102,8 +103,7 @@ def test_packed_sequence_equals_separate_ones(model):
         alone = model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values=batch.pixel_values,
-            image_grid_thw=batch.image_grid_thw,
+            **batch.pixels,
             mm_token_type_ids=(ids == model.config.image_token_id).int(),
         )
         torch.testing.assert_close(packed_logits[start:end], alone.logits[0, prefix:], atol=1e-4, rtol=1e-4)

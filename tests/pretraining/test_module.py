@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import glimpse_lightning as gl
+from glimpse_lightning.data.glyph_vqa.words import IMAGE_PAD, build_tokenizer
+from glimpse_lightning.pretraining.architectures import Llava
 from glimpse_lightning.pretraining.curriculum import PretrainData, Stage
 from glimpse_lightning.pretraining.dense_pages import DensePages
+from glimpse_lightning.pretraining.losses import visual_features
 from glimpse_lightning.pretraining.module import PretrainModule
+from glimpse_lightning.pretraining.packing import IDS, pack
 
 ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1] * 32}
 TEXT = {"num_attention_heads": 3, "num_key_value_heads": 3, "rope_parameters": ROPE}
@@ -67,6 +75,53 @@ def test_the_export_loads_like_any_backbone(whole: tuple[Path, PretrainModule]) 
     assert torch.isfinite(gl.PrunedVLM(backbone).prefill(**batch.inputs).logits).all()
     name = "model.language_model.layers.0.self_attn.k_proj.weight"
     torch.testing.assert_close(backbone.model.state_dict()[name], trained.average[name].bfloat16().float())
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of LLaVA-1.5's architecture whose patches have the size of a tile."""
+    folder, tokenizer = tmp_path_factory.mktemp("llava"), build_tokenizer()
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
+                              image_size=224, patch_size=28)  # fmt: skip
+    text = LlamaConfig(vocab_size=len(tokenizer), hidden_size=192, intermediate_size=64, num_hidden_layers=2,
+                       num_attention_heads=3, pad_token_id=0, bos_token_id=None, eos_token_id=2)  # fmt: skip
+    LlavaConfig(text_config=text, vision_config=vision, image_token_index=IDS[IMAGE_PAD]).save_pretrained(folder)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
+    LlavaProcessor(
+        images, tokenizer, patch_size=28, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        image_token=IMAGE_PAD, chat_template=tokenizer.chat_template,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@torch.no_grad()
+def test_a_llava_learns_what_it_will_see(llava: Path, tmp_path: Path) -> None:
+    """Its lessons are the pages, positions and prompts that the exported model gets through its own processor."""
+    lessons = data()
+    lessons.architecture = Llava()
+    trained = PretrainModule(str(llava), pages=DensePages(), apart=True, export=str(tmp_path / "model"))
+    with torch.enable_grad():
+        trainer(tmp_path, enable_checkpointing=False).fit(trained, datamodule=lessons)
+    backbone = gl.load_backbone(str(tmp_path / "model"), dtype="float32")
+    sample = gl.DenseGlyphVQA("test", 1, 224)[0]
+    batch = backbone.collate([sample])
+    image = Llava().pixels([np.asarray(sample.images[0])])["pixel_values"]
+    torch.testing.assert_close(batch.inputs["pixel_values"], image)
+    packed = pack(DensePages(), Random(4), 1, 1, 224, architecture=Llava())
+    packed.pixels = {"pixel_values": image}
+    start = 2 + 64 + 1
+    asked = batch.inputs["input_ids"][0, start:].tolist()
+    packed.input_ids = torch.cat([packed.input_ids[:, :start], torch.tensor([asked])], dim=1)
+    assert packed.input_ids.equal(batch.inputs["input_ids"])
+    model, places = backbone.model, packed.input_ids == IDS[IMAGE_PAD]
+    embeds = model.get_input_embeddings()(packed.input_ids)
+    embeds = embeds.masked_scatter(places[:, :, None], visual_features(model, packed))
+    last = min(len(asked), packed.position_ids.shape[1] - start)
+    seen = model.model.language_model(
+        inputs_embeds=embeds[:, : start + last], position_ids=packed.position_ids[:, : start + last], use_cache=False
+    )
+    alone = model(input_ids=packed.input_ids[:, : start + last], pixel_values=image)
+    torch.testing.assert_close(model.lm_head(seen.last_hidden_state), alone.logits, atol=1e-4, rtol=1e-4)
 
 
 def test_a_stopped_pretraining_goes_on_with_the_next_batch(whole: tuple[Path, PretrainModule], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from glimpse_lightning.data.glyph_vqa.layout import make_layout
 from glimpse_lightning.data.glyph_vqa.words import PLACES
+from glimpse_lightning.pretraining.architectures import Architecture, Llava, QwenVL
 from glimpse_lightning.pretraining.dense_pages import DensePages
 from glimpse_lightning.pretraining.glyph_pages import GlyphPages
 from glimpse_lightning.pretraining.packing import IDS, IGNORE, pack
@@ -44,17 +45,20 @@ def test_letters_may_be_read_out_alone() -> None:
     assert answers[0][1::2] == answers[1] and answers[0][0::2] == [str(n) for n in range(len(answers[1]), 0, -1)]
 
 
+@pytest.mark.parametrize(("architecture", "end"), [(QwenVL(), 2 + 8), (Llava(), 2 + 64)])
 @pytest.mark.parametrize("pages", ALL)
-def test_packed_questions_see_the_image_and_themselves_only(pages: Pages[Any]) -> None:
-    batch = pack(pages, Random(4), images=2, questions=5, image_size=224, suffix=0.5, pixels=False)
+def test_packed_questions_see_the_image_and_themselves_only(
+    pages: Pages[Any], architecture: Architecture, end: int
+) -> None:
+    batch = pack(pages, Random(4), 2, 5, image_size=224, suffix=0.5, pixels=False, architecture=architecture)
     seen, prefix = batch.mask[:, 0], 2 + 64 + 1
+    (positions, *_) = batch.position_ids if batch.position_ids.ndim == 3 else [batch.position_ids]
     assert not torch.triu(seen, diagonal=1).any()
     assert seen[:, prefix:, :prefix].all()
     for b in range(2):
         for i in range(prefix, batch.input_ids.shape[1]):
             alone = int(seen[b, i, prefix:].sum())
-            at = int(batch.position_ids[0, b, i])
-            assert batch.input_ids[b, i] == 0 or alone == at - (3 + 8) + 1
+            assert batch.input_ids[b, i] == 0 or alone == int(positions[b, i]) - end
     asked = batch.targets != IGNORE
     assert set(batch.question[asked].tolist()) == set(range(10))
     assert (batch.question[~asked] == -1).all()
