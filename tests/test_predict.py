@@ -199,6 +199,21 @@ def test_a_folder_of_images_gets_one_question(recipe: Path, capsys: pytest.Captu
     assert "there is none in it" in capsys.readouterr().err
 
 
+def test_damaged_images_of_a_folder_are_left_out_by_name(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first one, too, which is read before the model is."""
+    photos = recipe.parent / "photos"
+    photos.mkdir()
+    whole = (recipe.parent / "0.png").read_bytes()
+    for name, data in (("a.png", b"no image"), ("b.png", whole), ("c.png", whole[: len(whole) // 2]), ("d.png", whole)):
+        (photos / name).write_bytes(data)
+    assert predict(recipe, "--image", str(photos), "--question", "how many hearts?") == 0
+    assert [row["id"] for row in answers(folder(recipe) / "answers.jsonl")] == ["b.png", "d.png"]
+    assert sorted(path.name[0] for path in (folder(recipe) / "overlays").iterdir()) == ["b", "d"]
+    skipped = json.loads((folder(recipe) / "results.json").read_text())["skipped"]
+    assert [message.split(":")[0] for message in skipped] == [str(photos / "a.png"), str(photos / "c.png")]
+    assert "2 answers; 2 rows skipped, see results.json" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_table_without_answers_is_answered(recipe: Path) -> None:
     """`predict` reads no answers, so that none have to be there, whatever the class of the data."""
     table = recipe.parent / "q.csv"

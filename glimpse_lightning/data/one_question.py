@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from glimpse_lightning.data.digest import of_file
 from glimpse_lightning.data.images import load_image
+from glimpse_lightning.data.raw_batch import OnError
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.keys import stable_key
@@ -24,14 +25,23 @@ class OneQuestion(Dataset[Sample]):
         question: the question.
         names: ids of the samples, which also seed their random choices; default: the first image's name without its
             ending, and the seed 0.
+        on_error: treatment of an image that cannot be read: ``raise`` stops, ``skip`` leaves its question out and
+            counts it.
     """
 
-    def __init__(self, groups: Sequence[Sequence[str]], question: str, names: Sequence[str] | None = None) -> None:
-        self.groups, self.question, self.names = groups, question, names
+    def __init__(
+        self,
+        groups: Sequence[Sequence[str]],
+        question: str,
+        names: Sequence[str] | None = None,
+        on_error: OnError = "raise",
+    ) -> None:
+        self.groups, self.question, self.names, self.on_error = groups, question, names, on_error
 
     @classmethod
     def about_each(cls, folder: Path, question: str) -> OneQuestion:
-        """The question about each image of a folder, in alphabetical order; other files in it are left out.
+        """The question about each image of a folder, in alphabetical order; other files in it are left out, and
+        damaged images are left out and counted.
 
         Raises:
             GlimpseError: if there is no image.
@@ -40,7 +50,7 @@ class OneQuestion(Dataset[Sample]):
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in known and path.is_file())
         if not files:
             raise GlimpseError(f"{folder}: expected a folder of images, but there is none in it.")
-        return cls([[str(path)] for path in files], question, [path.name for path in files])
+        return cls([[str(path)] for path in files], question, [path.name for path in files], "skip")
 
     def __len__(self) -> int:
         return len(self.groups)
