@@ -100,7 +100,10 @@ class Stage:
 
 
 class _Lessons(IterableDataset[PackedBatch]):
-    """The batches of all stages in order, from ``first`` on."""
+    """The batches of all stages in order, from ``first`` on.
+
+    Its length is that of all stages, as Lightning goes on counting where a stopped fit ended.
+    """
 
     def __init__(
         self, stages: list[Stage], pages: Pages, architecture: Architecture, seed: str, first: int = 0
@@ -108,7 +111,7 @@ class _Lessons(IterableDataset[PackedBatch]):
         self.stages, self.pages, self.architecture, self.seed, self.first = stages, pages, architecture, seed, first
 
     def __len__(self) -> int:
-        return sum(stage.steps for stage in self.stages) - self.first
+        return sum(stage.steps for stage in self.stages)
 
     def __iter__(self) -> Iterator[PackedBatch]:
         done = 0

@@ -16,17 +16,20 @@ def visual_features(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     return torch.cat([*model.model.get_image_features(**batch.pixels).pooler_output])
 
 
-def ideal_features(looks: Tensor, words_VW: Tensor, noise: float = 0.03) -> Tensor:
+def ideal_features(looks: Tensor, words_VW: Tensor, seed: int, noise: float = 0.03) -> Tensor:
     """Ideal visual tokens [V, D]: the sum of the looks of their words and of the placeholder, and noise.
 
     Args:
         looks: how words look, [W + 1, D], the placeholder's last.
         words_VW: int8 label of each word: 1 shown, 0 not shown, -1 shown in part, which is one or the other at random.
+        seed: seed of all random choices.
         noise: standard deviation of the noise.
     """
-    sliver = (words_VW < 0) & (torch.rand(words_VW.shape, device=words_VW.device) < 0.5)
+    rng = torch.Generator(looks.device).manual_seed(seed)
+    sliver = (words_VW < 0) & (torch.rand(words_VW.shape, generator=rng, device=looks.device) < 0.5)
     shown = (words_VW.clamp(min=0) + sliver).to(looks.dtype)
-    return shown @ looks[:-1] + looks[-1] + noise * torch.randn(len(shown), looks.shape[1], device=looks.device)
+    blur = torch.randn(len(shown), looks.shape[1], generator=rng, device=looks.device)
+    return shown @ looks[:-1] + looks[-1] + noise * blur
 
 
 def vision_loss(looks: Tensor, features_VD: Tensor, words_VW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -114,7 +114,10 @@ class PretrainModule(lightning.LightningModule):
         words_VW = batch.visual_words.flatten(0, 1)
         kind, weight = settings["kind"], settings.get("vision_weight", 0.0)
         loss = torch.zeros(())
-        features = ideal_features(self.looks, words_VW) if kind == "ideal" else visual_features(self.model, batch)
+        if kind == "ideal":
+            features = ideal_features(self.looks, words_VW, self.global_step)
+        else:
+            features = visual_features(self.model, batch)
         if kind == "vision" or weight > 0:
             seen, logs = vision_loss(self.looks, features, words_VW)
             loss = loss + seen * (1.0 if kind == "vision" else weight)
@@ -142,9 +145,11 @@ class PretrainModule(lightning.LightningModule):
         return loss
 
     @override
-    def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
-        # The average is short at first, so that it forgets the random initial weights.
-        decay = min(self.ema, (1 + self.global_step) / (10 + self.global_step))
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # Here, as checkpoints are saved before `on_train_batch_end`: a resumed run would miss an average.
+        done = self.global_step + 1
+        decay = min(self.ema, (1 + done) / (10 + done))  # short at first, to forget the random initial weights
         with torch.no_grad():
             now = self.model.state_dict()
             torch._foreach_lerp_([self.average[name] for name in now], list(now.values()), 1 - decay)

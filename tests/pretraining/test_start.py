@@ -33,7 +33,7 @@ def test_heads_find_the_tile_of_a_questions_words(apart: bool) -> None:
     text = {"num_attention_heads": 3, "num_key_value_heads": 3}
     model, looks = new_model(EMBEDDED, PAGES.words, apart, text)
     page = PAGES.make(Random(0), 224)
-    features = ideal_features(looks, torch.from_numpy(PAGES.words_by_token(page, 224)))
+    features = ideal_features(looks, torch.from_numpy(PAGES.words_by_token(page, 224)), seed=0)
     tile = page.tiles[5]
     asked = [tile.colour, tile.shape, str(tile.place)] if tile.place else [tile.colour, tile.shape, "label"]
     query = model.get_input_embeddings().weight[[IDS[word] for word in asked]].sum(0)
