@@ -43,6 +43,7 @@ class Stage:
         see: whether a ``joint`` stage trains the vision tower too.
         hide: share of questions from which a random share of the visual tokens without evidence is hidden; see `pack`.
         pages: source of the pages; by default that of the whole curriculum.
+        planned: steps over which rate and suffix change, where the stage ends before them; default: ``steps``.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Stage:
     see: bool = True
     hide: float = 0.0
     pages: Pages | None = None
+    planned: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -71,10 +73,14 @@ class Stage:
                 f"Expected `image_size` of stage {self.name!r} to be a multiple of {TOKEN}, but got {self.image_size}."
             )
 
+    def _share(self, step: int) -> float:
+        """Share of the way from the first to the last step."""
+        return step / max(1, self.planned or self.steps)
+
     def settings(self, step: int) -> dict[str, Any]:
         """Settings of the training step at ``step`` of this stage."""
         warm = min(1.0, (step + 1) / max(1, self.warmup))
-        fall = 0.5 * (1 + math.cos(math.pi * step / max(1, self.steps)))
+        fall = 0.5 * (1 + math.cos(math.pi * self._share(step)))
         lr = warm * (self.final_lr + (self.lr - self.final_lr) * fall)
         part = "decoder" if self.kind == "joint" and not self.see else self.kind
         names: Mapping[str, Any] = {"name": self.name, "kind": self.kind, "part": part}
@@ -82,7 +88,7 @@ class Stage:
 
     def batch(self, pages: Pages, rng: Random, step: int, architecture: Architecture) -> PackedBatch:
         """A fresh batch for ``step`` of this stage, from ``pages`` unless it has its own."""
-        share = self.suffix[0] + (self.suffix[1] - self.suffix[0]) * step / max(1, self.steps)
+        share = self.suffix[0] + (self.suffix[1] - self.suffix[0]) * self._share(step)
         batch = pack(
             self.pages or pages,
             rng,

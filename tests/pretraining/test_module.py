@@ -140,6 +140,13 @@ def test_a_stopped_pretraining_goes_on_with_the_next_batch(
         torch.testing.assert_close(again.average[name], value, atol=1e-6, rtol=1e-5)
 
 
+def test_a_stage_may_end_before_its_plan_does() -> None:
+    whole, first = (Stage("a", "ideal", steps, suffix=(0.0, 1.0), warmup=1, planned=4) for steps in (4, 2))
+    rates = [whole.settings(step)["lr"] for step in range(4)]
+    assert rates == sorted(rates, reverse=True) and rates[:2] == [first.settings(step)["lr"] for step in range(2)]
+    assert rates[0] == whole.lr and rates[2] == pytest.approx((whole.lr + whole.final_lr) / 2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"), [({"kind": "oracle"}, "one of vision"), ({"image_size": 230}, "multiple of 28")]
 )
