@@ -143,6 +143,7 @@ def _named(axis: str, value: Any) -> tuple[Any, Mapping[str, Any]]:
 
 
 def _grown(cell: Cell, axis: str, label: Any, part: str, overrides: Mapping[str, Any]) -> Cell:
+    part = re.sub(r"(?<=_)-(?=[\d.])", "minus_", part)
     part = re.sub(r"([^\w.=+]|_)+", "_", part).strip("_.")
     name = f"{cell.name}-{part}" if cell.name else part
     plain = label if isinstance(label, (str, int, float, bool)) else str(label)

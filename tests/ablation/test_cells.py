@@ -71,6 +71,10 @@ def test_axes_multiply_in_order(base: str) -> None:
     assert yaml.safe_load(last.text()) == last.recipe
 
 
+def test_numbers_below_zero_have_names_of_their_own(base: str) -> None:
+    assert [cell.name for cell in expand(base, {"layer": [-1, 1]})] == ["layer_minus_1", "layer_1"]
+
+
 def test_methods_bring_what_prunes_and_nothing_else(base: str) -> None:
     entries = ["fastv", "methods/pooling", {"name": "mine", "set": {"model.scorer": "FixedRatio"}}]
     fastv, pooling, mine = expand(base, {"methods": entries})
