@@ -27,7 +27,7 @@ from glimpse_lightning.data.digest import digest
 from glimpse_lightning.evaluation.module import EvaluationModule
 from glimpse_lightning.evaluation.records import Summary, summarise
 from glimpse_lightning.evaluation.remarks import (
-    foreign_to_tiny,
+    foreign,
     no_better_than_random,
     off_budget,
     uneven,
@@ -159,7 +159,7 @@ class ResultsWriter(Callback):
         self, trainer: Trainer, module: LightningModule, split: str | None, summary: Summary | None
     ) -> list[str]:
         """What to know about the figures before they are read."""
-        found = [foreign_to_tiny(_backbone_name(module), _dataset(trainer, split))]
+        found = [foreign(_backbone_name(module), _dataset(trainer, split))]
         if summary is not None:
             metric = module.metric if isinstance(module, EvaluationModule) else None
             found += [

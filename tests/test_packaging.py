@@ -16,6 +16,7 @@ from packaging.metadata import Metadata
 from packaging.version import Version
 from setuptools import find_packages
 
+from glimpse_lightning.backbones.embedded import EMBEDDED, folder_of
 from glimpse_lightning.runtime import renames
 
 ROOT = Path(__file__).parents[1]
@@ -41,14 +42,14 @@ def test_every_package_is_listed(config: configparser.ConfigParser) -> None:
     listed = set(config["options"]["packages"].split())
     found = {"glimpse_lightning", *(f"glimpse_lightning.{name}" for name in find_packages(ROOT / "glimpse_lightning"))}
     mapped = {"glimpse_lightning.callbacks", "glimpse_lightning.recipes"}
-    data_only = {"glimpse_lightning.backbones.glimpse_tiny"}
+    data_only = {f"glimpse_lightning.backbones.{folder_of(name).name}" for name in EMBEDDED}
     assert listed == found | mapped | data_only
 
 
 def test_package_data_covers_what_lies_there(config: configparser.ConfigParser) -> None:
     data = config["options.package_data"]
-    for package, folder in (("recipes", ROOT / "recipes"), ("backbones.glimpse_tiny", None)):
-        folder = folder or ROOT / "glimpse_lightning" / "backbones" / "glimpse_tiny"
+    embedded = {f"backbones.{folder_of(name).name}": folder_of(name) for name in EMBEDDED}
+    for package, folder in {"recipes": ROOT / "recipes", **embedded}.items():
         patterns = [pattern.strip() for pattern in data[f"glimpse_lightning.{package}"].split(",")]
         covered = {path for pattern in patterns for path in folder.glob(pattern)}
         there = {path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".md")}

@@ -12,7 +12,7 @@ import torch
 import glimpse_lightning as gl
 from glimpse_lightning.evaluation.records import Record, Summary
 from glimpse_lightning.evaluation.remarks import (
-    foreign_to_tiny,
+    foreign,
     kept_in_padding,
     no_better_than_random,
     off_budget,
@@ -78,11 +78,13 @@ def test_a_mean_over_few_large_shares_is_explained(kept: list[int], said: str) -
     assert (said in found) if said else found == ""
 
 
-def test_tiny_knows_its_own_pages_only() -> None:
-    pages, photographs = gl.GlyphVQA("test", size=1), SimpleNamespace()
-    assert "its answers mean nothing" in foreign_to_tiny("glimpse-tiny", photographs)
-    assert foreign_to_tiny("glimpse-tiny", pages) == foreign_to_tiny("some/model", photographs) == ""
-    assert foreign_to_tiny("glimpse-tiny", None) == foreign_to_tiny(None, photographs) == ""
+def test_embedded_backbones_know_their_own_pages_only() -> None:
+    pages, dense, photographs = gl.GlyphVQA("test", size=1), gl.DenseGlyphVQA("test", size=1), SimpleNamespace()
+    assert "glimpse-tiny knows GlyphVQA's pages" in foreign("glimpse-tiny", photographs)
+    assert "glimpse-dense knows DenseGlyphVQA's pages" in foreign("glimpse-dense", pages)
+    assert foreign("glimpse-dense", dense) == "" != foreign("glimpse-tiny", dense)
+    assert foreign("glimpse-tiny", pages) == foreign("some/model", photographs) == ""
+    assert foreign("glimpse-tiny", None) == foreign(None, photographs) == ""
 
 
 def test_kept_tokens_in_the_padding_are_counted() -> None:

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from glimpse_lightning.backbones.base import Backbone
+from glimpse_lightning.backbones.embedded import EMBEDDED, folder_of
 from glimpse_lightning.backbones.presets import PREFIX, random_model
 from glimpse_lightning.backbones.processing import installing, load_processor
 from glimpse_lightning.backbones.processor_settings import with_settings
@@ -22,7 +23,6 @@ from glimpse_lightning.runtime.errors import GlimpseError, check_arguments
 from glimpse_lightning.runtime.paths import expanded
 from glimpse_lightning.runtime.source import located
 
-TINY = "glimpse-tiny"
 QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
 LOADING = ("backbone", "dtype", "attn_implementation", "processor", "source")
 """Keys of a recipe's ``model`` that choose the backbone and its loading."""
@@ -44,14 +44,14 @@ def load_backbone(
     """Load a model and its processor as a backbone.
 
     Args:
-        name: ``"glimpse-tiny"`` (embedded, no download), a hub id, a folder (a model without a processor takes ready
-            tensor batches), or ``"random:<preset>"``: a published architecture with random weights and no processor,
-            to measure speed without a download.
+        name: ``"glimpse-tiny"`` or ``"glimpse-dense"`` (embedded, no download), a hub id, a folder (a model without a
+            processor takes ready tensor batches), or ``"random:<preset>"``: a published architecture with random
+            weights and no processor, to measure speed without a download.
         dtype: data type of the weights, as torch's type or its name. ``None``, the default of recipes: the type in
-            which the weights were saved, by config.json; float32 if config.json names no type, for glimpse-tiny and for
-            random weights. ``auto``: the type in which the weights were saved, but float32 in place of half precision
-            if the device is slow at it (the device of ``device_map``, else a GPU if there is one); random weights count
-            as saved in bfloat16, like the published ones.
+            which the weights were saved, by config.json; float32 if config.json names no type, for embedded models
+            and for random weights. ``auto``: the type in which the weights were saved, but float32 in place of half
+            precision if the device is slow at it (the device of ``device_map``, else a GPU if there is one); random
+            weights count as saved in bfloat16, like the published ones.
         attn_implementation: attention kernel of transformers (``sdpa``, ``eager``, ``flash_attention_2``, ...), or a
             dict with one for each part of the model (``text_config``, ``vision_config``).
         device_map: placement of the model, as in ``from_pretrained``. A single device (``"cuda"``) needs no further
@@ -235,7 +235,7 @@ def own_dtype(name: str, **kwargs: Any) -> torch.dtype:
 
 
 def _own(name: str, config: Mapping[str, Any]) -> torch.dtype:
-    return torch.float32 if name == TINY else _saved(config)
+    return torch.float32 if name in EMBEDDED else _saved(config)
 
 
 def _saved(config: Mapping[str, Any]) -> torch.dtype:
@@ -269,7 +269,7 @@ def _kind_of_device(device_map: Any) -> str:
 
 def source_of(name: str) -> str:
     """Location of the files of ``name``: a folder or a hub id."""
-    return str(Path(__file__).parent / "glimpse_tiny") if name == TINY else name
+    return str(folder_of(name)) if name in EMBEDDED else name
 
 
 def wrap_backbone(model: PreTrainedModel, processor: Any | None = None, prune_video: bool = True) -> Backbone:
@@ -307,8 +307,8 @@ def _explained(name: str, error: Exception) -> GlimpseError:
         remedy = "Choose another `attn_implementation`, such as sdpa."
     else:
         remedy = (
-            f"Expected {TINY!r}, a hub id, a folder that `from_pretrained` can read (without network, download the "
-            f"model first and give its folder), or {PREFIX}<preset>."
+            f"Expected {', '.join(EMBEDDED)}, a hub id, a folder that `from_pretrained` can read (without network, "
+            f"download the model first and give its folder), or {PREFIX}<preset>."
         )
     return GlimpseError(f"Could not load backbone {name!r}: {reason}. {remedy}")
 
@@ -317,7 +317,8 @@ def _check_folder(name: str) -> None:
     """Raise if ``name`` can only be a folder, and there is none: a hub id has one slash, between two names."""
     if (name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name) and not Path(expanded(name)).is_dir():
         raise GlimpseError(
-            f"There is no folder {name!r}; check its path, or give {TINY!r}, a hub id, or {PREFIX}<preset>."
+            f"There is no folder {name!r}; check its path, or give {', '.join(EMBEDDED)}, a hub id, or "
+            f"{PREFIX}<preset>."
         )
 
 

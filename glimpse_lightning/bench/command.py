@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from glimpse_lightning.backbones.base import Backbone
-from glimpse_lightning.backbones.load import TINY
+from glimpse_lightning.backbones.embedded import EMBEDDED
 from glimpse_lightning.backbones.presets import PREFIX, check_has_processor
 from glimpse_lightning.bench import dataset, report, training
 from glimpse_lightning.bench.memory import CPU_WAY, CUDA_WAY
@@ -143,7 +143,7 @@ def _record(settings: Settings, backbone: Backbone, args: Sequence[str]) -> dict
 
 def _weights(name: str) -> str:
     """Kind of a model's weights; of a folder or hub id only their origin is known, which may hold random ones."""
-    return "random" if name.startswith(PREFIX) else "trained" if name == TINY else f"of {name}"
+    return "random" if name.startswith(PREFIX) else "trained" if name in EMBEDDED else f"of {name}"
 
 
 def _write(record: dict[str, Any], output: Path) -> None:

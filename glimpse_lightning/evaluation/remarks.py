@@ -8,29 +8,35 @@ from typing import Any
 
 import torch
 
-from glimpse_lightning.backbones.load import TINY
+from glimpse_lightning.backbones.embedded import DENSE, TINY
 from glimpse_lightning.backbones.regions import Region, share_seen
+from glimpse_lightning.data.dense_glyph_vqa import DenseGlyphVQA
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.evaluation.records import Record, Summary, retention, summarise
 from glimpse_lightning.metrics.exact_match import exact_match
 
 PAD = "LLaVA-1.5's pads instead with --model.processor.do_pad true."
+KNOWN = {TINY: GlyphVQA, DENSE: DenseGlyphVQA}
+"""The data that each embedded backbone was trained on."""
 WHOLE_ENOUGH = 0.99
 """Share of an image from which it counts as seen whole: most processors round its size."""
 
 
-def foreign_to_tiny(backbone: str | None, dataset: Any) -> str:
-    """What answers of glimpse-tiny are worth on other data than its own; empty for its own and for other backbones.
+def foreign(backbone: str | None, dataset: Any) -> str:
+    """What answers of an embedded backbone are worth on other data than its own; empty for these and for other
+    backbones.
 
     Args:
         backbone: name of the backbone.
         dataset: dataset of the questions.
     """
-    if backbone != TINY or dataset is None or isinstance(dataset, GlyphVQA):
+    known = KNOWN.get(backbone or "")
+    if known is None or dataset is None or isinstance(dataset, known):
         return ""
     return (
-        f"{TINY} knows GlyphVQA's pages and questions, and no others: about other images its answers mean nothing, and "
-        "that two of them agree means little. It shows that everything runs; name your model with --backbone."
+        f"{backbone} knows {known.__name__}'s pages and questions, and no others: about other images its answers mean "
+        "nothing, and that two of them agree means little. It shows that everything runs; name your model with "
+        "--backbone."
     )
 
 

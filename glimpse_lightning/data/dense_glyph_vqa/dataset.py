@@ -29,7 +29,7 @@ class DenseGlyphVQA(Procedural[Page]):
         seed: seed of the pages.
         families: families of the questions, in turn; default: all eight.
         questions_per_image: number of consecutive questions about one page.
-        hard: whether shapes and glyphs are smaller, noise is stronger and groups are larger.
+        hard: whether some shapes and glyphs are smaller, noise is stronger and groups are larger.
 
     Examples:
         >>> sample = gl.DenseGlyphVQA("test", size=8)[4]

@@ -1,0 +1,14 @@
+"""Backbones that ship in the package, each trained from random weights by a recipe of ``recipes/pretrain``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TINY = "glimpse-tiny"
+DENSE = "glimpse-dense"
+EMBEDDED = (TINY, DENSE)
+
+
+def folder_of(name: str) -> Path:
+    """Folder of an embedded backbone."""
+    return Path(__file__).parent / name.replace("-", "_")
