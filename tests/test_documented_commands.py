@@ -106,6 +106,7 @@ CHAPTERS = {
             suite("runs/documents/test_0", "docvqa_val", "infovqa_val"),
             SUITE,
         ),
+        Step("test --config recipes/dense.yaml", "runs/dense/test_0/results.json", TEST),
     ],
     "command line": [
         Step("fit --config vip_kl --model.after_layer 2 --model.optimizer.lr 3e-4", fitted("runs/vip_kl/fit_0"), TINY),
