@@ -172,6 +172,10 @@ def _with_method(cell: Cell, value: Any, settings: Settings) -> Iterator[Cell]:
             return
         tree = changed(_pruned_as_in(tree, {}), {"model.pruner": folder})
     at, reference, floor = method.get("at") or {}, bool(method.get("reference")), method.get("floor", settings.floor)
+    if not isinstance(floor, str | None):
+        raise GlimpseError(
+            f"Method {method['name']!r}: expected `floor` to be the name of a method, or null, but got {floor!r}."
+        )
     cell = replace(cell, recipe=tree, mode=mode, at=at, reference=reference, floor=floor)
     yield _grown(cell, "methods", method["name"], method["name"], method.get("set") or {})
 

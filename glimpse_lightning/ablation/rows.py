@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from glimpse_lightning.ablation.cells import Cell
@@ -79,10 +80,10 @@ def above_floor(rows: Sequence[Row], row: Row, family: str = ALL) -> float | Non
     ]
     if len(same) != 1:
         return None
-    found = [each.accuracy(family) for each in (row, same[0], rows[0])]
-    if any(estimate is None for estimate in found):
+    found = [each.scores.get(family) for each in (row, same[0], rows[0])]
+    if not all(found):
         return None
-    value, floor, most = (estimate.value for estimate in found if estimate is not None)
+    value, floor, most = (mean(scores.values()) for scores in found if scores)
     return (value - floor) / (most - floor) if most > floor else None
 
 

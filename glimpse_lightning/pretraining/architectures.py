@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.pretraining.pages import TOKEN
+from glimpse_lightning.runtime.errors import GlimpseError
 
 PATCH = 14
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32) * 255
@@ -54,6 +55,22 @@ class Llava(Architecture):
 
     def positions(self, side: int) -> np.ndarray:
         return np.arange(side * side + 1)[None]
+
+
+ARCHITECTURES: dict[str, Architecture] = {"qwen2_5_vl": QwenVL(), "llava": Llava()}
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """The architecture of a configuration's ``model_type``.
+
+    Raises:
+        GlimpseError: if it cannot be pretrained.
+    """
+    if model_type not in ARCHITECTURES:
+        raise GlimpseError(
+            f"Expected a model of type {' or '.join(ARCHITECTURES)}, which can be pretrained, but got {model_type!r}."
+        )
+    return ARCHITECTURES[model_type]
 
 
 def normalised(image: np.ndarray) -> np.ndarray:

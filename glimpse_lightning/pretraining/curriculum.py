@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
-from glimpse_lightning.pretraining.architectures import Architecture, QwenVL
+from glimpse_lightning.pretraining.architectures import Architecture
 from glimpse_lightning.pretraining.glyph_pages import GlyphPages
+from glimpse_lightning.pretraining.module import PretrainModule
 from glimpse_lightning.pretraining.packing import PackedBatch, pack
 from glimpse_lightning.pretraining.pages import TOKEN, Pages
 from glimpse_lightning.runtime.errors import GlimpseError
@@ -134,22 +135,21 @@ class PretrainData(lightning.LightningDataModule):
     Args:
         stages: the stages of the curriculum, in order.
         pages: source of the pages; default: GlyphVQA's.
-        architecture: architecture of the model; default: Qwen2.5-VL's.
         val_batches: validation batches, drawn from pages that no training batch shows.
         seed: seed of all pages and questions.
     """
 
-    def __init__(
-        self,
-        stages: list[Stage],
-        pages: Pages = GlyphPages(),
-        architecture: Architecture = QwenVL(),
-        val_batches: int = 10,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, stages: list[Stage], pages: Pages = GlyphPages(), val_batches: int = 10, seed: int = 0) -> None:
         super().__init__()
-        self.stages, self.pages, self.architecture = stages, pages, architecture
-        self.val_batches, self.seed = val_batches, seed
+        self.stages, self.pages, self.val_batches, self.seed = stages, pages, val_batches, seed
+
+    @property
+    def architecture(self) -> Architecture:
+        """Architecture of the model that is trained."""
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        assert isinstance(module, PretrainModule)
+        return module.architecture
 
     @override
     def train_dataloader(self) -> DataLoader[PackedBatch]:

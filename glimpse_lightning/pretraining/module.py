@@ -22,6 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from glimpse_lightning.backbones.embedded import TINY, folder_of
+from glimpse_lightning.pretraining.architectures import architecture_of
 from glimpse_lightning.pretraining.glyph_pages import GlyphPages
 from glimpse_lightning.pretraining.losses import ideal_features, packed_answer_loss, vision_loss, visual_features
 from glimpse_lightning.pretraining.packing import PackedBatch
@@ -30,7 +32,6 @@ from glimpse_lightning.pretraining.start import new_model
 from glimpse_lightning.runtime.whole_files import replacing
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-EMBEDDED = Path(__file__).parents[1] / "backbones" / "glimpse_tiny"
 
 
 def save_backbone(model: PreTrainedModel, weights: dict[str, Tensor], source: str | Path, folder: str | Path) -> None:
@@ -73,7 +74,7 @@ class PretrainModule(lightning.LightningModule):
 
     def __init__(
         self,
-        folder: str = str(EMBEDDED),
+        folder: str = str(folder_of(TINY)),
         text: dict[str, Any] | None = None,
         pages: Pages = GlyphPages(),
         apart: bool = False,
@@ -89,6 +90,7 @@ class PretrainModule(lightning.LightningModule):
         self.log_file, self.log_every = log_file, log_every
         self.families = pages.families
         self.model, looks = new_model(folder, pages.words, apart, text or {}, seed)
+        self.architecture = architecture_of(self.model.config.model_type)
         self.register_buffer("looks", looks)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self._part = ""

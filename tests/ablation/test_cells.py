@@ -227,6 +227,8 @@ def test_values_may_be_bundles_and_any_dotted_key(base: str) -> None:
             {"methods": ["random", {"name": "x", "recipe": "fastv", "floor": "randm"}]},
             ["'randm'", "Did you mean random"],
         ),
+        ({"methods": ["random", {"name": "x", "floor": 3}]}, ["'x'", "`floor`", "name of a method", "3"]),
+        ({"methods": ["random", {"name": "x", "floor": ["random"]}]}, ["'x'", "`floor`", "['random']"]),
     ],
 )
 def test_mistakes_in_axes(base: str, axes: dict[str, list[Any]], words: list[str]) -> None:

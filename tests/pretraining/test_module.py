@@ -17,7 +17,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 import glimpse_lightning as gl
 from glimpse_lightning.data.glyph_vqa.words import IMAGE_PAD, build_tokenizer
-from glimpse_lightning.pretraining.architectures import Llava
+from glimpse_lightning.pretraining.architectures import Llava, architecture_of
 from glimpse_lightning.pretraining.curriculum import PretrainData, Stage
 from glimpse_lightning.pretraining.dense_pages import DensePages
 from glimpse_lightning.pretraining.losses import visual_features
@@ -99,11 +99,9 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_a_llava_learns_what_it_will_see(llava: Path, tmp_path: Path) -> None:
     """Its lessons are the pages, positions and prompts that the exported model gets through its own processor."""
-    lessons = data()
-    lessons.architecture = Llava()
     trained = PretrainModule(str(llava), pages=DensePages(), apart=True, export=str(tmp_path / "model"))
     with torch.enable_grad():
-        trainer(tmp_path, enable_checkpointing=False).fit(trained, datamodule=lessons)
+        trainer(tmp_path, enable_checkpointing=False).fit(trained, datamodule=data())
     backbone = gl.load_backbone(str(tmp_path / "model"), dtype="float32")
     sample = gl.DenseGlyphVQA("test", 1, 224)[0]
     batch = backbone.collate([sample])
@@ -145,6 +143,11 @@ def test_a_stage_may_end_before_its_plan_does() -> None:
     rates = [whole.settings(step)["lr"] for step in range(4)]
     assert rates == sorted(rates, reverse=True) and rates[:2] == [first.settings(step)["lr"] for step in range(2)]
     assert rates[0] == whole.lr and rates[2] == pytest.approx((whole.lr + whole.final_lr) / 2)
+
+
+def test_an_architecture_that_cannot_be_pretrained_is_named() -> None:
+    with pytest.raises(gl.GlimpseError, match=r"qwen2_5_vl or llava.*'qwen3_vl'"):
+        architecture_of("qwen3_vl")
 
 
 @pytest.mark.parametrize(
