@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from glimpse_lightning.backbones.load import source_of
+from glimpse_lightning.backbones.embedded import source_of
 
 OFFLINE = {"local_files_only": True}
 

@@ -23,7 +23,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from glimpse_lightning.backbones.load import source_of
+from glimpse_lightning.backbones.embedded import source_of
 from glimpse_lightning.cli.packaged_recipes import recipes
 from glimpse_lightning.cli.recipe_files import read_yaml
 from glimpse_lightning.data.tables.benchmarks import BENCHMARKS

@@ -12,3 +12,8 @@ EMBEDDED = (TINY, DENSE)
 def folder_of(name: str) -> Path:
     """Folder of an embedded backbone."""
     return Path(__file__).parent / name.replace("-", "_")
+
+
+def source_of(name: str) -> str:
+    """Location of the files of a backbone: a folder or a hub id."""
+    return str(folder_of(name)) if name in EMBEDDED else name

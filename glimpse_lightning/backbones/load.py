@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from glimpse_lightning.backbones.base import Backbone
-from glimpse_lightning.backbones.embedded import EMBEDDED, folder_of
+from glimpse_lightning.backbones.embedded import EMBEDDED, source_of
 from glimpse_lightning.backbones.presets import PREFIX, random_model
 from glimpse_lightning.backbones.processing import installing, load_processor
 from glimpse_lightning.backbones.processor_settings import with_settings
@@ -265,11 +265,6 @@ def _kind_of_device(device_map: Any) -> str:
     """The kind of device on which the model will run: the named one, else the one that a Trainer chooses by itself."""
     named = isinstance(device_map, (str, torch.device)) and device_map not in (*SPREADING, "meta")
     return torch.device(device_map).type if named else default_device()
-
-
-def source_of(name: str) -> str:
-    """Location of the files of ``name``: a folder or a hub id."""
-    return str(folder_of(name)) if name in EMBEDDED else name
 
 
 def wrap_backbone(model: PreTrainedModel, processor: Any | None = None, prune_video: bool = True) -> Backbone:

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from glimpse_lightning.backbones.embedded import TINY, folder_of
+from glimpse_lightning.backbones.embedded import TINY, source_of
 from glimpse_lightning.pretraining.architectures import architecture_of
 from glimpse_lightning.pretraining.glyph_pages import GlyphPages
 from glimpse_lightning.pretraining.losses import ideal_features, packed_answer_loss, vision_loss, visual_features
@@ -58,7 +58,7 @@ class PretrainModule(lightning.LightningModule):
     """Trains a model on the batches of `PretrainData`, each of which carries the settings of its stage.
 
     Args:
-        folder: folder with ``config.json`` and the tokenizer files; its weights are not read. Default: glimpse-tiny's.
+        folder: folder with ``config.json`` and the tokenizer files, or an embedded backbone; its weights are not read.
         text: changes of the configuration's ``text_config``.
         pages: source of the pages, as in the data; its words begin with embeddings of their own. Default: GlyphVQA's.
         apart: whether words look otherwise in visual tokens than their embeddings; see `new_model`.
@@ -74,7 +74,7 @@ class PretrainModule(lightning.LightningModule):
 
     def __init__(
         self,
-        folder: str = str(folder_of(TINY)),
+        folder: str = TINY,
         text: dict[str, Any] | None = None,
         pages: Pages = GlyphPages(),
         apart: bool = False,
@@ -86,10 +86,10 @@ class PretrainModule(lightning.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.folder, self.export, self.weight_decay, self.ema = folder, export, weight_decay, ema
+        self.folder, self.export, self.weight_decay, self.ema = source_of(folder), export, weight_decay, ema
         self.log_file, self.log_every = log_file, log_every
         self.families = pages.families
-        self.model, looks = new_model(folder, pages.words, apart, text or {}, seed)
+        self.model, looks = new_model(self.folder, pages.words, apart, text or {}, seed)
         self.architecture = architecture_of(self.model.config.model_type)
         self.register_buffer("looks", looks)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}

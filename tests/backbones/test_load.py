@@ -15,6 +15,7 @@ from transformers.utils import is_flash_attn_2_available
 
 import glimpse_lightning as gl
 from glimpse_lightning.backbones import load, processing, support
+from glimpse_lightning.backbones.embedded import source_of
 from glimpse_lightning.backbones.presets import PRESETS
 
 # Parameters of the published checkpoints (tied ones once).
@@ -271,6 +272,6 @@ def test_a_folder_that_is_not_there_is_no_hub_id(name: str) -> None:
 
 
 def test_a_folder_below_the_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine").symlink_to(load.source_of("glimpse-tiny"))
+    (tmp_path / "mine").symlink_to(source_of("glimpse-tiny"))
     monkeypatch.setenv("HOME", str(tmp_path))
     assert gl.load_backbone("~/mine").name == str(tmp_path / "mine")
