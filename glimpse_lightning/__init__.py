@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.model.storage import load_pruner, save_pruner
     from glimpse_lightning.objectives.base import Objective
     from glimpse_lightning.policies.base import Policy
+    from glimpse_lightning.policies.from_function import from_function
     from glimpse_lightning.reducers.base import Reducer
     from glimpse_lightning.runtime.errors import GlimpseError
     from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
@@ -89,6 +90,7 @@ _HOMES = {
     "VisualCoTBenchmark": "data.visual_cot",
     "VisualCoTTrain": "data.visual_cot",
     "VisualTokens": "core.visual_tokens",
+    "from_function": "policies.from_function",
     "load_backbone": "backbones",
     "load_pruner": "model.storage",
     "save_pruner": "model.storage",

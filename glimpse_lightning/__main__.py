@@ -34,6 +34,7 @@ commands:
   score     score saved predictions again               score runs/quick/test_0/predictions
   bench     speed and memory next to theory             bench --config bench/cpu --output bench.json
   export    a saved pruner in another format            export --format upstream --pruner DIR --output DIR
+  golden    what a method's own code keeps, and ports   golden record my_code.select --output FILE
   recipes   list, show or copy the packaged recipes     recipes list | show NAME | copy NAME DESTINATION
 
 A --config is a YAML file or the name of a packaged recipe. Flags overrule the config, and the config a checkpoint:
@@ -67,13 +68,15 @@ OTHER_TORCHVISION = (
     "it (`pip uninstall torchvision`; few models need it for images), or install the build for this torch: "
     "docs/backbones.md has the command."
 )
-COMMANDS = ("fit", "validate", "test", "predict", "ablate", "score", "bench", "export", "recipes")
+COMMANDS = ("fit", "validate", "test", "predict", "ablate", "score", "bench", "export", "golden", "recipes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. An error that a user can act on becomes one paragraph on stderr."""
     # Python hides a deprecation that a library triggers, and the parser is what meets old names in a recipe.
     warnings.filterwarnings("default", rf".* works until {UNTIL}", DeprecationWarning)
+    if argv is None and not sys.flags.safe_path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # modules of the user's, as with `python -m`, but behind everything installed
     args = expanded_flags(sys.argv[1:] if argv is None else argv)
     with forgiving():
         try:
@@ -130,6 +133,10 @@ def _dispatch(args: list[str]) -> int:
         from glimpse_lightning.bench import command as bench
 
         return bench.run(args[1:])
+    if command == "golden":
+        from glimpse_lightning.goldens import command as golden
+
+        return golden.run(args[1:])
     from glimpse_lightning.cli.trainer_runs import run
 
     run(args)

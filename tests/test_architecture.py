@@ -29,6 +29,7 @@ ROOMS = (
     "training",
     "callbacks",
     "cli",
+    "goldens",
     "ablation",
     "bench",
     "integrations",

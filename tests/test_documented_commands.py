@@ -146,6 +146,22 @@ CHAPTERS = {
             before=lambda: Path("my_pruners.py").write_text(code("plug_in_a_scorer.md")[0]),
         ),
     ],
+    "a method's own code": [
+        Step(
+            "test --config mine/their_method.yaml",
+            "runs/their_method/test_0/results.json",
+            TEST,
+            before=lambda: [
+                Path("their_code.py").write_text(code("authors_code.md")[0]),
+                Path("mine/their_method.yaml").write_text(code("authors_code.md", "yaml")[0]),
+            ],
+        ),
+        Step("golden record their_code.select --output divprune.safetensors", "divprune.safetensors"),
+        Step(
+            "golden check divprune.safetensors --config methods/divprune",
+            prints="24 of 24 selections of their_code.select are the same in methods/divprune.",
+        ),
+    ],
     "reinforcement learning": [
         Step(
             "fit --config vip_kl --vars.retention 0.05 --trainer.default_root_dir runs/tight",
@@ -343,7 +359,8 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     yield User(tmp_path_factory.mktemp("user"), f"http://127.0.0.1:{server.server_address[1]}/v1")
     server.shutdown()
     server.server_close()
-    sys.modules.pop("my_pruners", None)
+    for name in ("my_pruners", "their_code"):
+        sys.modules.pop(name, None)
     gc.collect()  # later tests do not find its scorer as a part
 
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.base import Backbone
-from glimpse_lightning.backbones.load import source_of
+from glimpse_lightning.backbones.embedded import source_of
 from glimpse_lightning.backbones.presets import PREFIX
 from glimpse_lightning.backbones.shares import load_shares
 from glimpse_lightning.core.layers import Layer
@@ -222,10 +222,15 @@ class VLMModule(BatchReader):
         return isinstance(self._source[0], str)
 
     @property
+    def new_pruner(self) -> Pruner | None:
+        """The pruner that the recipe's own parts describe, built or not; ``None`` for a saved one, or without one."""
+        (pruner,) = self._source
+        return pruner if isinstance(pruner, Pruner) else None
+
+    @property
     def learns(self) -> bool:
         """Whether the pruner is new and has weights, which have to be trained before use."""
-        (pruner,) = self._source
-        return isinstance(pruner, Pruner) and self.has_weights(pruner)
+        return self.new_pruner is not None and self.has_weights(self.new_pruner)
 
     def has_weights(self, pruner: Pruner) -> bool:
         """Whether ``pruner``, built for the backbone, has any parameter."""

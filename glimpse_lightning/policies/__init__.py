@@ -18,6 +18,7 @@ from glimpse_lightning.policies.crop_ratio import CropRatio
 from glimpse_lightning.policies.dart import DART
 from glimpse_lightning.policies.dominant_contextual import DominantContextual
 from glimpse_lightning.policies.dpp import DPP
+from glimpse_lightning.policies.from_function import FromFunction
 from glimpse_lightning.policies.grid_cells import GridCells
 from glimpse_lightning.policies.hi_prune import HiPrune
 from glimpse_lightning.policies.keep_ratio import KeepRatio
@@ -35,8 +36,8 @@ from glimpse_lightning.runtime.errors import suggest_names
 
 __all__ = [
     "DART", "DPP", "MMR", "BipartiteMatching", "Budget", "Budgeted", "Coverage", "CropRatio", "DominantContextual",
-    "GridCells", "HiPrune", "KeepRatio", "LocalGlobal", "LogisticRatio", "MaxMin", "Outliers", "Policy", "Recycled",
-    "Threshold", "TopK", "TopP", "VisPruner",
+    "FromFunction", "GridCells", "HiPrune", "KeepRatio", "LocalGlobal", "LogisticRatio", "MaxMin", "Outliers", "Policy",
+    "Recycled", "Threshold", "TopK", "TopP", "VisPruner",
 ]  # fmt: skip
 
 suggest_names(__name__)
