@@ -271,8 +271,8 @@ CHAPTERS = {
             "--visual_tokens [16] --after_layers [1] --retention [0.11] --new_tokens 2 --warmup 0 --repetitions 2",
         ),
         Step(
-            "bench --config bench/cpu --scorer AttentionRank --after_layers '[2]' --output fastv.json",
-            "fastv.json fastv.md fastv.png",
+            "bench --config bench/cpu --recipe methods/fastv --recipe methods/visionzip --output methods.json",
+            "methods.json methods.md methods.png",
             "--visual_tokens [16] --retention [0.11] --new_tokens 2 --warmup 0 --repetitions 2",
         ),
         Step(

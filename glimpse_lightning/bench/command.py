@@ -58,6 +58,9 @@ def arguments() -> CommandParser:
     parser.add_argument(
         "--trace", action="store_true", default=None, help="list the operators that take most of a prefill's time"
     )
+    parser.add_argument(
+        "--recipe", dest="recipes", action="append", metavar="NAME", help="recipe whose pruner is measured; repeatable"
+    )
     for name, kind in FLAGS.items():
         text = f"overrules the config's{YAML.get(kind, '')}"
         names = ("--model", "--backbone") if name == "model" else (f"--{name}",)
@@ -72,7 +75,7 @@ def run(args: Sequence[str]) -> int:
         GlimpseError: where a setting is wrong or the model cannot be loaded; nothing is written then.
     """
     options = arguments().parse_args(list(args))
-    flags = {name: getattr(options, name) for name in (*FLAGS, "trace")}
+    flags = {name: getattr(options, name) for name in (*FLAGS, "trace", "recipes")}
     settings = read(recipe_file(options.config)).with_flags(flags)
     output = Path(options.output)
     if output.suffix != ".json":

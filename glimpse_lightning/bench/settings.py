@@ -30,6 +30,8 @@ class Settings:
         scorer_args: its arguments.
         pruner: folder or hub id of a saved pruner, measured in place of ``scorer``, ``after_layers`` and ``retention``.
         pruner_source: ``revision``, ``cache_dir`` and ``local_files_only`` of the saved pruner.
+        recipes: recipes whose pruners are measured in place of ``scorer`` and ``after_layers``, each with all shares of
+            ``retention`` where its budget is ``vars.retention``.
         batch_sizes: numbers of prompts in a batch.
         visual_tokens: visual tokens of each prompt; families with a fixed grid take the nearest number of whole images.
         text_tokens: all other tokens of each prompt.
@@ -60,6 +62,7 @@ class Settings:
     scorer_args: Mapping[str, Any] = field(default_factory=dict)
     pruner: str | None = None
     pruner_source: Mapping[str, Any] = field(default_factory=dict)
+    recipes: list[str] = field(default_factory=list)
     batch_sizes: list[int] = field(default_factory=lambda: [1])
     visual_tokens: list[int] = field(default_factory=lambda: [576])
     text_tokens: int = 64
@@ -114,6 +117,10 @@ def _checked(settings: Settings, where: str) -> Settings:
     known = isinstance(settings.training, list) and set(settings.training) <= set(STEPS)
     expect("training", f"a list of {', '.join(STEPS)}", known)
     expect("pruner", "left out with `training`, which trains fresh ones", not settings.training or not settings.pruner)
+    names = isinstance(settings.recipes, list) and all(isinstance(name, str) for name in settings.recipes)
+    expect("recipes", "a list of recipes, by name or file", names)
+    other = settings.training or settings.pruner
+    expect("recipes", "left out with `training` and with `pruner`", not (settings.recipes and other))
     for key in ("scorer_args", "processor"):
         expect(key, "a mapping of names to values", isinstance(getattr(settings, key), Mapping))
     for key in ("source", "pruner_source"):

@@ -8,6 +8,7 @@ from glimpse_lightning import scorers
 from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.bench.measure import HF, UNPRUNED, Variant
+from glimpse_lightning.bench.recipes import pruners
 from glimpse_lightning.bench.settings import Settings
 from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
@@ -37,17 +38,25 @@ def backbone_of(settings: Settings) -> Backbone:
 
 
 def variants(settings: Settings, backbone: Backbone) -> list[Variant]:
-    """Hugging Face's own forward, ``PrunedVLM`` without pruning, and one variant for each K and retention (or the saved
-    pruner).
+    """Hugging Face's own forward, ``PrunedVLM`` without pruning, and one variant for each K and retention, for each
+    recipe and retention, or for the saved pruner.
 
     Raises:
-        GlimpseError: for an unknown scorer, unknown arguments of it, or a layer that the model lacks.
+        GlimpseError: for an unknown scorer, unknown arguments of it, a layer that the model lacks, or a recipe that cannot
+            run.
     """
     cache = settings.cache_implementation
     found = [Variant(HF, backbone, cache=cache), Variant(UNPRUNED, backbone, PrunedVLM(backbone), cache=cache)]
     if settings.pruner is not None:
         saved = load_pruner(settings.pruner, **settings.pruner_source).requires_grad_(False)
         return [*found, Variant("pruner", backbone, PrunedVLM(backbone, saved), cache=cache)]
+    if settings.recipes:
+        for name, pruner, share in pruners(settings.recipes, settings.retention):
+            model = PrunedVLM(backbone, pruner)
+            pruner.to(backbone.model.dtype).requires_grad_(False)
+            layer = pruner.stages[0].after_layer if len(pruner.stages) == 1 else None
+            found.append(Variant(name, backbone, model, layer, share, cache))
+        return found
     check_layers(settings, backbone)
     for layer in settings.after_layers:
         for share in settings.retention:

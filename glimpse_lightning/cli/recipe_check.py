@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,23 @@ def check(command: str, paths: Sequence[Path]) -> Iterator[Checked]:
         GlimpseError: where one cannot run; its message begins with the recipe's path.
     """
     prepare_parsing()
+    with _without_seeds():
+        yield from _checked(command, paths)
+
+
+@contextmanager
+def _without_seeds() -> Iterator[None]:
+    """No "Seed set to 0" for recipes that only are looked at."""
+    log = logging.getLogger("lightning.fabric.utilities.seed")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def _checked(command: str, paths: Sequence[Path]) -> Iterator[Checked]:
     parsers: dict[tuple[bool, bool], CheckCLI] = {}  # building a parser takes longer than using it
     for path in paths:
         args = [command, "--config", str(path)]

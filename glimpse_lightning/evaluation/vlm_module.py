@@ -176,7 +176,7 @@ class VLMModule(BatchReader):
             placement: dict[str, Any] = {"device_map": "meta"} if later else {}
             backbone = load_backbone(backbone, **self.backbone_options, **placement)
         (source,) = self._source
-        pruner = self._load_pruner(source) if isinstance(source, str) else source
+        pruner = self.described_pruner()
         if isinstance(source, Pruner) and not self.allow_empty:
             _check_recipe(source, len(backbone.layers))
         vlm = PrunedVLM(backbone, pruner)
@@ -221,16 +221,16 @@ class VLMModule(BatchReader):
         """Whether the pruner is a saved one, by `model.pruner`."""
         return isinstance(self._source[0], str)
 
-    @property
-    def new_pruner(self) -> Pruner | None:
-        """The pruner that the recipe's own parts describe, built or not; ``None`` for a saved one, or without one."""
-        (pruner,) = self._source
-        return pruner if isinstance(pruner, Pruner) else None
+    def described_pruner(self) -> Pruner | None:
+        """The pruner that the recipe describes: its parts as they are, or the saved one, read anew; else ``None``."""
+        (source,) = self._source
+        return self._load_pruner(source) if isinstance(source, str) else source
 
     @property
     def learns(self) -> bool:
         """Whether the pruner is new and has weights, which have to be trained before use."""
-        return self.new_pruner is not None and self.has_weights(self.new_pruner)
+        (pruner,) = self._source
+        return isinstance(pruner, Pruner) and self.has_weights(pruner)
 
     def has_weights(self, pruner: Pruner) -> bool:
         """Whether ``pruner``, built for the backbone, has any parameter."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +136,6 @@ def _record(given: argparse.Namespace) -> int:
 def _check(given: argparse.Namespace) -> int:
     cases, metadata = read(given.file)
     quieten()
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # nothing is drawn here
     arguments = dict(given.argument)
     if given.config is not None:
         if arguments:

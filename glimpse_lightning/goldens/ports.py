@@ -68,10 +68,10 @@ def recipe_port(path: Path, name: str) -> Callable[[Case, int], Tensor]:
         GlimpseError: where the recipe has several stages, a scorer with weights, or a policy without a budget.
     """
     (checked,) = check("test", [path])
-    pruner = checked.model.new_pruner if isinstance(checked.model, VLMModule) else None
+    pruner = checked.model.described_pruner() if isinstance(checked.model, VLMModule) else None
     if pruner is None or len(pruner.stages) != 1:
         count = 0 if pruner is None else len(pruner.stages)
-        raise GlimpseError(f"{name}: expected a recipe with one prune stage of its own, but it has {count}.")
+        raise GlimpseError(f"{name}: expected a recipe with one prune stage, but it has {count}.")
     (stage,) = pruner.stages
     policy = stage.policy
     if not isinstance(policy, Budgeted):

@@ -348,3 +348,40 @@ def test_flags_that_nothing_would_read_are_refused(
 ) -> None:
     assert main(["bench", "--config", str(write(tmp_path)), flag, "2"]) == 1
     assert f"Expected `{flag}` {remedy}" in capsys.readouterr().err
+
+
+def test_whole_methods_are_measured_by_their_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With all their stages; one without a budget once, the others at every share."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(recipes()["methods/fastv"].read_text().replace("after_layer: 1", "after_layer: 4"))
+    named = ["methods/visionzip", "pyramid_drop", str(mine)]
+    config = write(tmp_path, visual_tokens=[36], retention=[0.5, 0.25], trace=False)
+    flags = [word for name in named for word in ("--recipe", name)]
+    assert main(["bench", "--config", str(config), *flags, "--output", str(tmp_path / "o.json")]) == 0
+    rows = json.loads((tmp_path / "o.json").read_text())["groups"][0]["variants"]
+    assert {row["name"]: (row["kept"], row["after_layer"]) for row in rows[2:]} == {
+        "visionzip r=0.5": ([18], -1),
+        "visionzip r=0.25": ([9], -1),
+        "pyramid_drop": ([18, 9, 4], None),
+        "mine r=0.5": ([18], 4),
+        "mine r=0.25": ([9], 4),
+    }
+    for row in rows[2:]:
+        assert row["figures"]["kv_bytes"]["to_theory"] == pytest.approx(1)
+    assert "| visionzip r=0.25 | 9 (25.0%) |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"recipes": ["methods/full"]}, ["methods/full drops no tokens"]),
+        ({"recipes": ["methods/resolution_cut"]}, ["methods/resolution_cut drops no tokens"]),
+        ({"recipes": ["methods/visionzap"]}, ["visionzap", "visionzip"]),
+        ({"recipes": "methods/fastv"}, ["`recipes`", "a list of recipes"]),
+        ({"recipes": ["methods/fastv"], "training": ["kl"]}, ["`recipes`", "left out with `training`"]),
+    ],
+)
+def test_recipes_that_cannot_be_measured_are_named(
+    changes: dict[str, Any], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test_mistakes_are_named(changes, words, tmp_path, capsys)

@@ -122,7 +122,7 @@ def test_stored_scores_take_the_scorers_place(folder: Path, capsys: pytest.Captu
         ("check seen.safetensors --config methods/divprune --argument a=1", "options of a recipe are set in its file"),
         ("check seen.safetensors --config methods/fastv", "attention of the decoder"),
         ("check seen.safetensors --config methods/hiprune", "attention of two blocks"),
-        ("check seen.safetensors --config methods/pyramid_drop", "one prune stage of its own, but it has 3"),
+        ("check seen.safetensors --config methods/pyramid_drop", "one prune stage, but it has 3"),
         ("check seen.safetensors --config methods/prumerge", "has no budget"),
         ("check seen.safetensors --config methods/vision_selector", "weights of its own"),
         ("check seen.safetensors --config methods/holov", "same in methods/holov"),
