@@ -42,8 +42,8 @@ def variants(settings: Settings, backbone: Backbone) -> list[Variant]:
     recipe and retention, or for the saved pruner.
 
     Raises:
-        GlimpseError: for an unknown scorer, unknown arguments of it, a layer that the model lacks, or a recipe that cannot
-            run.
+        GlimpseError: for an unknown scorer, unknown arguments of it, a layer that the model lacks, or a recipe that
+            cannot run.
     """
     cache = settings.cache_implementation
     found = [Variant(HF, backbone, cache=cache), Variant(UNPRUNED, backbone, PrunedVLM(backbone), cache=cache)]

@@ -31,7 +31,7 @@ class Stage:
     Attributes:
         name: name of the stage in logs.
         kind: ``vision``, ``ideal`` or ``joint``.
-        steps: optimizer steps.
+        steps: optimizer steps; with ``until`` the most of them.
         images: pages in a batch.
         questions: questions about each page, packed in one sequence.
         image_size: width and height in pixels, a multiple of 28.
@@ -44,7 +44,9 @@ class Stage:
         see: whether a ``joint`` stage trains the vision tower too.
         hide: share of questions from which a random share of the visual tokens without evidence is hidden; see `pack`.
         pages: source of the pages; by default that of the whole curriculum.
-        planned: steps over which rate and suffix change, where the stage ends before them; default: ``steps``.
+        planned: steps over which rate and suffix change, where that is not ``steps``.
+        until: accuracy of families, in [0, 1], at which the stage ends: all of them over a line of the log. When a step
+            of reasoning is learned differs by hundreds of steps between processors, as roundings differ.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Stage:
     hide: float = 0.0
     pages: Pages | None = None
     planned: int | None = None
+    until: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -73,10 +76,15 @@ class Stage:
             raise GlimpseError(
                 f"Expected `image_size` of stage {self.name!r} to be a multiple of {TOKEN}, but got {self.image_size}."
             )
+        if lost := [family for family in self.until or () if self.families and family not in self.families]:
+            raise GlimpseError(
+                f"Stage {self.name!r} goes on until {lost[0]!r} is learned, but asks no such question. Add it to its "
+                "`families`, or leave it out of `until`."
+            )
 
     def _share(self, step: int) -> float:
         """Share of the way from the first to the last step."""
-        return step / max(1, self.planned or self.steps)
+        return min(1.0, step / max(1, self.planned or self.steps))
 
     def settings(self, step: int) -> dict[str, Any]:
         """Settings of the training step at ``step`` of this stage."""
@@ -85,7 +93,7 @@ class Stage:
         lr = warm * (self.final_lr + (self.lr - self.final_lr) * fall)
         part = "decoder" if self.kind == "joint" and not self.see else self.kind
         names: Mapping[str, Any] = {"name": self.name, "kind": self.kind, "part": part}
-        return {**names, "lr": lr, "vision_weight": self.vision_weight}
+        return {**names, "lr": lr, "vision_weight": self.vision_weight, "until": self.until or {}}
 
     def batch(self, pages: Pages, rng: Random, step: int, architecture: Architecture) -> PackedBatch:
         """A fresh batch for ``step`` of this stage, from ``pages`` unless it has its own."""
@@ -109,23 +117,35 @@ class Stage:
 class _Lessons(IterableDataset[PackedBatch]):
     """The batches of all stages in order, from ``first`` on.
 
-    Its length is that of all stages, as Lightning goes on counting where a stopped fit ended.
+    Its length is that of all stages, as Lightning goes on counting where a stopped fit ended. Stages that end early
+    make it shorter: ``ended`` has the number of batches drawn by then, by the stage's number, and grows on the way.
     """
 
     def __init__(
-        self, stages: list[Stage], pages: Pages, architecture: Architecture, seed: str, first: int = 0
+        self,
+        stages: list[Stage],
+        pages: Pages,
+        architecture: Architecture,
+        seed: str,
+        first: int = 0,
+        ended: Mapping[int, int] = {},
     ) -> None:
         self.stages, self.pages, self.architecture, self.seed, self.first = stages, pages, architecture, seed, first
+        self.ended = ended
 
     def __len__(self) -> int:
         return sum(stage.steps for stage in self.stages)
 
     def __iter__(self) -> Iterator[PackedBatch]:
         done = 0
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages):
             for step in range(stage.steps):
+                if number in self.ended and done >= self.ended[number]:
+                    break
                 if done >= self.first:
-                    yield stage.batch(self.pages, Random(f"{self.seed}/{done}"), step, self.architecture)
+                    batch = stage.batch(self.pages, Random(f"{self.seed}/{done}"), step, self.architecture)
+                    batch.settings |= {"number": number, "left": stage.steps - step - 1}
+                    yield batch
                 done += 1
 
 
@@ -144,25 +164,25 @@ class PretrainData(lightning.LightningDataModule):
         self.stages, self.pages, self.val_batches, self.seed = stages, pages, val_batches, seed
 
     @property
-    def architecture(self) -> Architecture:
-        """Architecture of the model that is trained."""
+    def _module(self) -> PretrainModule:
         assert self.trainer is not None
         module = self.trainer.lightning_module
         assert isinstance(module, PretrainModule)
-        return module.architecture
+        return module
 
     @override
     def train_dataloader(self) -> DataLoader[PackedBatch]:
         assert self.trainer is not None
         rank, first = self.trainer.global_rank, self.trainer.global_step
-        lessons = _Lessons(self.stages, self.pages, self.architecture, f"pretrain/{self.seed}/{rank}", first)
+        seed, ended = f"pretrain/{self.seed}/{rank}", self._module.ended
+        lessons = _Lessons(self.stages, self.pages, self._module.architecture, seed, first, ended)
         return DataLoader(lessons, batch_size=None, num_workers=0)
 
     @override
     def val_dataloader(self) -> DataLoader[PackedBatch]:
         last = self.stages[-1]
         lesson = Stage(last.name, last.kind, self.val_batches, last.images, last.questions, last.image_size)
-        lessons = _Lessons([lesson], self.pages, self.architecture, f"val/{self.seed}")
+        lessons = _Lessons([lesson], self.pages, self._module.architecture, f"val/{self.seed}")
         return DataLoader(lessons, batch_size=None, num_workers=0)
 
     @override

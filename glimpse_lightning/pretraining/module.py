@@ -18,6 +18,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
@@ -68,6 +69,9 @@ class PretrainModule(lightning.LightningModule):
         log_file: JSONL file that receives the training log.
         log_every: steps between lines of the log.
         seed: seed of the random weights.
+
+    Attributes:
+        ended: steps that were done when a stage had reached its goals, by the stage's number.
     """
 
     looks: Tensor
@@ -93,7 +97,8 @@ class PretrainModule(lightning.LightningModule):
         self.architecture = architecture_of(self.model.config.model_type)
         self.register_buffer("looks", looks)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        self._part = ""
+        self.ended: dict[int, int] = {}
+        self._part = self._stage = ""
         self._seen: dict[str, list[float]] = {}
 
     def _select_trained(self, part: str) -> None:
@@ -139,12 +144,28 @@ class PretrainModule(lightning.LightningModule):
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = batch.settings["lr"]
         loss, figures = self.losses(batch)
+        if batch.settings["name"] != self._stage:
+            self._stage, self._seen = batch.settings["name"], {}
         for name, values in figures.items():
             self._seen.setdefault(name, []).extend(values)
         if (self.global_step + 1) % self.log_every == 0:
-            self._write(batch.settings["name"], self._seen, batch.settings["lr"])
+            self._end_if_reached(batch.settings, self._write(self._stage, self._seen, batch.settings["lr"]))
             self._seen = {}
         return loss
+
+    def _end_if_reached(self, settings: dict[str, Any], means: dict[str, float]) -> None:
+        """End a stage that has reached its goals, on all ranks by the figures of the first."""
+        goals = settings["until"]
+        short = {family: goal for family, goal in goals.items() if means.get(family, 0.0) < goal}
+        short = self.trainer.strategy.broadcast(short)
+        if goals and not short:
+            self.ended[settings["number"]] = self.global_step + 1
+        elif short and settings["left"] < self.log_every:
+            missed = ", ".join(f"{family} {means.get(family, 0.0):.0%} of {goal:.0%}" for family, goal in short.items())
+            rank_zero_warn(
+                f"Stage {settings['name']!r} ends short of its goals ({missed}). Later ones build on them: give it "
+                "more `steps`, or another `seed`."
+            )
 
     @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -187,7 +208,7 @@ class PretrainModule(lightning.LightningModule):
                 value.copy_(self.average[name])
                 self.average[name].copy_(kept)
 
-    def _write(self, stage: str, seen: dict[str, list[float]], lr: float) -> None:
+    def _write(self, stage: str, seen: dict[str, list[float]], lr: float) -> dict[str, float]:
         means = {name: round(sum(values) / len(values), 4) for name, values in seen.items()}
         known = [means[family] for family in self.families if family in means]
         line = {"step": self.global_step, "stage": stage, "lr": lr, **means}
@@ -197,6 +218,7 @@ class PretrainModule(lightning.LightningModule):
             Path(self.log_file).parent.mkdir(parents=True, exist_ok=True)
             with open(self.log_file, "a") as file:
                 file.write(json.dumps(line) + "\n")
+        return means
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -207,8 +229,9 @@ class PretrainModule(lightning.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["average"] = self.average
+        checkpoint["average"], checkpoint["ended"] = self.average, self.ended
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.average = checkpoint["average"]
+        self.ended = dict(checkpoint.get("ended", {}))  # missing in those of 0.2

@@ -145,13 +145,66 @@ def test_a_stage_may_end_before_its_plan_does() -> None:
     assert rates[0] == whole.lr and rates[2] == pytest.approx((whole.lr + whole.final_lr) / 2)
 
 
+def lessons(*goals: float, **families: float) -> PretrainData:
+    small: dict[str, Any] = {"kind": "ideal", "images": 1, "questions": 3, "image_size": 224, "families": {"tile": 1}}
+    stages = [Stage(f"to {goal}", steps=3, until={"tile": goal}, **small) for goal in goals]
+    return PretrainData([*stages, Stage("last", steps=2, **small)], DensePages(), val_batches=1)
+
+
+def stages_of(folder: Path) -> list[str]:
+    return [json.loads(line)["stage"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_stage_ends_when_it_has_reached_its_goals(tmp_path: Path) -> None:
+    trained = module(tmp_path)
+    saved = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
+    with pytest.warns(UserWarning, match=r"'to 1.0' ends short of its goals \(tile 0% of 100%\)"):
+        trainer(tmp_path, callbacks=[saved]).fit(trained, datamodule=lessons(0.0, 1.0))
+    expected = ["to 0.0", "to 1.0", "to 1.0", "to 1.0", "last", "last"]
+    assert stages_of(tmp_path) == expected and trained.ended == {0: 1}
+    for stop in (1, 2, 5):
+        (folder := tmp_path / str(stop)).mkdir()
+        rest = trainer(folder, enable_checkpointing=False)
+        again = module(folder)
+        rest.fit(again, datamodule=lessons(0.0, 1.0), ckpt_path=tmp_path / f"step={stop}.ckpt")
+        assert stages_of(folder) == expected[stop:]
+        for name, value in trained.average.items():
+            torch.testing.assert_close(again.average[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_the_last_stage_may_reach_its_goals(tmp_path: Path) -> None:
+    trained = module(tmp_path, export=str(tmp_path / "model"))
+    last = lessons(0.0)
+    last.stages = last.stages[:1]
+    trainer(tmp_path, enable_checkpointing=False).fit(trained, datamodule=last)
+    assert stages_of(tmp_path)[0] == "to 0.0" and trained.global_step == 1
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_goals_count_the_stage_alone(tmp_path: Path) -> None:
+    """A line of the log that begins in one stage and ends in another one counts the latter."""
+    trained = module(tmp_path)
+    trained.log_every = 3
+    data = lessons(0.0)
+    data.stages[0].steps, data.stages[0].families = 2, {"list": 1}
+    data.stages[0].until = None
+    trainer(tmp_path, enable_checkpointing=False).fit(trained, datamodule=data)
+    line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert line["stage"] == "last" and "list" not in line
+
+
 def test_an_architecture_that_cannot_be_pretrained_is_named() -> None:
     with pytest.raises(gl.GlimpseError, match=r"qwen2_5_vl or llava.*'qwen3_vl'"):
         architecture_of("qwen3_vl")
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"kind": "oracle"}, "one of vision"), ({"image_size": 230}, "multiple of 28")]
+    ("options", "message"),
+    [
+        ({"kind": "oracle"}, "one of vision"),
+        ({"image_size": 230}, "multiple of 28"),
+        ({"families": {"tile": 1}, "until": {"tile": 0.9, "list": 0.9}}, "until 'list' is learned"),
+    ],
 )
 def test_mistakes_in_a_stage_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(gl.GlimpseError, match=message):
