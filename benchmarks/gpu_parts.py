@@ -27,11 +27,7 @@ from glimpse_lightning import scorers
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.lora import LoRA
 from glimpse_lightning.bench import figures
-from glimpse_lightning.bench.clock import Clock, TokenClock
 from glimpse_lightning.bench.inputs import make_inputs
-from glimpse_lightning.bench.measure import HF, UNPRUNED, Variant
-from glimpse_lightning.bench.memory import CPU_WAY, CUDA_WAY, peak_bytes
-from glimpse_lightning.bench.phases import AFTER, BEFORE, SCORING
 from glimpse_lightning.bench.settings import Settings
 from glimpse_lightning.bench.sweep import case_of, decoder_bytes, sweep
 from glimpse_lightning.bench.training import Pass, objective_of, training_batch
@@ -39,6 +35,10 @@ from glimpse_lightning.bench.training_theory import KL, MASK
 from glimpse_lightning.bench.variants import backbone_of, variants
 from glimpse_lightning.core.token_counts import StageTokens
 from glimpse_lightning.engine.pruner import Pruner, PruneStage
+from glimpse_lightning.latency.clock import Clock, TokenClock
+from glimpse_lightning.latency.measure import HF, UNPRUNED, Variant
+from glimpse_lightning.latency.memory import CPU_WAY, CUDA_WAY, peak_bytes
+from glimpse_lightning.latency.phases import AFTER, BEFORE, SCORING
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.objectives import GRPO
 from glimpse_lightning.policies import KeepRatio, Threshold

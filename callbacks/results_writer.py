@@ -33,6 +33,7 @@ from glimpse_lightning.evaluation.remarks import (
     uneven,
     why_nothing_is_right,
 )
+from glimpse_lightning.evaluation.timing import COSTS
 from glimpse_lightning.evaluation.vlm_module import VLMModule
 from glimpse_lightning.metrics import ExactMatch
 from glimpse_lightning.runtime.machine import describe, device_name
@@ -152,6 +153,8 @@ class ResultsWriter(Callback):
         if summary is not None:
             backbone = _backbone(module)
             print_summary(summary, remark="\n".join(filter(None, [backbone.asked() if backbone else "", *remarks])))
+            if isinstance(module, EvaluationModule) and module.costs:
+                print_costs(module.costs)
         elif remarks:
             show(*map(plain, remarks))
 
@@ -192,6 +195,7 @@ class ResultsWriter(Callback):
             "scored": summarise(summary.records)["scored"] if summary else None,
             "metrics": summary.metrics if summary else logged,
             "families": summary.families if summary else {},
+            "costs": module.costs if isinstance(module, EvaluationModule) and summary else None,
             "steps": trainer.global_step,
             "skipped": skipped_samples(trainer, module, split),
             "remarks": list(getattr(module, "remarks", [])),
@@ -298,6 +302,17 @@ def print_summary(summary: Summary, console: Console | None = None, remark: str 
         for name, figures in summary.families.items()
     ]
     show(_table("question families", ["family", "n", *FAMILY_SHOWN.values()], lines), console=console)
+
+
+def print_costs(costs: Mapping[str, Any]) -> None:
+    """The table of what a question costs."""
+    lines = []
+    for name, (label, factor, unit) in COSTS.items():
+        one = costs[name]
+        values = [f"{factor * one[which]:.3g} {unit}" for which in ("full", "pruned")]
+        lines.append([label, *values, f"{one['ratio']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"])
+    title = f"{counted(costs['questions'], 'question')}, one at a time, {costs['new_tokens']} tokens each"
+    show(_table(title, ["cost", "full", "pruned", "pruned / full"], lines))
 
 
 def _table(title: str, header: list[str], lines: list[list[str]]) -> Table:

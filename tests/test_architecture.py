@@ -23,6 +23,7 @@ ROOMS = (
     "engine",
     "backbones",
     "model",
+    "latency",
     "objectives",
     "evaluation",
     "pretraining",

@@ -25,6 +25,9 @@ COUNTS = {
 }
 """The four ways of counting, as ``token_counts`` explains them, and their columns."""
 
+COSTS = {"ttft": "first token", "tpot": "next tokens", "kv_bytes": "KV bytes", "peak_bytes": "peak memory"}
+"""Costs of a question, as ``evaluation/timing.py`` measures them, and their columns."""
+
 NOTE = """\
 {cells}; {questions} each.{scored} Tokens, all as shares of the full model's: entering the language model; averaged over
 its layers; in the KV cache while decoding; FLOPs of its prefill (the pruner's own cost is not counted).
@@ -32,6 +35,11 @@ its layers; in the KV cache while decoding; FLOPs of its prefill (the pruner's o
 SCORED = """\
  Brackets: 95 % intervals in which questions about one image count together ({images}). Difference: to the first row,
 paired by question.\
+"""
+COST_NOTE = """\
+First token, next tokens: time to the first token and per further one; KV bytes after the prefill and peak memory above
+the weights. All as ratios to Hugging Face's own model on the same questions, one at a time, in turns; median with its
+95 % interval.\
 """
 ABOVE_FLOOR = """\
 Above floor: (accuracy - floor) / (first row's accuracy - floor), where the floor is the accuracy of {floors}.\
@@ -64,6 +72,9 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
             for name, estimate in known.items():
                 values = [estimate.value, estimate.low, estimate.high, estimate.n]
                 writer.writerow([*start, family, name, *values, *end])
+            for name, cost in row.costs.items() if family == ALL else ():
+                interval = [cost["ratio"], cost["low"], cost["high"]]
+                writer.writerow([*start, family, f"{name}_ratio", *interval, "", *end])
             for name, value in figures.items():
                 if name not in known and name != "n":
                     writer.writerow([*start, family, name, value, "", "", int(figures["n"]), *end])
@@ -81,14 +92,17 @@ def markdown(rows: Sequence[Row], name: str, left_out: str = "") -> str:
     """The Markdown tables; failed cells stand below them with their errors, and methods that are ``left_out``."""
     names = axes(rows)
     lines = [f"# Ablation `{name}`", "", *glance(rows)]
-    header = [*names, *COUNTS.values(), "accuracy", "difference", "relative", "above floor", "agreement"]
+    header = [*names, *COUNTS.values(), *COSTS.values(), "accuracy", "difference"]
+    header += ["relative", "above floor", "agreement"]
     table = []
     for row in rows:
         counts = [_percent(row.figure(key)) for key in COUNTS]
         gain = row.gain(rows[0])
         shares = [row.figure("relative_accuracy"), above_floor(rows, row), row.figure("agreement")]
         labels = [str(row.cell.labels.get(axis, UNKNOWN)) for axis in names]
-        table.append([*labels, *counts, _interval(row.accuracy(), ""), _interval(gain, "+"), *map(_percent, shares)])
+        costs = [_cost(row.costs.get(key)) for key in COSTS]
+        accuracies = [_interval(row.accuracy(), ""), _interval(gain, "+")]
+        table.append([*labels, *counts, *costs, *accuracies, *map(_percent, shares)])
     lines += _table(header, table, len(names))
     questions = sorted({int(row.figures[ALL]["n"]) for row in rows if row.run is not None})
     images = sorted({len({*row.images.values()} - {""}) for row in rows if row.run is not None})
@@ -98,6 +112,8 @@ def markdown(rows: Sequence[Row], name: str, left_out: str = "") -> str:
         "",
         NOTE.format(cells=counted(len(rows), "cell"), questions=_either(questions, "question"), scored=brackets),
     ]
+    if any(row.costs for row in rows):
+        lines += [COST_NOTE, ""]
     if floors := _floors(rows):
         lines += [ABOVE_FLOOR.format(floors=floors), ""]
     if asked := list(dict.fromkeys(map(str, filter(None, map(_processor, rows))))):
@@ -200,6 +216,10 @@ def _line(columns: Sequence[str]) -> str:
 
 def _percent(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.1%}"
+
+
+def _cost(found: Mapping[str, float] | None) -> str:
+    return UNKNOWN if found is None else f"{found['ratio']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
 def _interval(estimate: Estimate | None, sign: str) -> str:

@@ -31,6 +31,8 @@ class Row:
         scores: the answers' scores, by family and question id.
         images: name of each question's image, by question id; ``""`` where it has none, or an older version ran.
         remarks: what the run said about its figures.
+        costs: time and memory of a question, of the pruned and of Hugging Face's own model, by name; empty where they
+            were not measured.
     """
 
     cell: Cell
@@ -40,6 +42,7 @@ class Row:
     scores: Mapping[str, Mapping[str, float]]
     images: Mapping[str, str] = field(default_factory=dict)
     remarks: Sequence[str] = ()
+    costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -109,7 +112,8 @@ def _row(cell: Cell, folders: CellFolders) -> Row:
             scores.setdefault(family, {})[record["id"]] = record["score"]
     figures = {ALL: {"n": results["n"], **results["metrics"]}, **results["families"]}
     numbers = {family: _numbers(values) for family, values in figures.items()}
-    return Row(cell, run, None, numbers, scores, images, results.get("remarks", ()))
+    costs = {name: value for name, value in (results.get("costs") or {}).items() if isinstance(value, Mapping)}
+    return Row(cell, run, None, numbers, scores, images, results.get("remarks", ()), costs)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -17,13 +17,13 @@ from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.backbones.embedded import EMBEDDED
 from glimpse_lightning.backbones.presets import PREFIX, check_has_processor
 from glimpse_lightning.bench import dataset, report, training
-from glimpse_lightning.bench.memory import CPU_WAY, CUDA_WAY
 from glimpse_lightning.bench.plots import write_plot
 from glimpse_lightning.bench.settings import Settings, read
 from glimpse_lightning.bench.sweep import sweep
 from glimpse_lightning.bench.variants import backbone_of, check_layers, variants
 from glimpse_lightning.cli.command_parser import CommandParser
 from glimpse_lightning.cli.packaged_recipes import recipe_file
+from glimpse_lightning.latency.memory import CPU_WAY, CUDA_WAY
 from glimpse_lightning.runtime import machine
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.quiet import quieten

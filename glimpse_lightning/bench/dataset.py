@@ -12,13 +12,13 @@ import torch
 from torch.utils.data import Dataset
 
 from glimpse_lightning.bench import figures
-from glimpse_lightning.bench.clock import Clock
-from glimpse_lightning.bench.measure import HF, Variant, sizes, times
 from glimpse_lightning.bench.settings import Settings
 from glimpse_lightning.bench.sweep import Say, case_of, decoder_bytes
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
 from glimpse_lightning.data.open_file import READERS, open_file
 from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.latency.clock import Clock
+from glimpse_lightning.latency.measure import HF, Variant, sizes, times
 from glimpse_lightning.runtime.errors import GlimpseError
 
 GLYPHS = "glyph_vqa"

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from glimpse_lightning.bench.measure import Sizes
-from glimpse_lightning.bench.phases import AFTER, BEFORE, PHASES, PREPARATION, SCORING, VISION
 from glimpse_lightning.bench.theory import Case
 from glimpse_lightning.evaluation.intervals import bootstrap
+from glimpse_lightning.latency.measure import Sizes
+from glimpse_lightning.latency.phases import AFTER, BEFORE, PHASES, PREPARATION, SCORING, VISION
 
 TIMES = (*PHASES, "prefill", "ttft", "tpot", "generation")
 SPEEDS = ("decode_speed", "speed")

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from glimpse_lightning.bench import figures, trace
-from glimpse_lightning.bench.clock import Clock
 from glimpse_lightning.bench.inputs import make_inputs
-from glimpse_lightning.bench.measure import HF, Sizes, Variant, decoder_seconds, sizes, times
-from glimpse_lightning.bench.phases import SCORING
 from glimpse_lightning.bench.settings import Settings
 from glimpse_lightning.bench.theory import Case
 from glimpse_lightning.core.token_counts import StageTokens
+from glimpse_lightning.latency.clock import Clock
+from glimpse_lightning.latency.measure import HF, Sizes, Variant, decoder_seconds, sizes, times
+from glimpse_lightning.latency.phases import SCORING
 
 Say = Callable[[str], None]
 

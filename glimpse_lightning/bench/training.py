@@ -11,10 +11,7 @@ import torch
 
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.bench import figures
-from glimpse_lightning.bench.clock import Clock
-from glimpse_lightning.bench.flops import count_step
 from glimpse_lightning.bench.inputs import make_inputs
-from glimpse_lightning.bench.memory import peak_bytes
 from glimpse_lightning.bench.settings import Settings
 from glimpse_lightning.bench.straightforward import StraightforwardVLM
 from glimpse_lightning.bench.sweep import Say, group_of
@@ -25,6 +22,9 @@ from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.engine.prompt import TokenLayout
 from glimpse_lightning.engine.pruner import Pruner, PruneStage
+from glimpse_lightning.latency.clock import Clock
+from glimpse_lightning.latency.flops import count_step
+from glimpse_lightning.latency.memory import peak_bytes
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.objectives import KL, Mask
 from glimpse_lightning.objectives.base import Objective

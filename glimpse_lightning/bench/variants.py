@@ -7,10 +7,10 @@ import torch
 from glimpse_lightning import scorers
 from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.base import Backbone
-from glimpse_lightning.bench.measure import HF, UNPRUNED, Variant
 from glimpse_lightning.bench.recipes import pruners
 from glimpse_lightning.bench.settings import Settings
 from glimpse_lightning.engine.pruner import Pruner, PruneStage
+from glimpse_lightning.latency.measure import HF, UNPRUNED, Variant
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.model.storage import load_pruner
 from glimpse_lightning.policies import KeepRatio

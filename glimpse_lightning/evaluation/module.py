@@ -11,10 +11,12 @@ from typing_extensions import override
 
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.evaluation.baselines import as_many, baseline_models, training_free_scorers
 from glimpse_lightning.evaluation.evaluator import Evaluator, kept_by_item, left_by_stage
 from glimpse_lightning.evaluation.records import Record, Summary
 from glimpse_lightning.evaluation.shared_questions import SharedQuestions
+from glimpse_lightning.evaluation.timing import costs
 from glimpse_lightning.evaluation.vlm_module import VLMModule
 from glimpse_lightning.metrics import AnswerMetric, ExactMatch
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
@@ -34,10 +36,13 @@ class EvaluationModule(VLMModule):
         metric: score of an answer; default: ExactMatch.
         baselines: scorers that `test` compares with, after the same layers and with as many tokens of each question as
             the pruner keeps; default: all scorers that need no training.
+        latency: number of questions whose cost is measured after a test, one at a time, next to Hugging Face's own
+            model (:func:`~glimpse_lightning.evaluation.timing.costs`). 0: none.
         args, kwargs: arguments of :class:`VLMModule`.
 
     Attributes:
         summary: figures of the last evaluation.
+        costs: time and memory of a question, where they were measured.
 
     Examples:
         >>> from lightning.pytorch import Trainer
@@ -52,9 +57,19 @@ class EvaluationModule(VLMModule):
     """
 
     def __init__(
-        self, *args: Any, metric: AnswerMetric | None = None, baselines: list[Scorer] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        metric: AnswerMetric | None = None,
+        baselines: list[Scorer] | None = None,
+        latency: int = 0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if latency < 0:
+            raise GlimpseError(f"Expected `model.latency` to be a number of questions, 0 or more, but got {latency}.")
+        self.latency = latency
+        self.costs: dict[str, Any] | None = None
+        self._timed: list[Sample] = []
         self.metric = metric
         self.baselines = baselines
         self.summary: Summary | None = None
@@ -109,6 +124,9 @@ class EvaluationModule(VLMModule):
     def _evaluate(self, batch: Batch) -> dict[str, Any]:
         records, out = self.evaluator.evaluate(self.model, batch, resolution=self.resolution)
         self._records += records
+        if self.trainer.testing and len(self._timed) < self.latency:
+            asked = [sample for sample, weight in zip(batch.samples, batch.weight.tolist(), strict=True) if weight]
+            self._timed += asked[: self.latency - len(self._timed)]
         if self._rivals:
             counts = left_by_stage(out, len(batch.samples))
             self._left.append([(sample.id, left) for sample, left in zip(batch.samples, counts, strict=True)])
@@ -116,6 +134,7 @@ class EvaluationModule(VLMModule):
 
     def _start_evaluation(self) -> None:
         self._records, self._baseline_records, self._rivals, self._left = [], {}, {}, []
+        self._timed, self.costs = [], None
         release(self)
         if any(p.requires_grad for name, p in self.model.named_parameters() if name.startswith("model.")):
             self.evaluator.cache.clear()  # the full model itself is being trained
@@ -147,6 +166,11 @@ class EvaluationModule(VLMModule):
 
     @override
     def on_test_epoch_start(self) -> None:
+        if self.latency and self.model.sharded:
+            raise GlimpseError(
+                "`model.latency` measures a model of one process, but this one is sharded. Leave it out, or use a "
+                "strategy that keeps the model whole."
+            )
         self._start_evaluation()
         if self.test_passes > 1:
             self._rivals = baseline_models(self.model, self._rival_scorers())
@@ -213,6 +237,15 @@ class EvaluationModule(VLMModule):
         self.evaluator.shared = self._common
         self.remembered.start()
         self._finish_evaluation("test")
+        self._measure_costs()
+
+    def _measure_costs(self) -> None:
+        """Time and memory of the first questions, on the first rank alone."""
+        changes = self.model.pruner is not None or self.resolution is not None
+        if self._timed and changes and self.trainer.is_global_zero:
+            with self.trainer.precision_plugin.forward_context():
+                self.costs = costs(self.model, self._timed, self.resolution)
+        self._timed = []
 
 
 class _Again:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,25 @@ def test_csv_is_tidy(finished: tuple[Path, list[int]]) -> None:
     ):
         assert (NAMES[1], "all", metric) in found
     assert any(family not in ("all", "") for _, family, _ in keys)
+
+
+def test_costs_stand_next_to_accuracy(tmp_path: Path) -> None:
+    settings = {"axes": {"methods": ["full", "fixed_ratio"]}, "set": {"model.latency": 1}, "limit": 1}
+    assert main(["ablate", "--config", str(write(tmp_path, **settings))]) == 0
+    folder = tmp_path / "out" / "mini"
+    lines = [line for line in (folder / "results.md").read_text().splitlines() if line.startswith("|")]
+    rows = [[column.strip() for column in line.strip("|").split("|")] for line in lines]
+    header, full, fixed = rows[-4], *rows[-2:]
+    at = header.index("first token")
+    assert header[at : at + 4] == ["first token", "next tokens", "KV bytes", "peak memory"]
+    assert full[at : at + 4] == ["-"] * 4
+    assert re.fullmatch(r"0\.\d\d \[0\.\d\d, 0\.\d\d\]", fixed[at + 2])
+    assert "median with its\n95 % interval" in (folder / "results.md").read_text()
+    with (folder / "results.csv").open() as file:
+        found = {(line["cell"], line["metric"]): line for line in csv.DictReader(file) if line["family"] == "all"}
+    cost = found["fixed_ratio", "kv_bytes_ratio"]
+    assert 0 < float(cost["ci_low"]) <= float(cost["value"]) <= float(cost["ci_high"]) < 1
+    assert ("full", "kv_bytes_ratio") not in found
 
 
 def test_hparams_have_a_row_for_each_cell(finished: tuple[Path, list[int]]) -> None:

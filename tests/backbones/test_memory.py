@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import glimpse_lightning as gl
 from glimpse_lightning.bench.inputs import make_inputs
-from glimpse_lightning.bench.memory import peak_bytes
+from glimpse_lightning.latency.memory import peak_bytes
 
 VIP = {"attention_dim": 16, "condition_dim": 16, "heads": 2}
 

@@ -18,12 +18,9 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 import glimpse_lightning as gl
-from glimpse_lightning.bench.clock import Clock
 from glimpse_lightning.bench.command import _record, arguments
 from glimpse_lightning.bench.figures import attainable, figure
 from glimpse_lightning.bench.inputs import make_inputs
-from glimpse_lightning.bench.measure import Variant, decoder_seconds, sizes
-from glimpse_lightning.bench.memory import peak_bytes
 from glimpse_lightning.bench.report import SCALES, head
 from glimpse_lightning.bench.settings import Settings, read
 from glimpse_lightning.bench.sweep import case_of
@@ -31,6 +28,9 @@ from glimpse_lightning.bench.theory import Case
 from glimpse_lightning.cli import main
 from glimpse_lightning.cli.packaged_recipes import recipes
 from glimpse_lightning.core.token_counts import StageTokens
+from glimpse_lightning.latency.clock import Clock
+from glimpse_lightning.latency.measure import Variant, decoder_seconds, sizes
+from glimpse_lightning.latency.memory import peak_bytes
 from glimpse_lightning.runtime.errors import GlimpseError
 
 SMALL = {

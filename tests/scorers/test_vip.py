@@ -9,9 +9,9 @@ import pytest
 import torch
 from factories import FACTS, visual_tokens
 
-from glimpse_lightning.bench.memory import peak_bytes
 from glimpse_lightning.core.segments import Padding
 from glimpse_lightning.core.visual_tokens import VisualTokens
+from glimpse_lightning.latency.memory import peak_bytes
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers import VIP, UpstreamOptions
 from glimpse_lightning.scorers.vip_network import ConditionedAttention

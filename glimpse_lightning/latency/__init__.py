@@ -1,0 +1,1 @@
+"""Time, FLOPs and memory of one pass of a model, pruned or not."""
