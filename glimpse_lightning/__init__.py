@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     from glimpse_lightning.backbones import load_backbone, wrap_backbone
     from glimpse_lightning.backbones.base import Backbone
     from glimpse_lightning.backbones.lora import LoRA
-    from glimpse_lightning.core.visual_tokens import ModelFacts, VisionAttention, VisionKeys, VisualTokens
+    from glimpse_lightning.core.visual_tokens import (
+        ModelFacts,
+        VisionAttention,
+        VisionKeys,
+        VisionPixels,
+        VisualTokens,
+    )
     from glimpse_lightning.data.batch import Batch
     from glimpse_lightning.data.datamodule import VQAData
     from glimpse_lightning.data.dense_glyph_vqa import DenseGlyphVQA
@@ -87,6 +93,7 @@ _HOMES = {
     "VQAData": "data.datamodule",
     "VisionAttention": "core.visual_tokens",
     "VisionKeys": "core.visual_tokens",
+    "VisionPixels": "core.visual_tokens",
     "VisualCoTBenchmark": "data.visual_cot",
     "VisualCoTTrain": "data.visual_cot",
     "VisualTokens": "core.visual_tokens",

@@ -4,8 +4,9 @@ from glimpse_lightning.core.visual_tokens import (
     ModelFacts,
     VisionAttention,
     VisionKeys,
+    VisionPixels,
     VisionTap,
     VisualTokens,
 )
 
-__all__ = ["ModelFacts", "VisionAttention", "VisionKeys", "VisionTap", "VisualTokens"]
+__all__ = ["ModelFacts", "VisionAttention", "VisionKeys", "VisionPixels", "VisionTap", "VisualTokens"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from glimpse_lightning.core.visual_tokens import ModelFacts, VisionAttention, VisionTap, VisualTokens
+from glimpse_lightning.core.visual_tokens import ModelFacts, VisionAttention, VisionPixels, VisionTap, VisualTokens
 from glimpse_lightning.scorers import AttentionProbe, Requires
 
 FACTS = ModelFacts(
@@ -63,6 +63,8 @@ def visual_tokens(
     def draw_vision(tap: VisionTap) -> Tensor:
         if isinstance(tap, VisionAttention):
             return draw(str(tap), 1).exp()
+        if isinstance(tap, VisionPixels):
+            return draw("pixels", 12).round()  # so that neighbours may be equal
         return draw(f"vision{tap}", facts.vision_hidden_size)
 
     width, text, text_sample = facts.num_kv_heads * facts.head_dim, None, None

@@ -53,7 +53,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "FromFunction": {"function": first, "ratio": 0.3},
     "LogisticRatio": {"stage": 1, "after_layers": [0, 3], "retention": 0.5},
 }
-WITHOUT_BUDGET = {"Threshold", "TopP", "Outliers", "GridCells", "FromFunction"}
+WITHOUT_BUDGET = {"Threshold", "TopP", "Outliers", "GridCells", "FromFunction", "PixelPrune"}
 """Policies that decide themselves how many tokens stay."""
 ON_TOP = {"Recycled"}
 """Policies whose docstring says that they keep more than their budget."""

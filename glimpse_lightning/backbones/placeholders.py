@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from glimpse_lightning.backbones.base import Backbone, pad_rows, text_position_ids
 from glimpse_lightning.backbones.vision_taps import capture_blocks
 from glimpse_lightning.backbones.visuals import Visuals
-from glimpse_lightning.core.visual_tokens import ModelFacts, Views, VisionAttention, VisionTap
+from glimpse_lightning.core.visual_tokens import ModelFacts, Views, VisionAttention, VisionPixels, VisionTap
 from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.runtime.errors import GlimpseError
 
@@ -49,7 +49,8 @@ class PlaceholderBackbone(Backbone):
                 stored unchanged, so all patches of all requested blocks stay in memory while the tower runs.
         """
         class_token = any(isinstance(tap, VisionAttention) for tap in vision_layers) and self.has_class_token
-        return capture_blocks(self.vision_blocks, vision_layers, merge, class_token)
+        of_blocks = [tap for tap in vision_layers if not isinstance(tap, VisionPixels)]
+        return capture_blocks(self.vision_blocks, of_blocks, merge, class_token)
 
     @property
     def has_class_token(self) -> bool:
@@ -97,6 +98,11 @@ class PlaceholderBackbone(Backbone):
         visual = torch.zeros_like(ids, dtype=torch.bool)
         parts, places = self.visuals(inputs, vision_layers) if vision_output is None else vision_output, []
         for part in parts:
+            if VisionPixels() in vision_layers and VisionPixels() not in part.states:
+                raise GlimpseError(
+                    f"A scorer or policy asks for the pixels of tokens, but those of {type(self.model).__name__} "
+                    "cover no whole rectangles of them. Qwen-VL and LLaVA-1.5 have them."
+                )
             where = ids == part.token_id
             embeds = _place(embeds, where, part.features)
             prunable = torch.zeros_like(visual).masked_scatter(where, part.prunable.to(ids.device))
@@ -111,6 +117,8 @@ class PlaceholderBackbone(Backbone):
     def _width(self, tap: VisionTap) -> int:
         if isinstance(tap, VisionAttention):
             return 1
+        if isinstance(tap, VisionPixels):
+            return 0  # of no image
         if isinstance(tap, int) or tap.heads == "joint":
             return self.vision_hidden_size
         config = self.model.config.vision_config

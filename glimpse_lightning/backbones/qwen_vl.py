@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from glimpse_lightning.backbones.base import text_position_ids
 from glimpse_lightning.backbones.placeholders import PlaceholderBackbone
 from glimpse_lightning.backbones.visuals import Visuals
-from glimpse_lightning.core.visual_tokens import VisionTap
+from glimpse_lightning.core.visual_tokens import VisionPixels, VisionTap
 
 
 class QwenVLBackbone(PlaceholderBackbone):
@@ -63,12 +63,15 @@ class QwenVLBackbone(PlaceholderBackbone):
             output = encode(pixels, grid_thw)
         merge = config.vision_config.spatial_merge_size
         features = torch.cat(list(output.pooler_output))
+        states = self.in_raster_order(captured, grid_thw)
+        if VisionPixels() in vision_layers:
+            states[VisionPixels()] = pixels.reshape(len(features), -1)  # merge unit by merge unit, in raster order
         return Visuals(
             token_id=config.image_token_id if kind == "image" else config.video_token_id,
             features=features,
             grid=grid_thw // torch.tensor([1, merge, merge], device=grid_thw.device),
             prunable=torch.ones(len(features), dtype=torch.bool, device=features.device),
-            states=self.in_raster_order(captured, grid_thw),
+            states=states,
             layer_features={
                 # One tensor per layer, or (later transformers) one per layer and image.
                 layer: added if isinstance(added, Tensor) else torch.cat(list(added))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glimpse_lightning.backbones.placeholders import PlaceholderBackbone
 from glimpse_lightning.backbones.visuals import Visuals
-from glimpse_lightning.core.visual_tokens import Views, VisionTap
+from glimpse_lightning.core.visual_tokens import Views, VisionPixels, VisionTap
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Sample
 
@@ -44,9 +44,19 @@ class SquareGridBackbone(PlaceholderBackbone):
             return []
         with self.capture(vision_layers, partial(self.merge_states, inputs)) as captured:
             features = torch.cat([image.flatten(0, -2) for image in self.image_features(inputs)])
+        if VisionPixels() in vision_layers:
+            captured |= self.pixels_of_tokens(inputs["pixel_values"])
         grid, prunable = self.image_layout(inputs, len(features))
         views = self.views(inputs, grid)
         return [Visuals(self.model.config.image_token_id, features, grid, prunable, captured, views=views)]
+
+    def pixels_of_tokens(self, pixels: Tensor) -> dict[VisionTap, Tensor]:
+        """Pixels ``[V, P]`` of tokens by their tap, from images ``[I, 3, H, W]``; empty where tokens share pixels."""
+        side = self.tokens_per_side
+        if pixels.ndim != 4 or pixels.shape[-1] % side or pixels.shape[-2] % side:
+            return {}
+        cells = pixels.unflatten(3, (side, -1)).unflatten(2, (side, -1))  # [I, 3, side, h, side, w]
+        return {VisionPixels(): cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(0, 2)}
 
     def image_layout(self, inputs: Mapping[str, Any], placeholders: int) -> tuple[Tensor, Tensor]:
         """``(grid [I, 3], prunable [P])`` of the ``P`` = ``placeholders`` features of all images."""

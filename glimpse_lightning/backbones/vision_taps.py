@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from glimpse_lightning.backbones.vision_attention import AttentionReader, attention_of
-from glimpse_lightning.core.visual_tokens import VisionTap
+from glimpse_lightning.core.visual_tokens import BlockTap, VisionTap
 from glimpse_lightning.engine import taps
 from glimpse_lightning.runtime.errors import GlimpseError
 
@@ -18,7 +18,7 @@ from glimpse_lightning.runtime.errors import GlimpseError
 @contextmanager
 def capture_blocks(
     blocks: nn.ModuleList,
-    layers: Sequence[VisionTap],
+    layers: Sequence[BlockTap],
     merge: Callable[[Tensor], Tensor] | None = None,
     class_token: bool = False,
 ) -> Iterator[dict[VisionTap, Tensor]]:
@@ -63,7 +63,7 @@ def capture_blocks(
         yield states
 
 
-def _block(blocks: nn.ModuleList, tap: VisionTap) -> nn.Module:
+def _block(blocks: nn.ModuleList, tap: BlockTap) -> nn.Module:
     layer = tap if isinstance(tap, int) else tap.layer
     if not -len(blocks) <= layer < len(blocks):
         raise GlimpseError(

@@ -135,8 +135,23 @@ class VisionKeys:
             raise GlimpseError(f"Expected vision keys with `heads` 'mean' or 'joint', but got {self.heads!r}.")
 
 
-VisionTap = int | VisionAttention | VisionKeys
-"""A request to the vision tower; a number is the output of that block, counted from 0."""
+@dataclass(frozen=True)
+class VisionPixels:
+    """Pixels that a token covers, as the image processor hands them to the vision tower: ``tokens.vision[self]``
+    ``[V, P]``, the colours of P / 3 pixels. Families whose tokens cover no whole rectangle of pixels refuse it.
+
+    Examples:
+        >>> backbone = gl.load_backbone("glimpse-tiny")
+        >>> batch = backbone.collate([gl.GlyphVQA("test")[0]])
+        >>> backbone.embed(batch.inputs, vision_layers=[gl.VisionPixels()]).vision[gl.VisionPixels()].shape
+        torch.Size([256, 4704])
+    """
+
+
+BlockTap = int | VisionAttention | VisionKeys
+"""A request to a block of the vision tower; a number is the output of that block, counted from 0."""
+VisionTap = BlockTap | VisionPixels
+"""A request to the vision tower, or for what it is given."""
 
 
 @dataclass(frozen=True)

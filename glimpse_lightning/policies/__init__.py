@@ -27,6 +27,7 @@ from glimpse_lightning.policies.logistic_ratio import LogisticRatio
 from glimpse_lightning.policies.max_min import MaxMin
 from glimpse_lightning.policies.mmr import MMR
 from glimpse_lightning.policies.outliers import Outliers
+from glimpse_lightning.policies.pixel_prune import PixelPrune
 from glimpse_lightning.policies.recycled import Recycled
 from glimpse_lightning.policies.threshold import Threshold
 from glimpse_lightning.policies.top_k import TopK
@@ -36,8 +37,8 @@ from glimpse_lightning.runtime.errors import suggest_names
 
 __all__ = [
     "DART", "DPP", "MMR", "BipartiteMatching", "Budget", "Budgeted", "Coverage", "CropRatio", "DominantContextual",
-    "FromFunction", "GridCells", "HiPrune", "KeepRatio", "LocalGlobal", "LogisticRatio", "MaxMin", "Outliers", "Policy",
-    "Recycled", "Threshold", "TopK", "TopP", "VisPruner",
+    "FromFunction", "GridCells", "HiPrune", "KeepRatio", "LocalGlobal", "LogisticRatio", "MaxMin", "Outliers",
+    "PixelPrune", "Policy", "Recycled", "Threshold", "TopK", "TopP", "VisPruner",
 ]  # fmt: skip
 
 suggest_names(__name__)

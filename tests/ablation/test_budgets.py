@@ -15,7 +15,9 @@ from glimpse_lightning.ablation.settings import read
 from glimpse_lightning.cli.packaged_recipes import recipes
 
 AXIS = [0.33, 0.22, 0.11, 0.05]
-WITHOUT_BUDGET = {"full", "no_image", "none_k3", "prumerge", "prumerge_plus", "pooling", "vtw", "vip_threshold"}
+WITHOUT_BUDGET = {
+    "full", "no_image", "none_k3", "prumerge", "prumerge_plus", "pooling", "pixel_prune", "vtw", "vip_threshold",
+}  # fmt: skip
 """Run once: they decide themselves how much is kept, and their headers say so."""
 
 

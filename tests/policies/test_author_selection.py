@@ -17,7 +17,7 @@ import glimpse_lightning.policies as p
 import glimpse_lightning.reducers as r
 import glimpse_lightning.scorers as s
 from glimpse_lightning.backbones.vision_attention import class_row
-from glimpse_lightning.core.visual_tokens import VisionAttention, VisionKeys, VisualTokens
+from glimpse_lightning.core.visual_tokens import VisionAttention, VisionKeys, VisionPixels, VisualTokens
 from glimpse_lightning.objectives.differentiable_top_k import soft_top_k
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.recycled import recycled_count
@@ -358,3 +358,16 @@ def test_autoprunes_later_cuts(case: dict[str, Tensor]) -> None:
         tokens = replace(one_image(1, text.shape[-1]), probes={"text": text.mean(1).log().T})
         keep = p.TopK(len(kept)).select(s.TextRank(select=False)(tokens), tokens)
         assert chosen(keep) == sorted(kept.tolist())
+
+
+@pytest.mark.parametrize("case", cases("pixelprune").values(), ids=cases("pixelprune"))
+def test_pixel_prune(case: dict[str, Tensor]) -> None:
+    """In its default order, under every metric and threshold of the file."""
+    _, height, width = case["in/grid_thw"][0].tolist()  # in patches, four to a token
+    tokens = one_image(height // 2, width // 2)
+    tokens = replace(tokens, vision={VisionPixels(): case["in/pixel_values"].reshape(len(tokens), -1)})
+    found = [name.split("/")[2:4] for name in case if name.startswith("out/pred_2d/")]
+    assert len(found) >= 4
+    for metric, threshold in found:
+        keep = p.PixelPrune(float(threshold), metric).select(torch.zeros(len(tokens)), tokens)  # type: ignore[arg-type]
+        assert chosen(keep) == case[f"out/pred_2d/{metric}/{threshold}/kept"].tolist()
