@@ -32,7 +32,7 @@ class LogisticRatio(Policy):
     Departures: the method's code prunes after every layer, here ``after_layers`` say where; it recycles tokens in
     clusters, which its factor counts, here there are none. Its ``I`` is that of layer 1, after its first cut, and not
     divided by ``|T|``: with 20 text tokens ours is ``k = 0.38`` where its curve is just flat. Ratios are never above 1,
-    and counts are rounded down (there: up). ``reach``.
+    and counts are rounded down (there: up).
 
     Args:
         stage: which of ``after_layers`` this policy's stage prunes after, from 0.
