@@ -34,7 +34,9 @@ class Stage:
         steps: optimizer steps; with ``until`` the most of them.
         images: pages in a batch.
         questions: questions about each page, packed in one sequence.
-        image_size: width and height in pixels, a multiple of 28.
+        image_size: width and height in pixels, a multiple of 28; of several, each batch has one by chance. Where all
+            pages have one size, M-RoPE puts all tokens of an image at one distance from the question in time, and
+            heads that are tuned to this distance find nothing on larger pages.
         lr: peak learning rate, reached after ``warmup`` steps.
         final_lr: learning rate at the last step, approached along a cosine.
         warmup: steps of linear warm-up.
@@ -54,7 +56,7 @@ class Stage:
     steps: int
     images: int = 8
     questions: int = 12
-    image_size: int = 448
+    image_size: int | list[int] = 448
     lr: float = 1e-3
     final_lr: float = 1e-4
     warmup: int = 50
@@ -72,7 +74,7 @@ class Stage:
             raise GlimpseError(
                 f"Expected the kind of stage {self.name!r} to be one of {', '.join(KINDS)}, but got {self.kind!r}."
             )
-        if self.image_size % TOKEN:
+        if any(size % TOKEN for size in self._sizes):
             raise GlimpseError(
                 f"Expected `image_size` of stage {self.name!r} to be a multiple of {TOKEN}, but got {self.image_size}."
             )
@@ -81,6 +83,10 @@ class Stage:
                 f"Stage {self.name!r} goes on until {lost[0]!r} is learned, but asks no such question. Add it to its "
                 "`families`, or leave it out of `until`."
             )
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [self.image_size] if isinstance(self.image_size, int) else self.image_size
 
     def _share(self, step: int) -> float:
         """Share of the way from the first to the last step."""
@@ -97,13 +103,14 @@ class Stage:
 
     def batch(self, pages: Pages, rng: Random, step: int, architecture: Architecture) -> PackedBatch:
         """A fresh batch for ``step`` of this stage, from ``pages`` unless it has its own."""
+        size = rng.choice(self._sizes) if len(self._sizes) > 1 else self._sizes[0]
         share = self.suffix[0] + (self.suffix[1] - self.suffix[0]) * self._share(step)
         batch = pack(
             self.pages or pages,
             rng,
             self.images,
             self.questions if self.kind != "vision" else 1,
-            self.image_size,
+            size,
             share,
             self.families,
             pixels=self.kind != "ideal",

@@ -172,6 +172,12 @@ def test_a_stage_ends_when_it_has_reached_its_goals(tmp_path: Path) -> None:
             torch.testing.assert_close(again.average[name], value, atol=1e-6, rtol=1e-5)
 
 
+def test_batches_of_a_stage_may_differ_in_size() -> None:
+    stage = Stage("a", "ideal", 9, images=1, questions=1, image_size=[224, 252], families={"tile": 1})
+    sides = {len(stage.batch(DensePages(), Random(step), step, Llava()).visual_words[0]) for step in range(9)}
+    assert sides == {64, 81}
+
+
 def test_the_last_stage_may_reach_its_goals(tmp_path: Path) -> None:
     trained = module(tmp_path, export=str(tmp_path / "model"))
     last = lessons(0.0)
@@ -203,6 +209,7 @@ def test_an_architecture_that_cannot_be_pretrained_is_named() -> None:
     [
         ({"kind": "oracle"}, "one of vision"),
         ({"image_size": 230}, "multiple of 28"),
+        ({"image_size": [224, 230]}, "multiple of 28"),
         ({"families": {"tile": 1}, "until": {"tile": 0.9, "list": 0.9}}, "until 'list' is learned"),
     ],
 )
