@@ -160,7 +160,7 @@ def test_what_was_chosen_is_printed_and_saved(cost: float, tmp_path: Path, caplo
     assert (config["trainer"]["precision"], config["model"]["dtype"]) == expected
     assert torch.backends.cpu.get_cpu_capability() in results["processor"]
     assert f"Precision: {expected[0]} on cpu" in caplog.text
-    assert f"{cost:.1f} times float32's" in caplog.text
+    assert f"{cost:.2g} times float32's" in caplog.text
 
 
 def test_recipes_of_the_embedded_model_name_no_half_precision(cost: float) -> None:

@@ -57,7 +57,7 @@ def settle(config: Any) -> str:
     cost = cost_on_cpu(torch.bfloat16)
     if math.isinf(cost):
         return f"{said}; here attention in bfloat16 fails"
-    return f"{said}; here a matrix product in bfloat16 takes {cost:.1f} times float32's"
+    return f"{said}; here a matrix product in bfloat16 takes {cost:.2g} times float32's"
 
 
 def _settle_dtype(model: Any, precision: Any, device: str) -> None:
