@@ -182,7 +182,8 @@ def test_mistakes_in_a_recipe_are_one_paragraph(
             ["--model.policy.min_tokens", "0"],
             ["Threshold may keep no token", "allow_empty true`", "without any visual"],
         ),
-        (["--model.retention", "0.2"], ["there is no option --model.retention. Did you mean --vars.retention"]),
+        (["--model.retenshun", "0.2"], ["there is no option --model.retenshun. Did you mean --model.retention"]),
+        (["--model.retention", "0.2"], ["budgets of `test` and `predict`", "`--vars.retention`"]),
         (
             ["--model.policy", "TopK"],
             ["either `model.policy.count` or `model.policy.flops`", "`--model.policy.count 20`"],

@@ -86,7 +86,10 @@ NAMED_IN_SHORT = (
 )  # fmt: skip
 """Shelves and classes that a recipe names without their module: the parser knows the classes that are imported."""
 
-SHORT_FLAGS = {"--backbone": "--model.backbone", "--limit": "--data.limit", "--pruner": "--model.pruner"}
+SHORT_FLAGS = {
+    "--backbone": "--model.backbone", "--limit": "--data.limit", "--pruner": "--model.pruner",
+    "--retention": "--model.retention", "--threshold": "--model.threshold",
+}  # fmt: skip
 """Short names of flags; ``--limit`` is for suites."""
 
 DEFAULTS = {

@@ -140,7 +140,7 @@ def _prune(
     total = len(trunk.layout.item)
     all_scores = scores.new_full((total,), -torch.inf).index_copy(0, trunk.alive, scores)
     all_keep = keep.new_zeros(total).index_copy(0, trunk.alive, keep)
-    reduced = _reduced(run, scores, keep, tokens)
+    reduced = _reduced(run, scores, keep, tokens, request)
     more_layers = len(trunk.cache.layers) < len(trunk.decoder.layers)  # else no key will stand at another position
     first = len(trunk.cache.layers) if run.stage.early_kv == "keep" else 0
     trunk.compact(all_keep, reduced, first, run.stage.positions == "renumber" and more_layers)
@@ -159,18 +159,20 @@ def _scores(run: StageRun, tokens: VisualTokens, alike: int) -> Tensor:
 def _keep(run: StageRun, trunk: Trunk, scores: Tensor, tokens: VisualTokens, request: PrefillRequest) -> Tensor:
     """``[V']`` the choice of the policy, or of the request's ``select``, and any token at the end of a prompt."""
     if request.select is None:
-        keep = run.stage.policy.select(scores, tokens)
+        keep = request.policy_of(run.stage).select(scores, tokens)
     else:
         keep = request.select(run.stage, scores, tokens)
     return keep | trunk.of_alive(trunk.at_end)
 
 
-def _reduced(run: StageRun, scores: Tensor, keep: Tensor, tokens: VisualTokens) -> Tensor | None:
+def _reduced(
+    run: StageRun, scores: Tensor, keep: Tensor, tokens: VisualTokens, request: PrefillRequest
+) -> Tensor | None:
     """``[kept, D]`` new states of the kept tokens; ``None`` where they stay as they are."""
     stage = run.stage
     if isinstance(stage.reducer, Drop):
         return None
-    targets = stage.policy.merge_targets(scores, keep, tokens)
+    targets = request.policy_of(stage).merge_targets(scores, keep, tokens)
     return stage.reducer.reduce(tokens.hidden, keep, replace(tokens, scores=scores, targets=targets))
 
 

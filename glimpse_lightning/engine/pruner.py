@@ -151,6 +151,35 @@ class Pruner(nn.Module):
             glimpse |= stage.scorer.glimpse is not None
         self.facts = facts
 
+    def with_budgets(
+        self, retention: float | Sequence[float] | None = None, threshold: float | Sequence[float] | None = None
+    ) -> dict[PruneStage, Policy]:
+        """Policies with other budgets, by the stage whose policy each replaces; empty where none is asked for.
+
+        Args:
+            retention: share of the tokens before any pruning to keep, of several stages one for each.
+            threshold: value that a score has to exceed, likewise.
+
+        Raises:
+            GlimpseError: where both are given, a policy has no such budget, or there are not as many as stages.
+            ValueError: for a value out of range.
+        """
+        asked = {"retention": retention, "threshold": threshold}
+        given = {name: value for name, value in asked.items() if value is not None}
+        if len(given) > 1:
+            raise GlimpseError("Expected either `retention` or `threshold`, but got both.")
+        found: dict[PruneStage, Policy] = {}
+        for name, value in given.items():
+            values = [value] if isinstance(value, (int, float)) else [*value]
+            if len(values) != len(self.stages):
+                raise GlimpseError(
+                    f"Expected a `{name}` for each of the pruner's {len(self.stages)} stages, as a list, but got "
+                    f"{value}."
+                )
+            for stage, each in zip(self.stages, values, strict=True):
+                found[stage] = stage.policy.with_budget(**{name: float(each)})
+        return found
+
     def riding_glimpse(self) -> tuple[int, int]:
         """``(number, last layer)`` of the glimpse tokens that run in a prefill's own calls of the layers."""
         number, last = 0, -1

@@ -15,6 +15,7 @@ from glimpse_lightning.engine.shared_prefix import SharedPrefix
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
     from glimpse_lightning.engine.pruner import PruneStage
+    from glimpse_lightning.policies.base import Policy
 
 Select = Callable[["PruneStage", Tensor, VisualTokens], Tensor]
 """Which tokens a stage keeps, in place of its policy: from scores ``[V]`` to a boolean mask ``[V]``."""
@@ -31,6 +32,7 @@ class PrefillRequest:
         boxes: evidence boxes of each sample's images, ``None`` for a sample without any; empty where unknown.
         state: entries of ``VisualTokens.state`` as the first stage finds it; empty by default.
         select: the decision that replaces the stages' policies; ``None``: the policies decide.
+        policies: policies of this request, by the stage whose policy each replaces; empty: the stages' own.
         shared_prefix: the common prefixes that run only once, up to the first stage; ``None``: each sample runs whole.
         scored: whether stages score, as by default. Without, scores are zeros: only for requests where neither
             ``select`` nor a reducer reads them.
@@ -45,6 +47,7 @@ class PrefillRequest:
     state: Mapping[str, Any] = field(default_factory=dict)
     select: Select | None = None
     shared_prefix: SharedPrefix | None = None
+    policies: Mapping[PruneStage, Policy] = field(default_factory=dict)
     scored: bool = True
     copies: int = 1
     with_hidden: bool = False
@@ -54,6 +57,10 @@ class PrefillRequest:
         """The request for a batch whose prompts are embedded as ``prompt``; ``options`` are further attributes."""
         given = {"shared_prefix": batch.shared, **options}
         return cls(prompt, batch.key, batch.questions, batch.boxes, **given)
+
+    def policy_of(self, stage: PruneStage) -> Policy:
+        """The policy by which ``stage`` keeps tokens of these prompts."""
+        return self.policies.get(stage, stage.policy)
 
     def repeated(self) -> PrefillRequest:
         """The request with each sample ``copies`` times in a row; ``copies`` stays the number of equal samples."""

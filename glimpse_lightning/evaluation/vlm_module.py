@@ -70,6 +70,9 @@ class VLMModule(BatchReader):
         pruner: folder or hub id of a saved pruner, with its own layers, scorers and policies; ``policy`` replaces its
             policies.
         pruner_source: version of the saved pruner on the Hub, and folder of downloads.
+        retention: share of visual tokens to keep, in place of the budget of recipe or saved pruner; of several stages a
+            list.
+        threshold: threshold in place of that of ``Threshold`` policies, likewise.
         max_new_tokens: length of the longest answer.
         allow_empty: whether policies may keep no token (methods like VTW) and layers may lie beyond the model, where
             only the KV cache is pruned; default: an error.
@@ -109,6 +112,8 @@ class VLMModule(BatchReader):
         pruner: str | None = None,
         pruner_source: Source = Source(),
         resolution: ResolutionCut | None = None,
+        retention: float | list[float] | None = None,
+        threshold: float | list[float] | None = None,
         max_new_tokens: int = 32,
         allow_empty: bool = False,
         any_backbone: bool = False,
@@ -135,6 +140,7 @@ class VLMModule(BatchReader):
         options = {"reducer": reducer, "early_kv": early_kv, "positions": positions}
         self._source = (_pruner_source(single, options, stages, pruner),)
         self.resolution = resolution
+        self.budgets: dict[str, float | list[float] | None] = {"retention": retention, "threshold": threshold}
         if resolution is not None and self._source[0] is not None:
             raise GlimpseError("`model.resolution` takes the place of what prunes; drop it, or the pruner.")
         if max_new_tokens < 1:
@@ -177,6 +183,10 @@ class VLMModule(BatchReader):
             backbone = load_backbone(backbone, **self.backbone_options, **placement)
         (source,) = self._source
         pruner = self.described_pruner()
+        if pruner is None and any(value is not None for value in self.budgets.values()):
+            raise GlimpseError("Expected a pruner that `model.retention` or `model.threshold` could be set for.")
+        for stage, other in ({} if pruner is None else pruner.with_budgets(**self.budgets)).items():
+            stage.policy = other
         if isinstance(source, Pruner) and not self.allow_empty:
             _check_recipe(source, len(backbone.layers))
         vlm = PrunedVLM(backbone, pruner)

@@ -36,6 +36,7 @@ from glimpse_lightning.engine.replay import ReplayOutput, replay
 from glimpse_lightning.engine.request import PrefillRequest, Select
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.model.storage import save_pruner
+from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.runtime.errors import GlimpseError, nearest
 from glimpse_lightning.runtime.ranks import running
 
@@ -151,6 +152,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
         select: Select | None = None,
         shared: SharedPrefix | None = None,
         copies: int = 1,
+        retention: float | Sequence[float] | None = None,
+        threshold: float | Sequence[float] | None = None,
         **inputs: Any,
     ) -> PrefillOutput:
         """Run a batch of prompts, pruning on the way.
@@ -168,20 +171,25 @@ class PrunedVLM(nn.Module, GenerationMixin):
             shared: the common prefixes of prompts (or copies) that begin alike, which then run once, from
                 ``SharedPrefix.of``; by default each prompt runs whole.
             copies: number of runs of each prompt, in a row, for a ``select`` that draws.
+            retention: share of the visual tokens to keep, in place of the policy's budget; of several stages a list. In
+                place of a ``Threshold`` the tokens that score best.
+            threshold: threshold of ``Threshold`` policies, likewise.
             **inputs: the processor's outputs: ``input_ids [B, N]``, ``attention_mask``, ``pixel_values``, ... Padding
                 on either side.
 
         Raises:
-            GlimpseError: for an unknown keyword, and for ``state`` together with ``copies``.
+            GlimpseError: for an unknown keyword, for ``state`` together with ``copies``, and where a policy has no such
+                budget, or there is no pruner.
         """
         self._check_inputs(inputs, PrunedVLM.prefill)
+        policies = self._policies(retention, threshold)
         inputs = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
         if prompt is None:
             prompt = self.backbone.embed(inputs, self.vision_layers)
         if state and copies > 1:
             raise GlimpseError("Expected either `state` or `copies`: a state is of prompts, not of their copies.")
         request = PrefillRequest(
-            prompt, self._keys(keys, inputs), questions, boxes, state or {}, select, shared, copies=copies
+            prompt, self._keys(keys, inputs), questions, boxes, state or {}, select, shared, policies, copies=copies
         )
         out = run_prefill(self.backbone, self.pruner, request)
         if "input_ids" in inputs:
@@ -192,6 +200,14 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 out.prompt_ids = out.prompt_ids.repeat_interleave(copies, 0)
                 out.prompt_mask = out.prompt_mask.repeat_interleave(copies, 0)
         return out
+
+    def _policies(self, retention: Any, threshold: Any) -> dict[PruneStage, Policy]:
+        """Policies of one call, by the stage whose policy each replaces."""
+        if self.pruner is not None:
+            return self.pruner.with_budgets(retention, threshold)
+        if retention is not None or threshold is not None:
+            raise GlimpseError("Expected a pruner that `retention` or `threshold` could be set for, but there is none.")
+        return {}
 
     def _check_inputs(self, inputs: Mapping[str, Any], method: Callable[..., Any]) -> None:
         """Raise where a keyword is no input of the processor, since ``method`` would silently ignore it."""
@@ -232,13 +248,16 @@ class PrunedVLM(nn.Module, GenerationMixin):
         keys: Tensor | None = None,
         questions: Sequence[str] = (),
         state: Mapping[str, Any] | None = None,
+        retention: float | Sequence[float] | None = None,
+        threshold: float | Sequence[float] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Answer a batch of prompts with Hugging Face's ``generate``, continuing on the compacted cache.
 
         Args:
             prefill: a prefill to continue from; it stays reusable.
-            keys, questions, state: the arguments of :meth:`prefill`, which is called unless ``prefill`` is given.
+            keys, questions, state, retention, threshold: the arguments of :meth:`prefill`, which is called unless
+                ``prefill`` is given.
             **kwargs: the processor's outputs (unless ``prefill`` is given) and any argument of ``generate``; with
                 ``cache_implementation="static"`` decoding runs on fixed shapes, which ``torch.compile`` likes.
 
@@ -268,13 +287,16 @@ class PrunedVLM(nn.Module, GenerationMixin):
             config.use_cache = True
         inputs = {name: kwargs.pop(name) for name in list(kwargs) if name in self.backbone.prompt_inputs}
         asked = {"keys": keys, "questions": questions or None, "state": state or None, **inputs}
+        asked |= {"retention": retention, "threshold": threshold}
         if prefill is not None and (unread := [name for name, value in asked.items() if value is not None]):
             raise GlimpseError(
                 f"Expected a prompt or a `prefill` of one, but got both: {', '.join(unread)} would not be read. Leave "
                 "out either."
             )
         if prefill is None:
-            prefill = self.prefill(keys=keys, questions=questions, state=state, **inputs)
+            prefill = self.prefill(
+                keys=keys, questions=questions, state=state, retention=retention, threshold=threshold, **inputs
+            )
         ids, mask = prefill.prompt_ids, prefill.prompt_mask
         if ids is None:  # logits processors that look at the prompt then see padding only
             ids = torch.full((len(prefill.logits), 1), self._pad_id, device=self.device)

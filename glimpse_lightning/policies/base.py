@@ -8,6 +8,7 @@ from torch import Tensor
 
 from glimpse_lightning.core.layers import Layered
 from glimpse_lightning.core.visual_tokens import VisualTokens
+from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers.base import Requires
 
 
@@ -43,6 +44,23 @@ class Policy(Layered, ABC):
         Some methods keep tokens for this purpose only; arguments are those of :meth:`select` and its result.
         """
         return keep
+
+    def with_budget(self, retention: float | None = None, threshold: float | None = None) -> Policy:
+        """A policy like this one with another budget, for a call that asks for one.
+
+        Args:
+            retention: share of the tokens before any pruning to keep.
+            threshold: value that a score has to exceed.
+
+        Raises:
+            GlimpseError: where the policy has no such budget.
+            ValueError: for a value out of range.
+        """
+        asked, value = ("retention", retention) if threshold is None else ("threshold", threshold)
+        raise GlimpseError(
+            f"{type(self).__name__} decides by itself how much is kept, so `{asked}` of {value} cannot be set. Use a "
+            "policy that has one: KeepRatio, MaxMin, ... have a retention, Threshold has both."
+        )
 
     @abstractmethod
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:

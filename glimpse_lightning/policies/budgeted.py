@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from glimpse_lightning.core.segments import rank_in_group
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budget import Budget, Per
+from glimpse_lightning.runtime.errors import GlimpseError
 
 
 class Budgeted(Policy):
@@ -48,6 +50,18 @@ class Budgeted(Policy):
     @property
     def may_keep_nothing(self) -> bool:
         return self.budget.may_keep_nothing
+
+    def with_budget(self, retention: float | None = None, threshold: float | None = None) -> Policy:
+        """A copy that keeps the share ``retention``; its groups and its ``min_tokens``, at least 1, stay."""
+        if retention is None or threshold is not None:
+            raise GlimpseError(
+                f"{type(self).__name__} keeps a number of tokens and has no threshold: give a `retention`, or use the "
+                "policy Threshold."
+            )
+        other = copy(self)
+        least = max(1, self.budget.min_tokens)
+        other.budget = replace(self.budget, ratio=retention, count=None, flops=None, min_tokens=least)
+        return other
 
     def best(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         """Boolean mask ``[V]`` of each group's best tokens, as many as its budget, from ``scores [V]``."""

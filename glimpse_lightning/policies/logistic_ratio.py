@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Literal
 
 import torch
@@ -98,6 +99,15 @@ class LogisticRatio(Policy):
     @property
     def requires(self) -> Requires:
         return INFORMATION
+
+    def with_budget(self, retention: float | None = None, threshold: float | None = None) -> Policy:
+        """A copy that aims at another ``retention``; all stages have to be given the same one."""
+        if retention is None or threshold is not None:
+            return super().with_budget(retention, threshold)
+        check_fraction("retention", retention)
+        other = copy(self)
+        other.retention = retention
+        return other
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, total = tokens.groups(self.per)

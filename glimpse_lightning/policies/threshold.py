@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from glimpse_lightning.core.segments import rank_in_group, segment_count
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.checks import check_choice, check_count, check_fraction
+from glimpse_lightning.policies.keep_ratio import KeepRatio
 from glimpse_lightning.runtime.errors import GlimpseError
 
 Anchor = Literal["tl", "tr", "bl", "br"]
@@ -62,6 +64,19 @@ class Threshold(Policy):
     @property
     def may_keep_nothing(self) -> bool:
         return self.min_tokens == 0 and not self.anchors
+
+    def with_budget(self, retention: float | None = None, threshold: float | None = None) -> Policy:
+        """A copy with another ``threshold``, its cap included; or the best ``retention`` of the tokens in its place."""
+        if threshold is None:
+            assert retention is not None
+            return KeepRatio(retention, self.per, max(1, self.min_tokens))
+        if retention is not None:
+            raise GlimpseError("Expected either `retention` or `threshold`, but got both.")
+        if self.scale == "sigmoid":
+            check_fraction("threshold", threshold)
+        other = copy(self)
+        other.threshold = threshold
+        return other
 
     def select(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         group, total = tokens.groups(self.per)

@@ -143,6 +143,12 @@ class PruningModule(EvaluationModule):
         Raises:
             GlimpseError: without an objective, or without anything for it to train.
         """
+        if any(value is not None for value in self.budgets.values()):
+            raise GlimpseError(
+                "`model.retention` and `model.threshold` are budgets of `test` and `predict`. What a training aims at "
+                "is said by its objective (`model.objective.retention`, in packaged recipes `--vars.retention`), and "
+                "what it keeps by its policy."
+            )
         objective = self._needed_objective()
         (pruner,) = self._source
         only_pruner = all(pattern.startswith("pruner.") for pattern in objective.trainable)

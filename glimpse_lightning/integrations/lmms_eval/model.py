@@ -58,6 +58,7 @@ class Glimpse(lmms):
         max_batch_size: not used; lmms-eval passes it.
         max_new_tokens: longest answer, in tokens, of tasks that set none.
         pruner_revision: version of the pruner on the Hub; by default the newest.
+        retention, threshold: budget in place of the pruner's, as in ``PrunedVLM.prefill``.
         **options: ``revision``, ``cache_dir`` and ``local_files_only`` of the backbone, the last two of the pruner as
             well; and settings of the backbone's image processor by name, ``min_pixels`` and ``max_pixels`` of Qwen-VL
             or ``do_pad`` of LLaVA-1.5, which overrule the recipe's.
@@ -78,6 +79,8 @@ class Glimpse(lmms):
         max_batch_size: int | None = None,
         max_new_tokens: int = 128,
         pruner_revision: str | None = None,
+        retention: float | None = None,
+        threshold: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -87,7 +90,8 @@ class Glimpse(lmms):
         self.max_new_tokens = max_new_tokens
         self.device = torch.device(_own_device(device))
         options |= {"dtype": dtype, "attn_implementation": attn_implementation}
-        self.module = load_module(pretrained, pruner, recipe, pruner_revision, options)
+        budgets = {"retention": retention, "threshold": threshold}
+        self.module = load_module(pretrained, pruner, recipe, pruner_revision, options, budgets)
         self.vlm = self.module.model.to(self.device)
         self._kept: list[tuple[str, int, int]] = []
         self._seconds, self._tokens = 0.0, 0
@@ -196,6 +200,7 @@ def load_module(
     recipe: str | None,
     pruner_revision: str | None,
     options: Mapping[str, Any],
+    budgets: Mapping[str, float | None] = {},
 ) -> VLMModule:
     """The module, its model loaded, that the arguments of :class:`Glimpse` describe.
 
@@ -203,6 +208,7 @@ def load_module(
         pretrained, pruner, recipe, pruner_revision: the arguments of :class:`Glimpse`.
         options: arguments of ``load_backbone``, where ``None`` means the default; others are settings of the image
             processor.
+        budgets: ``retention`` or ``threshold`` in place of the pruner's budget.
 
     Raises:
         GlimpseError: where they contradict each other, or cannot be loaded.
@@ -227,6 +233,7 @@ def load_module(
             f"The recipe {recipe!r} trains its pruner: train it (`glimpse-lightning fit --config {recipe}`) and give "
             "the saved one as `pruner=DIR`, with `pretrained=NAME` in place of `recipe`."
         )
+    module.budgets.update(budgets)
     module.configure_model()
     return module
 
