@@ -96,7 +96,7 @@ def picked(
     """Indices that a function returns for the inputs of an image, in its order, ascending from a mask.
 
     Raises:
-        GlimpseError: where it returns something else; see :func:`~glimpse_lightning.policies.from_function.mask_of`.
+        GlimpseError: where it returns something else; see :func:`~glimpse_lightning.policies.from_function.indices_of`.
     """
     values: dict[str, Any] = {name: tensor.clone() for name, tensor in inputs.items()}
     values |= {"grid": (1, *inputs["grid"].tolist()), "question": QUESTION, "budget": budget}
