@@ -39,7 +39,10 @@ class AnswerWriter(Callback, AnsweredBefore):
     def answered(self, trainer: Trainer) -> set[str]:
         """Ids of the questions that this run has answered before; to be called on all ranks."""
         self._lines = AppendedLines(Path(trainer.default_root_dir), ANSWERS, trainer.global_rank)
-        self._before = frozenset(row["id"] for row in self._lines.rows())
+        rows = list(self._lines.rows())
+        self._before = frozenset(row["id"] for row in rows if _still_of(row))
+        if changed := len({row["id"] for row in rows} - self._before):
+            rank_zero_info(f"Asked for anew, as their images have changed since: {counted(changed, 'question')}.")
         self._done = set(self._before)
         if self._before:
             rank_zero_info(f"{len(self._before)} questions are answered already.")
@@ -82,6 +85,7 @@ class AnswerWriter(Callback, AnsweredBefore):
                     "kept": sum(int(mask.sum()) for mask in masks),
                     "total": outputs["total"][place],
                     "cut_off": outputs["cut_off"][place],
+                    "image_versions": [version(Path(file)) for file in sample.files],
                 }
             )
         self._lines.add(rows)
@@ -92,7 +96,8 @@ class AnswerWriter(Callback, AnsweredBefore):
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
-        path, rows = folder / f"{ANSWERS}.jsonl", list(self._lines.rows())
+        path = folder / f"{ANSWERS}.jsonl"
+        rows = list({row["id"]: row for row in self._lines.rows()}.values())  # the last one, where an image has changed
         write_jsonl(path, rows)
         for part in self._lines.paths:
             remove(part)
@@ -129,6 +134,21 @@ class AnswerWriter(Callback, AnsweredBefore):
         if trainer.predicting and self._done:
             so_far = counted(len(self._done), "answer")
             rank_zero_info(f"{so_far} so far, in {self._lines.folder}; the same command goes on from there.")
+
+
+def version(file: Path) -> str:
+    """Size and time of change of a file, by which another one in its place is seen; empty where there is none."""
+    try:
+        about = file.stat()
+    except OSError:
+        return ""
+    return f"{about.st_size}-{about.st_mtime_ns}"
+
+
+def _still_of(row: Mapping[str, Any]) -> bool:
+    """Whether the images of an answer are those that it is about, as far as the row tells."""
+    found = [version(Path(file)) for file in row.get("images") or ()]
+    return row.get("image_versions", found) == found
 
 
 def _kept(module: Any, row: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from ranks import on_two_ranks
 from runs import run, write_recipe
 
@@ -197,6 +198,36 @@ def test_a_folder_of_images_gets_one_question(recipe: Path, capsys: pytest.Captu
     (recipe.parent / "none").mkdir()
     assert predict(recipe, "--image", str(recipe.parent / "none"), "--question", "how many?") == 1
     assert "there is none in it" in capsys.readouterr().err
+
+
+def test_subfolders_with_images_are_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = recipe.parent / "photos"
+    (photos / "paris").mkdir(parents=True)
+    (photos / "empty").mkdir()
+    (photos / "paris" / "1.png").write_bytes((recipe.parent / "1.png").read_bytes())
+    assert predict(recipe, "--image", str(photos), "--question", "how many?") == 1
+    assert "There are some in its subfolders (paris): name one of these." in capsys.readouterr().err
+    (photos / "0.png").write_bytes((recipe.parent / "0.png").read_bytes())
+    with pytest.warns(UserWarning, match=r"some hold images \(paris\)"):
+        assert predict(recipe, "--image", str(photos), "--question", "how many?") == 0
+    assert [row["id"] for row in answers(folder(recipe) / "answers.jsonl")] == ["0.png"]
+
+
+def test_a_changed_image_is_asked_about_anew(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = recipe.parent / "photos"
+    photos.mkdir()
+    for index in range(4):
+        (photos / f"{index}.png").write_bytes((recipe.parent / f"{index}.png").read_bytes())
+    ask = ("--image", str(photos), "--question", "how many hearts?", "--data.eval_batch_size", "1")
+    asked = dies_at(3, Killed(), monkeypatch)
+    with pytest.raises(Killed):
+        predict(recipe, *ask)
+    Image.new("RGB", (112, 112)).save(photos / "1.png")
+    assert predict(recipe, *ask) == 0
+    assert asked[4:] == [["1.png"], ["3.png"]]
+    rows = {row["id"]: row for row in answers(folder(recipe) / "answers.jsonl")}
+    assert len(rows) == 4 == len(answers(folder(recipe) / "answers.jsonl"))
+    assert (rows["1.png"]["total"], rows["0.png"]["total"]) == (16, 64)
 
 
 def test_damaged_images_of_a_folder_are_left_out_by_name(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,27 @@ def test_both_models_are_measured_on_each_question(model: gl.PrunedVLM) -> None:
     assert found["kv_bytes"]["ratio"] == pytest.approx(shares[1])
 
 
+def test_weights_are_as_whoever_loads_the_model_has_them(
+    model: gl.PrunedVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module freezes them; torch then copies a head's weight for each token, in bfloat16 on a CPU."""
+    weights = list(model.backbone.model.parameters())
+    monkeypatch.setattr("glimpse_lightning.evaluation.timing.times", lambda *_: {"ttft": 1.0, "tpot": 1.0})
+
+    def watching(*args):  # type: ignore[no-untyped-def]
+        assert all(weight.requires_grad for weight in weights)
+        return sizes(*args)
+
+    monkeypatch.setattr("glimpse_lightning.evaluation.timing.sizes", watching)
+    before = [weight.requires_grad for weight in weights]
+    model.backbone.model.requires_grad_(False)
+    weights[0].requires_grad_(True)
+    costs(model, [gl.GlyphVQA("test")[0]])
+    assert [weight.requires_grad for weight in weights] == [True] + [False] * (len(weights) - 1)
+    for weight, wanted in zip(weights, before, strict=True):
+        weight.requires_grad_(wanted)
+
+
 def test_a_cut_of_the_images_is_measured_against_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 

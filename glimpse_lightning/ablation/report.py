@@ -14,6 +14,7 @@ from glimpse_lightning.ablation.overrides import get
 from glimpse_lightning.ablation.rows import ALL, Row, above_floor
 from glimpse_lightning.ablation.settings import UNNAMED
 from glimpse_lightning.evaluation.intervals import Estimate
+from glimpse_lightning.evaluation.timing import COSTS as MEASURED
 from glimpse_lightning.runtime.terminal import UNKNOWN, counted, filled
 from glimpse_lightning.runtime.whole_files import remove, write_text
 
@@ -28,6 +29,9 @@ COUNTS = {
 COSTS = {"ttft": "first token", "tpot": "next tokens", "kv_bytes": "KV bytes", "peak_bytes": "peak memory"}
 """Costs of a question, as ``evaluation/timing.py`` measures them, and their columns."""
 
+SKIPPED_SHOWN = 5
+"""Messages about rows left out that the tables show."""
+
 NOTE = """\
 {cells}; {questions} each.{scored} Tokens, all as shares of the full model's: entering the language model; averaged over
 its layers; in the KV cache while decoding; FLOPs of its prefill (the pruner's own cost is not counted).
@@ -38,8 +42,8 @@ paired by question.\
 """
 COST_NOTE = """\
 First token, next tokens: time to the first token and per further one; KV bytes after the prefill and peak memory above
-the weights. All as ratios to Hugging Face's own model on the same questions, one at a time, in turns; median with its
-95 % interval.\
+the weights. All as ratios to Hugging Face's own model, over {questions}, one at a time, in turns; median with its 95 %
+interval. That model: {full} (medians of the first such row).\
 """
 ABOVE_FLOOR = """\
 Above floor: (accuracy - floor) / (first row's accuracy - floor), where the floor is the accuracy of {floors}.\
@@ -112,8 +116,9 @@ def markdown(rows: Sequence[Row], name: str, left_out: str = "") -> str:
         "",
         NOTE.format(cells=counted(len(rows), "cell"), questions=_either(questions, "question"), scored=brackets),
     ]
-    if any(row.costs for row in rows):
-        lines += [COST_NOTE, ""]
+    if timed := [row for row in rows if row.costs]:
+        measured = _either(sorted({row.timed for row in timed}), "question")
+        lines += [COST_NOTE.format(questions=measured, full=_absolute(timed[0])), ""]
     if floors := _floors(rows):
         lines += [ABOVE_FLOOR.format(floors=floors), ""]
     if asked := list(dict.fromkeys(map(str, filter(None, map(_processor, rows))))):
@@ -121,6 +126,10 @@ def markdown(rows: Sequence[Row], name: str, left_out: str = "") -> str:
     if strayed := [(row, asked, kept) for row in rows for asked, kept in _strayed(row)]:
         found = [f"* `{row.cell.name}`: {kept:.1%} instead of {asked:.1%}" for row, asked, kept in strayed]
         lines += ["Kept another share of the tokens than the axis says:", "", *found, ""]
+    if skipped := list(dict.fromkeys(message for row in rows for message in row.skipped)):
+        shown = [f"* {message}" for message in skipped[:SKIPPED_SHOWN]]
+        more = [f"* and {len(skipped) - SKIPPED_SHOWN} more: `skipped` in the cells' results.json"]
+        lines += [f"Left out: {counted(len(skipped), 'row')}.", "", *shown, *more[: len(skipped) > SKIPPED_SHOWN], ""]
     said: dict[str, list[str]] = {}
     for row in rows:
         for remark in row.remarks:
@@ -216,6 +225,12 @@ def _line(columns: Sequence[str]) -> str:
 
 def _percent(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.1%}"
+
+
+def _absolute(row: Row) -> str:
+    """What a question costs Hugging Face's own model."""
+    parts = (f"{factor * row.costs[name]['full']:.3g} {unit}" for name, (_, factor, unit) in MEASURED.items())
+    return ", ".join(f"{COSTS[name]} {part}" for name, part in zip(MEASURED, parts, strict=True))
 
 
 def _cost(found: Mapping[str, float] | None) -> str:

@@ -33,6 +33,8 @@ class Row:
         remarks: what the run said about its figures.
         costs: time and memory of a question, of the pruned and of Hugging Face's own model, by name; empty where they
             were not measured.
+        timed: number of questions that they are of.
+        skipped: messages about rows that the run left out.
     """
 
     cell: Cell
@@ -43,6 +45,8 @@ class Row:
     images: Mapping[str, str] = field(default_factory=dict)
     remarks: Sequence[str] = ()
     costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    timed: int = 0
+    skipped: Sequence[str] = ()
 
     @property
     def status(self) -> str:
@@ -112,8 +116,12 @@ def _row(cell: Cell, folders: CellFolders) -> Row:
             scores.setdefault(family, {})[record["id"]] = record["score"]
     figures = {ALL: {"n": results["n"], **results["metrics"]}, **results["families"]}
     numbers = {family: _numbers(values) for family, values in figures.items()}
-    costs = {name: value for name, value in (results.get("costs") or {}).items() if isinstance(value, Mapping)}
-    return Row(cell, run, None, numbers, scores, images, results.get("remarks", ()), costs)
+    told = results.get("costs") or {}
+    costs = {name: value for name, value in told.items() if isinstance(value, Mapping)}
+    skipped = results.get("skipped", ())
+    return Row(
+        cell, run, None, numbers, scores, images, results.get("remarks", ()), costs, told.get("questions", 0), skipped
+    )
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

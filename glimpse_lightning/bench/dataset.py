@@ -32,11 +32,37 @@ def load(name: str, size: int) -> Dataset[Sample]:
     """
     if name == GLYPHS:
         return GlyphVQA("test", size)
+    if Path(name).is_dir():
+        raise GlimpseError(
+            f"Expected `--data` to be {GLYPHS} or a file of questions, but {name!r} is a folder. Name the file in it; "
+            'of images without questions make a JSONL with a line for each, {"image": "one.jpg", "question": "..."}: '
+            "no answers are read."
+        )
     if not Path(name).is_file():
         raise GlimpseError(f"Expected `--data` to be {GLYPHS} or a file of questions, but there is no file {name!r}.")
     if (found := open_file(name)) is None:
         raise GlimpseError(f"{name}: expected a file of questions, its name ending in one of {', '.join(READERS)}.")
     return found
+
+
+def usable(dataset: Any, number: int, name: str) -> tuple[list[Sample], list[str]]:
+    """The first questions whose images can be read, and what is said of those before them that cannot.
+
+    Raises:
+        GlimpseError: where there is none.
+    """
+    samples: list[Sample] = []
+    skipped: list[str] = []
+    for index in range(len(dataset)):
+        if len(samples) == number:
+            break
+        try:
+            samples.append(dataset[index])
+        except GlimpseError as error:
+            skipped.append(str(error))
+    if not samples:
+        raise GlimpseError(f"{name}: none of the questions can be asked; the first: {skipped[0]}")
+    return samples, skipped
 
 
 @torch.no_grad()
@@ -46,8 +72,10 @@ def run(settings: Settings, variants: Sequence[Variant], name: str, say: Say) ->
     Visual tokens, and those that a variant keeps after each of its stages (``kept``), are means over the questions.
     Theoretical values are per question, from Hugging Face's times of the same question; their median is shown.
     """
-    dataset: Any = load(name, settings.samples)
-    count = min(settings.samples, len(dataset))
+    samples, skipped = usable(load(name, settings.samples), settings.samples, name)
+    for message in skipped:
+        say(f"left out: {message}")
+    count = len(samples)
     backbone, new = variants[0].backbone, settings.new_tokens
     clock = Clock(backbone.model.device, settings.clock)
     seen: dict[str, dict[str, list[float]]] = {variant.name: {} for variant in variants}
@@ -55,7 +83,7 @@ def run(settings: Settings, variants: Sequence[Variant], name: str, say: Say) ->
     whole: list[int] = []
     theory: dict[str, dict[str, list[float]]] = {variant.name: {} for variant in variants}
     for index in range(-settings.warmup, count):
-        sample = replace(dataset[max(index, 0)], answers=[""])  # answers may be missing, and none is read
+        sample = replace(samples[max(index, 0)], answers=[""])  # answers may be missing, and none is read
         inputs = {key: value.to(clock.device) for key, value in backbone.collate([sample]).inputs.items()}
         start = index % len(variants)
         order = [*variants[start:], *variants[:start]]
@@ -91,7 +119,8 @@ def run(settings: Settings, variants: Sequence[Variant], name: str, say: Say) ->
                 "figures": found,
             }
         )  # fmt: skip
-    return {"data": name, "samples": count, "batch": 1, "visual_tokens": fmean(whole), "variants": rows}
+    left_out = {"skipped": skipped} if skipped else {}
+    return {"data": name, "samples": count, "batch": 1, "visual_tokens": fmean(whole), "variants": rows, **left_out}
 
 
 def _figures(

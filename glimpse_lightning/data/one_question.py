@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -41,15 +42,23 @@ class OneQuestion(Dataset[Sample]):
     @classmethod
     def about_each(cls, folder: Path, question: str) -> OneQuestion:
         """The question about each image of a folder, in alphabetical order; other files in it are left out, and
-        damaged images are left out and counted.
+        damaged images are left out and counted. Subfolders are not read (they may hold pictures of an earlier run), but
+        those with images are named.
 
         Raises:
             GlimpseError: if there is no image.
         """
         known = Image.registered_extensions()
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in known and path.is_file())
+        files, below = _images(folder, known), [each for each in sorted(folder.iterdir()) if each.is_dir()]
+        filled = [each.name for each in below if _images(each, known)]
+        named = ", ".join(filled[:3]) + (", ..." if len(filled) > 3 else "")
         if not files:
-            raise GlimpseError(f"{folder}: expected a folder of images, but there is none in it.")
+            hint = f" There are some in its subfolders ({named}): name one of these." if filled else ""
+            raise GlimpseError(f"{folder}: expected a folder of images, but there is none in it.{hint}")
+        if filled:
+            rank_zero_warn(
+                f"{folder}: subfolders are not read, though some hold images ({named}). Ask about each alone."
+            )
         return cls([[str(path)] for path in files], question, [path.name for path in files], "skip")
 
     def __len__(self) -> int:
@@ -70,3 +79,8 @@ class OneQuestion(Dataset[Sample]):
     def identity(self, index: int) -> list[Any]:
         """The question, and the identities of its image files."""
         return [self.question, [of_file(Path(), file) for file in self.groups[index]]]
+
+
+def _images(folder: Path, known: Container[str]) -> list[Path]:
+    """Files of a folder that look like images."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in known and path.is_file())

@@ -157,12 +157,28 @@ def test_costs_stand_next_to_accuracy(tmp_path: Path) -> None:
     assert header[at : at + 4] == ["first token", "next tokens", "KV bytes", "peak memory"]
     assert full[at : at + 4] == ["-"] * 4
     assert re.fullmatch(r"0\.\d\d \[0\.\d\d, 0\.\d\d\]", fixed[at + 2])
-    assert "median with its\n95 % interval" in (folder / "results.md").read_text()
+    page = (folder / "results.md").read_text()
+    assert "over 1 question, one at a time" in page and re.search(r"That model: first token [\d.e+]+ ms, next", page)
     with (folder / "results.csv").open() as file:
         found = {(line["cell"], line["metric"]): line for line in csv.DictReader(file) if line["family"] == "all"}
     cost = found["fixed_ratio", "kv_bytes_ratio"]
     assert 0 < float(cost["ci_low"]) <= float(cost["value"]) <= float(cost["ci_high"]) < 1
     assert ("full", "kv_bytes_ratio") not in found
+
+
+def test_rows_left_out_are_named(tmp_path: Path) -> None:
+    image = gl.GlyphVQA("test", 1, image_size=224)[0].images[0]
+    image.save(tmp_path / "page.png")
+    lines = [{"id": str(n), "question": "what is red", "image": "page.png", "answers": ["star"]} for n in range(2)]
+    lines += [{**lines[0], "id": f"bad {n}", "image": f"{n}.png"} for n in range(7)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = {"test": {"class_path": "JSONL", "init_args": {"path": str(tmp_path / "q.jsonl"), "on_error": "skip"}}}
+    base = BASE | {"data": {**data, "eval_batch_size": 3, "num_workers": 0}}
+    config = write(tmp_path, base, axes={"methods": ["full", "fixed_ratio"]}, limit=9)
+    assert main(["ablate", "--config", str(config)]) == 0
+    page = (tmp_path / "out" / "mini" / "results.md").read_text()
+    assert "2 questions each" in page and "Left out: 7 rows." in page
+    assert page.count("no such image") == 5 and "* and 2 more: `skipped` in the cells' results.json" in page
 
 
 def test_hparams_have_a_row_for_each_cell(finished: tuple[Path, list[int]]) -> None:

@@ -153,6 +153,23 @@ def test_data_protocol(tmp_path: Path, name: str) -> None:
     assert pruned["peak_bytes"]["median"] > 0
 
 
+def test_images_that_cannot_be_read_are_left_out_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (224, 224)).save(tmp_path / "image.png")
+    (tmp_path / "empty.png").touch()
+    rows = ["empty.png", "image.png", "empty.png", "image.png", "image.png"]
+    (tmp_path / "q.csv").write_text("question,image\n" + "".join(f"{n}?,{name}\n" for n, name in enumerate(rows)))
+    run = ["bench", "--config", str(write(tmp_path)), "--output", str(tmp_path / "d.json"), "--data"]
+    assert main([*run, str(tmp_path / "q.csv")]) == 0
+    (group,) = json.loads((tmp_path / "d.json").read_text())["groups"]
+    assert group["samples"] == 2 and len(group["skipped"]) == 2
+    assert capsys.readouterr().err.count("left out: ") == 2
+    (tmp_path / "q.csv").write_text("question,image\n0?,empty.png\n")
+    assert main([*run, str(tmp_path / "q.csv")]) == 1
+    assert "none of the questions can be asked" in capsys.readouterr().err
+    assert main([*run, str(tmp_path)]) == 1
+    assert "is a folder. Name the file in it" in capsys.readouterr().err
+
+
 def test_random_weights_are_refused_with_questions_before_they_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
