@@ -45,6 +45,10 @@ First token, next tokens: time to the first token and per further one; KV bytes 
 the weights. All as ratios to Hugging Face's own model, over {questions}, one at a time, in turns; median with its 95 %
 interval. That model: {full} (medians of the first such row).\
 """
+UNSCORED = """\
+No answer has references. Agreement: share of answers equal to the full model's. KL: KL(full || pruned) in nats, mean
+over the tokens of the full model's answers; it ranks methods where hardly any answer is equal.\
+"""
 ABOVE_FLOOR = """\
 Above floor: (accuracy - floor) / (first row's accuracy - floor), where the floor is the accuracy of {floors}.\
 """
@@ -97,7 +101,8 @@ def markdown(rows: Sequence[Row], name: str, left_out: str = "") -> str:
     names = axes(rows)
     lines = [f"# Ablation `{name}`", "", *glance(rows)]
     header = [*names, *COUNTS.values(), *COSTS.values(), "accuracy", "difference"]
-    header += ["relative", "above floor", "agreement"]
+    header += ["relative", "above floor", "agreement", "KL"]
+    scored = any(row.accuracy() is not None for row in rows)
     table = []
     for row in rows:
         counts = [_percent(row.figure(key)) for key in COUNTS]
@@ -106,16 +111,19 @@ def markdown(rows: Sequence[Row], name: str, left_out: str = "") -> str:
         labels = [str(row.cell.labels.get(axis, UNKNOWN)) for axis in names]
         costs = [_cost(row.costs.get(key)) for key in COSTS]
         accuracies = [_interval(row.accuracy(), ""), _interval(gain, "+")]
-        table.append([*labels, *counts, *costs, *accuracies, *map(_percent, shares)])
+        kl = None if scored else row.figure("kl")
+        shown = UNKNOWN if kl is None else f"{kl:.3g}"
+        table.append([*labels, *counts, *costs, *accuracies, *map(_percent, shares), shown])
     lines += _table(header, table, len(names))
     questions = sorted({int(row.figures[ALL]["n"]) for row in rows if row.run is not None})
     images = sorted({len({*row.images.values()} - {""}) for row in rows if row.run is not None})
-    scored = any(row.accuracy() is not None for row in rows)
     brackets = SCORED.format(images=_either(images, "image")) if scored else ""
     lines += [
         "",
         NOTE.format(cells=counted(len(rows), "cell"), questions=_either(questions, "question"), scored=brackets),
     ]
+    if not scored:
+        lines += [UNSCORED, ""]
     if timed := [row for row in rows if row.costs]:
         measured = _either(sorted({row.timed for row in timed}), "question")
         lines += [COST_NOTE.format(questions=measured, full=_absolute(timed[0])), ""]

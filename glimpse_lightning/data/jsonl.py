@@ -142,7 +142,10 @@ class JSONL(Dataset[Sample]):
         try:
             lines = read_text(self.path).split("\n")  # not splitlines: U+2028 is legal in JSON
         except FileNotFoundError:
-            raise GlimpseError(f"{self.path}: no such file; expected a JSONL file of questions.") from None
+            raise GlimpseError(
+                f"{self.path}: no such file; expected a JSONL file of questions. Name "
+                "yours: `--data.train FILE`, or `data.test`, whichever this is."
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise GlimpseError(f"{self.path}: expected a UTF-8 text file, but reading it failed: {error}.") from None
         seen: dict[str, str] = {}

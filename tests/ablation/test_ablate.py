@@ -181,6 +181,21 @@ def test_rows_left_out_are_named(tmp_path: Path) -> None:
     assert page.count("no such image") == 5 and "* and 2 more: `skipped` in the cells' results.json" in page
 
 
+def test_without_references_methods_are_ranked_by_kl(tmp_path: Path) -> None:
+    gl.GlyphVQA("test", 1, image_size=224)[0].images[0].save(tmp_path / "page.png")
+    (tmp_path / "q.jsonl").write_text('{"id": "1", "question": "what is red", "image": "page.png"}\n')
+    options = {"path": str(tmp_path / "q.jsonl"), "require_answers": False}
+    base = BASE | {"data": {"test": {"class_path": "JSONL", "init_args": options}, "num_workers": 0}}
+    config = write(tmp_path, base, axes={"methods": ["full", "fixed_ratio"]}, limit=1)
+    assert main(["ablate", "--config", str(config)]) == 0
+    page = (tmp_path / "out" / "mini" / "results.md").read_text()
+    assert "No answer has references." in page
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:2] == "| "]
+    header = next(row for row in rows if "KL" in row)
+    full, fixed = (float(row[header.index("KL")]) for row in rows[-2:])
+    assert full == 0 < fixed
+
+
 def test_hparams_have_a_row_for_each_cell(finished: tuple[Path, list[int]]) -> None:
     for name in NAMES:
         events = EventAccumulator(str(finished[0] / "hparams" / name))
