@@ -51,15 +51,15 @@ def rank_biserial(scores: Tensor, shown: Tensor) -> float:
 
 
 @torch.no_grad()
-def correlations(name: str, dataset: gl.GlyphVQA | gl.DenseGlyphVQA) -> dict[str, list[float]]:
-    """Rank correlations of all questions, by family."""
+def correlations(name: str, dataset: gl.GlyphVQA | gl.DenseGlyphVQA, number: int = NUMBER) -> dict[str, list[float]]:
+    """Rank correlations of the first questions of ``dataset``, by family."""
     backbone, probe = gl.load_backbone(name), Probe()
     model = gl.PrunedVLM(backbone, gl.Pruner([gl.PruneStage(-1, probe, gl.policies.KeepRatio(1.0))]))
-    samples = [dataset[index] for index in range(NUMBER)]
-    for start in range(0, NUMBER, BATCH):
+    samples = [dataset[index] for index in range(number)]
+    for start in range(0, number, BATCH):
         batch = backbone.collate(samples[start : start + BATCH])
         model.prefill(**batch.inputs, boxes=batch.boxes)
-        print(f"{name}: {start + BATCH} of {NUMBER}", file=sys.stderr)
+        print(f"{name}: {min(start + BATCH, number)} of {number}", file=sys.stderr)
     found = defaultdict(list)
     for sample, value in zip(samples, probe.correlations, strict=True):
         found["all"].append(value)
