@@ -13,7 +13,7 @@ from typing_extensions import override
 from glimpse_lightning.callbacks.results_writer import skipped_samples, write_jsonl
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.reader import AnsweredBefore
-from glimpse_lightning.evaluation.remarks import PAD, WHOLE_ENOUGH, cropped_away, least_seen
+from glimpse_lightning.evaluation.remarks import cropped_away, least_seen, partly_seen
 from glimpse_lightning.evaluation.vlm_module import VLMModule
 from glimpse_lightning.runtime.appended_lines import AppendedLines
 from glimpse_lightning.runtime.errors import GlimpseError
@@ -122,11 +122,8 @@ class AnswerWriter(Callback, AnsweredBefore):
         kept = f"Kept {sum(shares) / len(shares):.1%} of the visual tokens (mean over questions). " if shares else ""
         pictures = folder / "overlays"
         show(f"{kept}{len(list(pictures.glob('*.png')))} of the questions are drawn in {pictures}.")
-        if parts := [seen for seen in self._seen if seen < WHOLE_ENOUGH]:
-            show(
-                f"{len(parts)} of the answers are about images of which the model saw a part only ({min(parts):.0%} to "
-                f"{max(parts):.0%}): its processor crops. {PAD}"
-            )
+        if remark := partly_seen(self._seen):
+            show(remark)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

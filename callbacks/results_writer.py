@@ -30,6 +30,7 @@ from glimpse_lightning.evaluation.remarks import (
     foreign,
     no_better_than_random,
     off_budget,
+    partly_seen,
     uneven,
     why_nothing_is_right,
 )
@@ -169,6 +170,7 @@ class ResultsWriter(Callback):
                 why_nothing_is_right(summary, type(metric or ExactMatch()).__name__),
                 off_budget(summary, None if _reads_pruner(module) else getattr(module, "objective", None)),
                 uneven(summary),
+                partly_seen(module.seen) if isinstance(module, EvaluationModule) else "",
                 no_better_than_random(summary),
             ]
         return list(filter(None, found))
@@ -184,6 +186,7 @@ class ResultsWriter(Callback):
             "command": self.command or str(trainer.state.fn),
             "backbone": _backbone_name(module),
             **(backbone.described() if (backbone := _backbone(module)) else {}),
+            "pruner": module.pruner_folder if isinstance(module, VLMModule) else None,
             "after_layers": _after_layers(module),
             "seed": global_seed(),
             "command_line": self.command_line,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 import glimpse_lightning as gl
 from glimpse_lightning.evaluation.records import Record, Summary
@@ -16,6 +17,7 @@ from glimpse_lightning.evaluation.remarks import (
     kept_in_padding,
     no_better_than_random,
     off_budget,
+    partly_seen,
     uneven,
     why_nothing_is_right,
 )
@@ -85,6 +87,16 @@ def test_embedded_backbones_know_their_own_pages_only() -> None:
     assert foreign("glimpse-dense", dense) == "" != foreign("glimpse-tiny", dense)
     assert foreign("glimpse-tiny", pages) == foreign("some/model", photographs) == ""
     assert foreign("glimpse-tiny", None) == foreign(None, photographs) == ""
+
+
+def test_a_test_says_of_how_many_images_the_model_saw_a_part() -> None:
+    assert partly_seen([1.0, 0.995]) == partly_seen([]) == ""
+    said = partly_seen([1.0, 0.75, 0.5625])
+    assert said.startswith("2 of the answers are about images of which the model saw a part only (56% to 75%)")
+    module = gl.EvaluationModule("glimpse-tiny", baselines=[])
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    trainer.test(module, gl.VQAData(test=gl.GlyphVQA("test", size=2), num_workers=0), verbose=False)
+    assert module.seen == [1.0, 1.0]
 
 
 def test_kept_tokens_in_the_padding_are_counted() -> None:

@@ -135,9 +135,9 @@ def markdown(rows: Sequence[Row], name: str, left_out: str = "") -> str:
         found = [f"* `{row.cell.name}`: {kept:.1%} instead of {asked:.1%}" for row, asked, kept in strayed]
         lines += ["Kept another share of the tokens than the axis says:", "", *found, ""]
     if skipped := list(dict.fromkeys(message for row in rows for message in row.skipped)):
-        shown = [f"* {message}" for message in skipped[:SKIPPED_SHOWN]]
+        named = [f"* {message}" for message in skipped[:SKIPPED_SHOWN]]
         more = [f"* and {len(skipped) - SKIPPED_SHOWN} more: `skipped` in the cells' results.json"]
-        lines += [f"Left out: {counted(len(skipped), 'row')}.", "", *shown, *more[: len(skipped) > SKIPPED_SHOWN], ""]
+        lines += [f"Left out: {counted(len(skipped), 'row')}.", "", *named, *more[: len(skipped) > SKIPPED_SHOWN], ""]
     said: dict[str, list[str]] = {}
     for row in rows:
         for remark in row.remarks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -293,7 +294,7 @@ def _explained(name: str, error: Exception) -> GlimpseError:
         return error
     reason = str(error).strip().splitlines()[0].rstrip(".")
     if not name.startswith(PREFIX) and not Path(source_of(name)).exists():
-        reason += "; there is no folder of this name either"
+        reason += f"; there is no folder of this name either{_siblings(name)}"
     if command := installing(error):
         remedy = f"Install it: `{command}`."
     elif isinstance(error, ImportError):
@@ -308,12 +309,20 @@ def _explained(name: str, error: Exception) -> GlimpseError:
     return GlimpseError(f"Could not load backbone {name!r}: {reason}. {remedy}")
 
 
+def _siblings(name: str) -> str:
+    """Folders of a similar name next to where ``name`` would be, as a remark; empty where there is none."""
+    path = Path(expanded(name))
+    here = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, here, 1)
+    return f", but {path.parent / near[0]}" if near else ""
+
+
 def _check_folder(name: str) -> None:
     """Raise if ``name`` can only be a folder, and there is none: a hub id has one slash, between two names."""
     if (name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name) and not Path(expanded(name)).is_dir():
         raise GlimpseError(
-            f"There is no folder {name!r}; check its path, or give {', '.join(EMBEDDED)}, a hub id, or "
-            f"{PREFIX}<preset>."
+            f"There is no folder {name!r}{_siblings(name)}; check its path, or give {', '.join(EMBEDDED)}, a hub id, "
+            f"or {PREFIX}<preset>."
         )
 
 

@@ -15,6 +15,7 @@ from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.evaluation.baselines import as_many, baseline_models, training_free_scorers
 from glimpse_lightning.evaluation.evaluator import Evaluator, kept_by_item, left_by_stage
 from glimpse_lightning.evaluation.records import Record, Summary
+from glimpse_lightning.evaluation.remarks import least_seen
 from glimpse_lightning.evaluation.shared_questions import SharedQuestions
 from glimpse_lightning.evaluation.timing import costs
 from glimpse_lightning.evaluation.vlm_module import VLMModule
@@ -43,6 +44,7 @@ class EvaluationModule(VLMModule):
     Attributes:
         summary: figures of the last evaluation.
         costs: time and memory of a question, where they were measured.
+        seen: share of its images that the model saw, by question of the last evaluation.
 
     Examples:
         >>> from lightning.pytorch import Trainer
@@ -70,6 +72,8 @@ class EvaluationModule(VLMModule):
         self.latency = latency
         self.costs: dict[str, Any] | None = None
         self._timed: list[Sample] = []
+        self._seen: list[float] = []
+        self.seen: list[float] = []
         self.metric = metric
         self.baselines = baselines
         self.summary: Summary | None = None
@@ -124,17 +128,24 @@ class EvaluationModule(VLMModule):
     def _evaluate(self, batch: Batch) -> dict[str, Any]:
         records, out = self.evaluator.evaluate(self.model, batch, resolution=self.resolution)
         self._records += records
+        kept = kept_by_item(out)
+        weights = batch.weight.tolist()
+        self._seen += [
+            least_seen([item for item in kept if item["sample"] == place])
+            for place, weight in enumerate(weights)
+            if weight and self.resolution is None
+        ]
         if self.trainer.testing and len(self._timed) < self.latency:
-            asked = [sample for sample, weight in zip(batch.samples, batch.weight.tolist(), strict=True) if weight]
+            asked = [sample for sample, weight in zip(batch.samples, weights, strict=True) if weight]
             self._timed += asked[: self.latency - len(self._timed)]
         if self._rivals:
             counts = left_by_stage(out, len(batch.samples))
             self._left.append([(sample.id, left) for sample, left in zip(batch.samples, counts, strict=True)])
-        return {"records": records, "kept": kept_by_item(out)}
+        return {"records": records, "kept": kept}
 
     def _start_evaluation(self) -> None:
         self._records, self._baseline_records, self._rivals, self._left = [], {}, {}, []
-        self._timed, self.costs = [], None
+        self._timed, self.costs, self._seen = [], None, []
         release(self)
         if any(p.requires_grad for name, p in self.model.named_parameters() if name.startswith("model.")):
             self.evaluator.cache.clear()  # the full model itself is being trained
@@ -142,6 +153,7 @@ class EvaluationModule(VLMModule):
     def _finish_evaluation(self, stage: str) -> None:
         release(self)  # optimizers and checkpoints use the shards only
         records = gathered(self._records)
+        self.seen = gathered(self._seen)
         self.share_skipped()
         if self.skipped and not records:
             raise GlimpseError(f"Expected at least one usable sample, but all are bad; one of them: {self.skipped[0]}")

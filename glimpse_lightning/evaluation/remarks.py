@@ -134,6 +134,21 @@ def cropped_away(items: Sequence[Mapping[str, Any]]) -> str:
     return f"The model saw {least:.0%} of {which}: its processor crops. {PAD}"
 
 
+def partly_seen(shares: Sequence[float]) -> str:
+    """A sentence that says of how many questions the model saw a part of the image only; empty where of none.
+
+    Args:
+        shares: share of the image that the model saw, by question.
+    """
+    parts = [seen for seen in shares if seen < WHOLE_ENOUGH]
+    if not parts:
+        return ""
+    return (
+        f"{len(parts)} of the answers are about images of which the model saw a part only ({min(parts):.0%} to "
+        f"{max(parts):.0%}): its processor crops. {PAD}"
+    )
+
+
 def kept_in_padding(items: Sequence[Mapping[str, Any]]) -> int:
     """Number of kept tokens whose cell has its middle outside the image.
 

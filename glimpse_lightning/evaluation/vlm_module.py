@@ -227,9 +227,15 @@ class VLMModule(BatchReader):
         return pruner
 
     @property
+    def pruner_folder(self) -> str | None:
+        """Folder or hub id of a saved pruner, which then prunes in place of the recipe's parts; else ``None``."""
+        (source,) = self._source
+        return source if isinstance(source, str) else None
+
+    @property
     def reads_pruner(self) -> bool:
         """Whether the pruner is a saved one, by `model.pruner`."""
-        return isinstance(self._source[0], str)
+        return self.pruner_folder is not None
 
     def described_pruner(self) -> Pruner | None:
         """The pruner that the recipe describes: its parts as they are, or the saved one, read anew; else ``None``."""

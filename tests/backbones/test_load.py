@@ -271,6 +271,18 @@ def test_a_folder_that_is_not_there_is_no_hub_id(name: str) -> None:
         gl.load_backbone(name)
 
 
+def test_a_folder_of_a_similar_name_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "Qwen2.5-VL-7B-Instruct").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        gl.GlimpseError, match=r"no folder '\./models/Qwen2\.5-VL-7B', but models/Qwen2\.5-VL-7B-Instruct;"
+    ):
+        gl.load_backbone("./models/Qwen2.5-VL-7B")
+    name = "models/Qwen2.5-VL-7B-Instrct"  # or a hub id
+    with pytest.raises(gl.GlimpseError, match=r"of this name either, but models/Qwen2\.5-VL-7B-Instruct"):
+        gl.load_backbone(name, local_files_only=True)
+
+
 def test_a_folder_below_the_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").symlink_to(source_of("glimpse-tiny"))
     monkeypatch.setenv("HOME", str(tmp_path))
