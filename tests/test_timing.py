@@ -33,9 +33,7 @@ def test_both_models_are_measured_on_each_question(model: gl.PrunedVLM) -> None:
     assert found["kv_bytes"]["ratio"] == pytest.approx(shares[1])
 
 
-def test_weights_are_as_whoever_loads_the_model_has_them(
-    model: gl.PrunedVLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_are_measured_as_they_are_loaded(model: gl.PrunedVLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module freezes them; torch then copies a head's weight for each token, in bfloat16 on a CPU."""
     weights = list(model.backbone.model.parameters())
     monkeypatch.setattr("glimpse_lightning.evaluation.timing.times", lambda *_: {"ttft": 1.0, "tpot": 1.0})

@@ -61,7 +61,7 @@ def costs(model: PrunedVLM, samples: Sequence[Sample], resolution: ResolutionCut
 
 @contextmanager
 def _as_loaded(model: nn.Module) -> Iterator[None]:
-    """Weights that want a gradient, as Hugging Face loads them, and as whoever measures its model has them.
+    """Weights that want a gradient, as Hugging Face loads them, and as anyone has them who measures its model.
 
     A module freezes them, and torch's product of a slice of states in bfloat16 copies a frozen weight on a CPU: a head
     of 152,064 words and 512 channels then takes 1.5 s and 156 MB for a token in place of 0.05 s and nothing.
