@@ -76,7 +76,7 @@ def test_a_sample_may_be_the_unit() -> None:
     "answer",
     [[3, 0], (0, 3), torch.tensor([3, 0]), torch.tensor([0, 3], dtype=torch.int32), {0, 3},
      [True, False, False, True], torch.tensor([True, False, False, True]), iter([3, 0])],
-    ids=str,
+    ids=["list", "tuple", "tensor", "int32", "set", "mask", "boolean tensor", "iterator"],
 )  # fmt: skip
 def test_indices_and_masks_of_any_kind_are_understood(answer: Any) -> None:
     keep = FromFunction(lambda: answer, 0.5).select(torch.ones(4), visual_tokens([[(1, 2, 2)]]))
