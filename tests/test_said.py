@@ -82,7 +82,7 @@ def test_unknown_keywords_of_prefill() -> None:
     model = gl.PrunedVLM(backbone)
     batch = backbone.collate([gl.GlyphVQA("test", image_size=224)[0]])
     model.prefill(**batch.inputs)
-    for name, near in {"retention": "policy", "question": "questions", "pixel_value": "pixel_values"}.items():
+    for name, near in {"retenshun": "retention", "question": "questions", "pixel_value": "pixel_values"}.items():
         with pytest.raises(gl.GlimpseError, match=rf"does not know '{name}'.*{near}"):
             model.prefill(**batch.inputs, **{name: 0.1})
 

@@ -203,11 +203,11 @@ class PrunedVLM(nn.Module, GenerationMixin):
 
     def _policies(self, retention: Any, threshold: Any) -> dict[PruneStage, Policy]:
         """Policies of one call, by the stage whose policy each replaces."""
-        if self.pruner is not None:
-            return self.pruner.with_budgets(retention, threshold)
-        if retention is not None or threshold is not None:
+        if retention is None and threshold is None:
+            return {}
+        if self.pruner is None:
             raise GlimpseError("Expected a pruner that `retention` or `threshold` could be set for, but there is none.")
-        return {}
+        return self.pruner.with_budgets(retention, threshold)
 
     def _check_inputs(self, inputs: Mapping[str, Any], method: Callable[..., Any]) -> None:
         """Raise where a keyword is no input of the processor, since ``method`` would silently ignore it."""
@@ -217,7 +217,8 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 options = [*inspect.signature(method).parameters, *known]
                 raise GlimpseError(
                     f"`{method.__name__}` does not know {name!r}: it is neither an option of its own nor an input of "
-                    f"the processor.{nearest(name, sorted(options))} How much is kept, a stage's policy says."
+                    f"the processor.{nearest(name, sorted(options))} How much is kept, a stage's policy says, or "
+                    "`retention`."
                 )
 
     @property

@@ -12,9 +12,8 @@ from golden_numbers import GOLDEN
 from safetensors.torch import load_file, save_file
 from test_docs import code
 
-import glimpse_lightning as gl
 from glimpse_lightning.__main__ import main
-from glimpse_lightning.goldens.cases import budgets, read, recorded
+from glimpse_lightning.goldens.cases import budgets, read
 
 OTHERS = """
 import torch
@@ -85,7 +84,7 @@ def test_a_difference_is_named(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "case 00 (8 x 8), budget 7: other_code.one_less keeps 6 tokens, recorded are 7, 6 in common" in said
     assert "0 of 3 selections" in said
     file = load_file(folder / "one.safetensors")
-    file["00/out/b1/order"] = file["00/out/b1/order"].roll(1) * 0 + torch.arange(7)
+    file["00/out/b1/order"] = torch.arange(7)
     save_file(file, folder / "one.safetensors")
     status, said = golden("check one.safetensors --config methods/fastervlm", capsys)
     assert status == 1 and "2 of 3 selections" in said and "budget 7" in said
@@ -138,27 +137,6 @@ def test_what_cannot_be_done_is_said(
     assert not (folder / "x.safetensors").exists()
 
 
-def test_a_draw_on_which_a_rounding_decides_is_replaced() -> None:
-    """The third of the function's answers for new inputs is one."""
-    asked = 0
-
-    def shaky(features: torch.Tensor, budget: int) -> range:
-        nonlocal asked
-        asked += 1
-        return range(budget) if asked != 3 else range(1, budget + 1)
-
-    (case,) = recorded(shaky, {}, grids=[(8, 8)])
-    (other,) = recorded(lambda features, budget: range(budget), {}, grids=[(8, 8)])
-    assert not torch.equal(case.inputs["features"], other.inputs["features"])
-    assert sorted(case.kept) == sorted(other.kept)
-
-
 def test_files_of_authors_code_are_read(capsys: pytest.CaptureFixture[str]) -> None:
     status, said = golden(f"check {GOLDEN / 'methods' / 'divprune.safetensors'} --config methods/divprune", capsys)
     assert status == 0 and re.search(r"(\d\d) of \1 selections", said)
-
-
-def test_a_golden_file_without_cases_is_refused(tmp_path: Path) -> None:
-    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(gl.GlimpseError, match="no cases"):
-        read(tmp_path / "model.safetensors")

@@ -25,7 +25,7 @@ from glimpse_lightning.runtime.errors import GlimpseError
 KINDS: list[Any] = [
     kind
     for name in p.__all__
-    if issubclass(kind := getattr(p, name), Budgeted) and "budget" in inspect.signature(kind).parameters
+    if issubclass(kind := getattr(p, name), Budgeted) and "budget" in [*inspect.signature(kind).parameters][:1]
     if not inspect.isabstract(kind)
 ]
 PER_ITEM = {"HiPrune", "DominantContextual"}
