@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from glimpse_lightning.callbacks.results_writer import skipped_samples, write_jsonl
 from glimpse_lightning.data.batch import Batch
+from glimpse_lightning.data.digest import of_file
 from glimpse_lightning.data.reader import AnsweredBefore
 from glimpse_lightning.evaluation.remarks import cropped_away, least_seen, partly_seen
 from glimpse_lightning.evaluation.vlm_module import VLMModule
@@ -85,7 +86,7 @@ class AnswerWriter(Callback, AnsweredBefore):
                     "kept": sum(int(mask.sum()) for mask in masks),
                     "total": outputs["total"][place],
                     "cut_off": outputs["cut_off"][place],
-                    "image_versions": [version(Path(file)) for file in sample.files],
+                    "image_versions": [of_file(Path(), file)[1:] for file in sample.files],
                 }
             )
         self._lines.add(rows)
@@ -133,18 +134,9 @@ class AnswerWriter(Callback, AnsweredBefore):
             rank_zero_info(f"{so_far} so far, in {self._lines.folder}; the same command goes on from there.")
 
 
-def version(file: Path) -> str:
-    """Size and time of change of a file, by which another one in its place is seen; empty where there is none."""
-    try:
-        about = file.stat()
-    except OSError:
-        return ""
-    return f"{about.st_size}-{about.st_mtime_ns}"
-
-
 def _still_of(row: Mapping[str, Any]) -> bool:
     """Whether the images of an answer are those that it is about, as far as the row tells."""
-    found = [version(Path(file)) for file in row.get("images") or ()]
+    found = [of_file(Path(), file)[1:] for file in row.get("images") or ()]
     return row.get("image_versions", found) == found
 
 

@@ -132,6 +132,25 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "What a training aims at is said by its objective" in capsys.readouterr().err
 
 
+def test_a_budget_without_a_pruner_is_refused_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glimpse_lightning.evaluation.vlm_module.load_backbone", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(gl.GlimpseError, match="could be set for"):
+        gl.EvaluationModule(retention=0.5).configure_model()
+    stage = gl.PruneStage(1, gl.scorers.AttentionRank(), KeepRatio(0.5))
+    with pytest.raises(gl.GlimpseError, match="has no threshold"):
+        gl.EvaluationModule(stages=[stage], threshold=0.5).configure_model()
+
+
+def test_what_a_recipe_describes_has_its_budget() -> None:
+    """For `bench --recipe` as for a test."""
+    stage = gl.PruneStage(1, gl.scorers.AttentionRank(), KeepRatio(0.5))
+    module = gl.EvaluationModule(stages=[stage], retention=0.25)
+    for _ in range(2):
+        pruner = module.described_pruner()
+        assert pruner is not None and isinstance(pruner.stages[0].policy, KeepRatio)
+        assert pruner.stages[0].policy.ratio == 0.25
+
+
 def test_a_saved_pruner_keeps_another_share(backbone: gl.Backbone, tmp_path: Path) -> None:
     pruner = gl.Pruner([gl.PruneStage(2, gl.scorers.VIP(vision_layers=[1]), Threshold())])
     pruner.build(backbone.facts)

@@ -82,7 +82,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
                 writer.writerow([*start, family, name, *values, *end])
             for name, cost in row.costs.items() if family == ALL else ():
                 interval = [cost["ratio"], cost["low"], cost["high"]]
-                writer.writerow([*start, family, f"{name}_ratio", *interval, "", *end])
+                writer.writerow([*start, family, f"{name}_ratio", *interval, row.timed, *end])
             for name, value in figures.items():
                 if name not in known and name != "n":
                     writer.writerow([*start, family, name, value, "", "", int(figures["n"]), *end])

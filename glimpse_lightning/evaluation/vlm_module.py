@@ -175,6 +175,7 @@ class VLMModule(BatchReader):
         """Load the backbone and build the pruner for it. A second call has no effect."""
         if self.vlm is not None:
             return
+        pruner = self.described_pruner()  # its mistakes come before the backbone is loaded
         backbone, later = self.backbone, None
         if isinstance(backbone, str):
             if self.device_mesh is not None and not backbone.startswith(PREFIX):
@@ -182,11 +183,6 @@ class VLMModule(BatchReader):
             placement: dict[str, Any] = {"device_map": "meta"} if later else {}
             backbone = load_backbone(backbone, **self.backbone_options, **placement)
         (source,) = self._source
-        pruner = self.described_pruner()
-        if pruner is None and any(value is not None for value in self.budgets.values()):
-            raise GlimpseError("Expected a pruner that `model.retention` or `model.threshold` could be set for.")
-        for stage, other in ({} if pruner is None else pruner.with_budgets(**self.budgets)).items():
-            stage.policy = other
         if isinstance(source, Pruner) and not self.allow_empty:
             _check_recipe(source, len(backbone.layers))
         vlm = PrunedVLM(backbone, pruner)
@@ -238,9 +234,20 @@ class VLMModule(BatchReader):
         return self.pruner_folder is not None
 
     def described_pruner(self) -> Pruner | None:
-        """The pruner that the recipe describes: its parts as they are, or the saved one, read anew; else ``None``."""
+        """The pruner that the recipe describes, with its ``retention`` or ``threshold``; else ``None``.
+
+        It consists of the recipe's own parts, or is the saved one, read anew.
+
+        Raises:
+            GlimpseError: where a budget is given without a pruner, or cannot be set.
+        """
         (source,) = self._source
-        return self._load_pruner(source) if isinstance(source, str) else source
+        pruner = self._load_pruner(source) if isinstance(source, str) else source
+        if pruner is None and any(value is not None for value in self.budgets.values()):
+            raise GlimpseError("Expected a pruner that `model.retention` or `model.threshold` could be set for.")
+        for stage, policy in ({} if pruner is None else pruner.with_budgets(**self.budgets)).items():
+            stage.policy = policy
+        return pruner
 
     @property
     def learns(self) -> bool:
