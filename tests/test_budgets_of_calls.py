@@ -158,3 +158,16 @@ def test_a_saved_pruner_keeps_another_share(backbone: gl.Backbone, tmp_path: Pat
     module.configure_model()
     (stage,) = module.model.pruner.stages  # type: ignore[union-attr]
     assert isinstance(stage.policy, KeepRatio) and stage.policy.ratio == 0.125
+
+
+def test_a_fit_that_could_not_save_its_pruner_does_not_begin() -> None:
+    def first(features: torch.Tensor, budget: int) -> range:
+        return range(budget)
+
+    stages = [
+        gl.PruneStage(-1, *gl.from_function(first, 0.5)),
+        gl.PruneStage(3, gl.scorers.VIP(vision_layers=[1]), Threshold()),
+    ]
+    module = gl.PruningModule(stages=stages, objective=gl.objectives.KL(retention=0.1))
+    with pytest.raises(gl.GlimpseError, match="so that it can be saved"):
+        module.check_fit()

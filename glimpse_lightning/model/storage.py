@@ -74,11 +74,7 @@ def save_pruner(
             "Expected a pruner that was built for a model, but got one that has no weights yet. Attach it to a model "
             "first: `PrunedVLM(backbone, pruner)`, or `pruner.build(facts)`."
         )
-    stages = [
-        {"after_layer": s.after_layer, "scorer": _describe(s.scorer), "policy": _describe(s.policy)}
-        | {"reducer": _describe(s.reducer), "early_kv": s.early_kv, "positions": s.positions}
-        for s in _stages(pruner)
-    ]
+    stages = described_stages(pruner)
     name, trained_on = (backbone, pruner.trained_on) if isinstance(backbone, str) else _identity(backbone)
     config: dict[str, Any] = {"format": FORMAT, "glimpse_lightning": __version__, "backbone": name}
     config |= {} if trained_on is None else {"trained_on": trained_on, "backbone": name or trained_on["backbone"]}
@@ -92,6 +88,19 @@ def save_pruner(
         (temporary / WEIGHTS).write_bytes(file)
         (temporary / CONFIG).write_bytes(text.encode())
     return Path(folder)
+
+
+def described_stages(pruner: Pruner) -> list[dict[str, Any]]:
+    """The stages as a saved pruner holds them, by classes and plain arguments.
+
+    Raises:
+        GlimpseError: where a part cannot be described so.
+    """
+    return [
+        {"after_layer": s.after_layer, "scorer": _describe(s.scorer), "policy": _describe(s.policy)}
+        | {"reducer": _describe(s.reducer), "early_kv": s.early_kv, "positions": s.positions}
+        for s in _stages(pruner)
+    ]
 
 
 def load_pruner(path_or_hub_id: str | Path, any_backbone: bool = False, **where: Any) -> Pruner:

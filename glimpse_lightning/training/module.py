@@ -20,9 +20,11 @@ from typing_extensions import override
 
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import VQAData
+from glimpse_lightning.engine.pruner import Pruner
 from glimpse_lightning.evaluation.answers import WrittenAnswers
 from glimpse_lightning.evaluation.module import EvaluationModule
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
+from glimpse_lightning.model.storage import described_stages
 from glimpse_lightning.objectives.base import Objective
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.gathering import release
@@ -138,10 +140,10 @@ class PruningModule(EvaluationModule):
 
     @override
     def check_fit(self) -> None:
-        """Raise where `fit` would train nothing, which is known before the model is loaded.
+        """Raise where `fit` would train nothing or could not save it, which is known before the model is loaded.
 
         Raises:
-            GlimpseError: without an objective, or without anything for it to train.
+            GlimpseError: without an objective, without anything for it to train, or with a part that cannot be saved.
         """
         if any(value is not None for value in self.budgets.values()):
             raise GlimpseError(
@@ -151,6 +153,8 @@ class PruningModule(EvaluationModule):
             )
         objective = self._needed_objective()
         (pruner,) = self._source
+        if isinstance(pruner, Pruner):
+            described_stages(pruner)  # else the training would be done before it turns out that nothing can be saved
         only_pruner = all(pattern.startswith("pruner.") for pattern in objective.trainable)
         if objective.refines or not only_pruner or isinstance(pruner, str):
             return

@@ -233,7 +233,7 @@ def load_module(
             f"The recipe {recipe!r} trains its pruner: train it (`glimpse-lightning fit --config {recipe}`) and give "
             "the saved one as `pruner=DIR`, with `pretrained=NAME` in place of `recipe`."
         )
-    module.budgets |= {name: value for name, value in budgets.items() if value is not None}
+    module.budgets.update({name: value for name, value in budgets.items() if value is not None})
     module.configure_model()
     return module
 
