@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from glimpse_lightning.backbones.collate import collate_samples, first_copies
+from glimpse_lightning.backbones.chat import conversation_inputs
+from glimpse_lightning.backbones.collate import collate_samples, first_copies, merged
 from glimpse_lightning.backbones.processor_settings import described
-from glimpse_lightning.backbones.refusals import collate_or_refuse, placeholders
+from glimpse_lightning.backbones.refusals import check_conversation, collate_or_refuse, placeholders
 from glimpse_lightning.core.visual_tokens import VisionTap
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Sample
@@ -189,19 +190,53 @@ class Backbone(Decoder):
                 f"The generation config of {self.name!r} has no `eos_token_id`, so nothing ends an answer; set "
                 "`model.generation_config.eos_token_id`."
             )
-        if self._placeholders is None:
-            self._placeholders = placeholders(self.model.config, self.processor)
         stops = frozenset(tokenizer.convert_ids_to_tokens(list(ends)))
         batch = collate_or_refuse(
             lambda some: collate_samples(some, self.processor, tokenizer, ends),
             samples,
-            self._placeholders,
-            self._placeholders | stops,
+            self.placeholders,
+            self.placeholders | stops,
         )
         first = first_copies([image for sample in samples for image in sample.images])
         if len(set(first)) < len(first):
             batch.inputs = self.share_images(batch.inputs, first)
         return batch
+
+    @property
+    def placeholders(self) -> frozenset[str]:
+        """Texts that stand for images, videos or audio, which no text of a prompt may hold."""
+        if self._placeholders is None:
+            self._placeholders = placeholders(self.model.config, self.processor)
+        return self._placeholders
+
+    def converse(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Processor outputs of one conversation that waits for an answer, by the model's chat template.
+
+        Args:
+            messages: messages in Hugging Face's form, each with ``role`` and a list ``content`` of parts ``{"type":
+                "text", "text": str}`` and ``{"type": "image", "image": PIL image}``, in any order and number.
+
+        Raises:
+            GlimpseError: if a text holds a placeholder of images, or template or processor refuse the conversation.
+        """
+        tokenizer = self.tokenizer  # raises where there is no processor
+        check_conversation(messages, self.placeholders)
+        try:
+            return conversation_inputs([messages], self.processor)
+        except Exception as error:  # templates and processors raise errors of many types
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            template = "" if getattr(self.processor, "chat_template", None) or tokenizer.chat_template else (
+                " Base models have no chat template: name the instruction-tuned one."
+            )  # fmt: skip
+            raise GlimpseError(
+                f"The model's chat template or processor refuses this conversation ({reason}). Check the roles, their "
+                f"order, and the sizes of images.{template}"
+            ) from error
+
+    def merge(self, prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """One batch of prompts out of several, each the processor outputs of one or more; see :func:`~.merged`."""
+        padding = self.tokenizer.pad_token_id
+        return merged(prompts, 0 if padding is None else padding)
 
     def share_images(self, inputs: dict[str, Any], first: Sequence[int]) -> dict[str, Any]:
         """Processor outputs in which equal images appear once; ``first[i]`` is the index of the first image equal to

@@ -16,7 +16,7 @@ and 3 and a shared token cause a warning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,19 +52,30 @@ def prompt_inputs(samples: Sequence[Sample], processor: Any) -> dict[str, Any]:
         GlimpseError: if the processor has no chat template.
     """
     try:
-        inputs = processor.apply_chat_template(
-            [_question(sample) for sample in samples],
+        return conversation_inputs([_question(sample) for sample in samples], processor)
+    except ValueError as error:
+        if getattr(processor, "chat_template", None) is not None:
+            raise
+        raise _unwritten(samples[0], error) from error
+
+
+def conversation_inputs(conversations: Sequence[Sequence[Mapping[str, Any]]], processor: Any) -> dict[str, Any]:
+    """Processor outputs for conversations that wait for an answer, padded on the left.
+
+    Args:
+        conversations: messages of each, in Hugging Face's form: ``role``, and ``content`` as a list of parts ``{"type":
+            "text", "text": ...}`` and ``{"type": "image", "image": ...}``.
+    """
+    return dict(
+        processor.apply_chat_template(
+            conversations,
             tokenize=True,
             add_generation_prompt=True,
             return_dict=True,
             return_tensors="pt",
             processor_kwargs={"padding": True, "padding_side": "left"},
         )
-    except ValueError as error:
-        if getattr(processor, "chat_template", None) is not None:
-            raise
-        raise _unwritten(samples[0], error) from error
-    return dict(inputs)
+    )
 
 
 def target_ids(sample: Sample, processor: Any, tokenizer: Any, ends: Sequence[int]) -> list[int]:

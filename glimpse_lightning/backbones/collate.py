@@ -1,13 +1,14 @@
-"""From samples to a batch: prompts and images through the processor, answers to tokens."""
+"""From samples to a batch: prompts and images through the processor, answers to tokens; and batches out of prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from glimpse_lightning.backbones.chat import prompt_inputs, target_ids
 from glimpse_lightning.data.batch import Batch
@@ -44,3 +45,34 @@ def padded_answers(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor,
     ids = torch.tensor([[*row, *[padding] * (width - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     return ids, mask
+
+
+def merged(prompts: Sequence[Mapping[str, Tensor]], padding: int) -> dict[str, Tensor]:
+    """One batch out of processor outputs of several batches, as the processor itself would make it, padded on the left.
+
+    Rows of tokens get columns on their left; ``attention_mask`` and types of tokens are 0 there. Everything else (pixel
+    values, grids, masks of pixels) has its images, patches or samples along the first axis, and is filled up with
+    zeros along the others.
+
+    Args:
+        prompts: processor outputs; those of prompts without images lack what belongs to images.
+        padding: id of the padding token.
+    """
+    found: dict[str, Tensor] = {}
+    width = max(prompt["input_ids"].shape[1] for prompt in prompts)
+    for name in dict.fromkeys(name for prompt in prompts for name in prompt):
+        parts = [prompt[name] for prompt in prompts if name in prompt]
+        if name in ("input_ids", "attention_mask") or name.endswith("token_type_ids"):
+            fill = padding if name == "input_ids" else 0
+            parts = [F.pad(part, (width - part.shape[1], 0), value=fill) for part in parts]
+        else:
+            sizes = [max(size) for size in zip(*(part.shape[1:] for part in parts), strict=True)]
+            parts = [_filled_up(part, sizes) for part in parts]
+        found[name] = torch.cat(parts)
+    return found
+
+
+def _filled_up(part: Tensor, sizes: Sequence[int]) -> Tensor:
+    """A tensor with zeros behind its content, of ``sizes`` along all axes but the first."""
+    ends = [amount for size, wanted in zip(part.shape[1:], sizes, strict=True) for amount in (wanted - size, 0)]
+    return F.pad(part, ends[::-1]) if any(ends) else part

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import BLANK, Sample
-from glimpse_lightning.runtime.errors import RefusedSamplesError
+from glimpse_lightning.runtime.errors import GlimpseError, RefusedSamplesError
 
 _VISUAL = r"\w*(image|video|vision|audio|boi|eoi)\w*_token"
 """Pattern of the names that configurations and processors give to tokens of images, videos and audio."""
@@ -22,6 +22,22 @@ def placeholders(config: PretrainedConfig, processor: Any) -> frozenset[str]:
     known = processor.tokenizer.convert_ids_to_tokens([number for number in ids if isinstance(number, int)])
     named = [getattr(processor, name) for name in dir(processor) if re.fullmatch(_VISUAL, name)]
     return frozenset(text for text in (*known, *named) if isinstance(text, str) and text)
+
+
+def check_conversation(messages: Sequence[Mapping[str, Any]], forbidden: frozenset[str]) -> None:
+    """Raise where a text of a conversation holds one of the ``forbidden`` placeholders.
+
+    Raises:
+        GlimpseError: naming the placeholder; the model would look for an image there.
+    """
+    for message in messages:
+        for part in message["content"]:
+            for token in sorted(forbidden):
+                if token in part.get("text", ""):
+                    raise GlimpseError(
+                        f"{token!r} stands in the text of a message, where this model reads the place of an image. "
+                        "Take it out; images are parts of their own."
+                    )
 
 
 def collate_or_refuse(
