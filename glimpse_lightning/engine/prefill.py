@@ -11,7 +11,7 @@ From prompt to ``PrefillOutput``, in this order:
 6. ``stages_in_turn`` runs the layers one by one. In each, ``run_layer_with_stages`` advances the main stream by
    ``Trunk.run_layer``, and ``StageRun.after_main_layer`` keeps the attention rows that a later stage scores by.
 7. After a stage's layer, ``StageRun.tokens`` packs the remaining visual tokens, without padding, for the stage's parts.
-8. ``_prune`` asks these: ``_scores`` has the scorer score them, ``_keep`` has the policy choose by the scores, and
+8. ``prune`` asks these: ``_scores`` has the scorer score them, ``_keep`` has the policy choose by the scores, and
    ``_reduced`` has the reducer merge dropped tokens into kept ones.
 9. ``Trunk.compact`` removes the dropped columns from states and caches. The next layer runs on fewer columns.
 10. After the last layer, ``_output`` collects the result; ``Decoder.logits`` predicts the next token.
@@ -122,7 +122,7 @@ def run_prefill(decoder: Decoder, pruner: Pruner | None, request: PrefillRequest
         if trunk.tail and not any(later.rider for later in waiting):
             trunk.drop_tail()
         alike = 1 if scores else request.copies  # until the first stage has pruned
-        stage_scores, stage_keep = _prune(run, trunk, tokens, request, alike)
+        stage_scores, stage_keep = prune(run, trunk, tokens, request, alike)
         scores.append(stage_scores)
         keep.append(stage_keep)
         for later in waiting:
@@ -131,10 +131,14 @@ def run_prefill(decoder: Decoder, pruner: Pruner | None, request: PrefillRequest
     return _output(trunk, scores, keep, request.with_hidden)
 
 
-def _prune(
-    run: StageRun, trunk: Trunk, tokens: VisualTokens, request: PrefillRequest, alike: int
+def prune(
+    run: StageRun, trunk: Trunk, tokens: VisualTokens, request: PrefillRequest, alike: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Scores and keep mask of a stage, both ``[V]`` over all tokens; the dropped ones leave ``trunk``."""
+    """Scores and keep mask of a stage, both ``[V]`` over all tokens; the dropped ones leave ``trunk``.
+
+    Args:
+        alike: number of equal samples in a row, of which one is scored.
+    """
     scores = _scores(run, tokens, alike) if run.scored else trunk.hidden.new_zeros(len(trunk.alive))
     keep = _keep(run, trunk, scores, tokens, request)
     total = len(trunk.layout.item)

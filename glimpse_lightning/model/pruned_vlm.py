@@ -31,6 +31,7 @@ from glimpse_lightning.engine.keep_caches import keeps_caches
 from glimpse_lightning.engine.prefill import PrefillOutput, run_prefill
 from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.engine.prompt_cache import PromptCache
+from glimpse_lightning.engine.pruned_prompt import PrunedPrompt, pruned_prompt
 from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.engine.replay import ReplayOutput, replay
 from glimpse_lightning.engine.request import PrefillRequest, Select
@@ -200,6 +201,35 @@ class PrunedVLM(nn.Module, GenerationMixin):
                 out.prompt_ids = out.prompt_ids.repeat_interleave(copies, 0)
                 out.prompt_mask = out.prompt_mask.repeat_interleave(copies, 0)
         return out
+
+    @torch.no_grad()
+    def prune_prompt(
+        self,
+        *,
+        keys: Tensor | None = None,
+        questions: Sequence[str] = (),
+        retention: float | Sequence[float] | None = None,
+        threshold: float | Sequence[float] | None = None,
+        **inputs: Any,
+    ) -> PrunedPrompt:
+        """Prompts as embeddings and positions without the dropped tokens, for another engine to go on from.
+
+        Args:
+            keys, questions, retention, threshold: the arguments of :meth:`prefill`.
+            **inputs: the processor's outputs.
+
+        Raises:
+            GlimpseError: where there is no pruner, it prunes within the language model, or the model reads more of an
+                image than embeddings and positions.
+        """
+        self._check_inputs(inputs, PrunedVLM.prune_prompt)
+        if self.pruner is None:
+            raise GlimpseError("Expected a pruner that prunes before the language model, but there is none.")
+        policies = self._policies(retention, threshold)
+        inputs = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        prompt = self.backbone.embed(inputs, self.vision_layers)
+        request = PrefillRequest(prompt, self._keys(keys, inputs), questions, policies=policies)
+        return pruned_prompt(self.backbone, self.pruner, request)
 
     def _policies(self, retention: Any, threshold: Any) -> dict[PruneStage, Policy]:
         """Policies of one call, by the stage whose policy each replaces."""
