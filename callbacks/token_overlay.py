@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,67 +12,17 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from typing_extensions import override
 
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.data.sample import Box, Sample
+from glimpse_lightning.data.sample import Sample
+from glimpse_lightning.engine.overlay import MIN_WIDTH, draw
 from glimpse_lightning.evaluation.records import Record
 from glimpse_lightning.evaluation.remarks import cropped_away, kept_in_padding
 from glimpse_lightning.runtime.whole_files import replacing
 
-DIMMED = 0.25
-BOX_COLOUR, KEPT_COLOUR, UNSEEN_COLOUR = (255, 60, 60), (90, 220, 120), (60, 60, 72)
-LINE_HEIGHT, FONT_SIZE, MIN_WIDTH, MAX_WIDTH, MAX_HEIGHT = 20, 15, 448, 1024, 2048
-
-
-def overlay(image: Image.Image, items: Sequence[Mapping[str, Any]], boxes: Sequence[Box] = ()) -> Image.Image:
-    """``image`` with the cells of dropped tokens dimmed, parts that the model did not see blacked out, and evidence
-    boxes in red.
-
-    Each item, as from ``kept_by_item``, lies over the ``region`` of the image that it shows. Where several show the
-    same part (tiles and a thumbnail, frames), it is bright if any of them keeps its cell. An item whose region is not
-    known is left out.
-
-    Args:
-        image: as in the sample, of any size.
-        items: for each item of the image its ``grid`` (t, h, w), mask of ``kept`` tokens ``[t * h * w]`` and
-            ``region`` (x1, y1, x2, y2).
-        boxes: evidence boxes, normalised.
-    """
-    scale = min(min(max(image.width, MIN_WIDTH), MAX_WIDTH) / image.width, MAX_HEIGHT / image.height)
-    image = image.convert("RGB").resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    dim = Image.blend(Image.new("RGB", image.size, (128, 128, 128)), image, DIMMED).point(lambda value: value * 0.7)
-    kept, seen = Image.new("L", image.size), Image.new("L", image.size)
-    for item in items:
-        if math.isnan(item["region"][0]):
-            continue
-        cells = item["kept"].reshape(item["grid"]).any(0).numpy().astype(np.uint8) * 255
-        _brighten(kept, cells, item["region"])
-        _brighten(seen, np.full_like(cells, 255), item["region"])
-    shown = Image.composite(image, dim, kept)
-    shown.paste(UNSEEN_COLOUR, mask=ImageChops.invert(seen))
-    shown.paste(KEPT_COLOUR, mask=_border(kept))
-    draw = ImageDraw.Draw(shown)
-    for x1, y1, x2, y2 in boxes:
-        draw.rectangle((x1 * shown.width, y1 * shown.height, x2 * shown.width, y2 * shown.height), None, BOX_COLOUR, 2)
-    return shown
-
-
-def _brighten(mask: Image.Image, cells: np.ndarray, region: Sequence[float]) -> None:
-    """Lay ``cells [h, w]`` over ``region`` of a mask, keeping the brighter value of each pixel."""
-    left, right = (round(x * mask.width) for x in region[::2])
-    top, bottom = (round(y * mask.height) for y in region[1::2])
-    size = (max(right - left, 1), max(bottom - top, 1))
-    layer = Image.new("L", mask.size)
-    layer.paste(Image.fromarray(cells).resize(size, Image.Resampling.NEAREST), (left, top))
-    mask.paste(ImageChops.lighter(mask, layer))
-
-
-def _border(mask: Image.Image) -> Image.Image:
-    """Pixels of the bright area of a mask that touch its outside, or the edge."""
-    inner = ImageOps.expand(mask, 1).filter(ImageFilter.MinFilter(3)).crop((1, 1, mask.width + 1, mask.height + 1))
-    return ImageChops.difference(mask, inner)
+LINE_HEIGHT, FONT_SIZE = 20, 15
 
 
 def picture(sample: Sample, items: Sequence[Mapping[str, Any]], answers: Mapping[str, str], total: int) -> Image.Image:
@@ -81,13 +30,13 @@ def picture(sample: Sample, items: Sequence[Mapping[str, Any]], answers: Mapping
 
     Args:
         sample: the question.
-        items: items of its images, as from ``kept_by_item``.
+        items: items of its images, as from ``PrefillOutput.items``.
         answers: text by label, the label naming the model that answered.
         total: number of its visual tokens before pruning.
     """
     boxes = sample.boxes or [[] for _ in sample.images]
     panels = [
-        overlay(image, [item for item in items if item["image"] == number], group)
+        draw(image, [item for item in items if item["image"] == number], group)
         for number, (image, group) in enumerate(zip(sample.images, boxes, strict=True))
     ]
     kept = sum(int(item["kept"].sum()) for item in items)
@@ -105,9 +54,9 @@ def picture(sample: Sample, items: Sequence[Mapping[str, Any]], answers: Mapping
     for panel in panels:
         canvas.paste(panel, (left, 0))
         left += panel.width
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
     for number, line in enumerate(lines):
-        draw.text((6, height + 4 + number * LINE_HEIGHT), line, fill="black", font=font)
+        pen.text((6, height + 4 + number * LINE_HEIGHT), line, fill="black", font=font)
     return canvas
 
 

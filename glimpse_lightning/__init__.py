@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.data.tables.hub import HubVQA
     from glimpse_lightning.data.tables.table import Table
     from glimpse_lightning.data.visual_cot import VisualCoTBenchmark, VisualCoTTrain
+    from glimpse_lightning.engine.overlay import overlay
     from glimpse_lightning.engine.pruner import Pruner, PruneStage
     from glimpse_lightning.evaluation.module import EvaluationModule
     from glimpse_lightning.evaluation.suite import SuiteData, SuiteModule
@@ -100,6 +101,7 @@ _HOMES = {
     "from_function": "policies.from_function",
     "load_backbone": "backbones",
     "load_pruner": "model.storage",
+    "overlay": "engine.overlay",
     "save_pruner": "model.storage",
     "wrap_backbone": "backbones",
 }

@@ -23,15 +23,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from glimpse_lightning.core.segments import repeated_segments, segment_count
+from glimpse_lightning.core.segments import repeated_segments, segment_count, segment_sum
 from glimpse_lightning.core.token_places import frame_retention
-from glimpse_lightning.core.visual_tokens import VisualTokens
+from glimpse_lightning.core.visual_tokens import Views, VisualTokens
 from glimpse_lightning.engine.decoder import Decoder
+from glimpse_lightning.engine.overlay import overlay
 from glimpse_lightning.engine.prompt import TokenLayout
 from glimpse_lightning.engine.prompt_cache import PromptCache, fork_cache
 from glimpse_lightning.engine.request import PrefillRequest
@@ -44,7 +46,11 @@ if TYPE_CHECKING:
     from glimpse_lightning.engine.pruner import Pruner
 
 
-@dataclass
+SHOWN = 8
+"""Prompts whose kept shares the representation shows."""
+
+
+@dataclass(repr=False)
 class PrefillOutput:
     """A prompt after prefill, from which decoding continues.
 
@@ -86,6 +92,51 @@ class PrefillOutput:
         for kept in self.keep:
             keep = keep & kept
         return keep
+
+    @property
+    def retention(self) -> Tensor:
+        """``[B]`` share of each prompt's visual tokens that survived all stages; NaN without any."""
+        kept, samples = self.kept().float(), len(self.attention_mask)
+        total = segment_sum(torch.ones_like(kept), self.tokens.sample, samples)
+        return segment_sum(kept, self.tokens.sample, samples) / total
+
+    def items(self) -> list[dict[str, Any]]:
+        """For each item (image, tile of one, frame) its ``sample``, the number of its ``image`` in the sample, the
+        ``region`` (x1, y1, x2, y2) of the image that it shows, its ``grid`` (t, h, w) and the mask of ``kept`` tokens
+        ``[t * h * w]``. The region is NaN where it is not known.
+        """
+        tokens, keep = self.tokens, self.kept().cpu()
+        views = tokens.views or Views.whole(len(tokens.grid), tokens.grid.device)
+        samples = tokens.item_sample.tolist()
+        images, regions = views.within(samples), views.region.tolist()
+        return [
+            {
+                "sample": samples[item],
+                "image": images[item],
+                "region": tuple(regions[item]),
+                "grid": tuple(grid.tolist()),
+                "kept": keep[(tokens.item == item).cpu()],
+            }
+            for item, grid in enumerate(tokens.grid)
+        ]
+
+    def show(self, image: Image, sample: int = 0, number: int = 0) -> Image:
+        """A picture of what was kept of one of a prompt's images; see :func:`~.engine.overlay.overlay`.
+
+        Args:
+            image: the image, as it was given to the processor.
+            sample: number of the prompt in its batch.
+            number: number of the image in its prompt.
+        """
+        return overlay(image, self, sample, number)
+
+    def __repr__(self) -> str:
+        shares = ", ".join("-" if share != share else f"{share:.1%}" for share in self.retention.tolist()[:SHOWN])
+        more = ", ..." if len(self.attention_mask) > SHOWN else ""
+        return (
+            f"PrefillOutput({len(self.attention_mask)} prompts, {len(self.tokens.item)} visual tokens, "
+            f"{len(self.keep)} stages, kept {shares}{more})"
+        )
 
     def frame_retention(self) -> list[Tensor]:
         """Share of visual tokens that survived all stages in each frame: for each item (image, video) ``[t]``."""

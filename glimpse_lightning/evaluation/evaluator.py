@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from glimpse_lightning.core.token_counts import SampleCounts, StageTokens, count_tokens
-from glimpse_lightning.core.visual_tokens import Views
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.evidence import evidence_mask
 from glimpse_lightning.engine.decoding import step_after
@@ -204,24 +202,3 @@ def kept_and_total(out: PrefillOutput, samples: int) -> list[tuple[int, int]]:
 def _per_sample(mask: Tensor, out: PrefillOutput, samples: int) -> list[int]:
     """Visual tokens of each sample where ``mask [V]`` is true."""
     return torch.bincount(out.tokens.sample[mask], minlength=samples).tolist()
-
-
-def kept_by_item(out: PrefillOutput) -> list[dict[str, Any]]:
-    """For each item (image, tile of one, frame) its ``sample``, the number of its ``image`` in the sample, the
-    ``region`` (x1, y1, x2, y2) of the image that it shows, its ``grid`` (t, h, w) and the mask of ``kept`` tokens
-    ``[t * h * w]``. The region is NaN where it is not known.
-    """
-    tokens, keep = out.tokens, out.kept().cpu()
-    views = tokens.views or Views.whole(len(tokens.grid), tokens.grid.device)
-    samples = tokens.item_sample.tolist()
-    images, regions = views.within(samples), views.region.tolist()
-    return [
-        {
-            "sample": samples[item],
-            "image": images[item],
-            "region": tuple(regions[item]),
-            "grid": tuple(grid.tolist()),
-            "kept": keep[(tokens.item == item).cpu()],
-        }
-        for item, grid in enumerate(tokens.grid)
-    ]

@@ -13,7 +13,7 @@ from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.evaluation.baselines import as_many, baseline_models, training_free_scorers
-from glimpse_lightning.evaluation.evaluator import Evaluator, kept_by_item, left_by_stage
+from glimpse_lightning.evaluation.evaluator import Evaluator, left_by_stage
 from glimpse_lightning.evaluation.records import Record, Summary
 from glimpse_lightning.evaluation.remarks import least_seen
 from glimpse_lightning.evaluation.shared_questions import SharedQuestions
@@ -128,7 +128,7 @@ class EvaluationModule(VLMModule):
     def _evaluate(self, batch: Batch) -> dict[str, Any]:
         records, out = self.evaluator.evaluate(self.model, batch, resolution=self.resolution)
         self._records += records
-        kept = kept_by_item(out)
+        kept = out.items()
         weights = batch.weight.tolist()
         self._seen += [
             least_seen([item for item in kept if item["sample"] == place])

@@ -24,7 +24,7 @@ from glimpse_lightning.data.reader import BatchReader
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.engine.pruner import EarlyKV, Positions, Pruner, PruneStage
 from glimpse_lightning.evaluation.answers import answers, greedy, prefill
-from glimpse_lightning.evaluation.evaluator import kept_and_total, kept_by_item
+from glimpse_lightning.evaluation.evaluator import kept_and_total
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.model.resolution import ResolutionCut, check_fewer
 from glimpse_lightning.model.sharding import shard
@@ -340,7 +340,7 @@ class VLMModule(BatchReader):
         return {
             "answers": backbone.decode(said),
             "counts": [row for row, weight in enumerate(batch.weight.tolist()) if weight],
-            "kept": kept_by_item(out),
+            "kept": out.items(),
             "total": counted if seen is batch else places,
             "cut_off": [len(row) >= self.max_new_tokens for row in backbone.until_end(said)],
         }

@@ -13,18 +13,9 @@ from tiny_models import FAMILIES
 
 import glimpse_lightning as gl
 from glimpse_lightning.backbones.regions import WHOLE
-from glimpse_lightning.callbacks.token_overlay import (
-    BOX_COLOUR,
-    KEPT_COLOUR,
-    UNSEEN_COLOUR,
-    Candidate,
-    Choice,
-    overlay,
-    overlay_path,
-    picture,
-)
+from glimpse_lightning.callbacks.token_overlay import Candidate, Choice, overlay_path, picture
 from glimpse_lightning.data.sample import Box, Sample
-from glimpse_lightning.evaluation.evaluator import kept_by_item
+from glimpse_lightning.engine.overlay import BOX_COLOUR, KEPT_COLOUR, UNSEEN_COLOUR, draw
 from glimpse_lightning.evaluation.records import Record
 from glimpse_lightning.evaluation.remarks import PAD, cropped_away
 
@@ -39,7 +30,7 @@ def item(grid: tuple[int, int, int], kept: list[int], region: Region = WHOLE, im
 
 
 def drawn(size: tuple[int, int], *items: dict[str, Any], boxes: Sequence[Box] = ()) -> np.ndarray:
-    return np.asarray(overlay(Image.new("RGB", size, (200, 200, 200)), items, boxes)).astype(int)
+    return np.asarray(draw(Image.new("RGB", size, (200, 200, 200)), items, boxes)).astype(int)
 
 
 def bright(pixel: np.ndarray) -> bool:
@@ -81,7 +72,7 @@ def test_a_cell_of_a_clip_is_bright_where_any_frame_keeps_it() -> None:
     [((10, 20), (448, 896)), ((2000, 10), (1024, 5)), ((100, 5000), (41, 2048)), ((1, 9000), (1, 2048))],
 )
 def test_pictures_have_bounds(size: tuple[int, int], drawn: tuple[int, int]) -> None:
-    assert overlay(Image.new("RGB", size), [item((1, 2, 2), [0])]).size == drawn
+    assert draw(Image.new("RGB", size), [item((1, 2, 2), [0])]).size == drawn
 
 
 def test_a_cropped_image_shows_its_grid_where_the_model_looked() -> None:
@@ -157,7 +148,7 @@ def test_items_know_their_sample_and_their_image() -> None:
     """Two samples, with images of 3 and 1 crops, and of 1 and 2."""
     backbone = gl.wrap_backbone(FAMILIES["internvl"]())
     sizes = [(16, 32), (16, 16), (16, 16), (32, 16)]
-    found = kept_by_item(gl.PrunedVLM(backbone).prefill(**internvl_inputs([[3, 1], [1, 3]], sizes)))
+    found = gl.PrunedVLM(backbone).prefill(**internvl_inputs([[3, 1], [1, 3]], sizes)).items()
     assert [(each["sample"], each["image"]) for each in found] == [(0, 0)] * 3 + [(0, 1), (1, 0)] + [(1, 1)] * 3
     assert [each["region"] for each in found] == [
         (0, 0, 0.5, 1), (0.5, 0, 1, 1), WHOLE, WHOLE, WHOLE, (0, 0, 1, 0.5), (0, 0.5, 1, 1), WHOLE,
