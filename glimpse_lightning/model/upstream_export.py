@@ -92,7 +92,7 @@ def _expressible(pruner: Pruner) -> tuple[PruneStage, VIP, Threshold]:
         if type(part) is not wanted:
             raise _refuse(f"the {name} {wanted.__name__}", type(part).__name__)
     assert isinstance(scorer, VIP) and isinstance(policy, Threshold)
-    if scorer.standardise or scorer.query == "both":
+    if scorer.standardise or scorer.queries not in (("glimpse",), ("last",)):
         raise _refuse("standardise=False and query='glimpse' or 'last'", f"{scorer.standardise} and {scorer.query!r}")
     if not (scorer.vision_condition and scorer.rotary and scorer.fusion):
         raise _refuse("a whole VIP (vision_condition, rotary, fusion)", "one that lacks a part")

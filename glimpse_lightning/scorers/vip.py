@@ -19,6 +19,10 @@ from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 from glimpse_lightning.scorers.upstream_options import UpstreamOptions
 from glimpse_lightning.scorers.vip_network import Standardise, VIPNetwork, rotary_2d
 
+Query = Literal["glimpse", "last", "text"]
+QUERIES: tuple[Query, ...] = ("glimpse", "last", "text")
+"""Whose attention VIP can read."""
+
 CERTAIN = 1e4
 """Logit whose sigmoid is exactly 1."""
 
@@ -51,8 +55,11 @@ class VIP(Scorer):
         dropout: dropout of these vectors, in training.
         shares_glimpse: read the glimpse token of an earlier stage, which runs on to this one, and have none of its own;
             the other glimpse arguments then count for nothing.
-        query: whose attention is read: the ``"glimpse"`` token's, as in the paper, the ``"last"`` prompt token's (no
-            glimpse token then), or ``"both"``. The last prompt token was trained to look for the answer.
+        query: whose attention is read: the ``"glimpse"`` token's, as in the paper; the ``"last"`` prompt token's, which
+            was trained to look for the answer; or, on average, that of the ``"text"`` tokens after the first image,
+            which looks for what each of them is about (log of the mean weights, whatever ``attention`` says). Several
+            of them as a list; ``"both"`` is short for ``["glimpse", "last"]``. Without ``"glimpse"`` there is no
+            glimpse token.
         vision_condition: whether vision states condition the layers; if not, as many layers run without them.
         rotary: whether the layers know where in the image a token lies.
         fusion: whether the layers run at all; if not, a logit is linear in a token's attention, head by head.
@@ -63,6 +70,7 @@ class VIP(Scorer):
         **keys: options of :class:`UpstreamOptions`, which stood here before there was ``upstream``; read until 0.4.
 
     Attributes:
+        queries: whose attention is read, in the order of the features.
         upstream: the options; each is an attribute of the scorer, too.
     """
 
@@ -88,7 +96,7 @@ class VIP(Scorer):
         glimpse_scale: float = 1.0,
         dropout: float = 0.1,
         shares_glimpse: bool = False,
-        query: Literal["glimpse", "last", "both"] = "glimpse",
+        query: Query | Literal["both"] | Sequence[Query] = "glimpse",
         vision_condition: bool = True,
         rotary: bool = True,
         fusion: bool = True,
@@ -98,15 +106,19 @@ class VIP(Scorer):
     ) -> None:
         check_keys(self, keys)
         super().__init__()
-        if query not in ("glimpse", "last", "both"):
-            raise ValueError(f"Expected `query` to be 'glimpse', 'last' or 'both', but got {query!r}.")
+        named: Any = ("glimpse", "last") if query == "both" else (query,) if isinstance(query, str) else query
+        self.queries: tuple[Query, ...] = tuple(named)
+        if not self.queries or len({*self.queries}) < len(self.queries) or not {*self.queries} <= {*QUERIES}:
+            raise ValueError(
+                f"Expected `query` to be {', '.join(map(repr, QUERIES))}, several or 'both'; got {query!r}."
+            )
         if attention_dim % heads or (attention_dim + condition_dim) % (4 * heads):
             raise ValueError(
                 f"Expected `attention_dim` to be divisible by `heads` = {heads}, and `attention_dim + condition_dim` "
                 f"by {4 * heads} (2-D rotary embedding of each head), but got {attention_dim} and {condition_dim}."
             )
-        if shares_glimpse and query == "last":
-            raise ValueError("Expected `query` to be 'glimpse' or 'both' with `shares_glimpse`, but got 'last'.")
+        if shares_glimpse and "glimpse" not in self.queries:
+            raise ValueError(f"Expected `query` to name 'glimpse' with `shares_glimpse`, but got {query!r}.")
         self.vision_layers: Sequence[int] | None = checked("vision_layers", vision_layers)
         self.attention_layers: Sequence[int] | Literal["all"] | None = checked("attention_layers", attention_layers)
         self.attention = attention
@@ -116,7 +128,7 @@ class VIP(Scorer):
         self.glimpse_scale = glimpse_scale
         self.dropout = dropout
         self.shares_glimpse = shares_glimpse
-        self.query = query
+        self.query = query if isinstance(query, str) else list(query)
         self.vision_condition = vision_condition
         self.rotary = rotary
         self.fusion = fusion
@@ -147,7 +159,7 @@ class VIP(Scorer):
             self.scales = nn.ModuleDict({"attention": Standardise(features)})
             if self.requires.vision_layers:
                 self.scales["vision"] = Standardise(len(self.conditions) * facts.vision_hidden_size)
-        if self.query == "last" or self.shares_glimpse:
+        if "glimpse" not in self.queries or self.shares_glimpse:
             return
         glimpse_layers = range(facts.num_layers) if self.glimpse_layers is None else self.glimpse_layers
         if not set(glimpse_layers) <= set(range(facts.num_layers)):
@@ -170,15 +182,13 @@ class VIP(Scorer):
         if self.upstream.masks != "predicted":
             return Requires()
         probes: dict[str, AttentionProbe] = {
-            query: AttentionProbe(layers=self.attended, query=query, scale=self.attention) for query in self.queries
+            query: AttentionProbe(layers=self.attended, query=query, scale=self._scale(query)) for query in self.queries
         }
         conditioned = self.vision_condition and self.fusion
         return Requires(probes=probes, vision_layers=self.conditions if conditioned else ())
 
-    @property
-    def queries(self) -> tuple[Literal["glimpse", "last"], ...]:
-        """Whose attention is read."""
-        return ("glimpse", "last") if self.query == "both" else (self.query,)
+    def _scale(self, query: Query) -> Literal["logits", "log_softmax"]:
+        return "log_softmax" if query == "text" else self.attention
 
     def forward(self, tokens: VisualTokens) -> Tensor:
         """Logits ``[V]``."""
@@ -189,9 +199,7 @@ class VIP(Scorer):
         if self.upstream.masks != "predicted":
             return self._given(tokens)[None]
         dtype = self.network.attn_in_proj.weight.dtype
-        attention = torch.cat([tokens.probes[query] for query in self.queries], -1)
-        if self.attention == "log_softmax":
-            attention = attention.masked_fill(attention < UNSEEN + 1, OUT_OF_SIGHT)
+        attention = torch.cat([self._row(query, tokens.probes[query]) for query in self.queries], -1)
         conditions = self._conditions(tokens)
         if self.standardise:
             attention = self.scales["attention"](attention)
@@ -205,6 +213,10 @@ class VIP(Scorer):
             tokens.state.get(LOG_GATES),
         )
         return torch.stack(rows)
+
+    def _row(self, query: Query, row: Tensor) -> Tensor:
+        """``[V, layers * heads]`` of a query, without the logs of weights that are 0."""
+        return row.masked_fill(row < UNSEEN + 1, OUT_OF_SIGHT) if self._scale(query) == "log_softmax" else row
 
     def _conditions(self, tokens: VisualTokens) -> list[Tensor]:
         """``[V, vision_dim]`` for each layer; zeros, which leave the projection's bias, where nothing conditions."""

@@ -182,8 +182,11 @@ def test_vip_without_one_of_its_parts(part: dict[str, Any]) -> None:
 
 
 def test_a_query_that_nobody_knows() -> None:
-    with pytest.raises(ValueError, match="'glimpse', 'last' or 'both', but got 'first'"):
+    with pytest.raises(ValueError, match="'glimpse', 'last', 'text', several or 'both'; got 'first'"):
         VIP(query="first")  # type: ignore[arg-type]
+    for query in ([], ["last", "last"], ["last", "first"]):
+        with pytest.raises(ValueError, match="several or 'both'"):
+            VIP(query=query)  # type: ignore[arg-type]
 
 
 def test_attention_never_holds_the_map_of_all_pairs() -> None:
@@ -199,10 +202,17 @@ def test_attention_never_holds_the_map_of_all_pairs() -> None:
     assert peak(1600) < 2.2 * peak(800)
 
 
-def test_vip_that_reads_glimpse_and_last_token() -> None:
-    scorer = vip(query="both", vision_layers=[3, 1])
+@pytest.mark.parametrize(
+    ("query", "read"),
+    [("both", ["glimpse", "last"]), (["last", "text"], ["last", "text"]), ("text", ["text"]),
+     (["text", "glimpse"], ["text", "glimpse"])],
+)  # fmt: skip
+def test_vip_that_reads_other_rows(query: Any, read: list[str]) -> None:
+    scorer = vip(query=query, vision_layers=[3, 1])
     probes = scorer.requires.probes
-    assert {name: probe.query for name, probe in probes.items()} == {"glimpse": "glimpse", "last": "last"}
+    assert [probe.query for probe in probes.values()] == list(probes) == read
+    assert (scorer.glimpse is None) == ("glimpse" not in read)
+    assert {probe.scale for probe in probes.values() if probe.query == "text"} <= {"log_softmax"}
     tokens = visual_tokens([[(1, 3, 3)], [(1, 1, 2)]], scorer.requires)
     for name in probes:
         changed = {**tokens.probes, name: tokens.probes[name] + torch.randn_like(tokens.probes[name])}
