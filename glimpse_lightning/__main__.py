@@ -33,6 +33,7 @@ commands:
   ablate    many runs of one recipe, compared           ablate --config ablations/methods
   score     score saved predictions again               score runs/quick/test_0/predictions
   bench     speed and memory next to theory             bench --config bench/cpu --output bench.json
+  serve     a server with OpenAI's chat interface       serve --backbone NAME --pruner DIR
   export    a saved pruner in another format            export --format upstream --pruner DIR --output DIR
   golden    what a method's own code keeps, and ports   golden record my_code.select --output FILE
   recipes   list, show or copy the packaged recipes     recipes list | show NAME | copy NAME DESTINATION
@@ -68,7 +69,7 @@ OTHER_TORCHVISION = (
     "it (`pip uninstall torchvision`; few models need it for images), or install the build for this torch: "
     "docs/backbones.md has the command."
 )
-COMMANDS = ("fit", "validate", "test", "predict", "ablate", "score", "bench", "export", "golden", "recipes")
+COMMANDS = ("fit", "validate", "test", "predict", "ablate", "score", "bench", "serve", "export", "golden", "recipes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,6 +134,10 @@ def _dispatch(args: list[str]) -> int:
         from glimpse_lightning.bench import command as bench
 
         return bench.run(args[1:])
+    if command == "serve":
+        from glimpse_lightning.serving import command as serve
+
+        return serve.run(args[1:])
     if command == "golden":
         from glimpse_lightning.goldens import command as golden
 

@@ -33,6 +33,7 @@ ROOMS = (
     "goldens",
     "ablation",
     "bench",
+    "serving",
     "integrations",
 )
 """From the ground up."""

@@ -107,6 +107,14 @@ def test_streaming(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == space["backbone"].decode(plain)[0] != ""
 
 
+def test_a_pruned_prompt_is_handed_over(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [block for block in code("deploy.md") if "prune_prompt" in block]
+    space = _run("deploy.md", [block])
+    shapes, answer = capsys.readouterr().out.splitlines()
+    assert shapes.replace("torch.Size(", "").replace(")", "") in block
+    assert answer == str(space["backbone"].decode(space["model"].generate(**space["batch"].inputs, max_new_tokens=16)))
+
+
 def test_a_glyph_vqa_sample() -> None:
     sample = _run("glyph_vqa.md", code("glyph_vqa.md"))["sample"]
     printed = str((sample.question, sample.answers, sample.family))
