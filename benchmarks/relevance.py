@@ -26,6 +26,7 @@ NUMBER, BATCH = 400, 20
 CASES = (
     ("glimpse-tiny", "GlyphVQA", gl.GlyphVQA("test", NUMBER)),
     ("glimpse-dense", "DenseGlyphVQA", gl.DenseGlyphVQA("test", NUMBER)),
+    ("glimpse-llava", "DenseGlyphVQA", gl.DenseGlyphVQA("test", NUMBER)),
 )
 
 

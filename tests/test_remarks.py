@@ -84,7 +84,7 @@ def test_embedded_backbones_know_their_own_pages_only() -> None:
     pages, dense, photographs = gl.GlyphVQA("test", size=1), gl.DenseGlyphVQA("test", size=1), SimpleNamespace()
     assert "glimpse-tiny knows GlyphVQA's pages" in foreign("glimpse-tiny", photographs)
     assert "glimpse-dense knows DenseGlyphVQA's pages" in foreign("glimpse-dense", pages)
-    assert foreign("glimpse-dense", dense) == "" != foreign("glimpse-tiny", dense)
+    assert foreign("glimpse-dense", dense) == foreign("glimpse-llava", dense) == "" != foreign("glimpse-tiny", dense)
     assert foreign("glimpse-tiny", pages) == foreign("some/model", photographs) == ""
     assert foreign("glimpse-tiny", None) == foreign(None, photographs) == ""
 

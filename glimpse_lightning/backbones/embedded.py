@@ -6,7 +6,8 @@ from pathlib import Path
 
 TINY = "glimpse-tiny"
 DENSE = "glimpse-dense"
-EMBEDDED = (TINY, DENSE)
+LLAVA = "glimpse-llava"
+EMBEDDED = (TINY, DENSE, LLAVA)
 
 
 def folder_of(name: str) -> Path:

@@ -45,9 +45,9 @@ def load_backbone(
     """Load a model and its processor as a backbone.
 
     Args:
-        name: ``"glimpse-tiny"`` or ``"glimpse-dense"`` (embedded, no download), a hub id, a folder (a model without a
-            processor takes ready tensor batches), or ``"random:<preset>"``: a published architecture with random
-            weights and no processor, to measure speed without a download.
+        name: ``"glimpse-tiny"``, ``"glimpse-dense"`` or ``"glimpse-llava"`` (embedded, no download), a hub id, a folder
+            (a model without a processor takes ready tensor batches), or ``"random:<preset>"``: a published architecture
+            with random weights and no processor, to measure speed without a download.
         dtype: data type of the weights, as torch's type or its name. ``None``, the default of recipes: the type in
             which the weights were saved, by config.json; float32 if config.json names no type, for embedded models
             and for random weights. ``auto``: the type in which the weights were saved, but float32 in place of half

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 RUN = {
     "--config NAME": "a recipe: a YAML file or the name of a packaged one; several are laid over each other",
-    "--backbone NAME": "glimpse-tiny, glimpse-dense, a hub id or a folder",
+    "--backbone NAME": "glimpse-tiny, glimpse-dense, glimpse-llava, a hub id or a folder",
     "--model.processor SETTINGS": "of the image processor, as {max_pixels: 1605632} (as saved with the model)",
     "--trainer.default_root_dir DIR": "folder of all runs (runs)",
     "--trainer.precision KIND": "auto, 32-true, bf16-mixed, ...",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from glimpse_lightning.backbones.embedded import DENSE, TINY
+from glimpse_lightning.backbones.embedded import DENSE, LLAVA, TINY
 from glimpse_lightning.backbones.regions import Region, share_seen
 from glimpse_lightning.data.dense_glyph_vqa import DenseGlyphVQA
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
@@ -16,7 +16,7 @@ from glimpse_lightning.evaluation.records import Record, Summary, retention, sum
 from glimpse_lightning.metrics.exact_match import exact_match
 
 PAD = "LLaVA-1.5's pads instead with --model.processor.do_pad true."
-KNOWN = {TINY: GlyphVQA, DENSE: DenseGlyphVQA}
+KNOWN = {TINY: GlyphVQA, DENSE: DenseGlyphVQA, LLAVA: DenseGlyphVQA}
 """The data that each embedded backbone was trained on."""
 WHOLE_ENOUGH = 0.99
 """Share of an image from which it counts as seen whole: most processors round its size."""
@@ -113,7 +113,7 @@ def least_seen(items: Sequence[Mapping[str, Any]]) -> float:
     """The share that the model saw of that image of a sample of which it saw least.
 
     Args:
-        items: items of the images, as from ``kept_by_item``.
+        items: items of the images, as from ``PrefillOutput.items``.
     """
     by_image: dict[int, list[Region]] = {}
     for item in items:
@@ -125,7 +125,7 @@ def cropped_away(items: Sequence[Mapping[str, Any]]) -> str:
     """A sentence that says how little of a sample's images the model saw; empty where it saw them whole.
 
     Args:
-        items: items of the images, as from ``kept_by_item``.
+        items: items of the images, as from ``PrefillOutput.items``.
     """
     least = least_seen(items)
     if not least < WHOLE_ENOUGH:
@@ -153,7 +153,7 @@ def kept_in_padding(items: Sequence[Mapping[str, Any]]) -> int:
     """Number of kept tokens whose cell has its middle outside the image.
 
     Args:
-        items: items of the images, as from ``kept_by_item``.
+        items: items of the images, as from ``PrefillOutput.items``.
     """
     count = 0
     for item in items:

@@ -28,7 +28,7 @@ MISSING = "`serve` needs the extra `serve`: pip install 'glimpse-lightning[serve
 def arguments() -> CommandParser:
     """The parser of `serve`'s command line."""
     parser = CommandParser("serve", "Serve a pruned model with OpenAI's chat interface (docs/deploy.md).")
-    parser.add_argument("--backbone", required=True, help="glimpse-tiny, glimpse-dense, a hub id or a folder")
+    parser.add_argument("--backbone", required=True, help="an embedded model (glimpse-tiny), a hub id or a folder")
     parser.add_argument("--pruner", help="saved pruner: a folder or hub id; default: nothing is pruned")
     parser.add_argument("--recipe", help="recipe whose pruner is served, for methods without training")
     parser.add_argument("--retention", type=float, help="share of tokens to keep, unless a request names its own")

@@ -9,14 +9,15 @@ from statistics import mean
 
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, Qwen2_5_VLForConditionalGeneration
 
 import glimpse_lightning as gl
-from glimpse_lightning.backbones.embedded import DENSE, folder_of
+from glimpse_lightning.backbones.embedded import DENSE, LLAVA, folder_of
 
 ROOT = Path(__file__).parents[2]
 FROZEN = {
     DENSE: (Qwen2_5_VLForConditionalGeneration, "7d443d333cd78b936ee8a3f424f87ffc7c540887e1de2f5ca0229e4a1eb27b7c"),
+    LLAVA: (LlavaForConditionalGeneration, "0512da881a1e44d88f86b7f4bc185d7112325e65d4418d408f65e3846dcd3c26"),
 }
 """Class, and SHA-256 of the weights under which the tables of ``benchmarks/dense`` were made."""
 
