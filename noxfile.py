@@ -42,7 +42,7 @@ QUICK = """
     tests/engine/test_glimpse_run.py tests/engine/test_prompt_cache.py
     tests/objectives/test_kl.py tests/objectives/test_losses.py tests/objectives/test_mask.py
     tests/ablation/test_cells.py tests/ablation/test_budgets.py tests/benchmark/test_straightforward.py
-    tests/goldens/test_cases.py
+    tests/goldens/test_cases.py tests/serving/test_chat_request.py
     tests/test_contracts.py tests/test_public_api.py tests/test_renames.py tests/test_architecture.py
     tests/test_cli.py tests/test_recipes.py tests/test_layers.py tests/test_written_before.py tests/test_evaluation.py
     tests/test_fit.py::test_what_a_run_leaves

@@ -113,7 +113,7 @@ def test_a_budget_that_no_choice_keeps_is_refused(setting: Any) -> None:
 def test_there_must_be_a_glimpse_to_share() -> None:
     with pytest.raises(GlimpseError, match="shares_glimpse"):
         gl.Pruner([gl.PruneStage(1, vip(shares_glimpse=True), gl.policies.Threshold())]).build(FACTS)
-    with pytest.raises(ValueError, match="`query` to be 'glimpse'"):
+    with pytest.raises(ValueError, match="`query` to name 'glimpse'"):
         vip(shares_glimpse=True, query="last")
 
 
