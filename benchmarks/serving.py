@@ -84,7 +84,13 @@ def main() -> None:
     expected, rate = direct(options.recipe, asked, options.clients)
     command = [sys.executable, "-m", "glimpse_lightning", "serve", "--backbone", "glimpse-tiny", "--recipe",
                options.recipe, "--port", "0", "--max_batch", str(options.clients)]  # fmt: skip
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    server = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert server.stderr is not None
     os.sched_setaffinity(0, {1})
     try:
