@@ -52,7 +52,7 @@ def conversations(number: int) -> list[tuple[list[dict[str, Any]], list[dict[str
 def direct(recipe: str, asked: list[Any], batch: int) -> tuple[list[str], float]:
     """Answers by direct calls, and requests a second."""
     backbone = gl.load_backbone("glimpse-tiny")
-    model = gl.PrunedVLM(backbone, next(pruners([recipe], [0.1]))[1]).eval()
+    model = gl.PrunedVLM(backbone, next(pruners([recipe], []))[1]).eval()
     for _ in range(2):  # the first round warms up
         answers: list[str] = []
         began = time.perf_counter()

@@ -21,7 +21,7 @@ def pruners(recipes: list[str], shares: list[float]) -> Iterator[tuple[str, Prun
 
     Args:
         recipes: files, or names of packaged recipes; those of ``recipes/methods`` also without the folder.
-        shares: shares of tokens to keep.
+        shares: shares of tokens to keep; none: the recipe's own budget.
 
     Raises:
         GlimpseError: where a recipe cannot run, or prunes nothing.
@@ -31,12 +31,13 @@ def pruners(recipes: list[str], shares: list[float]) -> Iterator[tuple[str, Prun
         shared = get(tree, RETENTION) is not None
         with TemporaryDirectory() as folder:
             paths = []
-            for number, share in enumerate(shares if shared else [None]):
+            budgets: list[float | None] = [*shares] if shared and shares else [None]
+            for number, share in enumerate(budgets):
                 paths.append(Path(folder) / f"{number}" / f"{name}.yaml")
                 paths[-1].parent.mkdir()
                 text = yaml.safe_dump(changed(tree, {} if share is None else {RETENTION: share}), allow_unicode=True)
                 paths[-1].write_text(text, encoding="utf-8")
-            for share, checked in zip(shares if shared else [None], check("test", paths), strict=True):
+            for share, checked in zip(budgets, check("test", paths), strict=True):
                 pruner = checked.model.described_pruner() if isinstance(checked.model, VLMModule) else None
                 if pruner is None:
                     raise GlimpseError(

@@ -18,7 +18,7 @@ from transformers.cli.serving.utils import InferenceThread
 from transformers.generation.streamers import BaseStreamer
 
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
-from glimpse_lightning.serving.answer import Answer
+from glimpse_lightning.serving.answer import CUT, Answer
 from glimpse_lightning.serving.sampling import RowSampling
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,10 @@ class Rows(StoppingCriteria, BaseStreamer):
             answer.put(token)
 
     def end(self) -> None:
-        """Nothing: every answer ends by itself."""
+        """End what is left, where a checkpoint's own settings stop all rows (``max_time``, ``stop_strings``)."""
+        for answer in self.answers:
+            if not answer.over:
+                answer.end(CUT)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         return torch.tensor([answer.over for answer in self.answers], device=input_ids.device)

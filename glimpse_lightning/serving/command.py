@@ -141,8 +141,7 @@ def model_of(options: Any) -> PrunedVLM:
     if options.pruner:
         pruner = load_pruner(options.pruner, **options.pruner_source)
     elif options.recipe:
-        found = list(pruners([options.recipe], [options.retention] if options.retention else [0.1]))
-        pruner = found[0][1]
+        pruner = next(pruners([options.recipe], []))[1]
     device = default_device() if options.device == "auto" else options.device
     backbone = load_backbone(
         options.backbone, dtype=options.dtype, attn_implementation=options.attn_implementation, device_map=device,

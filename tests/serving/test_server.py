@@ -318,6 +318,14 @@ def test_a_batch_that_fails_is_answered_one_by_one() -> None:
             list(pieces)
 
 
+def test_an_answer_ends_where_the_checkpoints_own_settings_end_it() -> None:
+    model = model_of()
+    model.generation_config.max_time = 1e-6
+    with running(app(model, timeout=5.0)) as address:
+        text, answer = said(client(address), asked(0))
+        assert text and answer.choices[0].finish_reason == "length"
+
+
 def test_the_key_is_asked_for(model: gl.PrunedVLM) -> None:
     with running(app(model, api_key="secret")) as address:
         assert refused(lambda: said(client(address, api_key="other"), asked(0)))[0] == 401
@@ -336,6 +344,9 @@ def test_the_command_reads_a_recipe_and_its_budget() -> None:
     options = ["--backbone", "glimpse-tiny", "--recipe", "attention_rank", "--retention", "0.5", "--name", "tiny"]
     with running(app_of(arguments().parse_args(options))) as address:
         assert said(client(address), asked(0))[1].usage.visual_tokens == {"before": 256, "after": 128}
+    own = ["--backbone", "glimpse-tiny", "--recipe", "methods/fastv", "--name", "tiny"]
+    with running(app_of(arguments().parse_args(own))) as address:  # without --retention the recipe's own
+        assert said(client(address), asked(0))[1].usage.visual_tokens == {"before": 256, "after": int(0.11 * 256)}
     with pytest.raises(gl.GlimpseError, match="nothing is pruned"):
         app_of(arguments().parse_args(["--backbone", "glimpse-tiny", "--retention", "0.5"]))
     with pytest.raises(gl.GlimpseError, match="got both"):
