@@ -42,7 +42,7 @@ QUICK = """
     tests/engine/test_glimpse_run.py tests/engine/test_prompt_cache.py
     tests/objectives/test_kl.py tests/objectives/test_losses.py tests/objectives/test_mask.py
     tests/ablation/test_cells.py tests/ablation/test_budgets.py tests/benchmark/test_straightforward.py
-    tests/goldens/test_cases.py tests/serving/test_chat_request.py
+    tests/goldens/test_cases.py tests/serving/test_chat_request.py tests/demo/test_page.py
     tests/test_contracts.py tests/test_public_api.py tests/test_renames.py tests/test_architecture.py
     tests/test_cli.py tests/test_recipes.py tests/test_layers.py tests/test_written_before.py tests/test_evaluation.py
     tests/test_fit.py::test_what_a_run_leaves
@@ -214,4 +214,12 @@ def site(session: nox.Session) -> None:
     install(session, "docs", "test")
     session.env["NO_MKDOCS_2_WARNING"] = "1"
     session.run("mkdocs", "build", "--quiet")
-    session.run("pytest", "-m", "site", "tests/test_site.py", *session.posargs)
+    session.run("pytest", "-m", "browser", "tests/test_site.py", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The page of `demo` in a headless Chromium, where there is one: asked, shown, refused."""
+    install(session, "test")
+    session.install("-c", CONSTRAINTS, "playwright")
+    session.run("pytest", "-m", "browser", "tests/demo", *session.posargs)

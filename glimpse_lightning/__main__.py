@@ -34,6 +34,7 @@ commands:
   score     score saved predictions again               score runs/quick/test_0/predictions
   bench     speed and memory next to theory             bench --config bench/cpu --output bench.json
   serve     a server with OpenAI's chat interface       serve --backbone NAME --pruner DIR
+  demo      a web page that shows what is kept           demo --backbone NAME --pruner DIR
   export    a saved pruner in another format            export --format upstream --pruner DIR --output DIR
   golden    what a method's own code keeps, and ports   golden record my_code.select --output FILE
   recipes   list, show or copy the packaged recipes     recipes list | show NAME | copy NAME DESTINATION
@@ -69,7 +70,9 @@ OTHER_TORCHVISION = (
     "it (`pip uninstall torchvision`; few models need it for images), or install the build for this torch: "
     "docs/backbones.md has the command."
 )
-COMMANDS = ("fit", "validate", "test", "predict", "ablate", "score", "bench", "serve", "export", "golden", "recipes")
+COMMANDS = (
+    "fit", "validate", "test", "predict", "ablate", "score", "bench", "serve", "demo", "export", "golden", "recipes",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,6 +141,10 @@ def _dispatch(args: list[str]) -> int:
         from glimpse_lightning.serving import command as serve
 
         return serve.run(args[1:])
+    if command == "demo":
+        from glimpse_lightning.demo import command as demo
+
+        return demo.run(args[1:])
     if command == "golden":
         from glimpse_lightning.goldens import command as golden
 

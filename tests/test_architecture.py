@@ -34,6 +34,7 @@ ROOMS = (
     "ablation",
     "bench",
     "serving",
+    "demo",
     "integrations",
 )
 """From the ground up."""

@@ -115,6 +115,16 @@ def test_a_pruned_prompt_is_handed_over(capsys: pytest.CaptureFixture[str]) -> N
     assert answer == str(space["backbone"].decode(space["model"].generate(**space["batch"].inputs, max_new_tokens=16)))
 
 
+def test_a_conversation_grows_and_its_image_is_seen_in_each_turn(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [block for block in code("deploy.md") if "converse" in block]
+    space = _run("deploy.md", [block])
+    first, _ = capsys.readouterr().out.splitlines()
+    assert first == space["sample"].answers[0]
+    prompt = space["backbone"].converse(space["messages"])
+    assert [message["role"] for message in space["messages"]] == ["user", "assistant"] * 2 + ["user"]
+    assert space["model"].prefill(**prompt).tokens.item.shape == (256,)
+
+
 def test_a_glyph_vqa_sample() -> None:
     sample = _run("glyph_vqa.md", code("glyph_vqa.md"))["sample"]
     printed = str((sample.question, sample.answers, sample.family))

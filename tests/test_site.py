@@ -19,7 +19,7 @@ SEEN = """() => ({
     links: [...document.querySelectorAll('a[href]')].map(each => each.href),
     hidden: [...document.images].filter(each => !each.naturalWidth).map(each => each.src),
 })"""
-pytestmark = [pytest.mark.site, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 
 class Quiet(SimpleHTTPRequestHandler):

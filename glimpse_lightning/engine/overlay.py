@@ -20,11 +20,18 @@ MIN_WIDTH, MAX_WIDTH, MAX_HEIGHT = 448, 1024, 2048
 class Kept(Protocol):
     """What was kept of a batch, as a ``PrefillOutput`` has it."""
 
-    def items(self) -> list[dict[str, Any]]:
-        """Each image, or part of one, and its kept tokens."""
+    def items(self, stages: int | None = None) -> list[dict[str, Any]]:
+        """Each image, or part of one, and its tokens kept by the first ``stages``, or all of them."""
 
 
-def overlay(image: Image.Image, out: Kept, sample: int = 0, number: int = 0, boxes: Sequence[Box] = ()) -> Image.Image:
+def overlay(
+    image: Image.Image,
+    out: Kept,
+    sample: int = 0,
+    number: int = 0,
+    boxes: Sequence[Box] = (),
+    stages: int | None = None,
+) -> Image.Image:
     """An image of a prompt with the cells of dropped tokens dimmed, and kept ones framed.
 
     Args:
@@ -33,6 +40,7 @@ def overlay(image: Image.Image, out: Kept, sample: int = 0, number: int = 0, box
         sample: number of the prompt in its batch.
         number: number of the image in its prompt.
         boxes: boxes to draw, normalised to [0, 1], such as those of the evidence.
+        stages: number of the pruner's stages after which tokens are shown; ``None``: all of them.
 
     Raises:
         GlimpseError: where the batch has no such image.
@@ -45,7 +53,7 @@ def overlay(image: Image.Image, out: Kept, sample: int = 0, number: int = 0, box
         >>> gl.overlay(sample.images[0], out).size
         (448, 448)
     """
-    items = [item for item in out.items() if item["sample"] == sample and item["image"] == number]
+    items = [item for item in out.items(stages) if item["sample"] == sample and item["image"] == number]
     if not items:
         raise GlimpseError(f"Expected an image {number} in prompt {sample} of the batch, but it has none there.")
     return draw(image, items, boxes)

@@ -86,10 +86,10 @@ class PrefillOutput:
     prompt_ids: Tensor | None = None
     prompt_mask: Tensor | None = None
 
-    def kept(self) -> Tensor:
-        """``[V]`` which visual tokens survived all stages."""
+    def kept(self, stages: int | None = None) -> Tensor:
+        """``[V]`` which visual tokens survived the first ``stages``, or all of them."""
         keep = torch.ones_like(self.tokens.item, dtype=torch.bool)
-        for kept in self.keep:
+        for kept in self.keep[:stages]:
             keep = keep & kept
         return keep
 
@@ -100,12 +100,12 @@ class PrefillOutput:
         total = segment_sum(torch.ones_like(kept), self.tokens.sample, samples)
         return segment_sum(kept, self.tokens.sample, samples) / total
 
-    def items(self) -> list[dict[str, Any]]:
+    def items(self, stages: int | None = None) -> list[dict[str, Any]]:
         """For each item (image, tile of one, frame) its ``sample``, the number of its ``image`` in the sample, the
         ``region`` (x1, y1, x2, y2) of the image that it shows, its ``grid`` (t, h, w) and the mask of ``kept`` tokens
-        ``[t * h * w]``. The region is NaN where it is not known.
+        ``[t * h * w]`` after the first ``stages``, or all of them. The region is NaN where it is not known.
         """
-        tokens, keep = self.tokens, self.kept().cpu()
+        tokens, keep = self.tokens, self.kept(stages).cpu()
         views = tokens.views or Views.whole(len(tokens.grid), tokens.grid.device)
         samples = tokens.item_sample.tolist()
         images, regions = views.within(samples), views.region.tolist()
@@ -120,15 +120,16 @@ class PrefillOutput:
             for item, grid in enumerate(tokens.grid)
         ]
 
-    def show(self, image: Image, sample: int = 0, number: int = 0) -> Image:
+    def show(self, image: Image, sample: int = 0, number: int = 0, stages: int | None = None) -> Image:
         """A picture of what was kept of one of a prompt's images; see :func:`~.engine.overlay.overlay`.
 
         Args:
             image: the image, as it was given to the processor.
             sample: number of the prompt in its batch.
             number: number of the image in its prompt.
+            stages: number of stages after which it is shown; ``None``: all of them.
         """
-        return overlay(image, self, sample, number)
+        return overlay(image, self, sample, number, stages=stages)
 
     def __repr__(self) -> str:
         shares = ", ".join("-" if share != share else f"{share:.1%}" for share in self.retention.tolist()[:SHOWN])

@@ -1,0 +1,1 @@
+"""A web page on which a picture is asked with and without pruning."""
