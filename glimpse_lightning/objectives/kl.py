@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 
 _MIN_LOG_GATE = -9.0  # exp(-9) is negligible next to any kept key
+_CLOSED_LOG_GATE = -20.0
+_LARGEST_EFFECT = 10.0
+"""Largest effect of one token on a sample's loss that a gradient may tell, in nats."""
 
 
 class KL(Hardening):
@@ -34,6 +38,12 @@ class KL(Hardening):
     nothing. ``log g`` is added to the attention logits of the token's key. The temperature has to be low: a key hardly
     counts only where ``log g`` is several nats below 0, and at temperatures near 1 nearly closed gates still let their
     tokens through.
+
+    With ``gates="hard"`` each gate is open or closed, as it is at test time. Its gradient is that of a straight-through
+    estimator (Bengio et al., arXiv 1308.3432), on the gate itself rather than its log: what opening a closed token a
+    little, or closing an open one, does to the loss, times ``sigmoid'(s)``. So a closed token whose key would be
+    attended to is called back, however far below 0 its score is. Where attention is sharp, soft gates leak: half of
+    them closed cost nothing, and those that are closed pass no gradient.
 
     Tokens of scores near 0 have half-open gates in training, where a threshold would keep or drop them. So once the
     budget has reached its target, the logits of gates and budget are multiplied by a factor that rises from 1 to
@@ -57,11 +67,12 @@ class KL(Hardening):
         retention: mean share of visual tokens to keep, in (0, 1].
         initial: first target, a share of tokens (of FLOPs with ``flops``) in (0, 1]; never below the last one.
         anneal: share of the training over which the target falls.
-        temperature: temperature of the gates.
+        temperature: temperature of soft gates.
         sharpness: last factor on the logits, at least 1; with 1 gates stay soft.
         budget_weight: weight of the budget term; the price of all tokens, in nats, at one and a half times the target.
         flops: share of the decoder's prefill FLOPs to spend, in (0, 1], in place of ``retention``; by default tokens
             are counted.
+        gates: gates that training sees, ``soft`` or ``hard``.
     """
 
     writes_answers = True
@@ -75,6 +86,7 @@ class KL(Hardening):
         budget_weight: float = 5.0,
         flops: float | None = None,
         sharpness: float = 10.0,
+        gates: Literal["soft", "hard"] = "soft",
     ) -> None:
         for name, value in (("retention", retention), ("initial", initial), ("flops", 1 if flops is None else flops)):
             if not 0 < value <= 1:
@@ -83,6 +95,8 @@ class KL(Hardening):
             raise ValueError(f"Expected `temperature` to be positive, but got {temperature}.")
         if sharpness < 1:
             raise ValueError(f"Expected `sharpness` to be at least 1, but got {sharpness}.")
+        if gates not in ("soft", "hard"):
+            raise ValueError(f"Expected `gates` to be soft or hard, but got {gates!r}.")
         self.retention = retention
         self.initial = initial
         self.flops = flops
@@ -90,12 +104,13 @@ class KL(Hardening):
         self.temperature = temperature
         self.budget_weight = budget_weight
         self.sharpness = sharpness
+        self.gates = gates
         super().__init__()
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
         """One step; logs ``kl``, ``budget``, ``target``, soft ``retention``, ``hard_retention``, ``soft_hard_gap``."""
         factor = self.factor
-        out = model.distill(batch, lambda scores, _: log_gates(factor * scores.float(), self.temperature))
+        out = model.distill(batch, lambda scores, tokens: self._log_gates(factor * scores.float(), tokens))
         kl = weighted_mean(token_kl(out.teacher_logits, out.student_logits, batch.answer_mask), batch.weight)
         tokens = out.stages[-1].tokens
         chances = [(factor * stage.scores.float()).sigmoid() for stage in out.stages]
@@ -113,6 +128,11 @@ class KL(Hardening):
             "target": torch.tensor(target),
         }  # fmt: skip
         return StepResult(kl + self.budget_weight * budget, {name: value.detach() for name, value in logs.items()})
+
+    def _log_gates(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
+        if self.gates == "soft":
+            return log_gates(scores, self.temperature)
+        return hard_log_gates(scores, _LARGEST_EFFECT / max(1, tokens.num_samples))
 
     @property
     def factor(self) -> float:
@@ -167,6 +187,37 @@ def log_gates(scores: Tensor, temperature: float) -> Tensor:
     noise = uniform.log() - (-uniform).log1p()
     log_gates = F.logsigmoid((scores.float() + noise) / temperature)
     return log_gates.masked_fill(log_gates < _MIN_LOG_GATE, -torch.inf)
+
+
+class _HardGates(torch.autograd.Function):
+    """Log of sampled keep decisions, with the gradient of the decisions themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, largest: float) -> Tensor:
+        chance = scores.sigmoid()
+        keep = torch.rand_like(chance) < chance
+        ctx.save_for_backward(chance, keep)
+        ctx.largest = largest
+        return torch.where(keep, 0.0, _CLOSED_LOG_GATE)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        chance, keep = ctx.saved_tensors
+        effect = torch.where(keep, grads[0], grads[0] * math.exp(-_CLOSED_LOG_GATE))  # d log g = dg / g
+        return effect.clamp(-ctx.largest, ctx.largest) * chance * (1 - chance), None
+
+
+def hard_log_gates(scores: Tensor, largest: float) -> Tensor:
+    """Log ``[V]`` of gates that are open with chance ``sigmoid(scores)``, else closed: 0, or -20, which attention does
+    not see and through which gradients still come.
+
+    Args:
+        scores: ``[V]`` fp32 logits.
+        largest: bound of a gate's gradient. The effect of a token is read off the slope at a closed gate, which
+            overstates that of keys far above all open ones.
+    """
+    log_gates: Tensor = _HardGates.apply(scores, largest)
+    return log_gates
 
 
 def of_all_ranks(mean: Tensor) -> Tensor:
