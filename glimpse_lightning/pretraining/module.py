@@ -63,7 +63,7 @@ class PretrainModule(lightning.LightningModule):
         text: changes of the configuration's ``text_config``.
         pages: source of the pages, as in the data; its words begin with embeddings of their own. Default: GlyphVQA's.
         apart: whether words look otherwise in visual tokens than their embeddings; see `new_model`.
-        export: folder that receives the trained model; ``None``: only checkpoints are written.
+        export: folder that receives the model at the end of the fit; ``None``: only checkpoints are written.
         weight_decay: weight decay of AdamW, on matrices.
         ema: decay of the averaged weights that are validated and exported.
         log_file: JSONL file that receives the training log.
@@ -193,8 +193,6 @@ class PretrainModule(lightning.LightningModule):
         self._swap_average()
         if not self.trainer.sanity_checking:
             self._write("validation", self._checked, 0.0)
-            if self.export and self.trainer.is_global_zero:
-                save_backbone(self.model, self.average, self.folder, self.export)
 
     @override
     def on_train_end(self) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from typing_extensions import override
 
 import glimpse_lightning as gl
 from glimpse_lightning.data.glyph_vqa.words import IMAGE_PAD, build_tokenizer
@@ -184,6 +185,24 @@ def test_the_last_stage_may_reach_its_goals(tmp_path: Path) -> None:
     last.stages = last.stages[:1]
     trainer(tmp_path, enable_checkpointing=False).fit(trained, datamodule=last)
     assert stages_of(tmp_path)[0] == "to 0.0" and trained.global_step == 1
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_a_model_is_exported_at_the_end_alone(tmp_path: Path) -> None:
+    """So that nobody takes half-trained weights for the trained ones."""
+
+    seen: list[bool] = []
+
+    class Watch(Callback):
+        @override
+        def on_validation_end(self, *_: Any) -> None:
+            seen.append((tmp_path / "model").exists())
+
+    short = data()
+    short.stages = short.stages[1:2]
+    watched = trainer(tmp_path, enable_checkpointing=False, val_check_interval=1, callbacks=[Watch()])
+    watched.fit(module(tmp_path, export=str(tmp_path / "model")), datamodule=short)
+    assert seen == [False, False]
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
