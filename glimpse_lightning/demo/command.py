@@ -8,38 +8,29 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from glimpse_lightning.backbones import load_backbone
+from glimpse_lightning.backbones.embedded import TINY
 from glimpse_lightning.bench.recipes import pruners
+from glimpse_lightning.cli.backbone_options import LOCAL, add_options, backbone_of
 from glimpse_lightning.cli.command_parser import CommandParser
 from glimpse_lightning.engine.pruner import Pruner
 from glimpse_lightning.model.storage import load_pruner
-from glimpse_lightning.runtime.dtypes import default_device
 from glimpse_lightning.runtime.errors import GlimpseError
 
 METHODS = ("methods/fastv", "methods/divprune", "methods/random")
 """Recipes that are shown where none is named."""
-LOCAL = ("127.0.0.1", "localhost", "::1")
 MISSING = "`demo` needs the extra `demo`: pip install 'glimpse-lightning[demo]' ({} is missing)."
 
 
 def arguments() -> CommandParser:
     """The parser of `demo`'s command line."""
     parser = CommandParser("demo", "Open a page that asks about a picture with and without pruning (docs/deploy.md).")
-    parser.add_argument("--backbone", default="glimpse-tiny", help="embedded model (glimpse-tiny), hub id or folder")
+    add_options(parser, default=TINY)
     parser.add_argument("--pruner", action="append", default=[], help="saved pruner: a folder or hub id; repeatable")
     parser.add_argument(
         "--recipe", action="append", default=[],
         help=f"recipe whose pruner is shown, repeatable; without any and without --pruner {', '.join(METHODS)}",
     )  # fmt: skip
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port; 0: any free one (7860)")
-    parser.add_argument("--dtype", help="data type of the weights (as saved)")
-    parser.add_argument("--device", default="auto", help="device (auto)")
-    parser.add_argument("--attn_implementation", help="attention kernel of transformers (sdpa)")
-    parser.add_argument("--processor", type=yaml.safe_load, help="settings of the image processor (YAML mapping)")
-    parser.add_argument("--source", type=yaml.safe_load, default={}, help="where files come from: '{revision: main}'")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="length of the longest answer (64)")
     return parser
 
@@ -61,10 +52,13 @@ def run(args: Sequence[str]) -> int:
     page = build(methods_of(options), options.backbone)
     if options.host not in LOCAL:
         print(f"warning: everyone who reaches {options.host} can use the page.", file=sys.stderr)
-    _, address, _ = page.launch(
-        server_name=options.host, server_port=options.port or None, quiet=True, share=False,
-        footer_links=[], max_file_size=MAX_FILE, prevent_thread_lock=True, ssr_mode=False,
-    )  # fmt: skip
+    try:
+        _, address, _ = page.launch(
+            server_name=options.host, server_port=options.port or None, quiet=True, share=False,
+            footer_links=[], max_file_size=MAX_FILE, prevent_thread_lock=True, ssr_mode=False,
+        )  # fmt: skip
+    except OSError as error:
+        raise GlimpseError(f"Cannot listen on {options.host}:{options.port}: {error} Try --port 0.") from error
     print(f"Open {address} in a browser; Ctrl+C ends.", flush=True)
     page.block_thread()
     return 0
@@ -76,23 +70,18 @@ def methods_of(options: Any) -> Any:
 
     recipes = options.recipe or ([] if options.pruner else list(METHODS))
     found: dict[str, Pruner] = {}
-    for name, pruner, _ in pruners(recipes, []):
-        found[name] = pruner
+    for recipe, (_, pruner, _) in zip(recipes, pruners(recipes, []), strict=True):
+        found[name_of(recipe, found)] = pruner
     for source in options.pruner:
         found[name_of(source, found)] = load_pruner(source)
-    device = default_device() if options.device == "auto" else options.device
-    backbone = load_backbone(
-        options.backbone, dtype=options.dtype, attn_implementation=options.attn_implementation, device_map=device,
-        processor=options.processor, **options.source,
-    )  # fmt: skip
-    backbone.tokenizer  # noqa: B018  raises where the model has no processor
+    backbone = backbone_of(options)
     for pruner in found.values():
         pruner.to(backbone.model.dtype)
     return Methods(backbone, found, options.max_new_tokens)
 
 
 def name_of(source: str, taken: Collection[str]) -> str:
-    """A short name for a saved pruner, which no other method has."""
-    path = Path(source)
+    """A short name for a recipe or a saved pruner, which no other method has."""
+    path = Path(source).with_suffix("") if source.endswith((".yaml", ".yml")) else Path(source)
     name = path.parent.name if path.name == "pruner" and path.parent.name else path.name or source
     return name if name not in taken else source

@@ -98,7 +98,7 @@ def table(question: str, shown: Sequence[Shown]) -> str:
 
 
 def row(shown: Shown, full: Shown) -> list[str]:
-    """A line of the table: of the method ``shown``, next to the ``full`` model."""
+    """The line of a method in the table, which says whether it answers as the ``full`` model does."""
     if shown.counts is None:
         return [shown.method, shown.text, "", "", "", "", ""]
     left = shown.stages[-1][1] if shown.stages else shown.total

@@ -12,38 +12,30 @@ from typing import Any
 
 import yaml
 
-from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.bench.recipes import pruners
+from glimpse_lightning.cli.backbone_options import LOCAL, add_options, backbone_of
 from glimpse_lightning.cli.command_parser import CommandParser
 from glimpse_lightning.engine.pruner import Pruner
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.model.storage import load_pruner
-from glimpse_lightning.runtime.dtypes import default_device
 from glimpse_lightning.runtime.errors import GlimpseError
 
 KEY = "GLIMPSE_API_KEY"
 """Environment variable that holds the API key where `--api_key` does not name one."""
-LOCAL = ("127.0.0.1", "localhost", "::1")
 MISSING = "`serve` needs the extra `serve`: pip install 'glimpse-lightning[serve]' ({} is missing)."
 
 
 def arguments() -> CommandParser:
     """The parser of `serve`'s command line."""
     parser = CommandParser("serve", "Serve a pruned model with OpenAI's chat interface (docs/deploy.md).")
-    parser.add_argument("--backbone", required=True, help="an embedded model (glimpse-tiny), a hub id or a folder")
+    add_options(parser)
     parser.add_argument("--pruner", help="saved pruner: a folder or hub id; default: nothing is pruned")
     parser.add_argument("--recipe", help="recipe whose pruner is served, for methods without training")
     parser.add_argument("--retention", type=float, help="share of tokens to keep, unless a request names its own")
     parser.add_argument("--threshold", type=float, help="threshold of a Threshold policy, likewise")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port; 0: any free one (8000)")
     parser.add_argument("--name", help="name of the model in requests (that of the backbone)")
     parser.add_argument("--api_key", help=f"key that clients have to send; better by the environment's {KEY}")
-    parser.add_argument("--dtype", help="data type of the weights (as saved)")
-    parser.add_argument("--device", default="auto", help="device (auto)")
-    parser.add_argument("--attn_implementation", help="attention kernel of transformers (sdpa)")
-    parser.add_argument("--processor", type=yaml.safe_load, help="settings of the image processor (YAML mapping)")
-    parser.add_argument("--source", type=yaml.safe_load, default={}, help="where files come from: '{revision: main}'")
     parser.add_argument("--pruner_source", type=yaml.safe_load, default={}, help="the same of --pruner")
     parser.add_argument("--max_batch", type=int, default=16, help="most requests answered together (16)")
     parser.add_argument("--max_batch_tokens", type=int, default=32_768, help="most prompt tokens of a batch (32768)")
@@ -142,12 +134,7 @@ def model_of(options: Any) -> PrunedVLM:
         pruner = load_pruner(options.pruner, **options.pruner_source)
     elif options.recipe:
         pruner = next(pruners([options.recipe], []))[1]
-    device = default_device() if options.device == "auto" else options.device
-    backbone = load_backbone(
-        options.backbone, dtype=options.dtype, attn_implementation=options.attn_implementation, device_map=device,
-        processor=options.processor, **options.source,
-    )  # fmt: skip
-    backbone.tokenizer  # noqa: B018  raises where the model has no processor
+    backbone = backbone_of(options)
     model = PrunedVLM(backbone, pruner)
     model.requires_grad_(False).eval()
     if pruner is not None:

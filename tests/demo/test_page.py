@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import glimpse_lightning as gl
 
 pytest.importorskip("gradio")
 from glimpse_lightning.demo.answers import FULL, Methods
-from glimpse_lightning.demo.command import arguments, methods_of, name_of
+from glimpse_lightning.demo.command import arguments, methods_of, name_of, run
 from glimpse_lightning.demo.page import OWN, RETENTION, THRESHOLD, Asked, about, build, examples
 
 ATTENTION, STAGES = "attention", "two stages"
@@ -152,3 +153,13 @@ def test_methods_of_a_command_line(tmp_path: Path) -> None:
     line = ["--recipe", "methods/random", "--pruner", str(tmp_path / "mine" / "pruner")]
     assert methods_of(arguments().parse_args(line)).names == ["random", "mine"]
     assert name_of("me/name", []) == "name" and name_of("me/name", ["name"]) == "me/name"
+    assert name_of("mine/fastv.yaml", []) == "fastv" and name_of("mine/fastv.yaml", ["fastv"]) == "mine/fastv.yaml"
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(gl.GlimpseError, match=rf"Cannot listen on 127\.0\.0\.1:{port}.*--port 0"):
+            run(["--recipe", "methods/random", "--port", str(port)])
