@@ -34,7 +34,7 @@ commands:
   score     score saved predictions again               score runs/quick/test_0/predictions
   bench     speed and memory next to theory             bench --config bench/cpu --output bench.json
   serve     a server with OpenAI's chat interface       serve --backbone NAME --pruner DIR
-  demo      a web page that shows what is kept           demo --backbone NAME --pruner DIR
+  demo      a web page that shows what is kept          demo --backbone NAME --pruner DIR
   export    a saved pruner in another format            export --format upstream --pruner DIR --output DIR
   golden    what a method's own code keeps, and ports   golden record my_code.select --output FILE
   recipes   list, show or copy the packaged recipes     recipes list | show NAME | copy NAME DESTINATION

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import headless
 
 SITE = Path(__file__).parents[1] / "build" / "site"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SEEN = """() => ({
     ids: [...document.querySelectorAll('[id]')].map(each => each.id),
     links: [...document.querySelectorAll('a[href]')].map(each => each.href),
@@ -39,16 +38,8 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api")
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(
-            f"None of {', '.join(BROWSERS)} is installed, so nobody looks at the site: apt-get install chromium."
-        )
-    with api.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        yield opened.new_page()
-        opened.close()
+    with headless("the site") as browser:
+        yield browser.new_page()
 
 
 def test_links_lead_somewhere_and_pictures_are_shown(page: Any, address: str) -> None:

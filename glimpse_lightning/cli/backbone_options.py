@@ -1,4 +1,4 @@
-"""Options about the model of commands that answer: which one, and how it is loaded."""
+"""Options that commands with a page or a server share: their model, how it is loaded, and who reaches it."""
 
 from __future__ import annotations
 

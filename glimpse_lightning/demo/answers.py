@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from PIL.Image import Image
-from torch import Tensor
 
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.core.token_counts import SampleCounts
@@ -33,7 +33,6 @@ class Shown:
     Attributes:
         method: the method's name.
         text: the answer; where there is none, why not.
-        failed: whether there is none.
         total: visual tokens of the image.
         stages: for each stage the layer after which it prunes and the number of tokens left.
         counts: tokens and FLOPs; ``None`` without an answer.
@@ -43,12 +42,16 @@ class Shown:
 
     method: str
     text: str
-    failed: bool = False
     total: int = 0
     stages: list[tuple[int, int]] = field(default_factory=list)
     counts: SampleCounts | None = None
     seconds: float = 0.0
     overlays: list[Image] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no answer."""
+        return self.counts is None
 
 
 class Methods:
@@ -101,10 +104,7 @@ class Methods:
         taps = tuple(dict.fromkeys(tap for model in models.values() for tap in model.vision_layers))
         with self._lock, torch.no_grad():
             batch = self.backbone.collate([Sample(question=question, images=[image])])
-            inputs: dict[str, Any] = {
-                name: value.to(self.device) if isinstance(value, Tensor) else value
-                for name, value in batch.inputs.items()
-            }
+            inputs: dict[str, Any] = move_data_to_device(batch.inputs, self.backbone.model.device)
             prompt = self.backbone.embed(inputs, taps)
             shown = []
             for name, model in models.items():
@@ -115,7 +115,7 @@ class Methods:
                         prompt=prompt, questions=[question], retention=budgets[0], threshold=budgets[1], **inputs
                     )
                 except (GlimpseError, ValueError) as error:
-                    shown.append(Shown(name, str(error), failed=True))
+                    shown.append(Shown(name, str(error)))
                 else:
                     shown.append(self._answered(name, model, image, out, start))
             return shown
@@ -134,8 +134,3 @@ class Methods:
             seconds=seconds,
             overlays=[out.show(image, stages=number + 1) for number in range(len(stages))],
         )
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.backbone.model.device
-        return device

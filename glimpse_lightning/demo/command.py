@@ -12,6 +12,7 @@ from glimpse_lightning.backbones.embedded import TINY
 from glimpse_lightning.bench.recipes import pruners
 from glimpse_lightning.cli.backbone_options import LOCAL, add_options, backbone_of
 from glimpse_lightning.cli.command_parser import CommandParser
+from glimpse_lightning.demo.answers import Methods
 from glimpse_lightning.engine.pruner import Pruner
 from glimpse_lightning.model.storage import load_pruner
 from glimpse_lightning.runtime.errors import GlimpseError
@@ -64,10 +65,8 @@ def run(args: Sequence[str]) -> int:
     return 0
 
 
-def methods_of(options: Any) -> Any:
+def methods_of(options: Any) -> Methods:
     """The methods that a parsed command line asks for."""
-    from glimpse_lightning.demo.answers import Methods
-
     recipes = options.recipe or ([] if options.pruner else list(METHODS))
     found: dict[str, Pruner] = {}
     for recipe, (_, pruner, _) in zip(recipes, pruners(recipes, []), strict=True):

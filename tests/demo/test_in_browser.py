@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import headless
 
 import glimpse_lightning as gl
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 STANDS, ANSWERS = 20.0, 2.0
 """Seconds in which the page stands, and a question is answered, on two quiet cores."""
@@ -39,14 +38,8 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"None of {', '.join(BROWSERS)} is installed, so nobody sees the page: apt-get install chromium.")
-    with api.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    with headless("the page") as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
