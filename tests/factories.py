@@ -68,8 +68,8 @@ def visual_tokens(
         return draw(f"vision{tap}", facts.vision_hidden_size)
 
     width, text, text_sample = facts.num_kv_heads * facts.head_dim, None, None
-    if requires.text:
-        text = draw("text", facts.hidden_size, TEXT_LENGTH)
+    if requires.text or requires.text_layers:
+        text = draw("text", facts.hidden_size, TEXT_LENGTH) if requires.text else None
         counts = torch.tensor([TEXT_LENGTH + key % 3 for key in keys], dtype=torch.int64)
         text_sample = torch.arange(len(keys)).repeat_interleave(counts)
 
@@ -94,6 +94,7 @@ def visual_tokens(
         vision={tap: draw_vision(tap) for tap in requires.vision_layers},
         text=text,
         text_sample=text_sample,
+        text_states={n: draw(f"text {n}", facts.hidden_size, TEXT_LENGTH) for n in requires.text_layers},
         keys=draw("keys", width) if requires.keys else None,
         text_keys=draw("text keys", width, TEXT_LENGTH) if requires.keys and requires.text else None,
         questions=tuple(f"question {key}?" for key in keys),

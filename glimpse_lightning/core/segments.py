@@ -90,13 +90,18 @@ class Padding:
 
     Args:
         label: ``[V]`` integers; tokens with equal labels form a group.
+        groups: number of groups, if labels are their numbers, counted from 0; some may be empty then. By default there
+            are as many as different labels, in their order.
 
     Attributes:
         mask: ``[groups, longest]`` true at tokens; ``None`` where all groups are equally long.
     """
 
-    def __init__(self, label: Tensor) -> None:
-        _, group, count = torch.unique(label, return_inverse=True, return_counts=True)
+    def __init__(self, label: Tensor, groups: int | None = None) -> None:
+        if groups is None:
+            _, group, count = torch.unique(label, return_inverse=True, return_counts=True)
+        else:
+            group, count = label, segment_count(label, groups)
         self.groups = count.shape[0]
         ascending = (group[1:] >= group[:-1]).all()
         longest = count.max() if self.groups else count.new_zeros(())

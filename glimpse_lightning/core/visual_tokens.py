@@ -208,7 +208,8 @@ class VisualTokens:
         probes: captured attention, by the name of the scorer's probe: ``[V, layers * heads]``, layer-major.
         vision: requested states, keys or attention of vision blocks, by tap: ``[V, Dv]``.
         text: ``[T, D]`` question-token states at the stage, packed; ``None`` unless asked for.
-        text_sample: ``[T]`` the sample of each text token.
+        text_sample: ``[T]`` the sample of each text token; ``None`` unless any of their states are asked for.
+        text_states: states ``[T, D]`` of the same tokens by the layer after which they are read, as asked for.
         questions: raw question of each sample; empty strings where unknown.
         boxes: per sample, evidence boxes of each of its images, or ``None``; empty where unknown. For oracles only.
         key: ``[S]`` a stable integer per sample, the seed of anything random.
@@ -247,6 +248,7 @@ class VisualTokens:
     vision: Mapping[VisionTap, Tensor] = field(default_factory=dict)
     text: Tensor | None = None
     text_sample: Tensor | None = None
+    text_states: Mapping[int, Tensor] = field(default_factory=dict)
     questions: tuple[str, ...] = ()
     boxes: tuple[Any, ...] = ()
     state: dict[str, Any] = field(default_factory=dict)

@@ -58,6 +58,9 @@ class StageRun:
             )
         self.glimpse = self._glimpse(trunk, glimpse, rides) if "glimpse" in queries else None
         self.raters = self._raters(trunk) if "text" in queries else None
+        self.text_states: dict[int, tuple[Tensor, Tensor]] = {}
+        self._texts = int(_is_text(trunk).sum(1).max()) if self.requires.text_layers else 0
+        self._capture_text_states(-1, trunk)
 
     @property
     def stream(self) -> SideStream | None:
@@ -103,6 +106,7 @@ class StageRun:
             self.capture(name, probe, layer, trunk, own, trunk.mask, key_bias, trunk.counted)
         for name, probe in self.probes(layer, "text"):
             self._capture_text(name, probe, layer, trunk, main, key_bias)
+        self._capture_text_states(layer, trunk)
         if self.glimpse is None:
             return
         row = self.glimpse.advance(layer, trunk, key_bias)
@@ -169,6 +173,17 @@ class StageRun:
             row = mean_BHn.clamp(min=torch.finfo(torch.float32).tiny).log()
         self.captured[name, layer] = (trunk.alive, trunk.visual(row.transpose(1, 2)))
 
+    def _capture_text_states(self, layer: int, trunk: Trunk) -> None:
+        """Keep ``[B, R, D]`` states of the text tokens after ``layer``, and ``[B, R]`` which rows hold one."""
+        if layer not in self.requires.text_layers:
+            return
+        text = _is_text(trunk)
+        rows = text.to(torch.uint8).argsort(dim=1, stable=True)[:, text.shape[1] - self._texts :]
+        self.text_states[layer] = (
+            trunk.hidden.gather(1, rows[..., None].expand(-1, -1, trunk.hidden.shape[-1])),
+            (text.gather(1, rows)),
+        )
+
     def tokens(self, trunk: Trunk, request: PrefillRequest, state: dict[str, Any]) -> VisualTokens:
         """The visual tokens still there, as the scorer sees them.
 
@@ -177,7 +192,7 @@ class StageRun:
         """
         layout, prompt = trunk.layout, trunk.prompt
         sample = trunk.of_alive(layout.sample)
-        text = trunk.mask & (trunk.slot < 0) if self.requires.text else None
+        text = _is_text(trunk) if self.requires.text else None
         keys = self._decoder_keys(trunk) if self.requires.keys else None
         return VisualTokens(
             embeds=prompt.embeds[sample, trunk.of_alive(layout.column)],
@@ -190,7 +205,8 @@ class StageRun:
             probes={name: self._probe(name, probe, trunk.alive) for name, probe in self.requires.probes.items()},
             vision={layer: trunk.of_alive(prompt.vision[layer]) for layer in self.requires.vision_layers},
             text=None if text is None else trunk.hidden[text],
-            text_sample=None if text is None else text.nonzero()[:, 0],
+            text_sample=_is_text(trunk).nonzero()[:, 0] if self.requires.text or self.requires.text_layers else None,
+            text_states={layer: self._text_states(layer) for layer in self.requires.text_layers},
             questions=tuple(request.questions),
             boxes=tuple(request.boxes),
             key=request.key,
@@ -199,9 +215,16 @@ class StageRun:
             keys=None if keys is None else trunk.visual(keys),
             text_keys=None if keys is None or text is None else keys[text],
             views=layout.views,
-            text_length=(trunk.mask & (trunk.slot < 0)).sum(1),
+            text_length=_is_text(trunk).sum(1),
             layer_tokens=trunk.layer_lengths(),
         )
+
+    def _text_states(self, layer: int) -> Tensor:
+        """``[T, D]``; text tokens are never dropped, so that they are the same after every layer."""
+        if layer not in self.text_states:
+            raise self._not_run("states", layer)
+        states, real = self.text_states[layer]
+        return states[real]
 
     def _decoder_keys(self, trunk: Trunk) -> Tensor:
         """``[B, M, Hk * d]`` keys of the last layer that has run."""
@@ -216,13 +239,21 @@ class StageRun:
         rows = []
         for layer in probe.layers:
             if (name, layer) not in self.captured:
-                raise GlimpseError(
-                    f"{type(self.scorer).__name__} wants the attention of layer {layer}, but its stage prunes after "
-                    f"layer {self.stage.after_layer}; ask for layers up to that one."
-                )
+                raise self._not_run("attention", layer)
             alive_then, values = self.captured[name, layer]
             rows.append(values if alive_then is alive else values[torch.searchsorted(alive_then, alive)])
         return torch.cat(rows, -1)
+
+    def _not_run(self, what: str, layer: int) -> GlimpseError:
+        return GlimpseError(
+            f"{type(self.scorer).__name__} wants the {what} of layer {layer}, but its stage prunes after layer "
+            f"{self.stage.after_layer}; ask for layers up to that one."
+        )
+
+
+def _is_text(trunk: Trunk) -> Tensor:
+    """``[B, M]`` the prompt's tokens that are not visual, without padding."""
+    return trunk.mask & (trunk.slot < 0)
 
 
 def log_weights(logits: Tensor, visible: Tensor, key_bias_Bn: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
 from glimpse_lightning.scorers.fixed_ratio import FixedRatio
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 from glimpse_lightning.scorers.holistic import Holistic
+from glimpse_lightning.scorers.late_interaction import LateInteraction
 from glimpse_lightning.scorers.oracle import Oracle
 from glimpse_lightning.scorers.question_relevance import QuestionRelevance
 from glimpse_lightning.scorers.random import Random
@@ -26,8 +27,8 @@ from glimpse_lightning.scorers.vision_selector import VisionSelector
 from glimpse_lightning.scorers.vision_text_rank import VisionTextRank
 
 __all__ = [
-    "VIP", "AttentionProbe", "AttentionRank", "FixedRatio", "GlimpseTokens", "Holistic", "Oracle", "QuestionRelevance",
-    "Random", "Requires", "Scorer", "TextRank", "UpstreamOptions", "VisionRank", "VisionSelector",
+    "VIP", "AttentionProbe", "AttentionRank", "FixedRatio", "GlimpseTokens", "Holistic", "LateInteraction", "Oracle",
+    "QuestionRelevance", "Random", "Requires", "Scorer", "TextRank", "UpstreamOptions", "VisionRank", "VisionSelector",
     "VisionTextRank",
 ]  # fmt: skip
 

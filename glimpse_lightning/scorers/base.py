@@ -17,6 +17,8 @@ from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 
 UNSEEN = math.log(torch.finfo(torch.float32).tiny)
 """Log of the attention weight of a token that a row does not see; finite, so that sums and means stay finite."""
+OUT_OF_SIGHT = -20.0
+"""Feature of a token that a row does not see: less than any likely one, and no outlier for a network."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Requires:
         vision_layers: requests to the vision tower: outputs of blocks by number, ``VisionAttention``, ``VisionKeys``;
             delivered as ``tokens.vision[tap]`` ``[V, Dv]``.
         text: whether ``tokens.text`` (states of the unpadded, non-visual prompt tokens) is delivered.
+        text_layers: decoder layers up to the stage after which the states of these tokens are read, -1 = on entering
+            layer 0; delivered as ``tokens.text_states[layer]`` ``[T, D]``.
         keys: whether ``tokens.keys`` (decoder keys of the last layer before the stage) is delivered; with ``text``,
             also ``tokens.text_keys``.
 
@@ -78,6 +82,7 @@ class Requires:
     vision_layers: tuple[VisionTap, ...] = ()
     text: bool = False
     keys: bool = False
+    text_layers: tuple[int, ...] = ()
 
     def __or__(self, other: Requires) -> Requires:
         """The requirements of both."""
@@ -86,7 +91,13 @@ class Requires:
             vision_layers=tuple(dict.fromkeys((*self.vision_layers, *other.vision_layers))),
             text=self.text or other.text,
             keys=self.keys or other.keys,
+            text_layers=tuple(dict.fromkeys((*self.text_layers, *other.text_layers))),
         )
+
+
+def in_sight(log_weights: Tensor) -> Tensor:
+    """Log attention weights as features of a network: :data:`OUT_OF_SIGHT` where the weight is 0."""
+    return log_weights.masked_fill(log_weights < UNSEEN + 1, OUT_OF_SIGHT)
 
 
 class Scorer(Layered, nn.Module, ABC):

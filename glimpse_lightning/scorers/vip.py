@@ -14,7 +14,7 @@ from glimpse_lightning.core.segments import Padding
 from glimpse_lightning.core.token_places import index_in_item
 from glimpse_lightning.core.visual_tokens import LOG_GATES, ModelFacts, VisualTokens
 from glimpse_lightning.runtime.errors import GlimpseError
-from glimpse_lightning.scorers.base import UNSEEN, AttentionProbe, Requires, Scorer
+from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer, in_sight
 from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 from glimpse_lightning.scorers.upstream_options import UpstreamOptions
 from glimpse_lightning.scorers.vip_network import Standardise, VIPNetwork, rotary_2d
@@ -29,9 +29,6 @@ CERTAIN = 1e4
 REFERENCE_MASKS = "reference_masks"
 """Key of ``VisualTokens.state`` under which VIP with ``masks="reference"`` finds its masks: a boolean or a probability
 for each visual token, as one tensor of any shape per image, in the order of the prompts."""
-
-OUT_OF_SIGHT = -20.0
-"""Feature of a token that a row does not see: less than any likely one, and no outlier for a network."""
 
 
 class VIP(Scorer):
@@ -216,7 +213,7 @@ class VIP(Scorer):
 
     def _row(self, query: Query, row: Tensor) -> Tensor:
         """``[V, layers * heads]`` of a query, without the logs of weights that are 0."""
-        return row.masked_fill(row < UNSEEN + 1, OUT_OF_SIGHT) if self._scale(query) == "log_softmax" else row
+        return in_sight(row) if self._scale(query) == "log_softmax" else row
 
     def _conditions(self, tokens: VisualTokens) -> list[Tensor]:
         """``[V, vision_dim]`` for each layer; zeros, which leave the projection's bias, where nothing conditions."""
