@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.metrics.token_kl import token_kl
@@ -52,8 +53,10 @@ class KL(Hardening):
 
     The budget term is ``budget_weight * (r - target)^2 / target`` with ``r`` the mean of ``sigmoid(s)`` over a sample's
     tokens, averaged over the batch (of all ranks). The samples together have to meet the budget, so a sample that needs
-    more tokens may take them from one that needs fewer. Over the first ``anneal`` of the training the target falls from
-    ``initial`` to ``retention``, by the same factor in every step.
+    more tokens may take them from one that needs fewer. In a small batch some questions need twice as many tokens as in
+    another. With ``budget_batches`` above 1 the budget is therefore that of about as many of the last batches, whose
+    exponential mean takes the place of ``r``: a token then costs the same in each of them. Over the first ``anneal`` of
+    the training the target falls from ``initial`` to ``retention``, by the same factor in every step.
 
     Several stages are trained together: their gates multiply, and ``r`` counts the tokens that all of them keep. With
     ``flops`` the budget is one of compute in place of tokens, and each stage's share is learned: ``r`` is then the
@@ -73,6 +76,7 @@ class KL(Hardening):
         flops: share of the decoder's prefill FLOPs to spend, in (0, 1], in place of ``retention``; by default tokens
             are counted.
         gates: gates that training sees, ``soft`` or ``hard``.
+        budget_batches: number of the last batches, at least 1, that together have to meet the budget.
     """
 
     writes_answers = True
@@ -87,6 +91,7 @@ class KL(Hardening):
         flops: float | None = None,
         sharpness: float = 10.0,
         gates: Literal["soft", "hard"] = "soft",
+        budget_batches: int = 1,
     ) -> None:
         for name, value in (("retention", retention), ("initial", initial), ("flops", 1 if flops is None else flops)):
             if not 0 < value <= 1:
@@ -104,7 +109,11 @@ class KL(Hardening):
         self.temperature = temperature
         self.budget_weight = budget_weight
         self.sharpness = sharpness
+        if budget_batches < 1:
+            raise ValueError(f"Expected `budget_batches` to be at least 1, but got {budget_batches}.")
         self.gates = gates
+        self.budget_batches = budget_batches
+        self._spent: Tensor | None = None
         super().__init__()
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
@@ -122,12 +131,30 @@ class KL(Hardening):
         if not batch.blank:
             counted = hard if self.flops is None else more["hard_flops"]
             self._ending.add(model.pruner, spent, counted, self._last_target, self.progress)
-        budget = (of_all_ranks(spent) - target).square() / target
+        budget = (self._of_last_batches(of_all_ranks(spent)) - target).square() / target
         logs = more | {
             "kl": kl, "budget": budget, "retention": soft, "hard_retention": hard, "soft_hard_gap": (soft - hard).abs(),
             "target": torch.tensor(target),
         }  # fmt: skip
         return StepResult(kl + self.budget_weight * budget, {name: value.detach() for name, value in logs.items()})
+
+    def _of_last_batches(self, spent: Tensor) -> Tensor:
+        """The exponential mean of what batches spend, with the gradient of this one's."""
+        if self.budget_batches == 1:
+            return spent
+        now = spent.detach()
+        before = now if self._spent is None else self._spent.to(now.device)
+        self._spent = before + (now - before) / self.budget_batches
+        return self._spent + (spent - now)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | ({} if self._spent is None else {"spent": self._spent.cpu()})
+
+    @override
+    def load_state_dict(self, state: dict[str, Any], same_ranks: bool = True) -> None:
+        super().load_state_dict(state, same_ranks)
+        self._spent = state.get("spent")
 
     def _log_gates(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         if self.gates == "soft":

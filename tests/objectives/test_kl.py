@@ -110,8 +110,37 @@ def test_the_budget_pulls_from_both_sides() -> None:
         assert head.grad.item() * direction > 0
 
 
+def test_batches_meet_the_budget_together() -> None:
+    """What a token costs depends on the batches before, not on this one's questions; alone it is as without them."""
+    alone, _, _ = objective_on_batch(budget_batches=1)
+    together, _, _ = objective_on_batch(budget_batches=4)
+    for share in (0.8, 0.4, 0.1):
+        spent = torch.tensor(share, requires_grad=True)
+        assert alone._of_last_batches(spent) == spent
+    means, slopes = [], []
+    for share in (0.8, 0.4, 0.1):
+        spent = torch.tensor(share, requires_grad=True)
+        mean = together._of_last_batches(spent)
+        (mean - 0.05).square().backward()
+        means.append(mean.item())
+        slopes.append(spent.grad.item())
+    assert means == pytest.approx([0.8, 0.7, 0.55])
+    assert slopes == pytest.approx([2 * (mean - 0.05) for mean in means])
+    resumed, _, _ = objective_on_batch(budget_batches=4)
+    resumed.load_state_dict(together.state_dict())
+    assert resumed._of_last_batches(torch.tensor(0.15)).item() == pytest.approx(0.45)
+
+
 @pytest.mark.parametrize(
-    "options", [{"retention": 0}, {"retention": 1.2}, {"initial": 0}, {"temperature": 0.0}, {"gates": "open"}]
+    "options",
+    [
+        {"budget_batches": 0},
+        {"retention": 0},
+        {"retention": 1.2},
+        {"initial": 0},
+        {"temperature": 0.0},
+        {"gates": "open"},
+    ],
 )
 def test_wrong_options(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"Expected `{next(iter(options))}`"):
