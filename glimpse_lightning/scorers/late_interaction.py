@@ -62,7 +62,7 @@ class LateInteraction(Scorer):
         text_layers: Sequence[Layer] | None = None,
         attention_layers: Sequence[Layer] | Literal["all"] | None = None,
         dim: int = 64,
-        heads: int = 8,
+        heads: int = 4,
     ) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("heads", heads)):
