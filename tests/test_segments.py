@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from factories import visual_tokens
 from hypothesis import example, given, settings
@@ -68,3 +69,14 @@ def test_index_in_sample_survives_pruning() -> None:
     assert index.tolist() == [*range(10), 0, 1]
     keep = torch.arange(12) % 3 == 1
     assert torch.equal(index_in_sample(tokens.subset(keep)), index[keep])
+
+
+@pytest.mark.parametrize("label", [[0, 0, 2], [2, 0, 0], []])
+def test_padding_of_groups_that_may_be_empty(label: list[int]) -> None:
+    group = torch.tensor(label, dtype=torch.long)
+    values = torch.arange(len(label)).float() + 1
+    padding = Padding(group, groups=4)
+    padded = padding.pad(values)
+    assert padded.shape == (4, 2 if label else 0)
+    assert padded.sum(1).tolist() == [float(values[group == number].sum()) for number in range(4)]
+    assert torch.equal(padding.unpad(padded), values)

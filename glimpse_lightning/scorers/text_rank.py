@@ -55,15 +55,13 @@ class TextRank(Scorer):
         if not self.select or not len(tokens) or not len(tokens.text):
             return super().raters(tokens)
         samples = tokens.num_samples
-        text, visual = Padding(_with_all(tokens.text_sample, samples)), Padding(_with_all(tokens.sample, samples))
-        # One dummy row per sample keeps both paddings aligned; it is masked out.
-        text_STD = text.pad(_and_zeros(tokens.text.float(), samples))
-        visual_SVD = visual.pad(_and_zeros(tokens.hidden.float(), samples))
-        asks = text.pad(_and_zeros(torch.ones_like(tokens.text_sample), samples)).bool()
-        seen = visual.pad(_and_zeros(torch.ones_like(tokens.sample), samples)).float()
+        text, visual = Padding(tokens.text_sample, samples), Padding(tokens.sample, samples)
+        text_STD, visual_SVD = text.pad(tokens.text.float()), visual.pad(tokens.hidden.float())
+        asks = text.pad(torch.ones_like(tokens.text_sample)).bool()
+        seen = visual.pad(torch.ones_like(tokens.sample)).float()
         likeness = (visual_SVD @ text_STD.transpose(1, 2)).masked_fill(~asks[:, None], -1e30).softmax(-1)
         mean = (likeness * seen[..., None]).sum(1) / seen.sum(1, keepdim=True).clamp(min=1)
-        relevance = text.unpad(mean)[: len(tokens.text)]
+        relevance = text.unpad(mean)
         average = segment_mean(relevance, tokens.text_sample, samples)
         chosen = relevance > average[tokens.text_sample]
         nobody = segment_count(tokens.text_sample, samples, chosen) == 0  # one token, or equal ones: all are raters
@@ -73,11 +71,3 @@ class TextRank(Scorer):
         """Log-probabilities ``[V]``."""
         weights_VH = tokens.probes["text"].float()
         return weights_VH.logsumexp(-1) - math.log(weights_VH.shape[-1])
-
-
-def _with_all(label: Tensor, groups: int) -> Tensor:
-    return torch.cat([label, torch.arange(groups, device=label.device)])
-
-
-def _and_zeros(values: Tensor, groups: int) -> Tensor:
-    return torch.cat([values, values.new_zeros(groups, *values.shape[1:])])
