@@ -15,7 +15,7 @@ from glimpse_lightning.metrics.token_kl import token_kl
 from glimpse_lightning.objectives.base import StepResult
 from glimpse_lightning.objectives.flops_budget import flops_share
 from glimpse_lightning.objectives.hardening import Hardening, mean_retention, product, sharpening
-from glimpse_lightning.objectives.losses import weighted_mean
+from glimpse_lightning.objectives.losses import mean_of_pruned, weighted_mean
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.ranks import mean_over_ranks
 
@@ -53,10 +53,10 @@ class KL(Hardening):
 
     The budget term is ``budget_weight * (r - target)^2 / target`` with ``r`` the mean of ``sigmoid(s)`` over a sample's
     tokens, averaged over the batch (of all ranks). The samples together have to meet the budget, so a sample that needs
-    more tokens may take them from one that needs fewer. In a small batch some questions need twice as many tokens as in
-    another. With ``budget_batches`` above 1 the budget is therefore that of about as many of the last batches, whose
-    exponential mean takes the place of ``r``: a token then costs the same in each of them. Over the first ``anneal`` of
-    the training the target falls from ``initial`` to ``retention``, by the same factor in every step.
+    more tokens may take them from one that needs fewer. One small batch may need twice as many tokens as another. With
+    ``budget_batches`` above 1 the budget is therefore that of about as many of the last batches, whose exponential mean
+    takes the place of ``r``: a token then costs the same in each of them. Over the first ``anneal`` of the training the
+    target falls from ``initial`` to ``retention``, by the same factor in every step.
 
     Several stages are trained together: their gates multiply, and ``r`` counts the tokens that all of them keep. With
     ``flops`` the budget is one of compute in place of tokens, and each stage's share is learned: ``r`` is then the
@@ -113,7 +113,7 @@ class KL(Hardening):
             raise ValueError(f"Expected `budget_batches` to be at least 1, but got {budget_batches}.")
         self.gates = gates
         self.budget_batches = budget_batches
-        self._spent: Tensor | None = None
+        self._spent = torch.tensor(torch.nan)  # until a batch shows an image
         super().__init__()
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
@@ -131,30 +131,34 @@ class KL(Hardening):
         if not batch.blank:
             counted = hard if self.flops is None else more["hard_flops"]
             self._ending.add(model.pruner, spent, counted, self._last_target, self.progress)
-        budget = (self._of_last_batches(of_all_ranks(spent)) - target).square() / target
+        budget = (self._of_last_batches(of_all_ranks(spent), tokens, weight) - target).square() / target
         logs = more | {
             "kl": kl, "budget": budget, "retention": soft, "hard_retention": hard, "soft_hard_gap": (soft - hard).abs(),
             "target": torch.tensor(target),
         }  # fmt: skip
         return StepResult(kl + self.budget_weight * budget, {name: value.detach() for name, value in logs.items()})
 
-    def _of_last_batches(self, spent: Tensor) -> Tensor:
-        """The exponential mean of what batches spend, with the gradient of this one's."""
+    def _of_last_batches(self, spent: Tensor, tokens: VisualTokens, weight: Tensor) -> Tensor:
+        """The exponential mean of what batches spend, with the gradient of this one's; batches that show no image spend
+        nothing and do not count.
+        """
         if self.budget_batches == 1:
             return spent
-        now = spent.detach()
-        before = now if self._spent is None else self._spent.to(now.device)
-        self._spent = before + (now - before) / self.budget_batches
-        return self._spent + (spent - now)
+        now, before, total = spent.detach(), self._spent.to(spent.device), tokens.groups()[1]
+        # 1 where any rank shows an image, else 0
+        counts = of_all_ranks(mean_of_pruned(torch.ones_like(now).expand(len(total)), total, weight)) > 0
+        mean = torch.where(before.isnan(), now, before + (now - before) / self.budget_batches)
+        self._spent = torch.where(counts, mean, before)
+        return torch.where(self._spent.isnan(), now, self._spent) + (spent - now)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | ({} if self._spent is None else {"spent": self._spent.cpu()})
+        return super().state_dict() | {"spent": self._spent.cpu()}
 
     @override
     def load_state_dict(self, state: dict[str, Any], same_ranks: bool = True) -> None:
         super().load_state_dict(state, same_ranks)
-        self._spent = state.get("spent")
+        self._spent = state.get("spent", self._spent)
 
     def _log_gates(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
         if self.gates == "soft":

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from factories import visual_tokens
 
 import glimpse_lightning as gl
 from glimpse_lightning.data.evidence import evidence_mask
@@ -112,23 +113,30 @@ def test_the_budget_pulls_from_both_sides() -> None:
 
 def test_batches_meet_the_budget_together() -> None:
     """What a token costs depends on the batches before, not on this one's questions; alone it is as without them."""
-    alone, _, _ = objective_on_batch(budget_batches=1)
-    together, _, _ = objective_on_batch(budget_batches=4)
-    for share in (0.8, 0.4, 0.1):
-        spent = torch.tensor(share, requires_grad=True)
-        assert alone._of_last_batches(spent) == spent
+    alone, together, resumed = KL(budget_batches=1), KL(budget_batches=4), KL(budget_batches=4)
+    shows, weight = visual_tokens([[(1, 2, 2)], []]), torch.ones(2)
     means, slopes = [], []
     for share in (0.8, 0.4, 0.1):
         spent = torch.tensor(share, requires_grad=True)
-        mean = together._of_last_batches(spent)
+        assert alone._of_last_batches(spent, shows, weight) is spent
+        mean = together._of_last_batches(spent, shows, weight)
         (mean - 0.05).square().backward()
         means.append(mean.item())
         slopes.append(spent.grad.item())
     assert means == pytest.approx([0.8, 0.7, 0.55])
     assert slopes == pytest.approx([2 * (mean - 0.05) for mean in means])
-    resumed, _, _ = objective_on_batch(budget_batches=4)
     resumed.load_state_dict(together.state_dict())
-    assert resumed._of_last_batches(torch.tensor(0.15)).item() == pytest.approx(0.45)
+    assert resumed._of_last_batches(torch.tensor(0.15), shows, weight).item() == pytest.approx(0.45)
+
+
+@pytest.mark.parametrize(("samples", "weight"), [([[], []], [1.0, 1.0]), ([[(1, 2, 2)], []], [0.0, 1.0])])
+def test_batches_that_show_no_image_do_not_lower_the_price(samples: list[Any], weight: list[float]) -> None:
+    objective, shows = KL(budget_batches=4), visual_tokens([[(1, 2, 2)]])
+    blank = visual_tokens(samples), torch.tensor(weight)
+    assert objective._of_last_batches(torch.tensor(0.0), *blank) == 0  # the first batch of all
+    assert objective._of_last_batches(torch.tensor(0.8), shows, torch.ones(1)).item() == pytest.approx(0.8)
+    assert objective._of_last_batches(torch.tensor(0.0), *blank).item() == pytest.approx(0.8)
+    assert objective._of_last_batches(torch.tensor(0.4), shows, torch.ones(1)).item() == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize(
