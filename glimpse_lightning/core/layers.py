@@ -61,6 +61,20 @@ def checked(name: str, layers: Any) -> Any:
     return layers
 
 
+def reached(name: str, layers: Sequence[int], after_layer: int, first: int = 0) -> tuple[int, ...]:
+    """The argument's ``layers``, numbered, none of which may come after the stage's last layer.
+
+    Raises:
+        GlimpseError: for a layer before ``first`` or after ``after_layer``.
+    """
+    if layers and not first <= min(layers) <= max(layers) <= after_layer:
+        raise GlimpseError(
+            f"Expected `{name}` to lie between {first} and the stage's `after_layer` = {after_layer}, but got "
+            f"{list(layers)}. Later layers have not run when the stage prunes: lower them or raise `after_layer`."
+        )
+    return tuple(layers)
+
+
 def _each(layers: Any) -> Iterator[Any]:
     several = isinstance(layers, Sequence) and not isinstance(layers, str)
     yield from layers if several else [layers]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.engine.glimpse_run import GlimpseRun
-from glimpse_lightning.engine.stage_run import StageRun
+from glimpse_lightning.engine.stage_run import StageRun, last_columns
 from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import Trunk
 
@@ -86,4 +86,4 @@ def _text_rows(trunk: Trunk, raters: Sequence[Tensor]) -> Tensor | None:
         return None
     wanted = torch.stack(list(raters)).any(0).gather(1, trunk.column) & trunk.mask
     most = max(1, int(wanted.sum(1).max()))
-    return wanted.to(torch.uint8).argsort(dim=1, stable=True)[:, wanted.shape[1] - most :]
+    return last_columns(wanted, most)

@@ -178,11 +178,9 @@ class StageRun:
         if layer not in self.requires.text_layers:
             return
         text = _is_text(trunk)
-        rows = text.to(torch.uint8).argsort(dim=1, stable=True)[:, text.shape[1] - self._texts :]
-        self.text_states[layer] = (
-            trunk.hidden.gather(1, rows[..., None].expand(-1, -1, trunk.hidden.shape[-1])),
-            (text.gather(1, rows)),
-        )
+        rows = last_columns(text, self._texts)
+        states = trunk.hidden.gather(1, rows[..., None].expand(-1, -1, trunk.hidden.shape[-1]))
+        self.text_states[layer] = states, text.gather(1, rows)
 
     def tokens(self, trunk: Trunk, request: PrefillRequest, state: dict[str, Any]) -> VisualTokens:
         """The visual tokens still there, as the scorer sees them.
@@ -192,7 +190,8 @@ class StageRun:
         """
         layout, prompt = trunk.layout, trunk.prompt
         sample = trunk.of_alive(layout.sample)
-        text = _is_text(trunk) if self.requires.text else None
+        is_text = _is_text(trunk)
+        text = is_text if self.requires.text else None
         keys = self._decoder_keys(trunk) if self.requires.keys else None
         return VisualTokens(
             embeds=prompt.embeds[sample, trunk.of_alive(layout.column)],
@@ -205,7 +204,7 @@ class StageRun:
             probes={name: self._probe(name, probe, trunk.alive) for name, probe in self.requires.probes.items()},
             vision={layer: trunk.of_alive(prompt.vision[layer]) for layer in self.requires.vision_layers},
             text=None if text is None else trunk.hidden[text],
-            text_sample=_is_text(trunk).nonzero()[:, 0] if self.requires.text or self.requires.text_layers else None,
+            text_sample=is_text.nonzero()[:, 0] if self.requires.text or self.requires.text_layers else None,
             text_states={layer: self._text_states(layer) for layer in self.requires.text_layers},
             questions=tuple(request.questions),
             boxes=tuple(request.boxes),
@@ -215,7 +214,7 @@ class StageRun:
             keys=None if keys is None else trunk.visual(keys),
             text_keys=None if keys is None or text is None else keys[text],
             views=layout.views,
-            text_length=_is_text(trunk).sum(1),
+            text_length=is_text.sum(1),
             layer_tokens=trunk.layer_lengths(),
         )
 
@@ -249,6 +248,13 @@ class StageRun:
             f"{type(self.scorer).__name__} wants the {what} of layer {layer}, but its stage prunes after layer "
             f"{self.stage.after_layer}; ask for layers up to that one."
         )
+
+
+def last_columns(wanted: Tensor, count: int) -> Tensor:
+    """``[B, count]`` ascending columns of each row's ``wanted [B, M]``, at most ``count``; in rows with fewer, some
+    that are not wanted come before them.
+    """
+    return wanted.to(torch.uint8).argsort(dim=1, stable=True)[:, wanted.shape[1] - count :]
 
 
 def _is_text(trunk: Trunk) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from glimpse_lightning.core.layers import Layer, checked
+from glimpse_lightning.core.layers import Layer, checked, reached
 from glimpse_lightning.core.segments import Padding
 from glimpse_lightning.core.visual_tokens import ModelFacts, VisualTokens
 from glimpse_lightning.runtime.errors import GlimpseError
@@ -82,8 +82,8 @@ class LateInteraction(Scorer):
         attended = self.attention_layers
         if attended is None or attended == "all":  # none before layer 0
             attended = range(0 if attended else max(0, last), last + 1)
-        self.texts = _reached("text_layers", -1, tuple(dict.fromkeys(texts)), last)
-        self.attended = _reached("attention_layers", 0, tuple(attended), last)
+        self.texts = reached("text_layers", [*dict.fromkeys(texts)], last, first=-1)
+        self.attended = reached("attention_layers", attended, last)
         if not self.texts:
             raise GlimpseError("Expected `text_layers` to name at least one layer, but got none.")
         self.reads_hidden = last >= 0  # before layer 0 they are the embeddings
@@ -137,12 +137,3 @@ class LateInteraction(Scorer):
         match_SHVT = key_SHVd @ query_SHTd.transpose(2, 3) + self.offset[:, None, None]
         match_SHVT = match_SHVT.masked_fill(~real_ST[:, None, None], NO_MATCH)
         return match_SHVT.logsumexp((1, 3)).clamp(min=NO_MATCH)
-
-
-def _reached(name: str, first: int, layers: tuple[int, ...], last: int) -> tuple[int, ...]:
-    if layers and not first <= min(layers) <= max(layers) <= last:
-        raise GlimpseError(
-            f"Expected `{name}` to lie between {first} and the stage's `after_layer` = {last}, but got {list(layers)}. "
-            "Later layers have not run when the stage prunes: lower them or raise `after_layer`."
-        )
-    return layers

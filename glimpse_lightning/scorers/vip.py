@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glimpse_lightning.core.blocks import InBlock, check_keys
-from glimpse_lightning.core.layers import Layer, checked
+from glimpse_lightning.core.layers import Layer, checked, reached
 from glimpse_lightning.core.segments import Padding
 from glimpse_lightning.core.token_places import index_in_item
 from glimpse_lightning.core.visual_tokens import LOG_GATES, ModelFacts, VisualTokens
@@ -260,12 +260,7 @@ def _checked_layers(layers: Sequence[int], after_layer: int) -> tuple[int, ...]:
             f"Expected `after_layer` to be at least 0 for VIP, which reads decoder attention, but got {after_layer}. "
             "Set `after_layer` to the layer to prune after, or use a scorer that needs no attention."
         )
-    if min(layers) < 0 or max(layers) > after_layer:
-        raise GlimpseError(
-            f"Expected `attention_layers` to lie between 0 and the stage's `after_layer` = {after_layer}, but got "
-            f"{list(layers)}. Later layers have not run when the stage prunes: lower them or raise `after_layer`."
-        )
-    return tuple(layers)
+    return reached("attention_layers", layers, after_layer)
 
 
 def _vision_layers(layers: Sequence[int] | None, facts: ModelFacts) -> tuple[int, ...]:
