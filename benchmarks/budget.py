@@ -1,6 +1,6 @@
 """Whether a pruner's budget follows the question, as Markdown.
 
-python benchmarks/budget.py runs/dense_kl/fit_0/pruner > benchmarks/dense/budget.md
+python benchmarks/budget.py runs/dense_kl/fit_0/pruner
 
 A question needs as many tokens as the smallest prefix of the oracle's order after the pruner's layer with which the
 model answers as it does with all of them: its evidence first, then tokens spread over the page. Questions that need
@@ -182,24 +182,20 @@ def main() -> None:
     parser.add_argument("--known", type=int, default=400, help="validation questions of the two fitted budgets")
     options = parser.parse_args()
     bench = Bench(options.pruner, options.backbone)
-    whole, known = (
-        bench.ask([dataset[index] for index in range(number)])
-        for dataset, number in (
-            (gl.DenseGlyphVQA("test", options.number), options.number),
-            (gl.DenseGlyphVQA("val", options.known), options.known),
-        )
-    )
+    whole = bench.ask([*gl.DenseGlyphVQA("test", options.number)])
+    known = bench.ask([*gl.DenseGlyphVQA("val", options.known)])
     number = bench.fix(whole)
     bench.count(whole)
     bench.count(known)
-    asked, known = ([each for each in some if each.needed is not None] for some in (whole, known))
+    asked = [each for each in whole if each.needed is not None]
+    known = [each for each in known if each.needed is not None]
     kept = [float(each.kept) for each in asked]
     budgets = {
         "the pruner": kept,
         "a constant per family": by_family(known, asked),
         "the question's words": by_words(known, asked),
     }
-    print(f"{len(asked)} of {len(whole)} test questions; the others' full answers need more than {MOST} tokens.\n")
+    print(f"{len(asked)} of {len(whole)} test questions: those whose full answers need at most {MOST} tokens.\n")
     lines = {name: correlations(asked, budget) for name, budget in budgets.items()}
     families = sorted(lines["the pruner"][1])
     print(f"| budget | all | within families | {' | '.join(families)} |\n|---|---|---|{'---|' * len(families)}")
