@@ -14,7 +14,7 @@ from torch import Tensor
 import glimpse_lightning as gl
 from glimpse_lightning.backbones.lora import LoRA
 from glimpse_lightning.data.datamodule import VQAData
-from glimpse_lightning.objectives import GRPO, KL, Mask
+from glimpse_lightning.objectives import GRPO, KL, Attribution, Mask
 from glimpse_lightning.objectives.base import Objective
 from glimpse_lightning.runtime.gathering import local_share, whole
 from glimpse_lightning.training.module import OptimizerOptions, PruningModule
@@ -37,6 +37,7 @@ class Adapted(GRPO):
 
 OBJECTIVES: dict[str, Any] = {
     "kl": lambda: KL(anneal=0.0, budget_weight=2.0, sharpness=1.0),  # sharp gates open or close by a rounding
+    "attribution": lambda: Attribution(),
     "mask": lambda: Mask(),
     "grpo": lambda: GRPO(**OPTIONS, iterations=2, kl_weight=0.1),
     "grpo_both": lambda: Adapted(

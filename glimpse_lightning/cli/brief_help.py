@@ -30,7 +30,7 @@ OPTIONS = {
     "fit": {
         **RUN,
         **PARTS,
-        "--model.objective CLASS": "loss of the training: KL (no annotation), Mask (evidence boxes), GRPO, ...",
+        "--model.objective CLASS": "loss of the training: KL, Attribution (no annotation), Mask (boxes), GRPO, ...",
         "--model.optimizer.lr RATE": "highest learning rate (0.001)",
         "--vars.NAME VALUE": "a variable of the recipe, as --vars.retention 0.1",
         "--data.train CLASS": "dataset: JSONL, Table, HubVQA, GlyphVQA, ...; --data.val and --data.test likewise",

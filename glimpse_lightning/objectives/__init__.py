@@ -9,6 +9,7 @@ Examples:
     ['budget', 'hard_retention', 'kl', 'retention', 'soft_hard_gap', 'target']
 """
 
+from glimpse_lightning.objectives.attribution import Attribution
 from glimpse_lightning.objectives.base import Objective, StepResult
 from glimpse_lightning.objectives.differentiable_top_k import DifferentiableTopK
 from glimpse_lightning.objectives.grpo import GRPO
@@ -17,6 +18,6 @@ from glimpse_lightning.objectives.mask import Mask
 from glimpse_lightning.objectives.supervised import Supervised
 from glimpse_lightning.runtime.errors import suggest_names
 
-__all__ = ["GRPO", "KL", "DifferentiableTopK", "Mask", "Objective", "StepResult", "Supervised"]
+__all__ = ["GRPO", "KL", "Attribution", "DifferentiableTopK", "Mask", "Objective", "StepResult", "Supervised"]
 
 suggest_names(__name__)

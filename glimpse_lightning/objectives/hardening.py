@@ -33,6 +33,9 @@ SHARPENING = 0.6
 """Share of the training from a given point on in which gates sharpen; in the rest the budget settles."""
 
 
+REMEDY = "Train longer, or raise `model.objective.budget_weight`."
+
+
 def sharpening(progress: float, start: float, sharpness: float) -> float:
     """Factor on logits: 1 up to the share ``start`` of the training, then rising geometrically to ``sharpness``, which
     it reaches when three fifths of the rest are done.
@@ -57,9 +60,11 @@ class Ending:
 
     Args:
         steps: number of last steps that count, as far as they lie in the last tenth of the training; at least one does.
+        remedy: what may bring a training that ends off its budget to it.
     """
 
-    def __init__(self, steps: int = 50) -> None:
+    def __init__(self, steps: int = 50, remedy: str = REMEDY) -> None:
+        self.remedy = remedy
         self._last: deque[Tensor] = deque(maxlen=steps)
 
     def add(
@@ -104,7 +109,7 @@ class Ending:
         if abs(hard - target) > max(OFF, target / 20):
             found.append(
                 f"The training ends off its budget: {over} {hard:.1%} were kept, and {target:.1%} were asked for. "
-                "Train longer, or raise `model.objective.budget_weight`."
+                f"{self.remedy}"
             )
         return found
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 import glimpse_lightning as gl
-from glimpse_lightning.objectives import GRPO, KL, Mask
+from glimpse_lightning.objectives import GRPO, KL, Attribution, Mask
 from glimpse_lightning.objectives.base import Objective
 
 REWARDS: dict[str, Any] = {"length": {"weight": 1.0, "free": 1, "longest": 6}}
@@ -45,12 +45,13 @@ def trained(objective: Objective, recompute: bool) -> tuple[dict[str, Tensor], i
     "make",
     [
         lambda: KL(),
+        lambda: Attribution(),
         lambda: Mask(),
         lambda: GRPO(
             REWARDS, ["language_model", "pruner"], group_size=4, prefills=2, max_new_tokens=6, temperature=4.0
         ),
     ],
-    ids=["kl", "mask", "grpo"],
+    ids=["kl", "attribution", "mask", "grpo"],
 )
 def test_the_same_gradients_from_less_memory(make: Any) -> None:
     expected, usual = trained(make(), False)

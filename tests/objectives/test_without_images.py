@@ -12,7 +12,7 @@ import torch
 from ranks import on_two_ranks
 
 import glimpse_lightning as gl
-from glimpse_lightning.objectives import GRPO, KL, DifferentiableTopK, Mask, Objective, Supervised
+from glimpse_lightning.objectives import GRPO, KL, Attribution, DifferentiableTopK, Mask, Objective, Supervised
 
 
 def vip(layer: int) -> gl.PruneStage:
@@ -24,6 +24,8 @@ OBJECTIVES: dict[str, tuple[Objective, list[int]]] = {
     "kl": (KL(), [2]),
     "kl, several batches": (KL(budget_batches=4), [2]),
     "kl, two stages, flops": (KL(flops=0.9), [1, 3]),
+    "attribution": (Attribution(), [2]),
+    "attribution, two stages": (Attribution(), [1, 3]),
     "mask": (Mask(), [2]),
     "top k": (DifferentiableTopK(), [2]),
     "supervised": (Supervised(), [2]),
