@@ -1,6 +1,6 @@
 """Whether a pruner's budget follows the question, as Markdown.
 
-python benchmarks/budget.py runs/dense_kl/fit_0/pruner
+python benchmarks/budget.py runs/dense_attribution/fit_0/pruner
 
 A question needs as many tokens as the smallest prefix of the oracle's order after the pruner's layer with which the
 model answers as it does with all of them: its evidence first, then tokens spread over the page. Questions that need

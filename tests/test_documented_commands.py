@@ -107,7 +107,7 @@ CHAPTERS = {
             SUITE,
         ),
         Step("test --config recipes/dense.yaml", "runs/dense/test_0/results.json", TEST),
-        Step("fit --config recipes/dense_kl.yaml", fitted("runs/dense_kl/fit_0"), TINY),
+        Step("fit --config recipes/dense_attribution.yaml", fitted("runs/dense_attribution/fit_0"), TINY),
     ],
     "command line": [
         Step("fit --config vip_kl --model.after_layer 2 --model.optimizer.lr 3e-4", fitted("runs/vip_kl/fit_0"), TINY),

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import override
 
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.metrics.token_kl import token_kl
 from glimpse_lightning.objectives.base import StepResult
 from glimpse_lightning.objectives.flops_budget import flops_share
 from glimpse_lightning.objectives.hardening import Hardening, mean_retention, product, sharpening
-from glimpse_lightning.objectives.losses import mean_of_pruned, weighted_mean
+from glimpse_lightning.objectives.losses import weighted_mean
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.ranks import mean_over_ranks
 
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
 
 
 _MIN_LOG_GATE = -9.0  # exp(-9) is negligible next to any kept key
-_CLOSED_LOG_GATE = -20.0
-_LARGEST_EFFECT = 10.0
-"""Largest effect of one token on a sample's loss that a gradient may tell, in nats."""
 
 
 class KL(Hardening):
@@ -40,12 +35,6 @@ class KL(Hardening):
     counts only where ``log g`` is several nats below 0, and at temperatures near 1 nearly closed gates still let their
     tokens through.
 
-    With ``gates="hard"`` each gate is open or closed, as it is at test time. Its gradient is that of a straight-through
-    estimator (Bengio et al., arXiv 1308.3432), on the gate itself rather than its log: what opening a closed token a
-    little, or closing an open one, does to the loss, times ``sigmoid'(s)``. So a closed token whose key would be
-    attended to is called back, however far below 0 its score is. Where attention is sharp, soft gates leak: half of
-    them closed cost nothing, and those that are closed pass no gradient.
-
     Tokens of scores near 0 have half-open gates in training, where a threshold would keep or drop them. So once the
     budget has reached its target, the logits of gates and budget are multiplied by a factor that rises from 1 to
     ``sharpness``. Noise and temperature fall by the same factor, and gates become the hard decisions of a threshold of
@@ -53,10 +42,8 @@ class KL(Hardening):
 
     The budget term is ``budget_weight * (r - target)^2 / target`` with ``r`` the mean of ``sigmoid(s)`` over a sample's
     tokens, averaged over the batch (of all ranks). The samples together have to meet the budget, so a sample that needs
-    more tokens may take them from one that needs fewer. One small batch may need twice as many tokens as another. With
-    ``budget_batches`` above 1 the budget is therefore that of about as many of the last batches, whose exponential mean
-    takes the place of ``r``: a token then costs the same in each of them. Over the first ``anneal`` of the training the
-    target falls from ``initial`` to ``retention``, by the same factor in every step.
+    more tokens may take them from one that needs fewer. Over the first ``anneal`` of the training the target falls from
+    ``initial`` to ``retention``, by the same factor in every step.
 
     Several stages are trained together: their gates multiply, and ``r`` counts the tokens that all of them keep. With
     ``flops`` the budget is one of compute in place of tokens, and each stage's share is learned: ``r`` is then the
@@ -70,13 +57,11 @@ class KL(Hardening):
         retention: mean share of visual tokens to keep, in (0, 1].
         initial: first target, a share of tokens (of FLOPs with ``flops``) in (0, 1]; never below the last one.
         anneal: share of the training over which the target falls.
-        temperature: temperature of soft gates.
+        temperature: temperature of the gates.
         sharpness: last factor on the logits, at least 1; with 1 gates stay soft.
         budget_weight: weight of the budget term; the price of all tokens, in nats, at one and a half times the target.
         flops: share of the decoder's prefill FLOPs to spend, in (0, 1], in place of ``retention``; by default tokens
             are counted.
-        gates: gates that training sees, ``soft`` or ``hard``.
-        budget_batches: number of the last batches, at least 1, that together have to meet the budget.
     """
 
     writes_answers = True
@@ -90,8 +75,6 @@ class KL(Hardening):
         budget_weight: float = 5.0,
         flops: float | None = None,
         sharpness: float = 10.0,
-        gates: Literal["soft", "hard"] = "soft",
-        budget_batches: int = 1,
     ) -> None:
         for name, value in (("retention", retention), ("initial", initial), ("flops", 1 if flops is None else flops)):
             if not 0 < value <= 1:
@@ -100,8 +83,6 @@ class KL(Hardening):
             raise ValueError(f"Expected `temperature` to be positive, but got {temperature}.")
         if sharpness < 1:
             raise ValueError(f"Expected `sharpness` to be at least 1, but got {sharpness}.")
-        if gates not in ("soft", "hard"):
-            raise ValueError(f"Expected `gates` to be soft or hard, but got {gates!r}.")
         self.retention = retention
         self.initial = initial
         self.flops = flops
@@ -109,17 +90,12 @@ class KL(Hardening):
         self.temperature = temperature
         self.budget_weight = budget_weight
         self.sharpness = sharpness
-        if budget_batches < 1:
-            raise ValueError(f"Expected `budget_batches` to be at least 1, but got {budget_batches}.")
-        self.gates = gates
-        self.budget_batches = budget_batches
-        self._spent = torch.tensor(torch.nan)  # until a batch shows an image
         super().__init__()
 
     def step(self, model: PrunedVLM, batch: Batch) -> StepResult:
         """One step; logs ``kl``, ``budget``, ``target``, soft ``retention``, ``hard_retention``, ``soft_hard_gap``."""
         factor = self.factor
-        out = model.distill(batch, lambda scores, tokens: self._log_gates(factor * scores.float(), tokens))
+        out = model.distill(batch, lambda scores, _: log_gates(factor * scores.float(), self.temperature))
         kl = weighted_mean(token_kl(out.teacher_logits, out.student_logits, batch.answer_mask), batch.weight)
         tokens = out.stages[-1].tokens
         chances = [(factor * stage.scores.float()).sigmoid() for stage in out.stages]
@@ -131,39 +107,12 @@ class KL(Hardening):
         if not batch.blank:
             counted = hard if self.flops is None else more["hard_flops"]
             self._ending.add(model.pruner, spent, counted, self._last_target, self.progress)
-        budget = (self._of_last_batches(of_all_ranks(spent), tokens, weight) - target).square() / target
+        budget = (of_all_ranks(spent) - target).square() / target
         logs = more | {
             "kl": kl, "budget": budget, "retention": soft, "hard_retention": hard, "soft_hard_gap": (soft - hard).abs(),
             "target": torch.tensor(target),
         }  # fmt: skip
         return StepResult(kl + self.budget_weight * budget, {name: value.detach() for name, value in logs.items()})
-
-    def _of_last_batches(self, spent: Tensor, tokens: VisualTokens, weight: Tensor) -> Tensor:
-        """The exponential mean of what batches spend, with the gradient of this one's; batches that show no image spend
-        nothing and do not count.
-        """
-        if self.budget_batches == 1:
-            return spent
-        now, before, total = spent.detach(), self._spent.to(spent.device), tokens.groups()[1]
-        # 1 where any rank shows an image, else 0
-        counts = of_all_ranks(mean_of_pruned(torch.ones_like(now).expand(len(total)), total, weight)) > 0
-        mean = torch.where(before.isnan(), now, before + (now - before) / self.budget_batches)
-        self._spent = torch.where(counts, mean, before)
-        return torch.where(self._spent.isnan(), now, self._spent) + (spent - now)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"spent": self._spent.cpu()}
-
-    @override
-    def load_state_dict(self, state: dict[str, Any], same_ranks: bool = True) -> None:
-        super().load_state_dict(state, same_ranks)
-        self._spent = state.get("spent", self._spent)
-
-    def _log_gates(self, scores: Tensor, tokens: VisualTokens) -> Tensor:
-        if self.gates == "soft":
-            return log_gates(scores, self.temperature)
-        return hard_log_gates(scores, _LARGEST_EFFECT / max(1, tokens.num_samples))
 
     @property
     def factor(self) -> float:
@@ -218,37 +167,6 @@ def log_gates(scores: Tensor, temperature: float) -> Tensor:
     noise = uniform.log() - (-uniform).log1p()
     log_gates = F.logsigmoid((scores.float() + noise) / temperature)
     return log_gates.masked_fill(log_gates < _MIN_LOG_GATE, -torch.inf)
-
-
-class _HardGates(torch.autograd.Function):
-    """Log of sampled keep decisions, with the gradient of the decisions themselves."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, largest: float) -> Tensor:
-        chance = scores.sigmoid()
-        keep = torch.rand_like(chance) < chance
-        ctx.save_for_backward(chance, keep)
-        ctx.largest = largest
-        return torch.where(keep, 0.0, _CLOSED_LOG_GATE)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        chance, keep = ctx.saved_tensors
-        effect = torch.where(keep, grads[0], grads[0] * math.exp(-_CLOSED_LOG_GATE))  # d log g = dg / g
-        return effect.clamp(-ctx.largest, ctx.largest) * chance * (1 - chance), None
-
-
-def hard_log_gates(scores: Tensor, largest: float) -> Tensor:
-    """Log ``[V]`` of gates that are open with chance ``sigmoid(scores)``, else closed: 0, or -20, which attention does
-    not see and through which gradients still come.
-
-    Args:
-        scores: ``[V]`` fp32 logits.
-        largest: bound of a gate's gradient. The effect of a token is read off the slope at a closed gate, which
-            overstates that of keys far above all open ones.
-    """
-    log_gates: Tensor = _HardGates.apply(scores, largest)
-    return log_gates
 
 
 def of_all_ranks(mean: Tensor) -> Tensor:
