@@ -6,9 +6,11 @@ python benchmarks/two_questions.py runs/dense_attribution/fit_0/pruner --output 
 from __future__ import annotations
 
 import argparse
+from io import BytesIO
 
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 import glimpse_lightning as gl
 
@@ -36,10 +38,12 @@ def main() -> None:
         kept, total = int(out.kept().sum()), len(out.kept())
         print(f"{sample.question!r}: {answer!r} ({sample.answers[0]!r}), {kept} of {total} tokens")
         axes.imshow(gl.overlay(sample.images[0], out, boxes=sample.boxes[0] if sample.boxes else ()))
-        axes.set_title(f"{sample.question}\n{answer}   ({kept} of {total} tokens)", fontsize=11)
+        axes.set_title(f"{sample.question}\n{answer}   ({kept} of {total} tokens)", fontsize=10)
         axes.axis("off")
     figure.tight_layout()
-    figure.savefig(options.output)
+    drawn = BytesIO()
+    figure.savefig(drawn)
+    Image.open(drawn).convert("RGB").quantize(256).save(options.output, optimize=True)
 
 
 if __name__ == "__main__":
