@@ -1,6 +1,8 @@
 """A picture of what a pruner keeps of one page for several questions.
 
-python benchmarks/two_questions.py runs/dense_attribution/fit_0/pruner --output docs/images/two_questions.png
+python benchmarks/two_questions.py runs/dense_attribution/fit_0/pruner --page 5 --questions 3 1 --output page.png
+
+README's first picture is this one, of the recipe's pruner of seed 0.
 """
 
 from __future__ import annotations
