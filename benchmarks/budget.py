@@ -29,9 +29,9 @@ import glimpse_lightning as gl
 from glimpse_lightning.core.segments import rank_in_group
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.engine.prefill import PrefillOutput
-from glimpse_lightning.engine.pruner import PruneStage
 from glimpse_lightning.evaluation.intervals import mean_estimate
 from glimpse_lightning.metrics.exact_match import exact_match
+from glimpse_lightning.pruner.stage import PruneStage
 
 BATCH, MOST, NEW_TOKENS = 32, 40, 64
 

@@ -34,7 +34,6 @@ from glimpse_lightning.bench.training import Pass, objective_of, training_batch
 from glimpse_lightning.bench.training_theory import KL, MASK
 from glimpse_lightning.bench.variants import backbone_of, variants
 from glimpse_lightning.core.token_counts import StageTokens
-from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.latency.clock import Clock, TokenClock
 from glimpse_lightning.latency.measure import HF, UNPRUNED, Variant
 from glimpse_lightning.latency.memory import CPU_WAY, CUDA_WAY, peak_bytes
@@ -42,6 +41,8 @@ from glimpse_lightning.latency.phases import AFTER, BEFORE, SCORING
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.objectives import GRPO
 from glimpse_lightning.policies import KeepRatio, Threshold
+from glimpse_lightning.pruner.pruner import Pruner
+from glimpse_lightning.pruner.stage import PruneStage
 from glimpse_lightning.runtime import machine
 
 Rows = list[dict[str, Any]]

@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from glimpse_lightning.data.tables.table import Table
     from glimpse_lightning.data.visual_cot import VisualCoTBenchmark, VisualCoTTrain
     from glimpse_lightning.engine.overlay import overlay
-    from glimpse_lightning.engine.pruner import Pruner, PruneStage
     from glimpse_lightning.evaluation.module import EvaluationModule
     from glimpse_lightning.evaluation.suite import SuiteData, SuiteModule
     from glimpse_lightning.evaluation.vlm_module import VLMModule
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.objectives.base import Objective
     from glimpse_lightning.policies.base import Policy
     from glimpse_lightning.policies.from_function import from_function
+    from glimpse_lightning.pruner import Pruner, PruneStage
     from glimpse_lightning.reducers.base import Reducer
     from glimpse_lightning.runtime.errors import GlimpseError
     from glimpse_lightning.scorers.base import AttentionProbe, Requires, Scorer
@@ -78,9 +78,9 @@ _HOMES = {
     "ModelFacts": "core.visual_tokens",
     "Objective": "objectives.base",
     "Policy": "policies.base",
-    "PruneStage": "engine.pruner",
+    "PruneStage": "pruner",
     "PrunedVLM": "model.pruned_vlm",
-    "Pruner": "engine.pruner",
+    "Pruner": "pruner",
     "PruningModule": "training.module",
     "Reducer": "reducers.base",
     "Requires": "scorers.base",

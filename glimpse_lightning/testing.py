@@ -21,10 +21,11 @@ from glimpse_lightning.engine import taps
 from glimpse_lightning.engine.forward import IGNORED
 from glimpse_lightning.engine.keep_caches import caches_kept
 from glimpse_lightning.engine.prefill import PrefillOutput
-from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.evaluation.evaluator import answer_log_probs
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.policies import KeepRatio
+from glimpse_lightning.pruner.pruner import Pruner
+from glimpse_lightning.pruner.stage import PruneStage
 from glimpse_lightning.scorers import VIP, AttentionRank, Random
 
 Sizes = list[list[tuple[int, int]]]

@@ -20,6 +20,7 @@ ROOMS = (
     "reducers",
     "metrics",
     "rewards",
+    "pruner",
     "engine",
     "backbones",
     "model",

@@ -20,10 +20,11 @@ from torch.utils.data import Dataset
 import glimpse_lightning as gl
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.evaluation.baselines import baseline_models
 from glimpse_lightning.evaluation.records import Record
 from glimpse_lightning.policies import KeepRatio, Threshold, TopK
+from glimpse_lightning.pruner.pruner import Pruner
+from glimpse_lightning.pruner.stage import PruneStage
 from glimpse_lightning.reducers import MergeNearest
 from glimpse_lightning.scorers import AttentionRank, FixedRatio, Random, Scorer
 from glimpse_lightning.training.module import PruningModule

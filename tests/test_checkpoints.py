@@ -15,10 +15,11 @@ import torch
 from factories import FACTS
 from golden_numbers import GOLDEN, tensors
 
-from glimpse_lightning.engine.pruner import Pruner, PruneStage
-from glimpse_lightning.model import storage as checkpoints
-from glimpse_lightning.model.storage import check_facts, load_pruner, save_pruner
+from glimpse_lightning.model.storage import load_pruner, save_pruner
 from glimpse_lightning.policies import Policy, Threshold, TopK
+from glimpse_lightning.pruner import files as checkpoints
+from glimpse_lightning.pruner.pruner import Pruner, check_facts
+from glimpse_lightning.pruner.stage import PruneStage
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers import VIP, FixedRatio
 

@@ -18,9 +18,11 @@ import glimpse_lightning as gl
 from glimpse_lightning import policies, reducers, scorers
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.data.batch import Batch
-from glimpse_lightning.engine.pruner import Pruner, PruneStage
-from glimpse_lightning.model.storage import init_args, load_pruner, save_pruner
+from glimpse_lightning.model.storage import load_pruner, save_pruner
 from glimpse_lightning.policies import Policy
+from glimpse_lightning.pruner.files import init_args
+from glimpse_lightning.pruner.pruner import Pruner
+from glimpse_lightning.pruner.stage import PruneStage
 from glimpse_lightning.reducers import Reducer
 from glimpse_lightning.scorers import Scorer
 from glimpse_lightning.scorers.vision_text_rank import information

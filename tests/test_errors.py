@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import glimpse_lightning as gl
-from glimpse_lightning.engine.pruner import PruneStage
 from glimpse_lightning.evaluation.tasks import check_name
+from glimpse_lightning.pruner.stage import PruneStage
 from glimpse_lightning.runtime.errors import nearest
 
 

@@ -13,9 +13,10 @@ from golden_numbers import GOLDEN
 
 from glimpse_lightning.cli import main
 from glimpse_lightning.core.visual_tokens import ModelFacts
-from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.model.storage import load_pruner, save_pruner
 from glimpse_lightning.policies import Threshold, TopK
+from glimpse_lightning.pruner.pruner import Pruner
+from glimpse_lightning.pruner.stage import PruneStage
 from glimpse_lightning.scorers import VIP, FixedRatio, UpstreamOptions
 
 LLAVA = ModelFacts(6, 4, 4, 16, 64, 96, 1e-5, vision_layers=4, vision_hidden_size=32, model_type="llava")

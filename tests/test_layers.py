@@ -19,9 +19,9 @@ from glimpse_lightning import reducers as r
 from glimpse_lightning import scorers as s
 from glimpse_lightning.cli.packaged_recipes import recipes
 from glimpse_lightning.cli.trainer_runs import RunCLI
-from glimpse_lightning.engine.pruner import Pruner
 from glimpse_lightning.evaluation.module import EvaluationModule
 from glimpse_lightning.model.storage import load_pruner, save_pruner
+from glimpse_lightning.pruner.pruner import Pruner
 from glimpse_lightning.runtime.errors import GlimpseError
 
 # Decoder's depth: blocks of the vision tower, and those of them with full attention. Glimpse-tiny, Qwen2.5-VL-7B,

@@ -10,10 +10,11 @@ from lightning.pytorch import Trainer
 from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
-from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.objectives import KL
 from glimpse_lightning.policies import KeepRatio, Threshold
+from glimpse_lightning.pruner.pruner import Pruner
+from glimpse_lightning.pruner.stage import PruneStage
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers import VIP, Random
 from glimpse_lightning.training.module import OptimizerOptions, PruningModule

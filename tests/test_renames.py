@@ -64,13 +64,13 @@ def test_what_never_was_is_not_found() -> None:
 
 
 def test_the_warning_names_the_line_of_the_caller() -> None:
-    sys.modules.pop("glimpse_lightning.pruner", None)
+    sys.modules.pop("glimpse_lightning.engine.pruner", None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        exec(compile("import sys\nfrom glimpse_lightning.pruner import Pruner\n", "<caller>", "exec"), {})
+        exec(compile("import sys\nfrom glimpse_lightning.engine.pruner import Pruner\n", "<caller>", "exec"), {})
     (said,) = caught
     assert (said.filename, said.lineno, said.category) == ("<caller>", 2, DeprecationWarning)
-    assert "glimpse_lightning.pruner is now glimpse_lightning.engine.pruner; " in str(said.message)
+    assert "glimpse_lightning.engine.pruner is now glimpse_lightning.pruner; " in str(said.message)
     assert "the old path works until version 0.4." in str(said.message)
 
 

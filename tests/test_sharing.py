@@ -12,11 +12,12 @@ from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.data.datamodule import VQAData
 from glimpse_lightning.data.glyph_vqa import GlyphVQA
-from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.evaluation.records import Record
 from glimpse_lightning.evaluation.shared_questions import SharedQuestions
 from glimpse_lightning.model.storage import save_pruner
 from glimpse_lightning.policies import KeepRatio
+from glimpse_lightning.pruner.pruner import Pruner
+from glimpse_lightning.pruner.stage import PruneStage
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers import Random, VisionRank
 from glimpse_lightning.training.module import PruningModule

@@ -76,7 +76,7 @@ def test_an_empty_token_is_passed_on(cache: Path, monkeypatch: pytest.MonkeyPatc
         seen.append(where)
         return cache / f"models--me--pruner/snapshots/{commit_of('v1')}"
 
-    monkeypatch.setattr("glimpse_lightning.model.storage.snapshot_download", download)
+    monkeypatch.setattr("glimpse_lightning.pruner.files.snapshot_download", download)
     gl.load_pruner(PRUNER, token=False, revision="v1", cache_dir=None)
     assert seen == [{"token": False, "revision": "v1"}]
 

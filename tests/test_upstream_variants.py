@@ -14,7 +14,7 @@ from plain_reference import PlainOutput, new_modules, plain_forward, vision_wind
 from torch import Tensor
 
 import glimpse_lightning as gl
-from glimpse_lightning.model.upstream_export import upstream_files
+from glimpse_lightning.pruner.upstream_export import upstream_files
 from glimpse_lightning.runtime.errors import GlimpseError
 
 CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}

@@ -11,8 +11,8 @@ import yaml
 from glimpse_lightning.ablation.cells import RETENTION, read_recipe
 from glimpse_lightning.ablation.overrides import changed, get
 from glimpse_lightning.cli.recipe_check import check
-from glimpse_lightning.engine.pruner import Pruner
 from glimpse_lightning.evaluation.vlm_module import VLMModule
+from glimpse_lightning.pruner.pruner import Pruner
 from glimpse_lightning.runtime.errors import GlimpseError
 
 

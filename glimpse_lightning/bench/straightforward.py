@@ -29,7 +29,8 @@ from glimpse_lightning.scorers.glimpse_tokens import GlimpseTokens
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
-    from glimpse_lightning.engine.pruner import Pruner, PruneStage
+    from glimpse_lightning.pruner.pruner import Pruner
+    from glimpse_lightning.pruner.stage import PruneStage
 
 
 class _NoCache(PromptCache):

@@ -21,7 +21,6 @@ from glimpse_lightning.bench.variants import scorer_of
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.engine.prompt import TokenLayout
-from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.latency.clock import Clock
 from glimpse_lightning.latency.flops import count_step
 from glimpse_lightning.latency.memory import peak_bytes
@@ -29,6 +28,8 @@ from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.objectives import KL, Mask
 from glimpse_lightning.objectives.base import Objective
 from glimpse_lightning.policies import Threshold
+from glimpse_lightning.pruner.pruner import Pruner
+from glimpse_lightning.pruner.stage import PruneStage
 
 OURS, PLAIN = WAYS = "ours", "straightforward"
 

@@ -9,11 +9,12 @@ from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.bench.recipes import pruners
 from glimpse_lightning.bench.settings import Settings
-from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.latency.measure import HF, UNPRUNED, Variant
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.model.storage import load_pruner
 from glimpse_lightning.policies import KeepRatio
+from glimpse_lightning.pruner.pruner import Pruner
+from glimpse_lightning.pruner.stage import PruneStage
 from glimpse_lightning.runtime.dtypes import default_device
 from glimpse_lightning.runtime.errors import GlimpseError, nearest
 from glimpse_lightning.scorers.base import Scorer

@@ -9,11 +9,12 @@ from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.backbones.load import saved_dtype
 from glimpse_lightning.backbones.lora import base_model, load_lora, merge_lora
 from glimpse_lightning.cli.command_parser import CommandParser
-from glimpse_lightning.model.storage import load_pruner, save_pruner, whole_or_nothing
-from glimpse_lightning.model.upstream import read_json
-from glimpse_lightning.model.upstream_export import write_upstream
+from glimpse_lightning.model.storage import load_pruner, save_pruner
+from glimpse_lightning.pruner.files import whole_or_nothing
+from glimpse_lightning.pruner.upstream_export import write_upstream
 from glimpse_lightning.runtime.dtypes import AUTO
 from glimpse_lightning.runtime.errors import GlimpseError
+from glimpse_lightning.runtime.paths import read_json
 from glimpse_lightning.runtime.whole_files import replacing
 
 

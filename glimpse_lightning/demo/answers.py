@@ -16,10 +16,10 @@ from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.core.token_counts import SampleCounts
 from glimpse_lightning.data.sample import Sample
 from glimpse_lightning.engine.prefill import PrefillOutput
-from glimpse_lightning.engine.pruner import Pruner
 from glimpse_lightning.evaluation.answers import greedy
 from glimpse_lightning.evaluation.evaluator import left_by_stage, token_counts
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
+from glimpse_lightning.pruner.pruner import Pruner
 from glimpse_lightning.runtime.errors import GlimpseError
 
 FULL = "all tokens"

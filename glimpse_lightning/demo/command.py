@@ -13,8 +13,8 @@ from glimpse_lightning.bench.recipes import pruners
 from glimpse_lightning.cli.backbone_options import LOCAL, add_options, backbone_of
 from glimpse_lightning.cli.command_parser import CommandParser
 from glimpse_lightning.demo.answers import Methods
-from glimpse_lightning.engine.pruner import Pruner
 from glimpse_lightning.model.storage import load_pruner
+from glimpse_lightning.pruner.pruner import Pruner
 from glimpse_lightning.runtime.errors import GlimpseError
 
 METHODS = ("methods/fastv", "methods/divprune", "methods/random")

@@ -31,7 +31,8 @@ from glimpse_lightning.runtime.errors import GlimpseError
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
-    from glimpse_lightning.engine.pruner import Pruner, PruneStage
+    from glimpse_lightning.pruner.pruner import Pruner
+    from glimpse_lightning.pruner.stage import PruneStage
 
 Gate = Callable[[Tensor, VisualTokens], Tensor]
 """From scores ``[V]`` to the natural log of soft keep gates ``[V]``, at most 0; ``-inf`` = closed altogether."""

@@ -19,7 +19,7 @@ from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.runtime.errors import GlimpseError
 
 if TYPE_CHECKING:
-    from glimpse_lightning.engine.pruner import Pruner
+    from glimpse_lightning.pruner.pruner import Pruner
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from glimpse_lightning.engine.trunk import Trunk
 from glimpse_lightning.reducers.drop import Drop
 
 if TYPE_CHECKING:
-    from glimpse_lightning.engine.pruner import Pruner
+    from glimpse_lightning.pruner.pruner import Pruner
 
 
 @dataclass

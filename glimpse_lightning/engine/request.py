@@ -14,8 +14,8 @@ from glimpse_lightning.engine.shared_prefix import SharedPrefix
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
-    from glimpse_lightning.engine.pruner import PruneStage
     from glimpse_lightning.policies.base import Policy
+    from glimpse_lightning.pruner.stage import PruneStage
 
 Select = Callable[["PruneStage", Tensor, VisualTokens], Tensor]
 """Which tokens a stage keeps, in place of its policy: from scores ``[V]`` to a boolean mask ``[V]``."""

@@ -17,7 +17,7 @@ from glimpse_lightning.engine.taps import AttentionTap
 from glimpse_lightning.engine.trunk import Trunk
 
 if TYPE_CHECKING:
-    from glimpse_lightning.engine.pruner import Pruner
+    from glimpse_lightning.pruner.pruner import Pruner
 
 
 def new_stage_runs(pruner: Pruner | None, trunk: Trunk, scored: bool = True, trained: bool = True) -> list[StageRun]:

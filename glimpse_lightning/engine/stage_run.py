@@ -22,7 +22,7 @@ from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers.base import UNSEEN, AttentionProbe, Requires
 
 if TYPE_CHECKING:
-    from glimpse_lightning.engine.pruner import PruneStage
+    from glimpse_lightning.pruner.stage import PruneStage
 
 
 class StageRun:

@@ -13,10 +13,11 @@ from torch import Tensor
 from glimpse_lightning import scorers
 from glimpse_lightning.core.segments import rank_in_group
 from glimpse_lightning.core.visual_tokens import VisualTokens
-from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.engine.request import Select
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.policies import KeepRatio
+from glimpse_lightning.pruner.pruner import Pruner
+from glimpse_lightning.pruner.stage import PruneStage
 from glimpse_lightning.scorers.base import Scorer
 
 

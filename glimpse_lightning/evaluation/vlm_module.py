@@ -22,7 +22,6 @@ from glimpse_lightning.core.layers import Layer
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.reader import BatchReader
 from glimpse_lightning.data.sample import Sample
-from glimpse_lightning.engine.pruner import EarlyKV, Positions, Pruner, PruneStage
 from glimpse_lightning.evaluation.answers import answers, greedy, prefill
 from glimpse_lightning.evaluation.evaluator import kept_and_total
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
@@ -32,6 +31,8 @@ from glimpse_lightning.model.storage import load_pruner
 from glimpse_lightning.objectives.rollouts import one_more
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.policies.budgeted import Budgeted
+from glimpse_lightning.pruner.pruner import Pruner
+from glimpse_lightning.pruner.stage import EarlyKV, Positions, PruneStage
 from glimpse_lightning.reducers.base import Reducer
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.source import Source

@@ -13,12 +13,12 @@ from transformers import Cache, LogitsProcessorList
 from glimpse_lightning.backbones.base import Backbone
 from glimpse_lightning.core.segments import segment_count
 from glimpse_lightning.core.token_counts import StageTokens
-from glimpse_lightning.engine.pruner import Pruner
 from glimpse_lightning.latency.clock import Clock, TokenClock
 from glimpse_lightning.latency.flops import counter
 from glimpse_lightning.latency.memory import peak_bytes
 from glimpse_lightning.latency.phases import AFTER, BEFORE, SCORING, PhaseRecorder
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
+from glimpse_lightning.pruner.pruner import Pruner
 
 HF, UNPRUNED = "hf", "unpruned"
 

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, TypeVar
 
 from glimpse_lightning.backbones.base import Backbone
-from glimpse_lightning.engine.pruner import Pruner
+from glimpse_lightning.pruner.pruner import Pruner
 
 PREPARATION, VISION, BEFORE, SCORING, AFTER = PHASES = (
     "preparation", "vision", "prefill_to_k", "scoring", "prefill_after_k",

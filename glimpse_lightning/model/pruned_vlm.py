@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import create_repo, upload_folder
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -32,12 +30,13 @@ from glimpse_lightning.engine.prefill import PrefillOutput, run_prefill
 from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.engine.prompt_cache import PromptCache
 from glimpse_lightning.engine.pruned_prompt import PrunedPrompt, pruned_prompt
-from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.engine.replay import ReplayOutput, replay
 from glimpse_lightning.engine.request import PrefillRequest, Select
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
-from glimpse_lightning.model.storage import save_pruner
+from glimpse_lightning.model.storage import remember
 from glimpse_lightning.policies.base import Policy
+from glimpse_lightning.pruner.pruner import Pruner
+from glimpse_lightning.pruner.stage import PruneStage
 from glimpse_lightning.runtime.errors import GlimpseError, nearest
 from glimpse_lightning.runtime.ranks import running
 
@@ -451,31 +450,37 @@ class PrunedVLM(nn.Module, GenerationMixin):
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Write the pruner, for ``gl.load_pruner``; the backbone, which is shared and unchanged, is not written.
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the pruner and its model card, for ``gl.load_pruner``, with the backbone's name and fingerprint; the
+        backbone, which is shared and unchanged, is not written.
+
+        Args:
+            save_directory: a folder that is new, empty, or holds a saved pruner.
+            **options: arguments of :meth:`gl.Pruner.save_pretrained`.
 
         Raises:
-            GlimpseError: where there is no pruner.
+            GlimpseError: where there is no pruner, or as :meth:`gl.Pruner.save_pretrained` does.
         """
+        return self._own_pruner().save_pretrained(save_directory, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the pruner to a repository on the Hub, which is created where there is none; returns its address.
+
+        Args:
+            repo_id: ``user/name``.
+            **options: arguments of :meth:`gl.Pruner.push_to_hub`, such as ``private``.
+        """
+        return self._own_pruner().push_to_hub(repo_id, **options)
+
+    def _own_pruner(self) -> Pruner:
+        """The pruner, with a note of the model that it belongs to."""
         if self.pruner is None:
             raise GlimpseError(
                 "This model has no pruner to save. Save the Hugging Face model itself with "
                 "`backbone.model.save_pretrained(folder)`."
             )
-        save_pruner(self.pruner, folder, self.backbone)
-
-    def push_to_hub(self, repo_id: str, private: bool | None = None, **options: Any) -> str:
-        """Upload the pruner to a repository on the Hub, which is created where there is none; returns its address.
-
-        Args:
-            repo_id: ``user/name``.
-            private: whether a new repository is private; by default your account's setting decides.
-            **options: arguments of ``huggingface_hub.upload_folder``.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            create_repo(repo_id, private=private, exist_ok=True, token=options.get("token"))
-            return str(upload_folder(repo_id=repo_id, folder_path=folder, **options))
+        remember(self.pruner, self.backbone)
+        return self.pruner
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         prefill = kwargs.pop("prefill", None)

@@ -13,10 +13,10 @@ from typing_extensions import override
 
 from glimpse_lightning.core.segments import segment_sum
 from glimpse_lightning.core.visual_tokens import VisualTokens
-from glimpse_lightning.engine.pruner import Pruner
 from glimpse_lightning.objectives.base import Objective
 from glimpse_lightning.objectives.losses import mean_of_pruned
 from glimpse_lightning.policies.threshold import Threshold
+from glimpse_lightning.pruner.pruner import Pruner
 from glimpse_lightning.runtime.ranks import mean_over_ranks
 
 GAP = 0.003

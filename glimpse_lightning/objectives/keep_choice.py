@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.data.evidence import evidence_mask
-from glimpse_lightning.engine.pruner import PruneStage
 from glimpse_lightning.engine.request import Select
+from glimpse_lightning.pruner.stage import PruneStage
 
 CERTAIN = 1e4
 """Logit whose sigmoid is exactly 1."""

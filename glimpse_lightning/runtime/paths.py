@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from glimpse_lightning.runtime.errors import GlimpseError
 
 
 def read_text(path: Path) -> str:
@@ -14,6 +17,23 @@ def read_text(path: Path) -> str:
         OSError, UnicodeDecodeError: if the file cannot be read.
     """
     return path.read_text(encoding="utf-8-sig")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        GlimpseError: where the file is missing or broken.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except OSError as error:
+        raise GlimpseError(f"Expected {path} to exist and be readable, but got: {error.strerror}.") from error
+    except ValueError as error:
+        raise GlimpseError(f"Expected {path} to be JSON, but it is broken: {error}. Copy it again.") from error
+    if not isinstance(content, dict):
+        raise GlimpseError(f"Expected {path} to hold a JSON object, but got a {type(content).__name__}.")
+    return content
 
 
 def expanded(value: Any) -> Any:

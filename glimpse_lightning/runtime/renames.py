@@ -1,4 +1,4 @@
-"""Module paths of version 0.1, for code that imports from them and files that name classes by them.
+"""Module paths of earlier versions, for code that imports from them and files that name classes by them.
 
 Old paths work until version 0.4, with a ``DeprecationWarning``.
 """
@@ -41,6 +41,7 @@ MOVED = {
     "data.table": "data.tables.table",
     "dtypes": "runtime.dtypes",
     "engine.checkpointing": "engine.keep_caches",
+    "engine.pruner": "pruner",
     "engine.recompute": "engine.activation_checkpointing",
     "engine.training": "engine.distillation",
     "errors": "runtime.errors",
@@ -54,6 +55,8 @@ MOVED = {
     "layers": "core.layers",
     "lightning_cli": "cli.trainer_runs",
     "lmms_eval_bridge": "integrations.lmms_eval",
+    "model.upstream": "pruner.upstream",
+    "model.upstream_export": "pruner.upstream_export",
     "module": "training.module",
     "objectives.pretrain": "pretraining.module",
     "optimization": "training.optimization",
@@ -63,7 +66,6 @@ MOVED = {
     "paths": "runtime.paths",
     "precision": "cli.precision",
     "predictions": "evaluation.predictions",
-    "pruner": "engine.pruner",
     "pruner_flag": "cli.pruner_flag",
     "quiet": "runtime.quiet",
     "ranks": "runtime.ranks",
@@ -86,8 +88,8 @@ MOVED = {
     "token_counts": "core.token_counts",
     "token_places": "core.token_places",
     "trainer_settings": "cli.trainer_settings",
-    "upstream": "model.upstream",
-    "upstream_export": "model.upstream_export",
+    "upstream": "pruner.upstream",
+    "upstream_export": "pruner.upstream_export",
     "version": "runtime.version",
     "vlm_module": "evaluation.vlm_module",
     "whole_files": "runtime.whole_files",

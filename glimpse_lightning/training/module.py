@@ -20,12 +20,12 @@ from typing_extensions import override
 
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.datamodule import VQAData
-from glimpse_lightning.engine.pruner import Pruner
 from glimpse_lightning.evaluation.answers import WrittenAnswers
 from glimpse_lightning.evaluation.module import EvaluationModule
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
-from glimpse_lightning.model.storage import described_stages
 from glimpse_lightning.objectives.base import Objective
+from glimpse_lightning.pruner.files import described_stages
+from glimpse_lightning.pruner.pruner import Pruner
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.gathering import release
 from glimpse_lightning.runtime.ranks import any_rank, gathered
@@ -154,7 +154,7 @@ class PruningModule(EvaluationModule):
         objective = self._needed_objective()
         (pruner,) = self._source
         if isinstance(pruner, Pruner):
-            described_stages(pruner)  # else the training would be done before it turns out that nothing can be saved
+            described_stages(pruner.stages)  # before the training, and not after it
         only_pruner = all(pattern.startswith("pruner.") for pattern in objective.trainable)
         if objective.refines or not only_pruner or isinstance(pruner, str):
             return

@@ -13,10 +13,11 @@ from PIL import Image
 from glimpse_lightning.data.batch import Batch
 from glimpse_lightning.data.sample import Box, Sample
 from glimpse_lightning.engine.distillation import StageOutput
-from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.objectives.losses import answer_loss, mask_loss
 from glimpse_lightning.objectives.mask import Mask
 from glimpse_lightning.policies import Threshold
+from glimpse_lightning.pruner.pruner import Pruner
+from glimpse_lightning.pruner.stage import PruneStage
 from glimpse_lightning.scorers import VIP
 
 BOX: Box = (0.0, 0.0, 0.4, 0.4)

@@ -17,9 +17,9 @@ from glimpse_lightning import policies as p
 from glimpse_lightning.cli.checkpoint_config import checkpoint_config
 from glimpse_lightning.cli.recipe_check import CheckCLI, check
 from glimpse_lightning.cli.trainer_runs import prepare_parsing
-from glimpse_lightning.model.storage import init_args
 from glimpse_lightning.policies.budget import Budget
 from glimpse_lightning.policies.budgeted import Budgeted
+from glimpse_lightning.pruner.files import init_args
 from glimpse_lightning.runtime.errors import GlimpseError
 
 KINDS: list[Any] = [

@@ -20,7 +20,7 @@ from glimpse_lightning.cli.checkpoint_config import checkpoint_config
 from glimpse_lightning.cli.identity import differences
 from glimpse_lightning.cli.recipe_check import CheckCLI, check
 from glimpse_lightning.cli.trainer_runs import prepare_parsing
-from glimpse_lightning.model.storage import init_args
+from glimpse_lightning.pruner.files import init_args
 from glimpse_lightning.runtime import renames
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.scorers import VIP, UpstreamOptions

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from glimpse_lightning.core.visual_tokens import ModelFacts
-from glimpse_lightning.engine.pruner import Pruner, PruneStage
-from glimpse_lightning.model.upstream import DEFAULTS, SHAPES, WEIGHTS, window_side
 from glimpse_lightning.policies.threshold import Threshold
+from glimpse_lightning.pruner.files import UPSTREAM_WEIGHTS
+from glimpse_lightning.pruner.pruner import Pruner
+from glimpse_lightning.pruner.stage import PruneStage
+from glimpse_lightning.pruner.upstream import DEFAULTS, SHAPES, window_side
 from glimpse_lightning.reducers.drop import Drop
 from glimpse_lightning.runtime.dtypes import dtype_named
 from glimpse_lightning.runtime.errors import GlimpseError
@@ -68,7 +70,7 @@ def write_upstream(pruner: Pruner, folder: Path, base: Config | None = None) -> 
     """Write both files into ``folder``; see :func:`upstream_files`."""
     config, weights = upstream_files(pruner, base)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    torch.save(weights, folder / WEIGHTS)
+    torch.save(weights, folder / UPSTREAM_WEIGHTS)
 
 
 def _refuse(expected: str, got: object) -> GlimpseError:

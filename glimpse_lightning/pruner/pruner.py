@@ -1,79 +1,28 @@
-"""PruneStage and Pruner: where in the model visual tokens are scored and dropped."""
+"""Pruner: one or more prune stages, saved to folders and to the Hub and read from them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
+import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
+from typing_extensions import override
 
-from glimpse_lightning.core.layers import Layer, Layered, checked
 from glimpse_lightning.core.visual_tokens import ModelFacts
 from glimpse_lightning.policies.base import Policy
-from glimpse_lightning.policies.checks import check_choice
-from glimpse_lightning.reducers.base import Reducer
-from glimpse_lightning.reducers.drop import Drop
-from glimpse_lightning.runtime.errors import GlimpseError
-from glimpse_lightning.scorers.base import Requires, Scorer
-
-EarlyKV = Literal["prune", "keep"]
-Positions = Literal["keep", "renumber"]
+from glimpse_lightning.pruner import files, upstream
+from glimpse_lightning.pruner.card import model_card
+from glimpse_lightning.pruner.files import SavedPruner
+from glimpse_lightning.pruner.stage import PruneStage
+from glimpse_lightning.runtime.errors import GlimpseError, nearest
+from glimpse_lightning.runtime.source import NAMES, located
 
 
-class PruneStage(Layered, nn.Module):
-    """*Where* (before layer 0, or after a decoder layer) + scorer + policy + reducer.
-
-    Args:
-        after_layer: 0-based index of the last layer that runs on all tokens; -1 = before layer 0. At or beyond the
-            model's last layer only the KV cache that decoding reads is pruned. A number between 0 and 1 is the share of
-            the layers that run on all tokens (``Layered.number_layers``): 0.25 is layer 7 of 32, or 1 of 8.
-        scorer: source of one score for each visual token.
-        policy: rule that turns scores into a keep mask.
-        reducer: treatment of the dropped tokens; by default they are removed (``Drop``).
-        early_kv: treatment of the KV cache of layers up to ``after_layer``. ``prune``: dropped tokens are removed.
-            ``keep``: this stage leaves it unchanged, so cache lengths differ by layer (FastV, PyramidDrop, SparseVLM).
-        positions: position ids of the kept tokens in later layers. ``keep``: they stay the original ones, and decoding
-            goes on at the original next position. ``renumber``: the gaps are closed
-            (:meth:`~.prompt_cache.PromptColumns.renumbered`), and in those layers decoding goes on at the new next
-            position (PyramidDrop's and VScan's LLaVA).
-
-    Examples:
-        >>> stage = gl.PruneStage(after_layer=1, scorer=gl.scorers.AttentionRank(), policy=gl.policies.KeepRatio(0.1))
-        >>> type(stage.reducer).__name__
-        'Drop'
-    """
-
-    layer_arguments = {"after_layer": "decoder"}
-
-    def __init__(
-        self,
-        after_layer: Layer,
-        scorer: Scorer,
-        policy: Policy,
-        reducer: Reducer | None = None,
-        early_kv: EarlyKV = "prune",
-        positions: Positions = "keep",
-    ) -> None:
-        super().__init__()
-        check_choice("early_kv", early_kv, ("prune", "keep"))
-        check_choice("positions", positions, ("keep", "renumber"))
-        self.after_layer: int = checked("after_layer", after_layer)
-        if self.after_layer < -1:
-            raise ValueError(f"Expected `after_layer` to be -1 (before layer 0) or more, but got {after_layer}.")
-        self.scorer = scorer
-        self.policy = policy
-        self.reducer = Drop() if reducer is None else reducer
-        self.early_kv: EarlyKV = early_kv
-        self.positions: Positions = positions
-
-    @property
-    def requires(self) -> Requires:
-        """The inputs that the stage's parts require; valid once the scorer is built."""
-        return self.scorer.requires | self.policy.requires | self.reducer.requires
-
-
-class Pruner(nn.Module):
+class Pruner(nn.Module, ModelHubMixin):
     """One or more prune stages.
 
     Args:
@@ -179,6 +128,136 @@ class Pruner(nn.Module):
             for stage, each in zip(self.stages, values, strict=True):
                 found[stage] = stage.policy.with_budget(**{name: float(each)})
         return found
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    def saved(self, weights: Mapping[str, Tensor] | None = None) -> SavedPruner:
+        """The pruner as its files hold it.
+
+        Args:
+            weights: the gathered state of a sharded pruner; by default its own.
+
+        Raises:
+            GlimpseError: where it was not built for a model, and has no weights.
+        """
+        if self.facts is None:
+            raise GlimpseError(
+                "Expected a pruner that was built for a model, but got one that has no weights yet. Attach it to a "
+                "model first: `PrunedVLM(backbone, pruner)`, or `pruner.build(facts)`."
+            )
+        return SavedPruner(
+            self.stages,
+            self.facts,
+            self.state_dict() if weights is None else weights,
+            trained_on=self.trained_on,
+            origin=self.origin,
+            origin_dtype=self.origin_dtype,
+        )
+
+    @override
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        config: Any = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> str | None:
+        """Write the pruner and a model card to a folder: all of it, or nothing. A card that is there stays.
+
+        What a pruner was trained on is written with it where it is known: after a ``fit``, after
+        ``PrunedVLM.save_pretrained`` or ``gl.save_pruner`` with a backbone, and where it was loaded so.
+
+        Args:
+            save_directory: a folder that is new, empty, or holds a saved pruner.
+            config: nothing; ``config.json`` is made from the pruner.
+            repo_id: ``user/name`` of the repository to upload to; by default the folder's name, below your own.
+            push_to_hub: whether to upload it as well.
+            model_card_kwargs: arguments of :func:`~glimpse_lightning.pruner.card.model_card`, such as ``license``.
+            **options: arguments of :meth:`push_to_hub`.
+
+        Returns:
+            Address of the commit, where it was uploaded.
+
+        Raises:
+            GlimpseError: where the folder cannot be written or holds something else, or the pruner was not built.
+        """
+        if config is not None or (options and not push_to_hub):
+            unknown = "config" if config is not None else min(options)
+            raise GlimpseError(
+                f"`save_pretrained` without `push_to_hub=True` has no use for `{unknown}`; leave it out."
+            )
+        folder = Path(save_directory)
+        card, more = folder / files.CARD, {"repo_id": repo_id or f"USER/{folder.name}"} | (model_card_kwargs or {})
+        text = card.read_text(encoding="utf-8") if card.is_file() else str(self.generate_model_card(**more))
+        files.write_pruner(self.saved(), folder, text)
+        return (
+            self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **options)
+            if push_to_hub
+            else None
+        )
+
+    @override
+    def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **options: Any) -> str:
+        """Upload the pruner with a model card to a repository, which is made where there is none.
+
+        Args:
+            repo_id: ``user/name``.
+            model_card_kwargs: arguments of :func:`~glimpse_lightning.pruner.card.model_card`, such as ``license``.
+            **options: ``commit_message``, ``private``, ``token``, ``branch``, ``create_pr`` and patterns of files, as
+                in :meth:`huggingface_hub.ModelHubMixin.push_to_hub`.
+
+        Returns:
+            Address of the commit.
+        """
+        card = {"repo_id": repo_id} | (model_card_kwargs or {})
+        return str(super().push_to_hub(repo_id, model_card_kwargs=card, **options))
+
+    @override
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card that an upload begins with: what is pruned, of which model, and how to load it."""
+        return model_card(self.saved(), **kwargs)
+
+    @classmethod
+    @override
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, any_backbone: bool = False, **where: Any
+    ) -> Self:
+        """A pruner from a folder or a repository of the Hub; the same as :func:`gl.load_pruner`.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or the repository's id.
+            any_backbone: whether it may be attached to a model of other weights than those it was trained on.
+            **where: ``revision``, ``cache_dir``, ``token``, ``local_files_only``.
+
+        Raises:
+            GlimpseError: where there is no pruner, or an incomplete one, or a revision is given with a folder.
+        """
+        if unknown := sorted(where.keys() - {*NAMES}):
+            raise GlimpseError(f"`load_pruner` has no argument {unknown[0]!r}.{nearest(unknown[0], NAMES)}")
+        name = pretrained_model_name_or_path
+        folder = files.pruner_folder(name, located(str(name), name, where))
+        reference = (folder / files.UPSTREAM_WEIGHTS).is_file()
+        saved = upstream.read_pruner(folder) if reference else files.read_pruner(folder)
+        pruner = cls(saved.stages)
+        pruner.origin, pruner.origin_dtype, pruner.source = saved.origin, saved.origin_dtype, str(name)
+        pruner.trained_on = None if any_backbone else saved.trained_on
+        with torch.random.fork_rng(devices=[]):  # first values are drawn only to be replaced
+            try:
+                pruner.build(saved.facts)
+            except (ValueError, TypeError) as error:
+                raise files.cannot_run(folder, error) from error
+        try:
+            pruner.load_state_dict(saved.weights)
+        except RuntimeError as error:
+            raise files.other_weights(
+                folder / (files.UPSTREAM_WEIGHTS if reference else files.WEIGHTS), error
+            ) from error
+        return pruner.eval()
+
+    # -- running --------------------------------------------------------------------------------------------------
 
     def riding_glimpse(self) -> tuple[int, int]:
         """``(number, last layer)`` of the glimpse tokens that run in a prefill's own calls of the layers."""

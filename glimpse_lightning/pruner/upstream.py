@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import warnings
 from pathlib import Path
@@ -14,14 +13,14 @@ from transformers import LlamaConfig, Qwen2_5_VLConfig
 from transformers.activations import ACT2FN
 
 from glimpse_lightning.core.visual_tokens import ModelFacts
-from glimpse_lightning.engine.pruner import Pruner, PruneStage
 from glimpse_lightning.policies.threshold import Threshold
+from glimpse_lightning.pruner.files import UPSTREAM_WEIGHTS, SavedPruner, cannot_run
+from glimpse_lightning.pruner.stage import PruneStage
 from glimpse_lightning.runtime.errors import GlimpseError
-from glimpse_lightning.runtime.paths import read_text
+from glimpse_lightning.runtime.paths import read_json
 from glimpse_lightning.scorers.upstream_options import UpstreamOptions
 from glimpse_lightning.scorers.vip import VIP
 
-WEIGHTS = "new_modules_gp.pt"
 VISION_PROJECTION = "network.cond_in_projs.0.weight"
 
 # Values of fields that a checkpoint leaves out: defaults of the reference's classes, not of its releases.
@@ -93,25 +92,8 @@ BASE_FIELDS = (
 )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        GlimpseError: where the file is missing or broken.
-    """
-    try:
-        content = json.loads(read_text(path))
-    except OSError as error:
-        raise GlimpseError(f"Expected {path} to exist and be readable, but got: {error.strerror}.") from error
-    except ValueError as error:
-        raise GlimpseError(f"Expected {path} to be JSON, but it is broken: {error}. Copy it again.") from error
-    if not isinstance(content, dict):
-        raise GlimpseError(f"Expected {path} to hold a JSON object, but got a {type(content).__name__}.")
-    return content
-
-
-def read_pruner(folder: Path) -> Pruner:
-    """The pruner in a folder of the reference, built and in fp32, with the runtime settings that were saved with it.
+def read_pruner(folder: Path) -> SavedPruner:
+    """The pruner in a folder of the reference, in fp32, with the runtime settings that were saved with it.
 
     Raises:
         GlimpseError: where the folder is incomplete, or has a setting that no release has.
@@ -120,28 +102,23 @@ def read_pruner(folder: Path) -> Pruner:
     field = _fields(config, folder)
     llava = config["model_type"] == "llava_llama_gp"
     glimpse = llava or bool(field["le_layers"] and field["le_length"])
-    weights = _read_weights(folder / WEIGHTS, glimpse)
+    weights = _read_weights(folder / UPSTREAM_WEIGHTS, glimpse)
     facts = _facts(config, weights)
     try:
-        pruner = _pruner(field, glimpse, facts, None if llava or field["attn_fuse_global"] else window_side(config))
+        stage = _stage(field, glimpse, facts, None if llava or field["attn_fuse_global"] else window_side(config))
     except (ValueError, TypeError) as error:
-        raise GlimpseError(
-            f"{folder / 'config.json'} does not describe a pruner that can run: {error} Correct it, or copy it again."
-        ) from error
-    try:
-        pruner.stages[0].scorer.load_state_dict(weights)
-    except RuntimeError as error:
-        raise GlimpseError(
-            f"{folder / WEIGHTS} does not hold the weights that config.json beside it describes: {error}. Copy both "
-            "files of the same release."
-        ) from error
-    pruner.origin = config
-    pruner.origin_dtype = str(weights[VISION_PROJECTION].dtype).removeprefix("torch.")
-    return pruner.eval()
+        raise cannot_run(folder, error) from error
+    return SavedPruner(
+        [stage],
+        facts,
+        {f"stages.0.scorer.{name}": value for name, value in weights.items()},
+        origin=config,
+        origin_dtype=str(weights[VISION_PROJECTION].dtype).removeprefix("torch."),
+    )
 
 
-def _pruner(field: dict[str, Any], glimpse: bool, facts: ModelFacts, window: int | None) -> Pruner:
-    """The built pruner that the complete fields of a configuration describe; its weights are loaded later."""
+def _stage(field: dict[str, Any], glimpse: bool, facts: ModelFacts, window: int | None) -> PruneStage:
+    """The only stage that the complete fields of a configuration describe, not built."""
     llava = facts.model_type == "llava"
     masks: Literal["predicted", "reference", "zero"] = "predicted"
     if field["use_ref_masks"] or field["use_zero_masks"]:
@@ -173,10 +150,7 @@ def _pruner(field: dict[str, Any], glimpse: bool, facts: ModelFacts, window: int
         # The reference's rule runs entry by entry over predictions (one per sample) or given masks (one per image).
         per="sample" if masks == "predicted" else "item",
     )
-    pruner = Pruner([PruneStage(min(field["reduce_layer"], facts.num_layers - 1), scorer, policy)])
-    with torch.random.fork_rng(devices=[]):  # first values are drawn only to be replaced
-        pruner.build(facts)
-    return pruner
+    return PruneStage(min(field["reduce_layer"], facts.num_layers - 1), scorer, policy)
 
 
 def _block(index: int) -> int:
