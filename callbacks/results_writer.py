@@ -187,6 +187,7 @@ class ResultsWriter(Callback):
             "backbone": _backbone_name(module),
             **(backbone.described() if (backbone := _backbone(module)) else {}),
             "pruner": module.pruner_folder if isinstance(module, VLMModule) else None,
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "after_layers": _after_layers(module),
             "seed": global_seed(),
             "command_line": self.command_line,

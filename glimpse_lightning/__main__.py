@@ -36,6 +36,7 @@ commands:
   serve     a server with OpenAI's chat interface       serve --backbone NAME --pruner DIR
   demo      a web page that shows what is kept          demo --backbone NAME --pruner DIR
   export    a saved pruner in another format            export --format upstream --pruner DIR --output DIR
+  publish   a run's pruner on the Hub, with its card    publish RUN --repo USER/NAME
   golden    what a method's own code keeps, and ports   golden record my_code.select --output FILE
   recipes   list, show or copy the packaged recipes     recipes list | show NAME | copy NAME DESTINATION
 
@@ -71,7 +72,8 @@ OTHER_TORCHVISION = (
     "docs/backbones.md has the command."
 )
 COMMANDS = (
-    "fit", "validate", "test", "predict", "ablate", "score", "bench", "serve", "demo", "export", "golden", "recipes",
+    "fit", "validate", "test", "predict", "ablate", "score", "bench", "serve", "demo", "export", "publish",
+    "golden", "recipes",
 )  # fmt: skip
 
 
@@ -123,6 +125,11 @@ def _dispatch(args: list[str]) -> int:
         from glimpse_lightning.cli import export
 
         print(export.run(args[1:]))
+        return 0
+    if command == "publish":
+        from glimpse_lightning.cli import publish
+
+        publish.run(args[1:])
         return 0
     if command == "ablate":
         from glimpse_lightning.ablation import command as ablate

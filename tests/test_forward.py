@@ -11,7 +11,6 @@ from tiny_models import FAMILIES
 from torch import Tensor
 
 import glimpse_lightning as gl
-from glimpse_lightning.model import pruned_vlm
 from glimpse_lightning.testing import SIZES
 
 
@@ -99,7 +98,7 @@ def test_what_cannot_be_is_refused() -> None:
         model(**inputs, label=labels)
 
 
-def test_saving_means_the_pruner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_means_the_pruner(tmp_path: Path) -> None:
     model = pruned()
     model.save_pretrained(tmp_path / "p")
     again = gl.PrunedVLM(model.backbone, gl.load_pruner(tmp_path / "p"))
@@ -107,16 +106,3 @@ def test_saving_means_the_pruner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert torch.equal(again.prefill(**inputs).kept(), model.prefill(**inputs).kept())
     with pytest.raises(gl.GlimpseError, match=r"no pruner to save.*backbone\.model\.save_pretrained"):
         gl.PrunedVLM(model.backbone).save_pretrained(tmp_path / "q")
-    sent: list[Any] = []
-    monkeypatch.setattr(pruned_vlm, "create_repo", lambda name, **options: sent.append((name, options)))
-
-    def upload(repo_id: str, folder_path: str, **options: Any) -> str:
-        sent.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir()), options))
-        return f"https://huggingface.co/{repo_id}"
-
-    monkeypatch.setattr(pruned_vlm, "upload_folder", upload)
-    assert model.push_to_hub("me/pruner", private=True, commit_message="x") == "https://huggingface.co/me/pruner"
-    assert sent == [
-        ("me/pruner", {"private": True, "exist_ok": True, "token": None}),
-        ("me/pruner", ["config.json", "pruner.safetensors"], {"commit_message": "x"}),
-    ]

@@ -70,12 +70,12 @@ def model_card(
 def _stage(stage: PruneStage, saved: SavedPruner) -> str:
     """A line about one stage."""
     layers = saved.facts.num_layers
-    after = f"After decoder layer {stage.after_layer} of {layers}"
+    after = f"After decoder layer {stage.after_layer} of {layers} (counted from 0)"
     where = after if stage.after_layer >= 0 else "Before the language model"
     weights = sum(weight.numel() for name, weight in stage.scorer.state_dict().items())
     size = f" ({weights:,} weights)" if weights else ""
     parts = f"`{_call(stage.scorer)}`{size}, then `{_call(stage.policy)}`, `{_call(stage.reducer)}`"
-    return f"* {where} (counted from 0): {parts}; `early_kv: {stage.early_kv}`, `positions: {stage.positions}`"
+    return f"* {where}: {parts}; `early_kv: {stage.early_kv}`, `positions: {stage.positions}`"
 
 
 def _call(part: object) -> str:
