@@ -125,6 +125,14 @@ def test_a_conversation_grows_and_its_image_is_seen_in_each_turn(capsys: pytest.
     assert space["model"].prefill(**prompt).tokens.item.shape == (256,)
 
 
+def test_a_pruner_is_saved_with_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = [block for block in code("deploy.md") if "Pruner.from_pretrained" in block]
+    space = _run("deploy.md", [block])
+    assert "gl.Pruner.from_pretrained('me/attention-rank')" in Path("pruner/README.md").read_text()
+    assert space["pruner"].trained_on["backbone"] == "glimpse-tiny"
+
+
 def test_a_glyph_vqa_sample() -> None:
     sample = _run("glyph_vqa.md", code("glyph_vqa.md"))["sample"]
     printed = str((sample.question, sample.answers, sample.family))

@@ -92,6 +92,11 @@ CHAPTERS = {
             "runs/ablations/methods/results.md runs/ablations/methods/vip*/test_0/results.json",
             "--limit 1",
         ),
+        Step(
+            "publish runs/vip_kl/fit_0 --repo me/vip-kl --output upload",
+            "upload/README.md upload/config.json upload/*.safetensors",
+            prints="hf upload me/vip-kl upload",
+        ),
     ],
     "evaluation": [
         Step("test --config eval/quick", suite("runs/quick/test_0", "glyph_vqa"), SUITE),

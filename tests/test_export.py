@@ -11,8 +11,10 @@ import torch
 from factories import FACTS
 from golden_numbers import GOLDEN
 
+from glimpse_lightning.backbones import load_backbone
 from glimpse_lightning.cli import main
 from glimpse_lightning.core.visual_tokens import ModelFacts
+from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.model.storage import load_pruner, save_pruner
 from glimpse_lightning.policies import Threshold, TopK
 from glimpse_lightning.pruner.pruner import Pruner
@@ -108,6 +110,34 @@ def test_base_model_goes_along(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (base / "config.json").write_text(json.dumps(fields | {"hidden_size": 128}))
     assert export(tmp_path / "a", tmp_path / "b", "--base", str(base)) == 1
     assert "hidden_size = 64), but got 128" in capsys.readouterr().err
+
+
+def test_the_fields_of_the_model_it_was_trained_on_go_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    backbone = load_backbone("glimpse-llava")
+    model = PrunedVLM(backbone, Pruner([PruneStage(3, VIP(attention_dim=32, condition_dim=48), Threshold())]))
+    save_pruner(model.pruner, tmp_path / "a", backbone)
+    assert export(tmp_path / "a", tmp_path / "b") == 0
+    own, written = backbone.model.config.to_dict(), config(tmp_path / "b")
+    for name in ("image_token_index", "vision_feature_layer", "projector_hidden_act", "text_config", "vision_config"):
+        assert name in written and name in own
+    load_pruner(tmp_path / "b")
+    assert not [said for said in recwarn.list if "not understood" in str(said.message)]
+    model.pruner.trained_on = None
+    save_pruner(model.pruner, tmp_path / "c")
+    assert export(tmp_path / "c", tmp_path / "d") == 0
+    assert "lacks fields of the base model" in capsys.readouterr().out
+
+
+def test_all_that_the_format_cannot_hold_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scorer = VIP(standardise=True, query=["last", "text"], rotary=False)
+    pruner = Pruner([PruneStage(1, scorer, Threshold(scale="raw"), early_kv="keep")])
+    pruner.build(FACTS)
+    assert export(save_pruner(pruner, tmp_path / "a"), tmp_path / "b") == 1
+    error = capsys.readouterr().err
+    for word in ("standardise=True", "query=['last', 'text']", "without rotary", "scale='raw'", "early_kv='keep'"):
+        assert word in error
 
 
 @pytest.mark.parametrize(

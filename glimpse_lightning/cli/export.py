@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
 
 from glimpse_lightning.backbones import load_backbone
+from glimpse_lightning.backbones.embedded import source_of
 from glimpse_lightning.backbones.load import saved_dtype
 from glimpse_lightning.backbones.lora import base_model, load_lora, merge_lora
 from glimpse_lightning.cli.command_parser import CommandParser
 from glimpse_lightning.model.storage import load_pruner, save_pruner
 from glimpse_lightning.pruner.files import whole_or_nothing
+from glimpse_lightning.pruner.pruner import Pruner
 from glimpse_lightning.pruner.upstream_export import write_upstream
 from glimpse_lightning.runtime.dtypes import AUTO
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.paths import read_json
+from glimpse_lightning.runtime.terminal import show
 from glimpse_lightning.runtime.whole_files import replacing
 
 
@@ -42,9 +48,8 @@ def run(args: Sequence[str]) -> Path:
     )
     parser.add_argument(
         "--base",
-        help="upstream: folder of the base model, whose config.json (as published) goes along; GlimpsePrune's loader "
-        "replaces its model's configuration by that file; default: that of the pruner. --merge-lora: folder "
-        "or hub id of the model; default: the one that the adapters name",
+        help="folder or hub id of the base model; default: the one that pruner or adapters name. With upstream its "
+        "config.json (as published) goes along: GlimpsePrune's loader replaces its model's configuration by that file",
     )
     parser.add_argument(
         "--dtype", default=AUTO, help="--merge-lora: data type of the merged weights; default: as the model is stored"
@@ -58,10 +63,32 @@ def run(args: Sequence[str]) -> Path:
     pruner, folder = load_pruner(options.pruner, revision=options.revision), Path(options.output)
     if options.format == "glimpse":
         return save_pruner(pruner, folder)
-    base = None if options.base is None else read_json(Path(options.base) / "config.json")
+    base = _base_fields(options.base, pruner)
     with whole_or_nothing(folder) as temporary:
         write_upstream(pruner, temporary, base)
     return folder
+
+
+def _base_fields(name: str | None, pruner: Pruner) -> dict[str, Any] | None:
+    """``config.json`` of the base model: of the one asked for, or of that which the pruner was trained on. ``None``:
+    those that the pruner was read with, or none.
+    """
+    if name is not None:
+        return read_json(_config_file(name))
+    if pruner.origin is not None:
+        return None
+    try:
+        return read_json(_config_file((pruner.trained_on or {})["backbone"]))
+    except Exception:  # hub clients raise a dozen unrelated types
+        show("The exported config.json lacks fields of the base model that GlimpsePrune reads: name it with --base.")
+        return None
+
+
+def _config_file(name: str) -> Path:
+    """The ``config.json`` of a model: embedded, in a folder, or on the Hub."""
+    folder = Path(source_of(name)).expanduser()
+    on_hub = not folder.is_dir() and len(folder.parts) == 2 and not name.startswith((".", "~"))
+    return Path(hf_hub_download(name, "config.json")) if on_hub else folder / "config.json"
 
 
 def _merge(adapter: Path, base: str | None, folder: Path, dtype: str, revision: str | None) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, Qwen2_5_VLConfig
+from transformers import LlavaConfig, Qwen2_5_VLConfig
 from transformers.activations import ACT2FN
 
 from glimpse_lightning.core.visual_tokens import ModelFacts
@@ -201,8 +201,8 @@ def _fields(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _warn_of_unknown(config: dict[str, Any], path: Path) -> None:
     model_type = config["model_type"]
-    base = (Qwen2_5_VLConfig().text_config if model_type == "qwen2_5_vl_gp" else LlamaConfig()).to_dict()
-    known = {*DEFAULTS, *SHAPES[model_type], *BASE_FIELDS.split(), *base}
+    base = Qwen2_5_VLConfig() if model_type == "qwen2_5_vl_gp" else LlavaConfig()
+    known = {*DEFAULTS, *SHAPES[model_type], *BASE_FIELDS.split(), *base.to_dict(), *base.text_config.to_dict()}
     if config.get("fixed_remain_ratio") is None:
         known.add("fixed_remain_ratio")  # a field of later versions of the reference: a policy of its own, if set
     unknown = sorted(name for name in config if name not in known and not name.startswith(("_", "mm_")))

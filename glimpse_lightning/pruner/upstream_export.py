@@ -73,49 +73,61 @@ def write_upstream(pruner: Pruner, folder: Path, base: Config | None = None) -> 
     torch.save(weights, folder / UPSTREAM_WEIGHTS)
 
 
-def _refuse(expected: str, got: object) -> GlimpseError:
+def _refuse(*differences: tuple[str, object]) -> GlimpseError:
+    """The error for a pruner with properties that the format lacks: what it can say, and what was got, by property."""
+    expected, got = zip(*differences, strict=True)
     return GlimpseError(
-        f"Expected {expected}, which is all that the reference's format can say, but got {got}. Export this pruner "
-        "with `--format glimpse`."
+        f"Expected {' and '.join(expected)}, which is all that the reference's format can say, but got "
+        f"{' and '.join(map(str, got))}. Export this pruner with `--format glimpse`."
     )
 
 
 def _expressible(pruner: Pruner) -> tuple[PruneStage, VIP, Threshold]:
-    """The only stage, its scorer and policy; raises for a property that the reference's format lacks."""
+    """The only stage, its scorer and policy; raises for all properties that the reference's format lacks."""
     if pruner.facts is None:
         raise GlimpseError("Expected a pruner that was built for a model, but got one that has no weights yet.")
     if len(pruner.stages) != 1:
-        raise _refuse("a pruner of one stage", f"{len(pruner.stages)} stages")
+        raise _refuse(("a pruner of one stage", f"{len(pruner.stages)} stages"))
     (stage,) = pruner.stages
     scorer, policy = stage.scorer, stage.policy
-    for part, name, wanted in (
-        (scorer, "scorer", VIP), (policy, "policy", Threshold), (stage.reducer, "reducer", Drop)
-    ):  # fmt: skip
-        if type(part) is not wanted:
-            raise _refuse(f"the {name} {wanted.__name__}", type(part).__name__)
-    assert isinstance(scorer, VIP) and isinstance(policy, Threshold)
-    if scorer.standardise or scorer.queries not in (("glimpse",), ("last",)):
-        raise _refuse("standardise=False and query='glimpse' or 'last'", f"{scorer.standardise} and {scorer.query!r}")
-    if not (scorer.vision_condition and scorer.rotary and scorer.fusion):
-        raise _refuse("a whole VIP (vision_condition, rotary, fusion)", "one that lacks a part")
-    per = "sample" if scorer.masks == "predicted" else "item"
-    if policy.scale != "sigmoid" or policy.per != per:
-        raise _refuse(
-            f"a Threshold with scale='sigmoid' and per={per!r} for {scorer.masks} masks",
-            f"{policy.scale!r} and {policy.per!r}",
+    differences: list[tuple[str, object]] = [
+        (f"the {name} {wanted.__name__}", type(part).__name__)
+        for part, name, wanted in (
+            (scorer, "scorer", VIP), (policy, "policy", Threshold), (stage.reducer, "reducer", Drop)
         )
-    if (stage.early_kv, stage.positions) != ("prune", "keep"):
-        raise _refuse("early_kv='prune' and positions='keep'", f"{stage.early_kv!r} and {stage.positions!r}")
+        if type(part) is not wanted
+    ]  # fmt: skip
+    if isinstance(scorer, VIP):
+        differences += _differences(scorer, pruner.facts.model_type)
+    if isinstance(policy, Threshold):
+        per = "item" if isinstance(scorer, VIP) and scorer.masks != "predicted" else "sample"
+        differences += [("scale='sigmoid'", f"scale={policy.scale!r}")] if policy.scale != "sigmoid" else []
+        differences += [(f"per={per!r}", f"per={policy.per!r}")] if policy.per != per else []
+    for name, wanted in (("early_kv", "prune"), ("positions", "keep")):
+        if getattr(stage, name) != wanted:
+            differences.append((f"{name}={wanted!r}", f"{name}={getattr(stage, name)!r}"))
     if pruner.facts.model_type not in MODEL_TYPES:
-        raise _refuse(f"a pruner of {' or '.join(MODEL_TYPES)}", repr(pruner.facts.model_type))
-    if pruner.facts.model_type == "llava" and (
-        scorer.window is not None or scorer.glimpse_norm != "rmsnorm" or scorer.glimpse is None
-    ):
-        raise _refuse(
-            "window=None, glimpse_norm='rmsnorm' and query='glimpse' for LLaVA",
-            f"{scorer.window}, {scorer.glimpse_norm!r} and {scorer.query!r}",
-        )
+        differences.append((f"a pruner of {' or '.join(MODEL_TYPES)}", repr(pruner.facts.model_type)))
+    if differences:
+        raise _refuse(*differences)
+    assert isinstance(scorer, VIP) and isinstance(policy, Threshold)
     return stage, scorer, policy
+
+
+def _differences(scorer: VIP, model_type: str) -> list[tuple[str, object]]:
+    """Options of a scorer that have no field in the reference's ``config.json``."""
+    found: list[tuple[str, object]] = [("standardise=False", "standardise=True")] if scorer.standardise else []
+    queries = ("glimpse",) if model_type == "llava" else ("glimpse", "last")
+    if len(scorer.queries) != 1 or scorer.queries[0] not in queries:
+        found.append((f"query={' or '.join(map(repr, queries))}", f"query={scorer.query!r}"))
+    lacks = [name for name in ("vision_condition", "rotary", "fusion") if not getattr(scorer, name)]
+    if lacks:
+        found.append(("a whole VIP (vision_condition, rotary, fusion)", f"one without {', '.join(lacks)}"))
+    if model_type == "llava" and scorer.window is not None:
+        found.append(("window=None for LLaVA", f"window={scorer.window}"))
+    if model_type == "llava" and scorer.glimpse_norm != "rmsnorm":
+        found.append(("glimpse_norm='rmsnorm' for LLaVA", f"glimpse_norm={scorer.glimpse_norm!r}"))
+    return found
 
 
 def _fields(stage: PruneStage, scorer: VIP, policy: Threshold, facts: ModelFacts) -> Config:
@@ -187,9 +199,8 @@ def _vision_config(config: Config, scorer: VIP, facts: ModelFacts, silent: bool)
         if silent and "window_size" not in vision:
             vision["window_size"] = scorer.window * 28
         if window_side({"vision_config": vision}) != scorer.window:
-            raise _refuse(
-                f"windows of {window_side({'vision_config': vision})} tokens, as the vision tower has", scorer.window
-            )
+            side = window_side({"vision_config": vision})
+            raise _refuse((f"windows of {side} tokens, as the vision tower has", scorer.window))
     return vision
 
 
