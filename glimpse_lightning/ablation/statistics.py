@@ -1,11 +1,16 @@
-"""Paired differences, and the Pareto front."""
+"""Paired differences, their p-values, and the Pareto front."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from glimpse_lightning.evaluation.intervals import Estimate, mean_estimate
+import numpy as np
+
+from glimpse_lightning.evaluation.intervals import SEED, Estimate, mean_estimate
+
+FLIPS = 99_999
+"""Draws of signs: the standard error of a p-value of 0.05 is 0.0007."""
 
 
 def paired_difference(
@@ -25,6 +30,45 @@ def paired_difference(
         return Estimate(0.0, 0.0, 0.0, len(common))
     differences = [scores[name] - reference[name] for name in common]
     return mean_estimate(differences, [images.get(name, "") for name in common], least=-1.0)
+
+
+def sign_flip_p(differences: Sequence[float], images: Sequence[str] = (), flips: int = FLIPS) -> float:
+    """Two-sided p-value of a mean difference, by flipping the signs of whole images at random.
+
+    Where two runs are equally good, either could have given either answer. The differences of all questions about an
+    image then have the opposite sign as often (Fisher, The Design of Experiments, 1935, section 21). The p-value is the
+    share of random signs, the observed ones among them, under which the mean is at least as far from 0. It is valid for
+    any number of draws and never 0 (Phipson and Smyth, 2010), and questions about one image may depend on each other in
+    any way. ``n`` images that differ cannot have a p-value far below ``2 ** (1 - n)``.
+
+    Images with equal sums are drawn together, as a binomial number of signs.
+
+    Args:
+        differences: difference in score of each question.
+        images: name of the image of each question, as for :func:`mean_estimate`. Default: an image for each question.
+        flips: number of draws.
+    """
+    sums: dict[str | int, float] = {}
+    for place, (name, value) in enumerate(zip(images or [""] * len(differences), differences, strict=True)):
+        sums[name or place] = sums.get(name or place, 0.0) + value
+    sizes, counts = np.unique(np.abs(np.round(list(sums.values()), 9)), return_counts=True)
+    rng = np.random.default_rng(SEED)
+    drawn = np.zeros(flips)
+    for size, count in zip(sizes, counts, strict=True):
+        drawn += size * (2 * rng.binomial(count, 0.5, flips) - count if size else 0)
+    observed = abs(sum(sums.values()))
+    return float((1 + np.count_nonzero(np.abs(drawn) >= observed - 1e-6)) / (1 + flips))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number, so that one of them is below 0.05 by chance in at most 5 % of all cases
+    (Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979).
+    """
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = least
+    return adjusted
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

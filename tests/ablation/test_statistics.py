@@ -13,7 +13,7 @@ from glimpse_lightning.ablation.cells import Cell
 from glimpse_lightning.ablation.report import markdown
 from glimpse_lightning.ablation.rows import read_rows
 from glimpse_lightning.ablation.runs import CellFolders
-from glimpse_lightning.ablation.statistics import paired_difference, pareto_front
+from glimpse_lightning.ablation.statistics import holm, paired_difference, pareto_front, sign_flip_p
 from glimpse_lightning.evaluation.intervals import bootstrap
 
 
@@ -68,6 +68,65 @@ def test_paired_differences_of_one_image_count_together() -> None:
     assert together is not None and apart is not None and nine is not None
     assert (together.low, together.high) == (pytest.approx(nine.low), pytest.approx(nine.high))
     assert together.high - together.low > 3 * (apart.high - apart.low)
+
+
+def test_a_p_value_is_that_of_all_signs() -> None:
+    """Four images, two of them with two questions: the mean under each of the 16 signs, by enumeration."""
+    differences, images = [1.0, 0.5, -0.5, 0.25, 1.0, 0.0], ["a", "a", "b", "c", "d", "d"]
+    sums = [1.5, -0.5, 0.25, 1.0]
+    means = [
+        abs(sum(sign * each for sign, each in zip(signs, sums, strict=True))) for signs in product((1, -1), repeat=4)
+    ]
+    exact = sum(mean >= abs(sum(sums)) for mean in means) / 16
+    assert sign_flip_p(differences, images) == pytest.approx(exact, abs=0.004)
+    assert sign_flip_p([-each for each in differences], images) == sign_flip_p(differences, images)
+
+
+def test_p_values_at_the_ends() -> None:
+    assert sign_flip_p([0.0] * 9) == 1.0
+    assert sign_flip_p([1.0] * 50, ["one"] * 50) == 1.0  # one image says nothing about others
+    assert sign_flip_p([1.0] * 5) == pytest.approx(2 / 32, abs=0.003)
+    assert sign_flip_p([0.1, 0.2, -0.3] * 4) == 1.0  # sums that differ by rounding only
+    assert 0 < sign_flip_p([1.0] * 60) <= 1e-5  # the least with 99,999 draws
+
+
+def of_equal_runs(rng: np.random.Generator, images: int, questions: int) -> list[float]:
+    """Differences of two equally good runs: on each image one of them, drawn by chance, errs more often."""
+    errs = rng.choice([0.0, 0.5], (images, 2))
+    right = rng.random((images, questions, 2)) > errs[:, None]
+    return (right[..., 0].astype(float) - right[..., 1]).ravel().tolist()
+
+
+def test_equal_runs_are_told_apart_in_one_case_of_twenty() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [of_equal_runs(rng, 30, 10) for _ in range(600)]
+    names = [str(place // 10) for place in range(300)]
+    clustered = np.mean([sign_flip_p(each, names, 999) <= 0.05 for each in drawn])
+    apart = np.mean([sign_flip_p(each, (), 999) <= 0.05 for each in drawn])
+    assert clustered == pytest.approx(0.05, abs=0.025)  # three standard errors of 600 cases
+    assert apart > 0.2  # questions about one image do not count as independent ones
+
+
+def test_p_values_agree_with_intervals() -> None:
+    """Runs that differ: the p-value is below 0.05 about where the interval is on one side of 0."""
+    rng = np.random.default_rng(1)
+    names = [str(place // 4) for place in range(400)]
+    same = []
+    for _ in range(200):
+        ours = {str(n): each for n, each in enumerate((rng.random(400) < 0.9).astype(float))}
+        theirs = {str(n): each for n, each in enumerate((rng.random(400) < 0.86).astype(float))}
+        estimate = paired_difference(ours, theirs, dict(zip(ours, names, strict=True)))
+        assert estimate is not None
+        p = sign_flip_p([ours[name] - theirs[name] for name in ours], names, 999)
+        same.append((p <= 0.05) == (estimate.low > 0 or estimate.high < 0))
+    assert np.mean(same) > 0.93
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([0.04]) == [0.04]
+    assert holm([]) == []
 
 
 def test_rows_read_which_image_a_question_is_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
