@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from glimpse_lightning.ablation import launch, report
 from glimpse_lightning.ablation.cells import Cell, cells
+from glimpse_lightning.ablation.latex import origin
 from glimpse_lightning.ablation.plots import write_plots
 from glimpse_lightning.ablation.rows import Row, read_rows
 from glimpse_lightning.ablation.runs import CellFolders, CellRunner, checked, process_key
@@ -105,7 +106,7 @@ def run(args: Sequence[str]) -> int:
             launch.run_on_slots(
                 jobs(keys, len(devices)), devices, waiting, folders, settings.root / SETTINGS, show
             )  # fmt: skip
-    return _report(settings, left_out, read_rows(list(every.values()), folders))
+    return _report(settings, left_out, read_rows(list(every.values()), folders), origin("ablate", args))
 
 
 def _pruners(flags: Sequence[str] | None) -> dict[str, str] | None:
@@ -136,10 +137,11 @@ def _print_slurm(settings: Settings, planned: list[tuple[str, ...]]) -> None:
     print(launch.slurm_script(planned, settings.name, settings.root / SETTINGS, settings.root), end="")
 
 
-def _report(settings: Settings, left_out: str, rows: list[Row]) -> int:
+def _report(settings: Settings, left_out: str, rows: list[Row], comment: str) -> int:
     report.write_csv(rows, settings.root / "results.csv")
     table = report.markdown(rows, settings.name, left_out)
     write_text(settings.root / "results.md", table)
+    write_text(settings.root / "results.tex", report.latex(rows, comment))
     report.write_hparams(rows, settings.root / "hparams")
     print(table)
     try:

@@ -1,4 +1,4 @@
-"""An ablation's tables: tidy CSV, Markdown, TensorBoard's HParams."""
+"""An ablation's tables: tidy CSV, Markdown, LaTeX, TensorBoard's HParams."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from glimpse_lightning.ablation.glance import Glance, axes, best_rows
+from glimpse_lightning.ablation.latex import tabular
 from glimpse_lightning.ablation.overrides import get
 from glimpse_lightning.ablation.rows import ALL, Row, above_floor
 from glimpse_lightning.ablation.settings import UNNAMED
-from glimpse_lightning.evaluation.intervals import Estimate
+from glimpse_lightning.ablation.tables import interval, markdown_table, percent
 from glimpse_lightning.evaluation.timing import COSTS as MEASURED
-from glimpse_lightning.runtime.terminal import UNKNOWN, counted, filled
+from glimpse_lightning.runtime.terminal import UNKNOWN, counted
 from glimpse_lightning.runtime.whole_files import remove, write_text
 
 COUNTS = {
@@ -54,11 +56,6 @@ Above floor: (accuracy - floor) / (first row's accuracy - floor), where the floo
 """
 
 
-def axes(rows: Sequence[Row]) -> list[str]:
-    """Names of the axes, in order of appearance."""
-    return list(dict.fromkeys(axis for row in rows for axis in row.cell.labels))
-
-
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """One line for each cell, family of questions and figure; intervals where there are any."""
     names = axes(rows)
@@ -81,8 +78,8 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
                 values = [estimate.value, estimate.low, estimate.high, estimate.n]
                 writer.writerow([*start, family, name, *values, *end])
             for name, cost in row.costs.items() if family == ALL else ():
-                interval = [cost["ratio"], cost["low"], cost["high"]]
-                writer.writerow([*start, family, f"{name}_ratio", *interval, row.timed, *end])
+                ratio = [cost["ratio"], cost["low"], cost["high"]]
+                writer.writerow([*start, family, f"{name}_ratio", *ratio, row.timed, *end])
             for name, value in figures.items():
                 if name not in known and name != "n":
                     writer.writerow([*start, family, name, value, "", "", int(figures["n"]), *end])
@@ -105,16 +102,16 @@ def markdown(rows: Sequence[Row], name: str, left_out: str = "") -> str:
     scored = any(row.accuracy() is not None for row in rows)
     table = []
     for row in rows:
-        counts = [_percent(row.figure(key)) for key in COUNTS]
+        counts = [percent(row.figure(key)) for key in COUNTS]
         gain = row.gain(rows[0])
         shares = [row.figure("relative_accuracy"), above_floor(rows, row), row.figure("agreement")]
         labels = [str(row.cell.labels.get(axis, UNKNOWN)) for axis in names]
         costs = [_cost(row.costs.get(key)) for key in COSTS]
-        accuracies = [_interval(row.accuracy(), ""), _interval(gain, "+")]
+        accuracies = [interval(row.accuracy()), interval(gain, "+")]
         kl = None if scored else row.figure("kl")
         shown = UNKNOWN if kl is None else f"{kl:.3g}"
-        table.append([*labels, *counts, *costs, *accuracies, *map(_percent, shares), shown])
-    lines += _table(header, table, len(names))
+        table.append([*labels, *counts, *costs, *accuracies, *map(percent, shares), shown])
+    lines += markdown_table(header, table, len(names))
     questions = sorted({int(row.figures[ALL]["n"]) for row in rows if row.run is not None})
     images = sorted({len({*row.images.values()} - {""}) for row in rows if row.run is not None})
     brackets = SCORED.format(images=_either(images, "image")) if scored else ""
@@ -170,27 +167,22 @@ def glance(rows: Sequence[Row]) -> list[str]:
     For a cell that has no value on that axis, a last column gives its accuracy and the share of tokens it kept. Empty
     unless there are ``methods`` and exactly one other axis.
     """
-    others = [axis for axis in axes(rows) if axis != "methods"]
-    if len(others) != 1 or all("methods" not in row.cell.labels for row in rows):
-        return []
-    (axis,) = others
-    values = list(dict.fromkeys(row.cell.labels[axis] for row in rows if axis in row.cell.labels))
-    shown = "accuracy" if any(row.figure("accuracy") is not None for row in rows) else "agreement"
-    first = "methods" if shown == "accuracy" else "methods (agreement)"
-    header = [first, *(f"{axis} {value}" for value in values), "at its own share"]
-    table = []
-    for method in dict.fromkeys(row.method for row in rows):
-        columns, own = dict.fromkeys(values, UNKNOWN), []
-        for row in rows:
-            accuracy = row.figure(shown)
-            if row.method != method or accuracy is None:
-                continue
-            if axis in row.cell.labels:
-                columns[row.cell.labels[axis]] = f"{100 * accuracy:.1f}"
-            else:
-                own.append(f"{100 * accuracy:.1f} at {_percent(row.figure('kv_retention'))}")
-        table.append([method, *columns.values(), ", ".join(own) or UNKNOWN])
-    return [*_table(header, table, 1 + len(values)), ""]
+    found = Glance.of(rows)
+    return [] if found is None else [*markdown_table(found.header, found.lines(), 1 + len(found.values)), ""]
+
+
+def latex(rows: Sequence[Row], comment: str) -> str:
+    """The table at a glance for LaTeX; where there is none, the accuracy of each cell."""
+    if (found := Glance.of(rows)) is not None:
+        return tabular(found.header, found.lines(), found.best(), comment)
+    names = axes(rows)
+    lines = [
+        [*(str(row.cell.labels.get(axis, UNKNOWN)) for axis in names), interval(row.accuracy()),
+         percent(row.figure("kv_retention"))]
+        for row in rows
+    ]  # fmt: skip
+    bold = {(line, len(names)) for line in best_rows(rows, "accuracy")}
+    return tabular([*names, "accuracy", COUNTS["kv_retention"]], lines, bold, comment, len(names))
 
 
 def _processor(row: Row) -> Any:
@@ -221,20 +213,6 @@ def _either(numbers: Sequence[int], thing: str) -> str:
     return f"{said} {thing}" if [*numbers] == [1] else f"{said} {thing}s"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], labels: int) -> list[str]:
-    """Lines of a table, without columns of figures that no row has."""
-    header, rows = filled(header, rows, labels)
-    return [_line(header), _line(["---"] * len(header)), *map(_line, rows)]
-
-
-def _line(columns: Sequence[str]) -> str:
-    return f"| {' | '.join(columns)} |"
-
-
-def _percent(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.1%}"
-
-
 def _absolute(row: Row) -> str:
     """What a question costs Hugging Face's own model."""
     parts = (f"{factor * row.costs[name]['full']:.3g} {unit}" for name, (_, factor, unit) in MEASURED.items())
@@ -243,10 +221,3 @@ def _absolute(row: Row) -> str:
 
 def _cost(found: Mapping[str, float] | None) -> str:
     return UNKNOWN if found is None else f"{found['ratio']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
-
-
-def _interval(estimate: Estimate | None, sign: str) -> str:
-    if estimate is None:
-        return UNKNOWN
-    low, high = (f"{100 * value:{sign}.1f}" for value in (estimate.low, estimate.high))
-    return f"{100 * estimate.value:{sign}.1f} [{low}, {high}]"

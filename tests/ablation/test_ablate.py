@@ -116,6 +116,19 @@ def test_markdown(finished: tuple[Path, list[int]]) -> None:
     assert pooling[2:5] == ["25.0%"] * 3
 
 
+def test_latex(finished: tuple[Path, list[int]]) -> None:
+    lines = (finished[0] / "results.tex").read_text().splitlines()
+    assert lines[0].startswith("% glimpse-lightning ablate --config ") and "commit" in lines[0]
+    start = lines.index(r"\midrule") + 1
+    table = [line.removesuffix(r" \\").split(" & ") for line in lines[start : lines.index(r"\bottomrule")]]
+    cells = {name: at for name, at, _ in table}
+    assert r"too\_deep" in cells and cells[r"too\_deep"] == "--"
+    assert cells["full"] == cells["pooling"] == "--"  # they have no budget
+    values = {name: float(cells[name].removeprefix(r"\textbf{").rstrip("}")) for name in ("random", "fastervlm")}
+    best = max(values, key=values.__getitem__)
+    assert cells[best].startswith(r"\textbf{")
+
+
 def test_csv_is_tidy(finished: tuple[Path, list[int]]) -> None:
     with (finished[0] / "results.csv").open() as file:
         lines = list(csv.DictReader(file))
