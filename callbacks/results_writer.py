@@ -18,7 +18,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
-from rich.table import Table
 from torch.utils.tensorboard.summary import hparams
 from typing_extensions import override
 
@@ -40,7 +39,7 @@ from glimpse_lightning.metrics import ExactMatch
 from glimpse_lightning.runtime.machine import describe, device_name
 from glimpse_lightning.runtime.run_folder import ANSWERS, RESULTS
 from glimpse_lightning.runtime.seeds import global_seed
-from glimpse_lightning.runtime.terminal import UNKNOWN, counted, filled, plain, show
+from glimpse_lightning.runtime.terminal import UNKNOWN, counted, figures_table, plain, show
 from glimpse_lightning.runtime.whole_files import write_text
 
 PACKAGES = ("glimpse-lightning", "torch", "transformers", "lightning")
@@ -294,7 +293,7 @@ def print_summary(summary: Summary, console: Console | None = None, remark: str 
     lines = [
         [name, *(_percent(figures.get(column)) for column in SHOWN)] for name, figures in {"full": full, **rows}.items()
     ]
-    table = _table(title, ["model", *SHOWN.values()], lines)
+    table = figures_table(title, ["model", *SHOWN.values()], lines)
     oracle = rows["pruned"]["oracle_retention"]
     of_oracle = "" if oracle is None else f" Oracle retention: {_percent(oracle)}."
     note = f"KL(full || pruned): {_number(rows['pruned']['kl'])} nats.{of_oracle}"
@@ -305,7 +304,7 @@ def print_summary(summary: Summary, console: Console | None = None, remark: str 
         [name, str(figures["n"]), *(_percent(figures[column]) for column in FAMILY_SHOWN)]
         for name, figures in summary.families.items()
     ]
-    show(_table("question families", ["family", "n", *FAMILY_SHOWN.values()], lines), console=console)
+    show(figures_table("question families", ["family", "n", *FAMILY_SHOWN.values()], lines), console=console)
 
 
 def print_costs(costs: Mapping[str, Any]) -> None:
@@ -316,18 +315,7 @@ def print_costs(costs: Mapping[str, Any]) -> None:
         values = [f"{factor * one[which]:.3g} {unit}" for which in ("full", "pruned")]
         lines.append([label, *values, f"{one['ratio']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"])
     title = f"{counted(costs['questions'], 'question')}, one at a time, {costs['new_tokens']} tokens each"
-    show(_table(title, ["cost", "full", "pruned", "pruned / full"], lines))
-
-
-def _table(title: str, header: list[str], lines: list[list[str]]) -> Table:
-    (first, *columns), lines = filled(header, lines)
-    table = Table(title=title)
-    table.add_column(first, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, *cells in lines:
-        table.add_row(plain(name), *cells)
-    return table
+    show(figures_table(title, ["cost", "full", "pruned", "pruned / full"], lines))
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -31,6 +31,7 @@ commands:
   test      the full table, baselines included          test --config vip_kl
   predict   answer questions, draw the kept tokens      predict --config vip_kl --image FILE --question TEXT
   ablate    many runs of one recipe, compared           ablate --config ablations/methods
+  compare   finished runs, question by question         compare runs/random/test_0 runs/fastv/test_0
   score     score saved predictions again               score runs/quick/test_0/predictions
   bench     speed and memory next to theory             bench --config bench/cpu --output bench.json
   serve     a server with OpenAI's chat interface       serve --backbone NAME --pruner DIR
@@ -72,7 +73,7 @@ OTHER_TORCHVISION = (
     "docs/backbones.md has the command."
 )
 COMMANDS = (
-    "fit", "validate", "test", "predict", "ablate", "score", "bench", "serve", "demo", "export", "publish",
+    "fit", "validate", "test", "predict", "ablate", "compare", "score", "bench", "serve", "demo", "export", "publish",
     "golden", "recipes",
 )  # fmt: skip
 
@@ -135,6 +136,10 @@ def _dispatch(args: list[str]) -> int:
         from glimpse_lightning.ablation import command as ablate
 
         return ablate.run(args[1:])
+    if command == "compare":
+        from glimpse_lightning.ablation import compare
+
+        return compare.run(args[1:])
     if command == "score":
         from glimpse_lightning.cli import score as scoring
 

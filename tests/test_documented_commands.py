@@ -266,6 +266,12 @@ CHAPTERS = {
     ],
     "scores and benchmarks": [
         Step("test --config methods/fastv", "runs/fastv/test_0/predictions.jsonl", TEST, printed=False),
+        Step("test --config methods/random", "runs/random/test_0/predictions.jsonl", TEST, printed=False),
+        Step(
+            "compare runs/random/test_0 runs/fastv/test_0 --flips 5 --output compare.md",
+            "compare.md",
+            prints="settings that differ",
+        ),
         Step(
             "score predictions.jsonl --metric VQAAccuracy --output figures.json",
             "figures.json",

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 UNKNOWN = "-"
@@ -102,3 +103,22 @@ def filled(header: Sequence[str], rows: Sequence[Sequence[str]], labels: int = 1
         place for place in range(len(header)) if place < labels or any(row[place] != UNKNOWN for row in rows)
     ]  # fmt: skip
     return [header[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
+def figures_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], wraps: bool = False) -> Table:
+    """A table for :func:`show`, without columns of figures that no line has. The first column names the lines.
+
+    Args:
+        title: text above the table.
+        header: names of the columns.
+        lines: cells of each line.
+        wraps: whether cells that are too wide go on in another line; by default they are cut off.
+    """
+    (first, *columns), lines = filled(header, lines)
+    table = Table(title=title)
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
+    for name, *cells in lines:
+        table.add_row(plain(name), *cells)
+    return table
