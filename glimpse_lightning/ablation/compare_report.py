@@ -23,9 +23,9 @@ WIDTH = 40
 CONTEXT = 8
 """Characters that are shown of what long values have in common."""
 NOTE = (
-    "Brackets: 95 % intervals in which questions about one image count together. Difference: to {reference}, paired by "
-    "question. p: share of {flips:,} random flips of the images' signs with a mean at least as far from 0, "
-    "two-sided{holm}. "
+    "Brackets: 95 % intervals in which questions about one image count together ({images}). "
+    "Difference: to {reference}, paired by question. p: share of {flips:,} random flips of the images' signs with a "
+    "mean at least as far from 0, two-sided{holm}. "
     "Lost, won: answers that only {reference}, or only the run, has right (a score of {right:g} or more)."
 )
 
@@ -77,7 +77,7 @@ def changed_answers(comparison: Comparison, most: int) -> list[str]:
 
 def _told(pair: Pair, flip: Mapping[str, str]) -> list[str]:
     return [
-        f"* {flip['change']} by {pair.name}, {flip['id']}: {_text(flip['question'])}",
+        f"* {flip['change']} by {pair.name}, {_text(flip['id'])}: {_text(flip['question'])}",
         f"    * reference: {_text(flip['references'])}",
         f"    * {pair.reference_name} ({flip['kept_before']} tokens): {_text(flip['before'])}",
         f"    * {pair.name} ({flip['kept']} tokens): {_text(flip['after'])}",
@@ -174,7 +174,8 @@ def _p(value: float) -> str:
 def _note(comparison: Comparison) -> str:
     count = len(comparison.pairs)
     holm = f", adjusted for {counted(count, 'comparison')} by Holm's procedure" if count > 1 else ""
-    return NOTE.format(reference=comparison.names[0], flips=FLIPS + 1, holm=holm, right=RIGHT)
+    images = counted(comparison.images, "image") if comparison.images else "no known images"
+    return NOTE.format(images=images, reference=comparison.names[0], flips=FLIPS + 1, holm=holm, right=RIGHT)
 
 
 def _remarks(comparison: Comparison) -> list[str]:
@@ -210,8 +211,9 @@ def shortened(values: Sequence[Any]) -> list[str]:
 
 
 def _text(value: Any) -> str:
+    """A value in one line, without characters that a terminal takes for commands."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return " ".join(text.split())
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def _cut(text: str, start: int) -> str:

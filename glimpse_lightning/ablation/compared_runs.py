@@ -67,7 +67,7 @@ class ComparedRun:
     def data(self) -> Any:
         """Digest of the questions' dataset, or those of a suite's datasets; ``None`` where there is none."""
         found = self.results.get("data")
-        return found.get(self.results.get("split"), found) if isinstance(found, Mapping) else None
+        return found.get(str(self.results.get("split")), found) if isinstance(found, Mapping) else None
 
 
 def read_run(path: Path) -> ComparedRun:
@@ -115,7 +115,7 @@ def _find(path: Path) -> Path:
     if not runs:
         raise GlimpseError(
             f"{path}: expected the folder of a run of {', '.join(COMMANDS)} (it holds {RESULTS}), or a folder of such "
-            f"runs, but it holds {_listed(path)}."
+            f"runs, but it holds {_listed(path)}.{_around(path)}"
         )
     return max(runs, key=lambda run: str(_mapping(run / RESULTS).get("date"))).resolve()
 
@@ -123,12 +123,18 @@ def _find(path: Path) -> Path:
 def _instead(path: Path) -> str:
     """A description of what is in the place of a folder."""
     if path.exists():
-        return f"it is a file. Name the folder of its run, as {path.parent}."
+        return f"it is a file.{_around(path)}"
     try:
         others = [each.name for each in path.parent.iterdir() if each.is_dir()]
     except OSError:
         return "there is none."
     return f"there is none.{nearest(path.name, others)}"
+
+
+def _around(path: Path) -> str:
+    """A sentence that names the run which a file or folder is a part of; empty where there is none."""
+    found = next((each for each in path.absolute().parents if RunFolder(each).finished), None)
+    return f" Name the folder of its run, {found}." if found else ""
 
 
 def _listed(path: Path) -> str:
@@ -174,7 +180,7 @@ def _predictions(folder: Path, results: Mapping[str, Any]) -> dict[str, Predicti
 def _check(prediction: Prediction, path: Path) -> None:
     """Raise where a field that is compared has another type than a run writes."""
     numbers = {"kept": prediction.kept, "total": prediction.total, "score": prediction.score or 0.0}
-    texts = {"question": prediction.question, "prediction": prediction.prediction, "image": prediction.image}
+    texts = {name: getattr(prediction, name) for name in ("task", "family", "question", "prediction", "image")}
     wrong = [name for name, value in numbers.items() if not _usable(value) or (name == "score" and value > 1)]
     wrong += [name for name, value in texts.items() if not isinstance(value, str)]
     if wrong or not isinstance(prediction.references, list):

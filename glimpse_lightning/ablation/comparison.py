@@ -134,6 +134,11 @@ class Comparison:
     pairs: Sequence[Pair]
 
     @property
+    def images(self) -> int:
+        """Number of known images that the compared questions are about."""
+        return len({image for pair in self.pairs for image in pair.images.values()} - {""})
+
+    @property
     def adjusted(self) -> list[float]:
         """P-values of the pairs, adjusted for their number."""
         return holm([pair.p for pair in self.pairs])
@@ -149,7 +154,7 @@ class Comparison:
         rows = {key: [each.get(key) for each in found] for key in keys}
         contents = {f"contents of {path}": [run.inputs.get(path) for run in self.runs]
                     for path in dict.fromkeys(path for run in self.runs for path in run.inputs)}  # fmt: skip
-        differing = {key: row for key, row in contents.items() if len({*row} - {None}) > 1}
+        differing = {key: row for key, row in contents.items() if len({*map(str, row)} - {str(None)}) > 1}
         return {key: row for key, row in rows.items() if any(each != row[0] for each in row)} | differing
 
 

@@ -41,8 +41,6 @@ def sign_flip_p(differences: Sequence[float], images: Sequence[str] = (), flips:
     any number of draws and never 0 (Phipson and Smyth, 2010), and questions about one image may depend on each other in
     any way. ``n`` images that differ cannot have a p-value far below ``2 ** (1 - n)``.
 
-    Images with equal sums are drawn together, as a binomial number of signs.
-
     Args:
         differences: difference in score of each question.
         images: name of the image of each question, as for :func:`mean_estimate`. Default: an image for each question.
@@ -51,11 +49,10 @@ def sign_flip_p(differences: Sequence[float], images: Sequence[str] = (), flips:
     sums: dict[str | int, float] = {}
     for place, (name, value) in enumerate(zip(images or [""] * len(differences), differences, strict=True)):
         sums[name or place] = sums.get(name or place, 0.0) + value
-    sizes, counts = np.unique(np.abs(np.round(list(sums.values()), 9)), return_counts=True)
     rng = np.random.default_rng(SEED)
     drawn = np.zeros(flips)
-    for size, count in zip(sizes, counts, strict=True):
-        drawn += size * (2 * rng.binomial(count, 0.5, flips) - count if size else 0)
+    for size in filter(None, sums.values()):
+        drawn += size * (2 * rng.integers(2, size=flips, dtype=np.int8) - 1)
     observed = abs(sum(sums.values()))
     return float((1 + np.count_nonzero(np.abs(drawn) >= observed - 1e-6)) / (1 + flips))
 

@@ -148,6 +148,30 @@ def test_settings_that_differ(runs: list[Path], tmp_path: Path) -> None:
     }
 
 
+def test_odd_files_end_in_no_traceback(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hand-made files, and an answer with commands for a terminal."""
+    odd: dict[str, Any] = {"split": ["a"], "versions": [1, {"a": 2}], "seed": {"x": 1}, "date": 5, "data": 3}
+    other = write_run(tmp_path / "odd" / "test_0", FIRST, setting(prediction="\x1b[31m\u202e [b]x", score=0.0), odd)
+    (other / "config.yaml").write_text("1: {2: 3}\nnull: 4\nd: 2020-01-01\ntrue: .nan\n")
+    for folder, digest in ((runs[0], [1]), (other, {"a": 1})):
+        (folder / "inputs.json").write_text(json.dumps({"x": digest}))
+    for suffix in ("json", "md", "csv", "tex"):
+        assert compare(runs[0], other, "--flips", 9, "--output", tmp_path / f"out.{suffix}") == 0
+    said = capsys.readouterr().out
+    assert "odd (3 of 10 tokens): ?[31m? [b]x" in said and "\x1b" not in said
+    assert as_json(tmp_path, runs[0], other)["settings"]["contents of x"] == [[1], {"a": 1}]
+
+
+def test_images_that_are_not_known_are_remarked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def older(lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            del line["image"]
+
+    folders = [write_run(tmp_path / name / "test_0", scores, older) for name, scores in (("a", FIRST), ("b", SECOND))]
+    assert compare(*folders) == 0
+    assert "(no known images)" in capsys.readouterr().out
+
+
 def test_flat_keys_are_those_of_the_command_line() -> None:
     stages = [{"after_layer": 1, "policy": {"class_path": "TopK", "init_args": {"count": 2}}}]
     tree = {"model": {"stages": stages, "betas": [0.9, 0.95], "source": {}, "pruner": None, "baselines": []}}
@@ -233,6 +257,7 @@ def setting(**fields: Any) -> Callable[[list[dict[str, Any]]], None]:
         (setting(kept=None), ["`kept`"]),
         (setting(prediction=None), ["`prediction`"]),
         (setting(references="B"), ["`references`"]),
+        (setting(family=None), ["`family`"]),
         (lambda lines: lines.clear(), ["no scored answers"]),
     ],
 )  # fmt: skip
@@ -263,6 +288,12 @@ def without(name: str, results: dict[str, Any] | None = None) -> Callable[[Path]
     return change
 
 
+def part_of_a_run(run: Path) -> list[object]:
+    (run / "predictions").mkdir()
+    (run / "predictions" / "pope.0.jsonl").touch()
+    return [run / "predictions"]
+
+
 def no_mapping(run: Path) -> list[object]:
     (run / "config.yaml").write_text("- a\n")
     return [run]
@@ -275,6 +306,7 @@ def no_mapping(run: Path) -> list[object]:
         (lambda run: [run.parents[1] / "one"], ["named twice"]),
         (lambda run: [run.parents[1] / "tow"], ["there is none", "Did you mean two"]),
         (lambda run: [run / "predictions.jsonl"], ["it is a file", "Name the folder of its run"]),
+        (part_of_a_run, ["it holds pope.0.jsonl", "Name the folder of its run, "]),
         (without("results.json"), ["has not finished", "Give its command again"]),
         (lambda run: [run.parents[1]], ["or a folder of such runs", "it holds one, three, two"]),
         (truncated, ["results.json", "reading it failed"]),
