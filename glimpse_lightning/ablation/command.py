@@ -48,6 +48,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--launcher", choices=LAUNCHERS, default="local", help="slurm prints an array script")
     parser.add_argument("--tasks", type=int, default=8, help="ray, slurm: jobs for cells that share a process")
     parser.add_argument("--cells", nargs="+", metavar="NAME", help="run only these, in this process; no tables")
+    parser.add_argument("--plot", nargs="+", metavar="METHOD", help="methods that the plots show (default: all)")
     parser.add_argument("--list", action="store_true", help="name the cells, and run nothing")
     return parser
 
@@ -69,6 +70,7 @@ def run(args: Sequence[str]) -> int:
     if options.list:
         print("\n".join(every))
         return 0
+    _check_plotted(options.plot or (), every)
     chosen = _chosen(every, options.cells)
     folders = CellFolders(settings.root)
     found = checked(folders, [*every.values()] if options.cells is None else chosen)
@@ -106,7 +108,9 @@ def run(args: Sequence[str]) -> int:
             launch.run_on_slots(
                 jobs(keys, len(devices)), devices, waiting, folders, settings.root / SETTINGS, show
             )  # fmt: skip
-    return _report(settings, left_out, read_rows(list(every.values()), folders), origin("ablate", args))
+    return _report(
+        settings, left_out, read_rows(list(every.values()), folders), origin("ablate", args), options.plot or ()
+    )
 
 
 def _pruners(flags: Sequence[str] | None) -> dict[str, str] | None:
@@ -126,6 +130,14 @@ def _chosen(every: dict[str, Cell], names: Sequence[str] | None) -> list[Cell]:
     return [every[name] for name in names]
 
 
+def _check_plotted(names: Sequence[str], every: dict[str, Cell]) -> None:
+    known = list(dict.fromkeys(str(cell.labels["methods"]) for cell in every.values() if "methods" in cell.labels))
+    for name in names:
+        if name not in known:
+            near = f"{nearest(name, known)} Methods: {', '.join(known) or 'none'}."
+            raise GlimpseError(f"`--plot {name}`: the ablation has no such method.{near}")
+
+
 def _print_slurm(settings: Settings, planned: list[tuple[str, ...]]) -> None:
     if settings.devices_per_cell > 1:
         raise GlimpseError(
@@ -137,7 +149,7 @@ def _print_slurm(settings: Settings, planned: list[tuple[str, ...]]) -> None:
     print(launch.slurm_script(planned, settings.name, settings.root / SETTINGS, settings.root), end="")
 
 
-def _report(settings: Settings, left_out: str, rows: list[Row], comment: str) -> int:
+def _report(settings: Settings, left_out: str, rows: list[Row], comment: str, plotted: Sequence[str]) -> int:
     report.write_csv(rows, settings.root / "results.csv")
     table = report.markdown(rows, settings.name, left_out)
     write_text(settings.root / "results.md", table)
@@ -145,7 +157,7 @@ def _report(settings: Settings, left_out: str, rows: list[Row], comment: str) ->
     report.write_hparams(rows, settings.root / "hparams")
     print(table)
     try:
-        write_plots(rows, settings.root)
+        write_plots(rows, settings.root, plotted)
     except GlimpseError as error:
         print(f"note: {error}", file=sys.stderr)
     failed = [row for row in rows if row.run is None]

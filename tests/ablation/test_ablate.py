@@ -231,6 +231,26 @@ def test_plots(finished: tuple[Path, list[int]]) -> None:
         assert "</svg>" in (finished[0] / f"{name}.svg").read_text()
 
 
+def test_plots_show_the_methods_that_are_asked_for(
+    finished: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="plots need the extra `plots`")
+    root, _ = finished
+    monkeypatch.setattr(CellRunner, "_run", lambda self, cell, cells: None)
+    config = str(root.parents[1] / "mini.yaml")
+    before = (root / "pareto_tokens.svg").read_text()
+    assert main(["ablate", "--config", config, "--plot", "full", "fastervlm"]) == 1  # of the cell that cannot run
+    drawn = (root / "pareto_tokens.svg").read_text()
+    for name in ("random", "pooling"):
+        assert f"<!-- {name} -->" in before and f"<!-- {name} -->" not in drawn
+    assert "<!-- fastervlm -->" in drawn
+    assert "| random |" in (root / "results.md").read_text()
+    capsys.readouterr()
+    assert main(["ablate", "--config", config, "--plot", "full", "fastvlm"]) == 1
+    said = capsys.readouterr().err
+    assert "`--plot fastvlm`: the ablation has no such method. Did you mean fastervlm?" in said
+
+
 def test_finished_cells_are_not_run_again(
     finished: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
