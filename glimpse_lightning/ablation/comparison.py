@@ -102,21 +102,25 @@ class Pair:
     def remarks(self) -> list[str]:
         """Ways in which the two are not about the same."""
         run, reference = self.run, self.reference
-        found = []
-        if run.results.get("split") != reference.results.get("split"):
-            found.append(f"other split ({run.results.get('split')} instead of {reference.results.get('split')})")
-        if run.data != reference.data:
-            found.append("other data by their digests; the common questions and references are the same")
-        if {*run.scores} != {*reference.scores}:
-            sizes = f"{len(run.scores)} and {len(reference.scores)}"
-            found.append(f"compared over the {counted(len(self.names), 'common question')} of {sizes}")
-        images = sum(
-            bool(run.images[name] and reference.images[name] and run.images[name] != reference.images[name])
-            for name in self.names
-        )
-        if images:
-            found.append(f"other pixels in the images of {counted(images, 'question')}")
+        splits = [each.results.get("split") for each in (run, reference)]
+        digests = [each.data for each in (run, reference) if each.data is not None]
+        sizes = [len(each.scores) for each in (run, reference)]
+        other_data = len(digests) == 2 and digests[0] != digests[1]
+        repainted = counted(self._repainted(), "question")
+        remarks = {
+            f"other split ({splits[0]} and {splits[1]})": splits[0] != splits[1],
+            "other data by their digests, the common questions and references are the same": other_data,
+            f"compared over the {counted(len(self.names), 'common question')} of {sizes[0]} and {sizes[1]}":
+                {*run.scores} != {*reference.scores},
+            f"other pixels in the images of {repainted}": self._repainted() > 0,
+        }  # fmt: skip
+        found = [remark for remark, holds in remarks.items() if holds]
         return [f"{self.name} and {self.reference_name}: {'; '.join(found)}."] if found else []
+
+    def _repainted(self) -> int:
+        """Number of questions whose images are known to both, and differ."""
+        images = [{self.run.images[name], self.reference.images[name]} for name in self.names]
+        return sum(len(each) == 2 and "" not in each for each in images)
 
 
 @dataclass(frozen=True)

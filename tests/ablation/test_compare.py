@@ -222,7 +222,7 @@ def test_other_data_are_remarked(runs: list[Path], tmp_path: Path, capsys: pytes
     found = as_json(tmp_path, runs[0], fewer)
     assert found["runs"][1]["difference"]["n"] == 20
     (remark,) = found["remarks"]
-    for words in ("other split (val instead of test)", "other data", "20 common questions of 20 and 40", "1 question"):
+    for words in ("other split (val and test)", "other data", "20 common questions of 20 and 40", "1 question"):
         assert words in remark
     assert "other data" in capsys.readouterr().out
 
@@ -230,6 +230,11 @@ def test_other_data_are_remarked(runs: list[Path], tmp_path: Path, capsys: pytes
 def unscored(lines: list[dict[str, Any]]) -> None:
     for line in lines:
         line["score"] = None
+
+
+def test_data_without_a_digest_are_not_called_other_data(runs: list[Path], tmp_path: Path) -> None:
+    older = write_run(tmp_path / "older" / "test_0", FIRST, results={"data": None})
+    assert as_json(tmp_path, runs[0], older)["remarks"] == []
 
 
 def renamed(lines: list[dict[str, Any]]) -> None:
