@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from glimpse_lightning.evaluation.module import EvaluationModule
     from glimpse_lightning.evaluation.suite import SuiteData, SuiteModule
     from glimpse_lightning.evaluation.vlm_module import VLMModule
+    from glimpse_lightning.model.dialogue import Dialogue
     from glimpse_lightning.model.pruned_vlm import PrunedVLM
     from glimpse_lightning.model.resolution import ResolutionCut
     from glimpse_lightning.model.storage import load_pruner, save_pruner
@@ -69,6 +70,7 @@ _HOMES = {
     "Backbone": "backbones.base",
     "Batch": "data.batch",
     "DenseGlyphVQA": "data.dense_glyph_vqa",
+    "Dialogue": "model.dialogue",
     "EvaluationModule": "evaluation.module",
     "GlimpseError": "runtime.errors",
     "GlyphVQA": "data.glyph_vqa",

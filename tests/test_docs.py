@@ -125,6 +125,14 @@ def test_a_conversation_grows_and_its_image_is_seen_in_each_turn(capsys: pytest.
     assert space["model"].prefill(**prompt).tokens.item.shape == (256,)
 
 
+def test_a_dialogue_sees_its_image_once(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [block for block in code("deploy.md") if "gl.Dialogue" in block]
+    space = _run("deploy.md", [block])
+    first, second = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert " ".join(first[:-2]) == space["sample"].answers[0]
+    assert (first[-1], second[-2]) == ("1", "0") and int(second[-3]) < 40 < int(first[-2])
+
+
 def test_a_pruner_is_saved_with_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (block,) = [block for block in code("deploy.md") if "Pruner.from_pretrained" in block]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,31 @@ class Visuals:
         """A copy whose tokens pruners do not see, so that all are kept."""
         states = {layer: state[:0] for layer, state in self.states.items()}
         return Visuals(self.token_id, self.features, self.grid[:0], torch.zeros_like(self.prunable), states)
+
+    def joined(self, more: Visuals) -> Visuals:
+        """These images and those of ``more``, of the same kind of placeholder, after them."""
+        views = None
+        if self.views is not None or more.views is not None:
+            first, second = self._views(), more._views()
+            count = int(first.image.max()) + 1 if len(first.image) else 0
+            image = torch.cat([first.image, second.image + count])
+            views = Views(image, torch.cat([first.region, second.region]))
+
+        def both(one: dict[Any, Tensor], other: dict[Any, Tensor]) -> dict[Any, Tensor]:
+            return {key: torch.cat([value, other[key]]) for key, value in one.items()}
+
+        return Visuals(
+            self.token_id,
+            torch.cat([self.features, more.features]),
+            torch.cat([self.grid, more.grid]),
+            torch.cat([self.prunable, more.prunable]),
+            both(self.states, more.states),
+            both(self.layer_features, more.layer_features),
+            views,
+        )
+
+    def _views(self) -> Views:
+        return Views.whole(len(self.grid), self.grid.device) if self.views is None else self.views
 
     def taken(self, items: Tensor) -> Visuals:
         """A copy with the given ``items [I]``, in that order and with repetitions; for whole images without structure

@@ -7,6 +7,7 @@ are run as in prefill. ``generate`` stays the decoding loop.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glimpse_lightning.engine.decoder import Decoder
 from glimpse_lightning.engine.prefill import PrefillOutput
-from glimpse_lightning.engine.prompt_cache import PromptCache, PromptColumns
+from glimpse_lightning.engine.prompt_cache import PromptCache, PromptColumns, fork_cache
 
 
 def decode_step(decoder: Decoder, **kwargs: Any) -> Any:
@@ -45,6 +46,43 @@ def step_after(decoder: Decoder, out: PrefillOutput, ids: Tensor, cache: PromptC
         past_key_values=cache,
         use_cache=True,
         return_dict=True,
+    )
+
+
+def continued(decoder: Decoder, out: PrefillOutput, ids: Tensor) -> PrefillOutput:
+    """The prefill of a prompt that goes on with the tokens ``ids [B, Q]``, which see what is left of it.
+
+    Nothing that was dropped comes back, and no stage prunes again. ``out`` stays as it is.
+    """
+    cache = fork_cache(out.cache)
+    step = step_after(decoder, out, ids, cache)
+    longer = {id(columns): _followed(columns, ids, out.prompt_keep.shape[1]) for columns in cache.columns}
+    cache.columns = [longer[id(columns)] for columns in cache.columns]
+    kept = torch.ones_like(ids, dtype=torch.bool)
+    last = longer[id(out.cache.columns[-1])]
+    return replace(
+        out,
+        prompt_keep=torch.cat([out.prompt_keep, kept], 1),
+        logits=step.logits[:, -1],
+        position_ids=last.position_ids,
+        attention_mask=last.mask.long(),
+        cache=cache,
+        hidden=None,
+        column=None,
+        prompt_ids=None if out.prompt_ids is None else torch.cat([out.prompt_ids, ids], 1),
+        prompt_mask=None if out.prompt_mask is None else torch.cat([out.prompt_mask, kept.long()], 1),
+    )
+
+
+def _followed(columns: PromptColumns, ids: Tensor, width: int) -> PromptColumns:
+    """Columns with those of text after them, from the ``width``-th of the prompt on."""
+    steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    return replace(
+        columns,
+        mask=torch.cat([columns.mask, torch.ones_like(ids, dtype=torch.bool)], 1),
+        position_ids=torch.cat([columns.position_ids, columns.last + steps], -1),
+        slot=torch.cat([columns.slot, torch.full_like(ids, -1)], 1),
+        column=torch.cat([columns.column, (width - 1 + steps).expand_as(ids)], 1),
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from glimpse_lightning.core.visual_tokens import VisualTokens
 from glimpse_lightning.engine.prompt import Prompt
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
+from glimpse_lightning.engine.trunk_memory import TrunkMemory
 
 if TYPE_CHECKING:
     from glimpse_lightning.data.batch import Batch
@@ -33,7 +34,8 @@ class PrefillRequest:
         state: entries of ``VisualTokens.state`` as the first stage finds it; empty by default.
         select: the decision that replaces the stages' policies; ``None``: the policies decide.
         policies: policies of this request, by the stage whose policy each replaces; empty: the stages' own.
-        shared_prefix: the common prefixes that run only once, up to the first stage; ``None``: each sample runs whole.
+        shared_prefix: the common prefixes that run only once, up to the first stage, or a conversation's, known from an
+            earlier turn; ``None``: each sample runs whole.
         scored: whether stages score, as by default. Without, scores are zeros: only for requests where neither
             ``select`` nor a reducer reads them.
         copies: runs of each prompt, in a row, for a ``select`` that draws. The first stage scores one of them for all.
@@ -46,7 +48,7 @@ class PrefillRequest:
     boxes: Sequence[Any] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
     select: Select | None = None
-    shared_prefix: SharedPrefix | None = None
+    shared_prefix: SharedPrefix | TrunkMemory | None = None
     policies: Mapping[PruneStage, Policy] = field(default_factory=dict)
     scored: bool = True
     copies: int = 1

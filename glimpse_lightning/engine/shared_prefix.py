@@ -24,7 +24,7 @@ from glimpse_lightning.engine.taps import AttentionTap
 _WORTH = 0.8  # share of a batch's columns that still run, above which two calls of a layer cost more than one
 
 
-class _Assembled(PrefixView):
+class Assembled(PrefixView):
     """Appends new states to a prefix's and stores both in ``target``."""
 
     def __init__(self, source: Cache, length: int, target: Cache) -> None:
@@ -132,7 +132,7 @@ class SharedPrefix:
             rows = tap.span
             tap.span = None if rows is None else slice(rows.start - self.length, rows.stop - self.length)
         suffix = hidden[:, self.length :]
-        suffix = decoder.run_layer(layer, suffix, suffix_mask, positions, _Assembled(own, self.length, cache), tap)
+        suffix = decoder.run_layer(layer, suffix, suffix_mask, positions, Assembled(own, self.length, cache), tap)
         return torch.cat([prefixes[self.group[:, None], self.places], suffix], 1)
 
     def _spread(self, states: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ class AttentionTap:
         logits: after the call, those of ``span``: ``[B, H, R, keys]``, ``q.k`` times the layer's scaling, unmasked.
         rows: ``[B, R]`` indices of further query rows to capture, which may differ by sample; ``None`` for none.
         rows_logits: after the call, those of ``rows``: ``[B, H, R, keys]``.
+        rows_queries: after the call, the queries of ``rows``: ``[B, H, R, d]``.
+        scaling: after the call, the layer's own.
     """
 
     span: slice | None = None
@@ -65,6 +67,8 @@ class AttentionTap:
     logits: Tensor | None = None
     rows: Tensor | None = None
     rows_logits: Tensor | None = None
+    rows_queries: Tensor | None = None
+    scaling: float = 1.0
 
 
 def install(config: PretrainedConfig) -> None:
@@ -149,10 +153,11 @@ def _wrap(attend: Callable[..., Any]) -> Callable[..., Any]:
         scaling = kwargs.pop("scaling", None)
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         if glimpse_tap.span is not None:
-            glimpse_tap.logits = _row_logits(query[:, :, glimpse_tap.span], key) * scaling
+            glimpse_tap.logits = row_logits(query[:, :, glimpse_tap.span], key) * scaling
         if glimpse_tap.rows is not None:
             index = glimpse_tap.rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
-            glimpse_tap.rows_logits = _row_logits(query.gather(2, index), key) * scaling
+            glimpse_tap.rows_queries, glimpse_tap.scaling = query.gather(2, index), scaling
+            glimpse_tap.rows_logits = row_logits(glimpse_tap.rows_queries, key) * scaling
         head_dim = value.shape[-1]
         if glimpse_tap.key_bias is not None:
             query, key, value = _fold_bias(query, key, value, glimpse_tap.key_bias / scaling, glimpse_tap.bias_rows)
@@ -163,7 +168,7 @@ def _wrap(attend: Callable[..., Any]) -> Callable[..., Any]:
     return tapped
 
 
-def _row_logits(query_BHRd: Tensor, key_BGNd: Tensor) -> Tensor:
+def row_logits(query_BHRd: Tensor, key_BGNd: Tensor) -> Tensor:
     """``q.k`` of ``R`` query rows with all keys: ``[B, H, R, N]``; a key head serves ``H / G`` query heads."""
     batch, heads, rows, dim = query_BHRd.shape
     grouped = query_BHRd.reshape(batch, key_BGNd.shape[1], -1, dim)

@@ -19,6 +19,7 @@ from glimpse_lightning.engine.prompt import Prompt, TokenLayout
 from glimpse_lightning.engine.prompt_cache import PromptCache, PromptColumns
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
 from glimpse_lightning.engine.taps import AttentionTap
+from glimpse_lightning.engine.trunk_memory import TrunkMemory
 
 
 @dataclass
@@ -34,7 +35,8 @@ class Trunk:
         states: ``[B, M + G, D]`` states of the columns still there, and of the tail.
         columns: the columns still there; the same object until some leave.
         alive: ``[V']`` packed indices of the visual tokens still there, ascending.
-        shared_prefix: the samples' common prefixes, which run only once; ``None`` where each sample runs whole.
+        shared_prefix: the samples' common prefixes, which run only once, or a conversation's, known from an earlier
+            turn; ``None`` where each sample runs whole.
         tail: ``G``, the number of rows in the tail.
         counted: ``[B, M]`` the columns that sliding windows count; ``None`` = all of them.
     """
@@ -48,13 +50,13 @@ class Trunk:
     cache: PromptCache
     masks: dict[str, Any] = field(default_factory=dict)
     positions: Any = None
-    shared_prefix: SharedPrefix | None = None
+    shared_prefix: SharedPrefix | TrunkMemory | None = None
     tail: int = 0
     counted: Tensor | None = None
     _places: tuple[Tensor, ...] | None = None
 
     @classmethod
-    def start(cls, decoder: Decoder, prompt: Prompt, shared_prefix: SharedPrefix | None = None) -> Trunk:
+    def start(cls, decoder: Decoder, prompt: Prompt, shared_prefix: SharedPrefix | TrunkMemory | None = None) -> Trunk:
         visual = prompt.visual
         slot = torch.where(visual, visual.flatten().cumsum(0).view_as(visual) - 1, -1)
         layout = TokenLayout.of(visual, prompt.grid, prompt.views)

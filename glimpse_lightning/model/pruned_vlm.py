@@ -33,6 +33,7 @@ from glimpse_lightning.engine.pruned_prompt import PrunedPrompt, pruned_prompt
 from glimpse_lightning.engine.replay import ReplayOutput, replay
 from glimpse_lightning.engine.request import PrefillRequest, Select
 from glimpse_lightning.engine.shared_prefix import SharedPrefix
+from glimpse_lightning.engine.trunk_memory import TrunkMemory
 from glimpse_lightning.model.storage import remember
 from glimpse_lightning.policies.base import Policy
 from glimpse_lightning.pruner.pruner import Pruner
@@ -150,7 +151,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
         boxes: Sequence[Any] = (),
         state: Mapping[str, Any] | None = None,
         select: Select | None = None,
-        shared: SharedPrefix | None = None,
+        shared: SharedPrefix | TrunkMemory | None = None,
         copies: int = 1,
         retention: float | Sequence[float] | None = None,
         threshold: float | Sequence[float] | None = None,
@@ -169,7 +170,7 @@ class PrunedVLM(nn.Module, GenerationMixin):
             select: function that chooses the kept tokens in place of the stages' policies, called with stage, scores
                 ``[V]`` and tokens; by default the policies choose.
             shared: the common prefixes of prompts (or copies) that begin alike, which then run once, from
-                ``SharedPrefix.of``; by default each prompt runs whole.
+                ``SharedPrefix.of``, or one conversation's ``TrunkMemory``; by default each prompt runs whole.
             copies: number of runs of each prompt, in a row, for a ``select`` that draws.
             retention: share of the visual tokens to keep, in place of the policy's budget; of several stages a list. In
                 place of a ``Threshold`` the tokens that score best.

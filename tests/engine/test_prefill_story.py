@@ -16,9 +16,9 @@ from glimpse_lightning.engine import prefill
 
 PACKAGE = Path(gl.__file__).parent
 RECIPE = Path(__file__).parents[2] / "recipes" / "vip_kl.yaml"
-ROOMS = 7
+ROOMS = 8
 """Rooms that a prefill passes."""
-RETURNS = 21
+RETURNS = 20
 """How often it comes back to a room that it has left."""
 
 
@@ -61,7 +61,7 @@ def test_rooms_of_a_prefill() -> None:
     """Read function by function, each at its first call: how many rooms that passes, and how often it comes back."""
     passed = [name for name, _ in groupby(first_calls(), lambda call: room(call[0]))]
     passed = [name for name, _ in groupby(passed)]
-    assert set(passed) == {"model", "backbones", "engine", "core", "scorers", "policies", "reducers"}
+    assert set(passed) == {"model", "backbones", "engine", "core", "pruner", "scorers", "policies", "reducers"}
     assert (len(set(passed)), len(passed) - len(set(passed))) == (ROOMS, RETURNS)
 
 
