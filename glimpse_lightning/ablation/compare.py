@@ -23,6 +23,7 @@ def _parser() -> CommandParser:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of a recipe's runs")
     parser.add_argument("--reference", type=Path, metavar="RUN", help="run that the others are compared with")
     parser.add_argument("--flips", type=int, default=0, metavar="N", help="list N changed answers of each run")
+    parser.add_argument("--latex", action="store_true", help="print the table of runs for LaTeX, and nothing else")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write a file: .md, .json, .csv or .tex")
     return parser
 
@@ -45,7 +46,10 @@ def run(args: Sequence[str]) -> int:
     }
     _check_output(options.output, [*writers])
     found = compared(_ordered([read_run(path) for path in options.runs], options.reference))
-    report.print_comparison(found, options.flips)
+    if options.latex:
+        print(report.latex(found, comment), end="")
+    else:
+        report.print_comparison(found, options.flips)
     if options.output is not None:
         _write(options.output, writers[options.output.suffix](found), found)
     return 0

@@ -130,6 +130,12 @@ def test_files(runs: list[Path], tmp_path: Path) -> None:
     assert r"one & 40 & \textbf{75.0" in tex and r"two & 40 & \textbf{65.0" in tex and "three & 40 & 0.0" in tex
 
 
+def test_latex_is_printed_alone(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *map(str, runs), "--latex"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("% glimpse-lightning compare") and "\\bottomrule" in out and "┏" not in out
+
+
 def test_settings_that_differ(runs: list[Path], tmp_path: Path) -> None:
     other = {
         "seed_everything": 1,
