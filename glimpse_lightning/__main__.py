@@ -38,6 +38,7 @@ commands:
   demo      a web page that shows what is kept          demo --backbone NAME --pruner DIR
   export    a saved pruner in another format            export --format upstream --pruner DIR --output DIR
   publish   a run's pruner on the Hub, with its card    publish RUN --repo USER/NAME
+  reproduce a paper's table run again, and compared     reproduce free_form
   golden    what a method's own code keeps, and ports   golden record my_code.select --output FILE
   recipes   list, show or copy the packaged recipes     recipes list | show NAME | copy NAME DESTINATION
 
@@ -74,7 +75,7 @@ OTHER_TORCHVISION = (
 )
 COMMANDS = (
     "fit", "validate", "test", "predict", "ablate", "compare", "score", "bench", "serve", "demo", "export", "publish",
-    "golden", "recipes",
+    "reproduce", "golden", "recipes",
 )  # fmt: skip
 
 
@@ -149,6 +150,10 @@ def _dispatch(args: list[str]) -> int:
         from glimpse_lightning.bench import command as bench
 
         return bench.run(args[1:])
+    if command == "reproduce":
+        from glimpse_lightning.reproduction import command as reproduction
+
+        return reproduction.run(args[1:])
     if command == "serve":
         from glimpse_lightning.serving import command as serve
 

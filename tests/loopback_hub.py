@@ -39,7 +39,7 @@ class _Hub(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/main)?", self.path.partition("?")[0]):
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?", self.path.partition("?")[0]):
             return self._about(found[1])
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+/?", self.path.partition("?")[0]):
             entry = {"type": "file", "oid": "0"}
@@ -49,7 +49,8 @@ class _Hub(BaseHTTPRequestHandler):
             data = self._files(found[1]).get(found[2])
             code = "EntryNotFound" if data is None else ""
             return self._send(404 if data is None else 200, data or b"", {"X-Error-Code": code} if code else {})
-        return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+        known = (self.folder / "/".join(self.path.removeprefix("/api/models").split("/")[1:3])).is_dir()
+        return self._send(404, b"", {"X-Error-Code": "EntryNotFound" if known else "RepoNotFound"})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()

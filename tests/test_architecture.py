@@ -34,6 +34,7 @@ ROOMS = (
     "goldens",
     "ablation",
     "bench",
+    "reproduction",
     "serving",
     "demo",
     "integrations",

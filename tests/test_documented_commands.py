@@ -77,6 +77,16 @@ JUDGED = Step(
     before=lambda: write_replies(Path("runs/free_form/test_0/predictions"), Path("replies.jsonl")),
 )
 
+STAND_INS = (
+    f"{RELEASED} --backbone models/Qwen2.5-VL-7B-Instruct --dtype float32 --yes --limit 2 --data.max_new_tokens 2"
+)
+"""What makes `reproduce` a rehearsal."""
+
+
+def reproduced(table: str, more: str = "", flags: str = "") -> Step:
+    return Step(f"reproduce {table}{more}", f"runs/reproduce/{table}/reproduction.md", f"{STAND_INS} {flags}".strip())
+
+
 CHAPTERS = {
     "first": [
         Step(
@@ -247,6 +257,10 @@ CHAPTERS = {
             suite("runs/documents/test_0", "docvqa_val"),
             COPIED,
         ),
+        reproduced("free_form", " --judge http://localhost:8000/v1", "--judge JUDGE"),
+        reproduced("free_form_capped"),
+        reproduced("short_form", flags=f"--data.places.data_dir {COPIES}"),
+        reproduced("efficiency", flags=f"--data.places.data_dir {COPIES}"),
     ],
     "LLaVA": [
         Step("fit --config llava_1_5_7b/vip_mask", fitted("runs/llava_1_5_7b/vip_mask/fit_0"), FIT, printed=False),

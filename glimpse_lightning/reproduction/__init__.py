@@ -1,0 +1,1 @@
+"""A paper's tables, run again and compared with the paper."""

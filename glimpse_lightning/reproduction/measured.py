@@ -1,0 +1,59 @@
+"""Figures of finished runs, by the names that tables ask for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from glimpse_lightning.evaluation.predictions import Prediction, by_task, read_predictions
+from glimpse_lightning.rewards.judge import Judge
+from glimpse_lightning.runtime.paths import read_json
+
+SUITE, PREDICTIONS = "suite.json", "predictions"
+
+
+def figures(run: Path) -> dict[str, float]:
+    """Figures of a run of a suite: means of tasks, and means of tokens over questions; those that are known."""
+    found = dict(read_json(run / SUITE)["mean"])
+    answers = predictions(run)
+    found |= {"tokens": mean(each.total for each in answers), "kept": mean(each.kept for each in answers)}
+    return {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
+
+
+def predictions(run: Path) -> list[Prediction]:
+    """All answers of a run."""
+    return [each for file in sorted((run / PREDICTIONS).glob("*.jsonl")) for each in read_predictions(file)]
+
+
+def judged(answers: Sequence[Prediction], judge: Judge) -> dict[str, float]:
+    """Judge scores of the pruned and of the full model: means of sets, of which the mean is taken. Answers that the
+    judge failed to read are left out; a set without any counts as none.
+    """
+    found: dict[str, float] = {}
+    for key, said in (("judge", lambda each: each.prediction), ("full_judge", lambda each: each.full_prediction)):
+        means = [_mean_score([each for each in some if said(each) is not None], said, judge) for some in _sets(answers)]
+        known = [value for value in means if not math.isnan(value)]
+        found |= {key: mean(known)} if known else {}
+    return found
+
+
+def _sets(answers: Sequence[Prediction]) -> list[list[Prediction]]:
+    return [*by_task(answers).values()]
+
+
+def _mean_score(answers: Sequence[Prediction], said: Any, judge: Judge) -> float:
+    asked = [
+        {"question": each.question, "answer": said(each), "reference": each.references[0]}
+        for each in answers
+        if each.references
+    ]
+    scores = [score for score in judge.many(asked) if not math.isnan(score)]
+    return mean(scores) if scores else math.nan
+
+
+def shares(costs: Mapping[str, Any]) -> dict[str, float]:
+    """Costs of the pruned model as shares of the full one's."""
+    return {name: each["ratio"] for name, each in costs.items() if isinstance(each, Mapping)}
