@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class AnswerWriter(Callback, AnsweredBefore):
         self._done: set[str] = set()
         self._seen: list[float] = []
         self._cropped = ""
+        self._began = time.monotonic()
 
     @override
     def answered(self, trainer: Trainer) -> set[str]:
@@ -54,6 +56,7 @@ class AnswerWriter(Callback, AnsweredBefore):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._lines.folder != Path(trainer.default_root_dir):  # some loaders have not called `answered`
             self.answered(trainer)
+        self._began = time.monotonic()
 
     @override
     def on_predict_batch_end(
@@ -123,6 +126,9 @@ class AnswerWriter(Callback, AnsweredBefore):
         kept = f"Kept {sum(shares) / len(shares):.1%} of the visual tokens (mean over questions). " if shares else ""
         pictures = folder / "overlays"
         show(f"{kept}{len(list(pictures.glob('*.png')))} of the questions are drawn in {pictures}.")
+        seconds = time.monotonic() - self._began
+        if new := len(rows) - len(self._before):
+            show(f"{counted(new, 'question')} answered in {seconds:.0f} s: {new / seconds:.1f} a second.")
         if remark := partly_seen(self._seen):
             show(remark)
 
