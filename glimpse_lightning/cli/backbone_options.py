@@ -1,4 +1,4 @@
-"""Options that commands with a page or a server share: their model, how it is loaded, and who reaches it."""
+"""Options that commands without a recipe of runs share: their model, how it is loaded, and the host of a server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def add_options(parser: CommandParser, default: str | None = None) -> None:
-    """Add the options to a parser.
+    """Add the options of the model to a parser.
 
     Args:
         parser: the parser.
@@ -24,12 +24,16 @@ def add_options(parser: CommandParser, default: str | None = None) -> None:
     """
     text = "an embedded model (glimpse-tiny), a hub id or a folder"
     parser.add_argument("--backbone", required=default is None, default=default, help=text)
-    parser.add_argument("--host", default=LOCAL[0], help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--dtype", help="data type of the weights (as saved)")
     parser.add_argument("--device", default="auto", help="device (auto)")
     parser.add_argument("--attn_implementation", help="attention kernel of transformers (sdpa)")
     parser.add_argument("--processor", type=yaml.safe_load, help="settings of the image processor (YAML mapping)")
     parser.add_argument("--source", type=yaml.safe_load, default={}, help="where files come from: '{revision: main}'")
+
+
+def add_host(parser: CommandParser) -> None:
+    """Add the option of a server's address to a parser."""
+    parser.add_argument("--host", default=LOCAL[0], help="address to listen on (127.0.0.1: this machine only)")
 
 
 def backbone_of(options: Any) -> Backbone:

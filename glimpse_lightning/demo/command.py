@@ -10,7 +10,7 @@ from typing import Any
 
 from glimpse_lightning.backbones.embedded import TINY
 from glimpse_lightning.bench.recipes import pruners
-from glimpse_lightning.cli.backbone_options import LOCAL, add_options, backbone_of
+from glimpse_lightning.cli.backbone_options import LOCAL, add_host, add_options, backbone_of
 from glimpse_lightning.cli.command_parser import CommandParser
 from glimpse_lightning.demo.answers import Methods
 from glimpse_lightning.model.storage import load_pruner
@@ -26,6 +26,7 @@ def arguments() -> CommandParser:
     """The parser of `demo`'s command line."""
     parser = CommandParser("demo", "Open a page that asks about a picture with and without pruning (docs/deploy.md).")
     add_options(parser, default=TINY)
+    add_host(parser)
     parser.add_argument("--pruner", action="append", default=[], help="saved pruner: a folder or hub id; repeatable")
     parser.add_argument(
         "--recipe", action="append", default=[],

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from glimpse_lightning.bench.recipes import pruners
-from glimpse_lightning.cli.backbone_options import LOCAL, add_options, backbone_of
+from glimpse_lightning.cli.backbone_options import LOCAL, add_host, add_options, backbone_of
 from glimpse_lightning.cli.command_parser import CommandParser
 from glimpse_lightning.model.pruned_vlm import PrunedVLM
 from glimpse_lightning.model.storage import load_pruner
@@ -29,6 +29,7 @@ def arguments() -> CommandParser:
     """The parser of `serve`'s command line."""
     parser = CommandParser("serve", "Serve a pruned model with OpenAI's chat interface (docs/deploy.md).")
     add_options(parser)
+    add_host(parser)
     parser.add_argument("--pruner", help="saved pruner: a folder or hub id; default: nothing is pruned")
     parser.add_argument("--recipe", help="recipe whose pruner is served, for methods without training")
     parser.add_argument("--retention", type=float, help="share of tokens to keep, unless a request names its own")
@@ -106,10 +107,6 @@ def app_of(options: Any, key: str | None = None) -> Any:
     from glimpse_lightning.serving.sampling import settings_of
 
     model = model_of(options)
-    if model.pruner is not None:
-        model.pruner.with_budgets(options.retention, options.threshold)
-    elif options.retention is not None or options.threshold is not None:
-        raise GlimpseError("Expected `--pruner` or `--recipe` with `--retention` and `--threshold`: nothing is pruned.")
     media = Media(options.allow_http, max_pixels=options.max_image_pixels)
     limits = Limits(media, options.max_images, options.max_new_tokens, settings_of(model.generation_config))
     metrics = Metrics()
@@ -125,8 +122,12 @@ def app_of(options: Any, key: str | None = None) -> Any:
     return build_app(handler, options.max_body, key)
 
 
-def model_of(options: Any) -> PrunedVLM:
-    """The model that a parsed command line asks for."""
+def pruner_of(options: Any) -> Pruner | None:
+    """The pruner that a parsed command line asks for; ``None`` where nothing is pruned.
+
+    Raises:
+        GlimpseError: where pruner and recipe are both named, a policy has no such budget, or nothing is pruned.
+    """
     if options.pruner and options.recipe:
         raise GlimpseError("Expected either `--pruner` or `--recipe`, but got both.")
     pruner: Pruner | None = None
@@ -134,6 +135,20 @@ def model_of(options: Any) -> PrunedVLM:
         pruner = load_pruner(options.pruner, **options.pruner_source)
     elif options.recipe:
         pruner = next(pruners([options.recipe], []))[1]
+    if pruner is not None:
+        pruner.with_budgets(options.retention, options.threshold)
+    elif options.retention is not None or options.threshold is not None:
+        raise GlimpseError("Expected `--pruner` or `--recipe` with `--retention` and `--threshold`: nothing is pruned.")
+    return pruner
+
+
+def model_of(options: Any) -> PrunedVLM:
+    """The model that a parsed command line asks for, with its pruner.
+
+    Raises:
+        GlimpseError: as :func:`pruner_of`, and where the model cannot be loaded.
+    """
+    pruner = pruner_of(options)
     backbone = backbone_of(options)
     model = PrunedVLM(backbone, pruner)
     model.requires_grad_(False).eval()
