@@ -107,6 +107,13 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
+def ray(session: nox.Session) -> None:
+    """Batch jobs on a local Ray cluster of two actors, with the real package."""
+    install(session, "test", "ray")
+    session.run("pytest", "-m", "slow or not slow", "tests/ray_batch", *session.posargs)
+
+
+@nox.session
 def lowest(session: nox.Session) -> None:
     """The tests on the oldest torch and transformers that setup.cfg admits."""
     session.install("-e", ".[test]", *LOWEST)

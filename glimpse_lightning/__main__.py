@@ -36,6 +36,7 @@ commands:
   bench     speed and memory next to theory             bench --config bench/cpu --output bench.json
   serve     a server with OpenAI's chat interface       serve --backbone NAME --pruner DIR
   demo      a web page that shows what is kept          demo --backbone NAME --pruner DIR
+  batch     a table of questions on a Ray cluster       batch --input FILE --output DIR --backbone NAME
   export    a saved pruner in another format            export --format upstream --pruner DIR --output DIR
   publish   a run's pruner on the Hub, with its card    publish RUN --repo USER/NAME
   reproduce a paper's table run again, and compared     reproduce free_form
@@ -74,8 +75,8 @@ OTHER_TORCHVISION = (
     "docs/backbones.md has the command."
 )
 COMMANDS = (
-    "fit", "validate", "test", "predict", "ablate", "compare", "score", "bench", "serve", "demo", "export", "publish",
-    "reproduce", "golden", "recipes",
+    "fit", "validate", "test", "predict", "ablate", "compare", "score", "bench", "serve", "demo", "batch", "export",
+    "publish", "reproduce", "golden", "recipes",
 )  # fmt: skip
 
 
@@ -162,6 +163,10 @@ def _dispatch(args: list[str]) -> int:
         from glimpse_lightning.demo import command as demo
 
         return demo.run(args[1:])
+    if command == "batch":
+        from glimpse_lightning.integrations.ray import command as batch
+
+        return batch.run(args[1:])
     if command == "golden":
         from glimpse_lightning.goldens import command as golden
 

@@ -440,9 +440,9 @@ def test_the_python_of_the_backbones_page_runs(
 
 
 def test_every_command_is_run() -> None:
-    # tests/serving/test_server.py and tests/demo/test_in_browser.py run them
-    served = {command for command in COMMANDS if command.startswith(("serve ", "demo "))}
-    assert len(served) == 2
+    # tests/serving/test_server.py, tests/demo/test_in_browser.py and tests/ray_batch/test_cluster.py run them
+    served = {command for command in COMMANDS if command.startswith(("serve ", "demo ", "batch "))}
+    assert len(served) == 3
     assert sorted({*COMMANDS} - served) == sorted({step.command for _, step in STEPS if step.printed})
 
 
