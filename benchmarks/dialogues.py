@@ -102,7 +102,9 @@ def main() -> None:
     parser.add_argument("--data", choices=("DenseGlyphVQA", "GlyphVQA"), default="DenseGlyphVQA")
     parser.add_argument("--pruner", help="folder of a trained pruner")
     parser.add_argument("--keep", type=float, default=0.05, help="share that other methods keep; default: %(default)s")
-    parser.add_argument("--number", type=int, default=200, help="pairs of questions; default: %(default)s")
+    parser.add_argument(
+        "--number", type=int, default=200, help="pairs of questions; 0: costs alone; default: %(default)s"
+    )
     parser.add_argument("--timed", type=int, default=20, help="dialogues that are timed; default: %(default)s")
     parser.add_argument(
         "--timed_size", type=int, default=448, help="side of their pages in pixels; default: %(default)s"
@@ -114,17 +116,19 @@ def main() -> None:
     processor, about = device_name(torch.device("cpu")), describe(torch.device("cpu"))
     print(f"{options.backbone}, {options.data}, {len(pairs)} pairs of test questions, {about['date']}, commit")
     print(f"{about['commit']}, {processor}, {torch.get_num_threads()} threads\n")
-    full, second = gl.PrunedVLM(backbone), [pair[1] for pair in pairs]
-    scores = [score for at in range(0, len(pairs), BATCH) for score in ask(full, second[at : at + BATCH])[0]]
-    print(f"Second question, all tokens: {accuracy(scores)}\n")
-    row("method", "kept", "its own tokens", "those of the first question", "those of both (kept)")
-    row(*["---"] * 5)
+    full = gl.PrunedVLM(backbone)
     models = {name: gl.PrunedVLM(backbone, pruner) for name, pruner in pruners(options.pruner, options.keep).items()}
-    for name, model in models.items():
-        row(name, *second_questions(model, pairs))
+    if pairs:
+        second = [pair[1] for pair in pairs]
+        scores = [score for at in range(0, len(pairs), BATCH) for score in ask(full, second[at : at + BATCH])[0]]
+        print(f"Second question, all tokens: {accuracy(scores)}\n")
+        row("method", "kept", "its own tokens", "those of the first question", "those of both (kept)")
+        row(*["---"] * 5)
+        for name, model in models.items():
+            row(name, *second_questions(model, pairs))
+        print()
     pages = data("test", 2 * options.timed, image_size=options.timed_size, questions_per_image=2)
     timed = [(pages[2 * place], pages[2 * place + 1]) for place in range(options.timed)]
-    print()
     row("method", "kept between turns", "second turn, ms to its first token", "tokens that ran", "bytes kept")
     row(*["---"] * 5)
     for name, model in {**models, "full model": full}.items():
