@@ -47,6 +47,7 @@ OBJECTIVES: dict[str, Any] = {
         lora=LoRA(r=4),
         prefills=2,
     ),
+    "grpo_embeddings": lambda: Adapted(**OPTIONS, lora=LoRA(r=4), old="replay", clip=None, forward="embeddings"),
 }
 QUICK = [pytest.param(name, marks=pytest.mark.slow if name == "grpo" else ()) for name in OBJECTIVES]
 """By default grpo_both stands for grpo, which trains less."""

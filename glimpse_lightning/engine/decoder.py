@@ -160,6 +160,8 @@ class Decoder(ABC):
         out = recomputed(call, layer, hidden, cache) if self.recompute and with_graph else call(hidden, cache)
         if tap is not None and with_graph:
             gather_for_backward(self.layers[layer], tap.logits, tap.rows_logits)
+        if with_graph and cache is not None and len(cache.layers) > layer:  # where nothing reads `out`, these are read
+            gather_for_backward(self.layers[layer], cache.layers[layer].keys, cache.layers[layer].values)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
