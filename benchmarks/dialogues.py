@@ -3,9 +3,9 @@
 python benchmarks/dialogues.py --number 200 --pruner runs/dense_attribution/fit_0/pruner
 
 Pairs of test questions about one page. The embedded models have learned single questions, so the second question is
-asked without the first one's text: of the tokens that the first question has kept (`Dialogue(keeps="cache")` goes on
-from them), of those that it chooses itself (`states` and `nothing`), of both, and of all. The cost of a second turn is
-measured on whole dialogues.
+asked without the text of the first. Four sets of tokens answer it: those that the first question has kept, as with
+`Dialogue(keeps="cache")`; those that the second question chooses itself, as with `states` and `nothing`; both sets
+together; and all tokens. The cost of a second turn is measured on whole dialogues.
 """
 
 from __future__ import annotations

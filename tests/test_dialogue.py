@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -130,6 +132,16 @@ def test_a_turn_that_fails_leaves_the_conversation() -> None:
     fresh = gl.Dialogue(dialogue.model, "nothing")
     assert fresh.ask(page.question, page.images, max_new_tokens=8).answer == before.answer
     assert fresh.ask(PAGES[1].question, max_new_tokens=8).answer == after.answer
+
+
+@pytest.mark.parametrize("keeps", ["states", "nothing"])
+def test_nothing_is_held_that_no_turn_reads(keeps: Any) -> None:
+    dialogue = gl.Dialogue(pruned(), keeps)
+    turn = dialogue.ask(PAGES[0].question, PAGES[0].images, max_new_tokens=4)
+    held = weakref.ref(turn.prefill)
+    del turn
+    gc.collect()
+    assert held() is None
 
 
 def test_budgets_of_one_turn() -> None:

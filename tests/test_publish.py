@@ -133,6 +133,17 @@ def test_a_test_run_names_the_fit_of_its_pruner(fitted: Path, tmp_path: Path) ->
     assert "* fit of recipe `small`" in card and "* test of recipe `small`" in card
 
 
+def test_a_base_that_the_files_do_not_name_stands_on_the_card(fitted: Path, tmp_path: Path) -> None:
+    folder = copy_of(fitted, tmp_path / "run", backbone="random:tiny-llava")
+    config = json.loads((folder / "pruner" / "config.json").read_text())
+    del config["trained_on"]
+    (folder / "pruner" / "config.json").write_text(json.dumps(config))
+    flags = ["--repo", "lab/x", "--base", "org/base", "--license", "mit", "--output", str(tmp_path / "out")]
+    assert main(["publish", str(folder), *flags]) == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model == "org/base" and "gl.load_backbone('org/base')" in card.text
+
+
 def copy_of(fitted: Path, folder: Path, metrics: dict[str, Any] | None = None, **changes: Any) -> Path:
     """A copy of a run with other entries of ``results.json``."""
     shutil.copytree(fitted, folder)

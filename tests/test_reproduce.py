@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from http.server import ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from loopback_hub import hub
@@ -20,6 +23,9 @@ from user_folder import write_hub, write_inputs
 
 import glimpse_lightning as gl
 from glimpse_lightning.cli import main
+from glimpse_lightning.evaluation.predictions import Prediction
+from glimpse_lightning.reproduction import command
+from glimpse_lightning.reproduction.measured import judged
 from glimpse_lightning.reproduction.report import rows
 from glimpse_lightning.reproduction.tables import BACKBONE, PRUNER, TABLES
 
@@ -122,6 +128,29 @@ def test_versions_are_pinned_on_the_hub(folder: Path, tmp_path: Path) -> None:
     assert plan["backbone"] == {"name": BACKBONE.name, "revision": BACKBONE.revision}
     assert plan["pruner"] == {"name": PRUNER.name, "revision": "1" * 40}, "the newest, which the results name"
     assert f"{BACKBONE.name} at {BACKBONE.revision}" in (tmp_path / "out" / "reproduction.md").read_text()
+
+
+def test_a_plan_goes_on_with_the_version_that_it_began_with(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(command, "_run_once", lambda *_: None)
+    monkeypatch.setattr(command, "_figures", lambda *_: {})
+    monkeypatch.setattr(command, "write_report", lambda *_: None)
+    flags = ["free_form", "--backbone", BASE, "--yes", "--output", str(tmp_path / "out")]
+    for newest in ("a" * 40, "b" * 40):
+        monkeypatch.setattr(command, "model_info", lambda _, newest=newest: SimpleNamespace(sha=newest))
+        assert reproduce(*flags) == 0
+        assert json.loads((tmp_path / "out" / "plan.json").read_text())["pruner"]["revision"] == "a" * 40
+
+
+def test_scores_of_a_judge_that_failed_are_not_taken() -> None:
+    def reads(replies: list[float], failed: int) -> Any:
+        return SimpleNamespace(many=lambda asked: replies[: len(asked)], counts={"failed": failed})
+
+    answers = [Prediction("visual_cot/cub", name, "q", ["a"], "a", full_prediction="a") for name in "xy"]
+    assert judged(answers, reads([1.0, 0.5], 0)) == {"judge": 0.75, "full_judge": 0.75}
+    assert judged(answers, reads([1.0, math.nan], 1)) == {}
 
 
 def test_verdicts() -> None:

@@ -70,8 +70,9 @@ def run(args: Sequence[str]) -> Path:
 
 
 def _base_fields(name: str | None, pruner: Pruner) -> dict[str, Any] | None:
-    """``config.json`` of the base model: of the one asked for, or of that which the pruner was trained on. ``None``:
-    those that the pruner was read with, or none.
+    """Contents of the base model's ``config.json``: of the model asked for, else of the one in the pruner's files.
+
+    ``None`` where the pruner was read with such fields, or where no model is known.
     """
     if name is not None:
         return read_json(_config_file(name))

@@ -58,6 +58,7 @@ def run(args: Sequence[str]) -> None:
         pruner.trained_on = pruner.trained_on | {"backbone": base}
     licence = given.license or licence_of(base, runs[0].results.get("revision"))
     card = {"license": licence, "revision": runs[0].results.get("revision"), "sections": sections(runs)}
+    card["base_model"] = base
     if licence is None:
         show(f"The licence of {base} could not be read; name it with --license, or the card says that it is not known.")
     if given.output is not None:
@@ -104,7 +105,8 @@ def base_of(pruner: Pruner, run: MeasuredRun) -> str:
 def licence_of(base: str, revision: str | None) -> str | None:
     """The licence that a model's page names; ``None`` where it cannot be read."""
     if base in EMBEDDED:
-        return str(metadata("glimpse-lightning")["License-Expression"]).lower()
+        own = metadata("glimpse-lightning").json.get("license_expression")
+        return str(own).lower() if own else None
     try:
         data = model_info(base, revision=revision).card_data
     except Exception:  # hub clients raise a dozen unrelated types; a card can do without

@@ -10,6 +10,7 @@ Suffixes: ``N`` columns of the prompt, ``D`` width.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,15 +31,13 @@ class TrunkMemory:
     """One conversation's tokens in the layers before the first stage.
 
     Args:
-        decoder: the decoder whose layers run.
         wanted: layers after which a stage reads states of tokens.
 
     Attributes:
         length: number of the prompt's first columns that are known; only the columns after them run.
     """
 
-    def __init__(self, decoder: Decoder, wanted: Iterable[int] = ()) -> None:
-        self.decoder = decoder
+    def __init__(self, wanted: Iterable[int] = ()) -> None:
         self.wanted = frozenset(wanted)
         self.length = 0
         self._prompt: Prompt | None = None
@@ -58,7 +57,7 @@ class TrunkMemory:
             return None
         stages = [] if pruner is None else [*pruner.stages]
         texts = {layer for stage in stages for layer in stage.requires.text_layers}
-        return cls(decoder, texts | {stage.after_layer for stage in stages[:1]})
+        return cls(texts | {stage.after_layer for stage in stages[:1]})
 
     @property
     def nbytes(self) -> int:
@@ -70,7 +69,8 @@ class TrunkMemory:
 
     def meet(self, prompt: Prompt) -> None:
         """Find the columns that ``prompt``, of one sample, has in common with the one before."""
-        before, self._prompt = self._prompt, prompt
+        before = self._prompt
+        self._prompt = replace(prompt, vision={}, layer_features={})  # they are not compared, and need not be held
         self._known, self._next = self._next, DynamicCache()
         self._masks, self._positions = {}, None
         self.length = 0

@@ -33,7 +33,8 @@ class Turn:
         ran: number of the prompt's tokens that ran through the layers before the first stage (or, going on from a
             cache, through all layers).
         images_seen: number of images that ran through the vision tower.
-        kept_bytes: bytes that are kept for the next turn beyond the image features: states, or keys and values.
+        kept_bytes: bytes that are kept for the next turn, next to the vision tower's output: embedded prompt, states,
+            keys and values.
     """
 
     answer: str
@@ -131,7 +132,7 @@ class Dialogue:
             for name, value in self.model.backbone.converse(messages).items()
         }
         seen = 0
-        if self.keeps == "cache" and self._last is not None:
+        if self._last is not None:
             if with_images or retention is not None or threshold is not None:
                 raise GlimpseError(
                     "Going on from a pruned cache, a turn takes no new images and prunes nothing. Use `keeps='states'`."
@@ -145,7 +146,8 @@ class Dialogue:
             raise GlimpseError("Expected `generate` to return tokens alone; leave out `return_dict_in_generate`.")
         if len(ids) != 1:
             raise GlimpseError("Expected one answer; leave out `num_return_sequences`.")
-        self._last = prefill
+        if self.keeps == "cache":
+            self._last = prefill
         return Turn(self.model.backbone.decode(ids)[0], prefill, ran, seen, self._held(prefill))
 
     # -- the language model ---------------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ class Dialogue:
         return continued(self.model.backbone, before, rest), rest.shape[1]
 
     def _held(self, prefill: PrefillOutput) -> int:
-        """Bytes kept for the next turn, the image features left out."""
+        """Bytes kept for the next turn, the vision tower's output left out."""
         if self.keeps == "cache":
             return sum(layer.keys.nbytes + layer.values.nbytes for layer in prefill.cache.layers)
         return 0 if self._memory is None else self._memory.nbytes

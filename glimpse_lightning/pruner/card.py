@@ -28,6 +28,7 @@ def model_card(
     license: str | None = None,
     revision: str | None = None,
     sections: str = "",
+    base_model: str | None = None,
 ) -> ModelCard:
     """A card: what is pruned, of which model, how to load it, and further ``sections``.
 
@@ -37,8 +38,9 @@ def model_card(
         license: the base model's licence as the Hub names it, such as ``apache-2.0``.
         revision: version of the base model that the pruner was trained on; ``None``: not known.
         sections: Markdown that is added at the end, such as a table of results.
+        base_model: name of the base model; by default the one that the pruner's files name.
     """
-    base = saved.backbone or (saved.trained_on or {}).get("backbone", "")
+    base = base_model or saved.backbone or (saved.trained_on or {}).get("backbone", "")
     page = base if base and not base.startswith(EMBEDDED) else None
     relation: dict[str, Any] = {"base_model_relation": "adapter"} if page else {}
     data = ModelCardData(

@@ -30,7 +30,7 @@ from glimpse_lightning.rewards.judge import Judge
 from glimpse_lightning.runtime.errors import GlimpseError
 from glimpse_lightning.runtime.paths import read_json, read_text
 from glimpse_lightning.runtime.run_folder import CONFIG, RESULTS
-from glimpse_lightning.runtime.terminal import show
+from glimpse_lightning.runtime.terminal import counted, show
 from glimpse_lightning.runtime.whole_files import write_text
 
 PASSED = ("--data.", "--trainer.", "--limit")
@@ -49,10 +49,11 @@ def run(args: Sequence[str]) -> int:
     options, rest = _options(args)
     table = TABLES[options.table]
     root = options.output or Path("runs/reproduce") / options.table
-    models = (Model(options.backbone, _revision(options.backbone)), Model(options.pruner, _revision(options.pruner)))
+    begun = read_json(root / PLAN) if (root / PLAN).is_file() else {}
+    models = tuple(_model(getattr(options, part), begun.get(part)) for part in ("backbone", "pruner"))
     plan = {"table": options.table, "backbone": asdict(models[0]), "pruner": asdict(models[1]), "dtype": options.dtype}
-    plan["options"] = rest
-    _begin(root, plan, table, options.yes)
+    plan |= {"options": rest}
+    _begin(root, plan, begun, table, options.yes)
     for each in table.runs:
         _run_once(root, each, table, models, options.dtype, rest)
     found = {each.name: _figures(root, each, table, models, options) for each in table.runs}
@@ -78,6 +79,11 @@ def _options(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, rest
 
 
+def _model(name: str, begun: dict[str, Any] | None) -> Model:
+    """A model at the version that a plan has begun with, or at the one to begin with."""
+    return Model(**begun) if begun and begun["name"] == name else Model(name, _revision(name))
+
+
 def _revision(name: str) -> str | None:
     """The version of a repository to take: the pinned one, or the newest; ``None`` of a folder."""
     if Path(name).is_dir():
@@ -97,11 +103,9 @@ def _revision(name: str) -> str | None:
 # -- before the runs --------------------------------------------------------------------------------------------------
 
 
-def _begin(root: Path, plan: dict[str, Any], table: Table, yes: bool) -> None:
-    """Say what is needed and ask, unless the same plan was begun before."""
-    file = root / PLAN
-    if file.is_file():
-        begun = read_json(file)
+def _begin(root: Path, plan: dict[str, Any], begun: dict[str, Any], table: Table, yes: bool) -> None:
+    """Say what is needed and ask, unless the same plan was ``begun`` before."""
+    if begun:
         if begun != plan:
             other = next(key for key in plan if begun.get(key) != plan[key])
             raise GlimpseError(
@@ -114,7 +118,7 @@ def _begin(root: Path, plan: dict[str, Any], table: Table, yes: bool) -> None:
     show(*_needed(root, plan, table))
     if not yes and not _agreed():
         raise GlimpseError("Nothing was begun. Repeat the command with --yes, or answer y.")
-    write_text(file, json.dumps(plan, indent=2) + "\n")
+    write_text(root / PLAN, json.dumps(plan, indent=2) + "\n")
 
 
 def _needed(root: Path, plan: dict[str, Any], table: Table) -> list[str]:
@@ -152,7 +156,7 @@ def _folder(root: Path, each: Run, table: Table) -> Path:
     return root / each.name / table.config.rpartition("/")[2] / "test_0"
 
 
-def _run_once(root: Path, each: Run, table: Table, models: tuple[Model, Model], dtype: str, rest: list[str]) -> None:
+def _run_once(root: Path, each: Run, table: Table, models: Sequence[Model], dtype: str, rest: list[str]) -> None:
     """One run, unless it has ended; one that was interrupted goes on."""
     if (_folder(root, each, table) / RESULTS).is_file():
         return
@@ -181,7 +185,7 @@ def _capped(root: Path, each: Run, pruner: Model) -> Path:
 
 
 def _figures(
-    root: Path, each: Run, table: Table, models: tuple[Model, Model], options: argparse.Namespace
+    root: Path, each: Run, table: Table, models: Sequence[Model], options: argparse.Namespace
 ) -> dict[str, float]:
     """Figures of a run; what is computed after it is kept in a file next to its results."""
     folder = _folder(root, each, table)
@@ -189,7 +193,9 @@ def _figures(
     more = read_json(file) if file.is_file() else {}
     if table.judged and options.judge is not None and "judge" not in more:
         judge = Judge(options.judge, options.judge_model, cache=str(root / "judge"))
-        more |= measured.judged(measured.predictions(folder), judge) | {"judge_failed": judge.counts["failed"]}
+        more |= measured.judged(measured.predictions(folder), judge)
+        if failed := judge.counts["failed"]:
+            show(f"The judge failed on {counted(failed, 'answer')} of {each.name}: the same command asks again.")
     if table.costs and "ttft" not in more:
         more |= measured.shares(_costs(folder, table, models, options.dtype))
     if more:
@@ -203,7 +209,7 @@ def _questions(folder: Path) -> Any:
     return make_task(options["tasks"][0], Places(**options["places"]), options["limit"]).dataset
 
 
-def _costs(folder: Path, table: Table, models: tuple[Model, Model], dtype: str) -> dict[str, Any]:
+def _costs(folder: Path, table: Table, models: Sequence[Model], dtype: str) -> dict[str, Any]:
     """Time and memory of the run's first questions."""
     backbone, pruner = models
     questions = _questions(folder)

@@ -9,15 +9,14 @@ from statistics import mean
 from typing import Any
 
 from glimpse_lightning.evaluation.predictions import Prediction, by_task, read_predictions
+from glimpse_lightning.evaluation.suite import PREDICTIONS, REPORT
 from glimpse_lightning.rewards.judge import Judge
 from glimpse_lightning.runtime.paths import read_json
-
-SUITE, PREDICTIONS = "suite.json", "predictions"
 
 
 def figures(run: Path) -> dict[str, float]:
     """Figures of a run of a suite: means of tasks, and means of tokens over questions; those that are known."""
-    found = dict(read_json(run / SUITE)["mean"])
+    found = dict(read_json(run / REPORT)["mean"])
     answers = predictions(run)
     found |= {"tokens": mean(each.total for each in answers), "kept": mean(each.kept for each in answers)}
     return {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
@@ -29,19 +28,16 @@ def predictions(run: Path) -> list[Prediction]:
 
 
 def judged(answers: Sequence[Prediction], judge: Judge) -> dict[str, float]:
-    """Judge scores of the pruned and of the full model: means of sets, of which the mean is taken. Answers that the
-    judge failed to read are left out; a set without any counts as none.
+    """Judge scores of the pruned and of the full model: means of sets, of which the mean is taken; none where the judge
+    failed on an answer.
     """
     found: dict[str, float] = {}
+    sets = [*by_task(answers).values()]
     for key, said in (("judge", lambda each: each.prediction), ("full_judge", lambda each: each.full_prediction)):
-        means = [_mean_score([each for each in some if said(each) is not None], said, judge) for some in _sets(answers)]
+        means = [_mean_score([each for each in some if said(each) is not None], said, judge) for some in sets]
         known = [value for value in means if not math.isnan(value)]
         found |= {key: mean(known)} if known else {}
-    return found
-
-
-def _sets(answers: Sequence[Prediction]) -> list[list[Prediction]]:
-    return [*by_task(answers).values()]
+    return {} if judge.counts["failed"] else found
 
 
 def _mean_score(answers: Sequence[Prediction], said: Any, judge: Judge) -> float:
@@ -50,8 +46,7 @@ def _mean_score(answers: Sequence[Prediction], said: Any, judge: Judge) -> float
         for each in answers
         if each.references
     ]
-    scores = [score for score in judge.many(asked) if not math.isnan(score)]
-    return mean(scores) if scores else math.nan
+    return mean(judge.many(asked)) if asked else math.nan
 
 
 def shares(costs: Mapping[str, Any]) -> dict[str, float]:
