@@ -37,6 +37,12 @@ TOKENS = 64
 BATCH = 16
 
 
+def pages(data: Any, number: int, **options: Any) -> Pairs:
+    """Pairs of test questions about one page each."""
+    found = data("test", max(1, 2 * number), questions_per_image=2, **options)
+    return [(found[2 * place], found[2 * place + 1]) for place in range(number)]
+
+
 def pruners(folder: str | None, keep: float) -> dict[str, gl.Pruner]:
     """The methods that are compared, by name."""
     found = {name: gl.Pruner([make(gl.policies.KeepRatio(keep))]) for name, make in METHODS.items()}
@@ -111,8 +117,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     backbone, data = gl.load_backbone(options.backbone), getattr(gl, options.data)
-    pages = data("test", 2 * options.number, questions_per_image=2)
-    pairs = [(pages[2 * place], pages[2 * place + 1]) for place in range(options.number)]
+    pairs = pages(data, options.number)
     processor, about = device_name(torch.device("cpu")), describe(torch.device("cpu"))
     print(f"{options.backbone}, {options.data}, {len(pairs)} pairs of test questions, {about['date']}, commit")
     print(f"{about['commit']}, {processor}, {torch.get_num_threads()} threads\n")
@@ -127,8 +132,7 @@ def main() -> None:
         for name, model in models.items():
             row(name, *second_questions(model, pairs))
         print()
-    pages = data("test", 2 * options.timed, image_size=options.timed_size, questions_per_image=2)
-    timed = [(pages[2 * place], pages[2 * place + 1]) for place in range(options.timed)]
+    timed = pages(data, options.timed, image_size=options.timed_size)
     row("method", "kept between turns", "second turn, ms to its first token", "tokens that ran", "bytes kept")
     row(*["---"] * 5)
     for name, model in {**models, "full model": full}.items():
