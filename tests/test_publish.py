@@ -195,6 +195,17 @@ def test_what_else_is_refused(fitted: Path, tmp_path: Path, capsys: pytest.Captu
     assert "`--output` to be a new or empty folder" in said(str(fitted))
 
 
+def test_a_card_shows_the_options_that_differ_from_their_defaults() -> None:
+    options = gl.scorers.UpstreamOptions(window=4)
+    for scorer, shown in (
+        (gl.scorers.VIP(heads=2), "VIP(heads=2)"),
+        (gl.scorers.VIP(upstream=options), "VIP(window=4)"),
+    ):
+        pruner = gl.Pruner([gl.PruneStage(2, scorer, gl.policies.Threshold())])
+        gl.PrunedVLM(gl.load_backbone("glimpse-tiny"), pruner)
+        assert f"`{shown}`" in str(pruner.generate_model_card())
+
+
 def test_a_pruner_is_a_model_of_the_hub(tmp_path: Path) -> None:
     pruner = gl.Pruner([gl.PruneStage(-1, gl.scorers.Random(), gl.policies.KeepRatio(0.1))])
     assert isinstance(pruner, ModelHubMixin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -83,6 +84,8 @@ def _stage(stage: PruneStage, saved: SavedPruner) -> str:
 def _call(part: object) -> str:
     """A part as it is written in Python, with the arguments that differ from its defaults."""
     defaults = {each.name: each.default for each in inspect.signature(own_class(part)).parameters.values()}
+    for block in [value for name in defaults if is_dataclass(value := getattr(part, name, None))]:
+        defaults |= {field.name: field.default for field in fields(block)}
     given = {name: value for name, value in init_args(part).items() if value != _listed(defaults.get(name))}
     return f"{type(part).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
